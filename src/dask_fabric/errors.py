@@ -16,11 +16,7 @@ class ConfigError(FabricError, ValueError):
 
 
 class ProtocolError(FabricError):
-    """The peer sent bytes that the wire protocol does not allow."""
-
-
-class ForeignProtocolError(ProtocolError):
-    """Whoever is at the other end does not speak the fabric protocol at all.
+    """The peer sent bytes that the wire protocol does not allow.
 
     Attributes
     ----------
@@ -31,6 +27,10 @@ class ForeignProtocolError(ProtocolError):
     def __init__(self, message: str, reply: bytes = b"") -> None:
         super().__init__(message)
         self.reply = reply
+
+
+class ForeignProtocolError(ProtocolError):
+    """Whoever is at the other end does not speak the fabric protocol at all."""
 
 
 class VersionMismatchError(ProtocolError):
