@@ -14,4 +14,5 @@ cpdef Buffer allocate(Py_ssize_t nbytes)
 
 # For the engine's native threads, which hold no GIL.
 cpdef bint has_idle_memory() noexcept nogil
+cdef bint has_slabs() noexcept nogil
 cpdef void trim_idle() noexcept nogil

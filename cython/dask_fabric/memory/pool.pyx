@@ -476,6 +476,11 @@ cpdef bint has_idle_memory() noexcept nogil:
     return found
 
 
+cdef bint has_slabs() noexcept nogil:
+    """Whether the pool holds slabs, idle or in use (and so, sooner or later, idle)."""
+    return pool.in_use_count > 0 or pool.oldest != NULL
+
+
 cpdef void trim_idle() noexcept nogil:
     """Give back what was idle for too long; under memory pressure, all that is idle."""
     cdef Py_ssize_t target_bytes
