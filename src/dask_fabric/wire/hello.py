@@ -57,7 +57,7 @@ class Hello:
         Not empty in the hello of a side that refuses the other: the reason.
     """
 
-    scheme: str = ""
+    scheme: str = "fabric"
     software: str = f"dask-fabric {__version__}"
     pid: int = 0
     paths: tuple[str, ...] = ("stream",)
