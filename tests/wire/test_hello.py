@@ -266,6 +266,10 @@ def test_every_field_is_checked(key, bad):
     assert repr(key) in told_to_client(error)
 
 
+def test_empty_error_excuses_nothing():
+    assert "lacks the field 'scheme'" in str(failure(greeting({"error": ""}), True))
+
+
 def test_every_field_of_a_hello_has_a_check():
     assert set(hello_module.FIELD_CHECKS) == set(Hello.__dataclass_fields__)
 

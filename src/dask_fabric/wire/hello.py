@@ -95,7 +95,7 @@ class Hello:
             *body* is not a msgpack map with the fields of a hello.
         """
         content = _unpack(body)
-        if "error" not in content:
+        if not content.get("error"):
             for key in ("scheme", "paths", "memory"):
                 if key not in content:
                     raise ProtocolError(f"the peer's hello lacks the field {key!r}")
