@@ -27,6 +27,7 @@ from dask_fabric.wire.framing import close_record
 
 cdef enum:
     TURN_BYTES = 512 << 10      # what the loop moves itself before it sees to others
+    DRAIN_COUNT = 16            # reads that make room for a reply to be received
 
 _channels = weakref.WeakSet()
 
@@ -327,7 +328,7 @@ cdef class Channel:
         cdef Progress progress = advance(&transfer, TURN_BYTES)
         if progress == FAILED:
             raise OSError(transfer.error, os.strerror(transfer.error))
-        queue.sent(transfer.moved_bytes)
+        queue.consumed(transfer.vector_index, transfer.moved_bytes)
 
     cdef _write_bulk(self):
         self.queue.seal()
@@ -420,8 +421,17 @@ cdef class Channel:
             self.queue.put_bytes(reply)
         try:
             self._write_some()
+            if reply:
+                self._drain()
         except OSError:
             pass
+
+    cdef _drain(self):
+        """Closing with unread bytes resets the connection, and a reset can destroy the reply."""
+        self.sock.shutdown(socket.SHUT_WR)
+        for _ in range(DRAIN_COUNT):
+            if self._read_some() <= 0:
+                return
 
     cdef _why_closed(self):
         """A new exception: one that is raised again and again collects tracebacks."""
