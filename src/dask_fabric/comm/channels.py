@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import os
 import socket
 import ssl
 from typing import Any
 
+from dask_fabric.config import Settings
 from dask_fabric.engine.channel import Channel
 from dask_fabric.wire.hello import Handshake, Hello
 
 
 def make_channel(
+    scheme: str,
     loop: asyncio.AbstractEventLoop,
     sock: socket.socket,
-    settings: Any,
+    settings: Settings,
     ssl_context: ssl.SSLContext | None,
     *,
     server_side: bool,
@@ -24,6 +28,8 @@ def make_channel(
 
     Parameters
     ----------
+    scheme : str
+        The scheme that this side was given, to be told to the peer.
     loop : asyncio.AbstractEventLoop
         The running loop.
     sock : socket.socket
@@ -36,8 +42,14 @@ def make_channel(
         Whether this side accepted the connection.
     server_hostname : str, optional
         The name that the client asks of a TLS server.
+
+    Raises
+    ------
+    OSError
+        The connection is gone already.
     """
-    handshake = Handshake(Hello(), server_side=server_side)
+    hello = _hello(scheme, settings, os.getpid())
+    handshake = Handshake(hello, server_side=server_side)
     if ssl_context is None:
         return Channel(loop, sock, handshake, settings)
 
@@ -54,7 +66,18 @@ def make_channel(
     )
 
 
-async def open_channel(channel: Any, loop: asyncio.AbstractEventLoop, settings: Any) -> None:
+@functools.lru_cache(maxsize=16)
+def _hello(scheme: str, settings: Settings, pid: int) -> Hello:
+    """Say of this process what a peer may need to know."""
+    limits = {
+        "frames": settings.frame_count_limit,
+        "header": settings.header_bytes_limit,
+        "message": settings.message_bytes_limit,
+    }
+    return Hello(scheme=scheme, pid=pid, limits=limits)
+
+
+async def open_channel(channel: Any, loop: asyncio.AbstractEventLoop, settings: Settings) -> None:
     """Shake hands with the peer, within the configured time. A channel that fails is closed.
 
     Raises
@@ -68,7 +91,7 @@ async def open_channel(channel: Any, loop: asyncio.AbstractEventLoop, settings: 
     """
     seconds = settings.handshake_timeout_seconds
     error = TimeoutError(
-        f"no handshake within {seconds} seconds (fabric.handshake-timeout in Dask's configuration)"
+        f"no handshake within {seconds} seconds (fabric.timeouts.handshake in Dask's configuration)"
     )
     timer = loop.call_later(seconds, channel.abort, error)
     try:

@@ -68,17 +68,19 @@ class FabricConnector(Connector):
         loop = asyncio.get_running_loop()
         settings = config.load()
         sock = await _connect_to_any(loop, await resolve(loop, host, port))
-        channel = make_channel(
-            loop,
-            sock,
-            settings,
-            ssl_context,
-            server_side=False,
-            server_hostname=connection_args.get("server_hostname"),
-        )
         try:
+            channel = make_channel(
+                self.scheme.name,
+                loop,
+                sock,
+                settings,
+                ssl_context,
+                server_side=False,
+                server_hostname=connection_args.get("server_hostname"),
+            )
             await open_channel(channel, loop, settings)
         except (FabricError, OSError) as exc:
+            sock.close()
             raise comm_error(peer_addr, exc) from exc
         return FabricComm(
             channel,

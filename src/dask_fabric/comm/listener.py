@@ -79,6 +79,7 @@ class FabricListener(BaseListener):
         **connection_args: Any,
     ) -> None:
         super().__init__()
+        self.scheme = scheme
         self.prefix = scheme.prefix
         self.ip, self.port = parse_host_port(address, default_port)
         self.comm_handler = comm_handler
@@ -168,16 +169,28 @@ class FabricListener(BaseListener):
                     self._pause(listening, exc)
                     return
                 continue  # the connection was gone before it was accepted
-            sock.setblocking(False)
+            self._take(sock, format_address(self.prefix, sockname))
+
+    def _take(self, sock: socket.socket, peer_addr: str) -> None:
+        """Begin to serve an accepted connection."""
+        sock.setblocking(False)
+        try:
             channel = make_channel(
-                self._loop, sock, self._settings, self._ssl_context, server_side=True
+                self.scheme.name,
+                self._loop,
+                sock,
+                self._settings,
+                self._ssl_context,
+                server_side=True,
             )
-            self._opening.add(channel)
-            task = self._loop.create_task(
-                self._serve(channel, format_address(self.prefix, sockname))
-            )
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        except OSError as exc:  # reset before it was accepted
+            sock.close()
+            self._log_refusal(peer_addr, exc)
+            return
+        self._opening.add(channel)
+        task = self._loop.create_task(self._serve(channel, peer_addr))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _pause(self, listening: socket.socket, exc: OSError) -> None:
         logger.error(
@@ -204,6 +217,10 @@ class FabricListener(BaseListener):
             await self.on_connection(comm)
         except CommClosedError:
             logger.info("Connection from %s closed before its handshake", comm.peer_address)
+            return
+        except Exception:
+            logger.exception("The handshake with %s failed", comm.peer_address)
+            comm.abort()
             return
         try:
             handled = self.comm_handler(comm)

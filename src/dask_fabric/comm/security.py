@@ -13,6 +13,7 @@ from distributed.comm.tcp import RequireEncryptionMixin, _expect_tls_context
 from dask_fabric.errors import (
     ChannelClosedError,
     ForeignProtocolError,
+    RefusedError,
     UnavailableError,
     VersionMismatchError,
 )
@@ -20,7 +21,13 @@ from dask_fabric.errors import (
 _TLS_HELP = "Check your security settings: https://distributed.dask.org/en/latest/tls.html"
 
 # No retry can mend these: the peer is another program, another version, or nobody we trust.
-_FATAL = (ForeignProtocolError, VersionMismatchError, UnavailableError, ssl.SSLError)
+_FATAL = (
+    ForeignProtocolError,
+    RefusedError,
+    UnavailableError,
+    VersionMismatchError,
+    ssl.SSLError,
+)
 
 
 @dataclasses.dataclass(frozen=True)
