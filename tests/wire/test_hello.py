@@ -266,6 +266,10 @@ def test_every_field_is_checked(key, bad):
     assert repr(key) in told_to_client(error)
 
 
+def test_empty_error_excuses_nothing():
+    assert "lacks the field 'scheme'" in str(failure(greeting({"error": ""}), True))
+
+
 def test_every_field_of_a_hello_has_a_check():
     assert set(hello_module.FIELD_CHECKS) == set(Hello.__dataclass_fields__)
 
@@ -277,6 +281,24 @@ def test_random_hellos_never_raise_anything_else(body, server_side):
         side.receive(greeting(body) if body else preamble(0))
     except ProtocolError:
         assert side.state is State.FAILED
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.binary(), inner),
+)
+
+
+@given(st.sampled_from(sorted(hello_module.FIELD_CHECKS)), ANYTHING)
+def test_any_value_of_a_field_is_taken_as_it_is_or_refused(key, value):
+    side = handshake(True)
+    try:
+        side.receive(greeting(good(**{key: value})))
+    except ProtocolError:
+        assert side.state is State.FAILED and side.peer is None
+    else:
+        taken = getattr(side.peer, key)
+        assert (list(taken) if isinstance(taken, tuple) else taken) == value
 
 
 @given(st.binary(min_size=PREAMBLE_BYTES, max_size=40), st.booleans())

@@ -39,10 +39,12 @@ cdef class Channel:
 
     # what a subclass with another way to the socket replaces
     cdef Py_ssize_t _read_some(self) except -2
-    cdef _read_bulk(self)
-    cdef _send_some(self)
+    cdef _write_some(self)
 
     cdef _process(self)
+    cdef _read_bulk(self)
+    cdef _write_bulk(self)
+    cdef _after_write(self)
     cdef _process_handshake(self)
     cdef _flush(self)
     cdef _watch_readable(self, bint watch)

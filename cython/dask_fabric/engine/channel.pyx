@@ -15,7 +15,7 @@ from dask_fabric.engine.port cimport Port
 from dask_fabric.engine.sendqueue cimport SendQueue
 from dask_fabric.paths.linux cimport MSG_DONTWAIT, recv
 from dask_fabric.paths.stream cimport (
-    BLOCKED, COMPLETE, END_OF_STREAM, FAILED, RECEIVE, SEND, Progress, Transfer, advance,
+    COMPLETE, END_OF_STREAM, FAILED, RECEIVE, SEND, Progress, Transfer, advance,
 )
 from dask_fabric.wire.framing cimport Assembler
 
@@ -306,48 +306,53 @@ cdef class Channel:
             self._flush()
 
     cdef _flush(self):
-        """Send what is queued: here and now, when the socket has room, or by the engine."""
+        """Send what is queued: here and now, as far as the socket has room, or by the engine."""
         if self.queue.pending_bytes == 0 or self.send_job or self.watching_writable:
             return
         try:
-            self._send_some()
+            if self.queue.pending_bytes <= self.bulk_bytes:
+                self._write_some()
+                self._after_write()
+            else:
+                self._write_bulk()
         except OSError as error:
             self._fail(error)
 
-    cdef _send_some(self):
-        cdef Transfer transfer
-        cdef Progress progress = BLOCKED
+    cdef _write_some(self):
+        """Send what the socket takes now, at most `TURN_BYTES`."""
         cdef SendQueue queue = self.queue
-        if queue.pending_bytes <= self.bulk_bytes:
-            transfer = Transfer(
-                self.fd, SEND, queue.vectors + queue.first, queue.last - queue.first, 0, 0, 0
-            )
-            progress = advance(&transfer, TURN_BYTES)
-            self._sent(progress, transfer.error, transfer.moved_bytes)
-            return
-        queue.seal()
+        cdef Transfer transfer = Transfer(
+            self.fd, SEND, queue.vectors + queue.first, queue.last - queue.first, 0, 0, 0
+        )
+        cdef Progress progress = advance(&transfer, TURN_BYTES)
+        if progress == FAILED:
+            raise OSError(transfer.error, os.strerror(transfer.error))
+        queue.sent(transfer.moved_bytes)
+
+    cdef _write_bulk(self):
+        self.queue.seal()
         self.statistics_["send_jobs"] += 1
         self.send_job = self.port.submit(
-            self.fd, SEND, queue.vectors + queue.first, queue.last - queue.first, self._job_sent
+            self.fd, SEND, self.queue.vectors + self.queue.first,
+            self.queue.last - self.queue.first, self._bulk_written,
         )
 
-    def _job_sent(self, int progress, int error, size_t moved_bytes):
+    def _bulk_written(self, int progress, int error, size_t moved_bytes):
         self.send_job = 0
-        try:
-            self._sent(progress, error, moved_bytes)
-            self._flush()
-        except OSError as failure:
-            self._fail(failure)
-
-    def _sent(self, int progress, int error, size_t moved_bytes):
         if progress == FAILED:
-            raise OSError(error, os.strerror(error))
+            self._fail(OSError(error, os.strerror(error)))
+            return
         self.queue.sent(moved_bytes)
-        if self.queue.pending_bytes == 0:
-            if self.drained is not None and not self.drained.done():
-                self.drained.set_result(None)
-        elif not self.send_job:
+        if self.queue.pending_bytes:
+            self._flush()
+        else:
+            self._after_write()
+
+    cdef _after_write(self):
+        if self.queue.pending_bytes:
             self._watch_writable(True)
+        elif self.drained is not None and not self.drained.done():
+            self.drained.set_result(None)
 
     def _on_writable(self):
         self._watch_writable(False)
@@ -409,16 +414,14 @@ cdef class Channel:
 
     cdef _send_last(self, bytes reply):
         """What was sent in this turn and held back, and the reply to a faulty peer: one try."""
-        cdef Transfer transfer
         if self.send_job or self.watching_writable or self.fd < 0:
             return
         if reply:
             self.queue.put_bytes(reply)
-        transfer = Transfer(
-            self.fd, SEND, self.queue.vectors + self.queue.first,
-            self.queue.last - self.queue.first, 0, 0, 0,
-        )
-        advance(&transfer, TURN_BYTES)
+        try:
+            self._write_some()
+        except OSError:
+            pass
 
     cdef _why_closed(self):
         """A new exception: one that is raised again and again collects tracebacks."""

@@ -95,6 +95,40 @@ cdef class Assembler:
     def __dealloc__(self):
         free(self.vectors)
 
+    def receive_data(self, data):
+        """Take bytes that arrived, and give the messages that they complete.
+
+        Parameters
+        ----------
+        data : bytes
+
+        Returns
+        -------
+        list of tuple of (bytes or memoryview, list of memoryview)
+            Header and frames of each message.
+
+        Raises
+        ------
+        ProtocolError, LimitError
+            As `next_message`.
+        """
+        cdef Py_ssize_t offset = 0, room_bytes = 0
+        cdef Py_ssize_t nbytes = len(data)
+        cdef const char *source = data
+        cdef char *room
+        cdef list messages = []
+        while offset < nbytes:
+            room = self.room(&room_bytes)
+            room_bytes = min(room_bytes, nbytes - offset)
+            memcpy(room, source + offset, room_bytes)
+            self.received(room_bytes)
+            offset += room_bytes
+            message = self.next_message()
+            while message is not None:
+                messages.append(message)
+                message = self.next_message()
+        return messages
+
     cdef char *room(self, Py_ssize_t *nbytes) except NULL:
         """Where the next bytes belong, and how many; never none."""
         if self.missing_bytes > 0:

@@ -57,7 +57,7 @@ class Hello:
         Not empty in the hello of a side that refuses the other: the reason.
     """
 
-    scheme: str = ""
+    scheme: str = "fabric"
     software: str = f"dask-fabric {__version__}"
     pid: int = 0
     paths: tuple[str, ...] = ("stream",)
@@ -95,7 +95,7 @@ class Hello:
             *body* is not a msgpack map with the fields of a hello.
         """
         content = _unpack(body)
-        if "error" not in content:
+        if not content.get("error"):
             for key in ("scheme", "paths", "memory"):
                 if key not in content:
                     raise ProtocolError(f"the peer's hello lacks the field {key!r}")
