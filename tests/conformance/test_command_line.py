@@ -2,46 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import operator
-import os
-import socket
-import subprocess
-import sys
 
 import pytest
 from distributed import Client
 
 SECONDS = 30
-
-
-@pytest.fixture
-def run(tmp_path):
-    """Start a dask command, and end it with the test; its output is in the file returned."""
-    with contextlib.ExitStack() as stack:
-
-        def run(*arguments: str, prefix: tuple[str, ...] = (), **environment: str):
-            log = tmp_path / f"{len(list(tmp_path.iterdir()))}.log"
-            process = subprocess.Popen(
-                [*prefix, sys.executable, "-m", "dask", *arguments],
-                env={**os.environ, **environment},
-                cwd=tmp_path,
-                stdout=stack.enter_context(log.open("w")),
-                stderr=subprocess.STDOUT,
-            )
-            stack.callback(_end, process)
-            return log
-
-        yield run
-
-
-def _end(process: subprocess.Popen) -> None:
-    process.terminate()
-    try:
-        process.wait(10)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 @pytest.fixture
@@ -58,19 +24,13 @@ def security_options(security, tmp_path) -> tuple[str, ...]:
     )
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def worker_addresses(client: Client, count: int) -> list[str]:
     client.wait_for_workers(count, timeout=SECONDS)
     assert client.submit(operator.add, 1, 2).result(timeout=SECONDS) == 3
     return sorted(client.scheduler_info(n_workers=-1)["workers"])
 
 
-def test_protocol_option_and_bare_workers(scheme, security, security_options, run):
+def test_protocol_option_and_bare_workers(scheme, security, security_options, run, free_port):
     port = free_port()
     address = f"{scheme}://127.0.0.1:{port}"
     scheduler = ["scheduler", "--no-dashboard", "--host", "127.0.0.1", "--port", str(port)]
@@ -79,7 +39,7 @@ def test_protocol_option_and_bare_workers(scheme, security, security_options, ru
     worker = ["worker", address, "--no-dashboard", "--nthreads", "1", *security_options]
     run(*worker)
     listen_port = free_port()
-    contact = f"{scheme}://localhost:{listen_port}"
+    contact = f"{scheme}://127.0.0.4:{listen_port}"
     run(
         *worker,
         "--no-nanny",
@@ -94,13 +54,16 @@ def test_protocol_option_and_bare_workers(scheme, security, security_options, ru
         assert sum(name.startswith(f"{scheme}://127.0.0.1:") for name in found) == 1
 
 
-def test_host_and_interface_options_and_the_default_scheme(scheme, security, security_options, run):
+def test_host_and_interface_options_and_the_default_scheme(
+    scheme, security, security_options, run, free_port
+):
     default = {"DASK_DISTRIBUTED__COMM__DEFAULT_SCHEME": scheme}
     port = free_port()
-    run(
-        "scheduler", "--no-dashboard", "--host", f"{scheme}://127.0.0.1", "--port", str(port),
-        *security_options, **default,
-    )  # fmt: skip
+    if security:
+        # Dask takes tls for granted where it is given certificates and no protocol.
+        security_options += ("--protocol", scheme)
+    scheduler = ["scheduler", "--no-dashboard", "--port", str(port), *security_options]
+    run(*scheduler, "--host", f"{scheme}://127.0.0.1", **default)
     worker = ["worker", f"127.0.0.1:{port}", "--no-dashboard", "--no-nanny", "--nthreads", "1"]
     worker += security_options
     run(*worker, "--interface", "lo", "--protocol", scheme, **default)
