@@ -332,6 +332,14 @@ def test_frames_beyond_the_bound_are_neither_kept_nor_evict_others():
     assert pool.statistics()["idle_bytes"] == MIB
 
 
+def test_memory_mapped_beyond_the_bound_is_not_kept_under_a_larger_one():
+    pool.configure(max_idle_bytes=0)
+    live = [pool.allocate(nbytes) for nbytes in (70_000, 5 * MIB)]
+    pool.configure(max_idle_bytes=1 << 30)
+    live.clear()
+    assert not pool.has_idle_memory()
+
+
 def test_without_a_bound_to_fill_nothing_is_kept():
     pool.configure(max_idle_bytes=0)
     for nbytes in (64 * KIB, 2 * MIB - 1, 2 * MIB, 5 * MIB):
@@ -494,17 +502,16 @@ def exchange(seed, failures, rounds=400):
 
 
 def test_threads_allocate_while_native_threads_trim():
-    pool.configure(max_idle_bytes=16 * MIB)
-    in_use_count = pool.statistics()["in_use_count"]
+    # Longer than nothing and shorter than a tick of the clock: memory is both reused and trimmed.
+    pool.configure(max_idle_bytes=16 * MIB, idle_seconds=0.001)
+    before = pool.statistics()
     trim_idle, failures, done = native("trim_idle"), [], threading.Event()
 
-    def trim_for_ever():
+    def trim_until_done():
         while not done.is_set():
-            pool.configure(idle_seconds=0)
             trim_idle(0)
-            pool.configure(idle_seconds=3600)
 
-    trimmer = threading.Thread(target=trim_for_ever)
+    trimmer = threading.Thread(target=trim_until_done)
     workers = [threading.Thread(target=exchange, args=(seed, failures)) for seed in range(1, 4)]
     for thread in [trimmer, *workers]:
         thread.start()
@@ -513,8 +520,30 @@ def test_threads_allocate_while_native_threads_trim():
     done.set()
     trimmer.join()
     assert not failures
-    assert pool.statistics()["in_use_count"] == in_use_count
+    after = pool.statistics()
+    assert after["in_use_count"] == before["in_use_count"]
+    assert after["hits_count"] > before["hits_count"]
+    assert after["trimmed_bytes"] > before["trimmed_bytes"]
     assert pool.trim() <= 16 * MIB
+    assert pool.statistics()["idle_bytes"] == pool.statistics()["idle_count"] == 0
+
+
+def test_lists_survive_releases_while_another_thread_trims():
+    done = threading.Event()
+
+    def trim_until_done():
+        while not done.is_set():
+            pool.trim()
+
+    trimmer = threading.Thread(target=trim_until_done)
+    trimmer.start()
+    for _ in range(200):
+        buffers = [pool.allocate(64 * KIB + index) for index in range(1000)]
+        assert len({address(buffer) for buffer in buffers}) == 1000
+        buffers.clear()
+    done.set()
+    trimmer.join()
+    pool.trim()
     assert pool.statistics()["idle_bytes"] == pool.statistics()["idle_count"] == 0
 
 
@@ -541,30 +570,27 @@ def test_a_forked_child_goes_on_with_its_own_pool():
     """)
 
 
-def test_a_fork_while_native_threads_trim_leaves_the_child_a_usable_pool():
+def test_a_fork_in_the_middle_of_trimming_leaves_the_child_a_usable_pool():
     run_script("""
-        import ctypes, os, threading, warnings
+        import os, signal, sys, threading, warnings
         from dask_fabric.memory import pool
         warnings.simplefilter("ignore", DeprecationWarning)   # of forking with threads
-        pointer = ctypes.pythonapi.PyCapsule_GetPointer
-        pointer.restype = ctypes.c_void_p
-        pointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
-        trim_idle = ctypes.CFUNCTYPE(None, ctypes.c_int)(
-            pointer(pool.__pyx_capi__["trim_idle"], b"void (int __pyx_skip_dispatch)"))
+        sys.setswitchinterval(1e-5)
         done = threading.Event()
         def trim():
             while not done.is_set():
-                trim_idle(0)
+                pool.trim()
         trimmer = threading.Thread(target=trim)
         trimmer.start()
-        pool.configure(idle_seconds=0)
-        for _ in range(50):
-            buffers = [pool.allocate(1 << 20) for _ in range(4)]
+        for _ in range(100):
+            buffers = [pool.allocate(64 << 10) for _ in range(1000)]
+            buffers.clear()
             child = os.fork()
             if not child:
-                buffers.clear()
-                pool.allocate(1 << 20)
-                os._exit(0 if pool.trim() == 0 else 1)
+                signal.alarm(10)    # a lock that nobody will release
+                pool.allocate(64 << 10)
+                pool.trim()
+                os._exit(0 if pool.statistics()["idle_bytes"] == 0 else 1)
             assert os.waitpid(child, 0)[1] == 0
         done.set()
         trimmer.join()

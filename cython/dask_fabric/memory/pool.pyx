@@ -1,6 +1,6 @@
 """The one pool of receive buffers of this process.
 
-Up to ``SMALL_BYTES`` a buffer is plain malloc. From there up it is a slab of a size class (four per
+Below ``SMALL_BYTES`` a buffer is plain malloc. From there up it is a slab of a size class (four per
 doubling), which comes back to an idle list when its buffer dies and is handed out again, the most
 recently used first. From 2 MiB up a slab is mapped on its own, of huge pages.
 
@@ -136,8 +136,9 @@ cdef inline int class_of(Py_ssize_t nbytes) noexcept nogil:
 
 cdef char *map_huge(Py_ssize_t nbytes) noexcept nogil:
     """Map whole huge pages, aligned to them: an unaligned mapping loses up to two of them."""
-    cdef Py_ssize_t lead_bytes
-    cdef char *data = <char *>mmap(NULL, nbytes + HUGE_BYTES, PROT_READ | PROT_WRITE,
+    # Kernels differ in what they align by themselves; one page more and none does.
+    cdef Py_ssize_t lead_bytes, spare_bytes = HUGE_BYTES + sysconf(_SC_PAGESIZE)
+    cdef char *data = <char *>mmap(NULL, nbytes + spare_bytes, PROT_READ | PROT_WRITE,
                                    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
     if data == <char *>MAP_FAILED:
         return NULL
@@ -145,7 +146,7 @@ cdef char *map_huge(Py_ssize_t nbytes) noexcept nogil:
     if lead_bytes:
         munmap(data, lead_bytes)
     data += lead_bytes
-    munmap(data + nbytes, HUGE_BYTES - lead_bytes)
+    munmap(data + nbytes, spare_bytes - lead_bytes)
     madvise(data, nbytes, MADV_HUGEPAGE)    # a kernel without huge pages is slower, not wrong
     return data
 
