@@ -16,7 +16,7 @@ from distributed.comm.addressing import get_address_host, parse_host_port, unpar
 from distributed.comm.core import BaseListener, CommClosedError
 from tornado.netutil import bind_sockets
 
-from dask_fabric import config
+from dask_fabric.comm import runtime
 from dask_fabric.comm.addressing import (
     WILDCARD_HOSTS,
     advertised_host,
@@ -103,7 +103,7 @@ class FabricListener(BaseListener):
             The address cannot be bound, for instance because the port is taken.
         """
         self._loop = asyncio.get_running_loop()
-        self._settings = config.load()
+        self._settings = runtime.settings()
         self._sockets = _bind(self.port, self.ip)
         for sock in self._sockets:
             tune(sock)
@@ -111,10 +111,12 @@ class FabricListener(BaseListener):
         # IPv4 wins where both are bound, since defective IPv6 is common.
         self._sockets.sort(key=lambda sock: sock.family != socket.AF_INET)
         self._bound = self._sockets[0].getsockname()
+        runtime.watch_memory(self, getattr(self.comm_handler, "__self__", None))
 
     def stop(self) -> None:
         """Stop listening, and drop the connections that did not get through their handshake."""
         self._stopped = True
+        runtime.unwatch_memory(self)
         sockets, self._sockets = self._sockets, []
         for sock in sockets:
             with contextlib.suppress(RuntimeError):  # the loop is closed
