@@ -464,7 +464,7 @@ cpdef bint has_idle_memory() noexcept nogil:
 
 cdef bint has_slabs() noexcept nogil:
     """Whether the pool holds slabs, idle or in use (and so, sooner or later, idle)."""
-    return pool.in_use_count > 0 or pool.oldest != NULL
+    return pool.in_use_count > 0 or oldest != NULL
 
 
 cpdef void trim_idle() noexcept nogil:

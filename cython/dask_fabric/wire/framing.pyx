@@ -4,6 +4,7 @@ Sans-IO. The format is written down in docs/wire-protocol.md: a prefix of 24 byt
 entry of 16 bytes a frame, the header, and the frames. All integers are little-endian.
 """
 
+cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.memoryview cimport PyMemoryView_FromObject
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
@@ -69,6 +70,7 @@ def error_record(text):
     return PyBytes_FromStringAndSize(out, PREFIX_BYTES) + encoded
 
 
+@cython.auto_pickle(False)
 cdef class Assembler:
     """Turns the bytes of a stream into messages, with the larger frames received in place.
 
