@@ -14,12 +14,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from arguments import commas, common_parser, is_encrypted, parse
 from dask.utils import parse_bytes
 from distributed.comm import connect
 from distributed.protocol import to_serialize
@@ -31,11 +31,6 @@ SIZES = "8kB,64kB,1MB,10MB,100MB"
 MEASURE_TIMEOUT_SECONDS = 300
 SMALL = {"op": "task-finished", "key": "x-0123456789", "nbytes": 28}
 PING = {"op": "ping"}
-
-
-def is_encrypted(scheme: str) -> bool:
-    """Whether the scheme needs certificates."""
-    return scheme.endswith("tls")
 
 
 def start_peer(scheme: str, options: argparse.Namespace) -> tuple[subprocess.Popen, str]:
@@ -306,32 +301,19 @@ FIGURES = ("ping", "flood", "numpy", "spin", "cpu", "connect", "memory")
 
 def parse_arguments() -> argparse.Namespace:
     """The command line, checked, with what the flags imply."""
-    parser = argparse.ArgumentParser(description=__doc__)
-
-    def commas(convert: Callable[[str], Any]) -> Callable[[str], list]:
-        return lambda text: [convert(part.strip()) for part in text.split(",")]
-
-    parser.add_argument("--schemes", type=commas(str), help="first is the baseline")
-    parser.add_argument("--tls", action="store_true", help="schemes tls,fabric+tls")
+    parser = common_parser(__doc__, rounds=7)
     parser.add_argument("--figures", type=commas(str), default=list(FIGURES), help=str(FIGURES))
     parser.add_argument("--sizes", type=commas(parse_bytes), default=SIZES, help=SIZES)
-    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--round-seconds", type=float, default=0.5, help="length of one round")
     parser.add_argument("--messages", type=int, default=100, help="messages of the memory figure")
-    parser.add_argument("--quick", action="store_true", help="3 rounds of 0.2 s")
     parser.add_argument("--full", action="store_true", help="1,000 messages for the memory figure")
     parser.add_argument("--no-floor", action="store_true", help="leave out the blocking sockets")
     parser.add_argument("--uvloop", action="store_true", help="both processes run on uvloop")
-    parser.add_argument("--json", metavar="FILE", help="write all rounds there")
-    options = parser.parse_args()
+    options = parse(parser)
     if unknown := set(options.figures) - set(FIGURES):
         parser.error(f"unknown figures {sorted(unknown)}; there are {', '.join(FIGURES)}")
-    if len(set(options.schemes or [])) < len(options.schemes or []):
-        parser.error("every scheme once in --schemes")
     if options.messages < 20:
         parser.error("--messages must be at least 20: the first tenth is the reference")
-    options.schemes = options.schemes or ["tls", "fabric+tls"] * options.tls
-    options.schemes = options.schemes or ["tcp", "fabric", "fabric+tcp"]
     if options.quick:
         options.rounds, options.round_seconds = 3, 0.2
     if options.full:
