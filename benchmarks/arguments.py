@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+SCHEMES = ["tcp", "fabric", "fabric+tcp"]
+
 
 def commas(convert: Callable[[str], Any]) -> Callable[[str], list]:
     """A converter of comma-separated lists, for argparse."""
@@ -18,7 +20,7 @@ def common_parser(description: str, rounds: int) -> argparse.ArgumentParser:
     parser.add_argument(
         "--schemes",
         type=commas(str),
-        help="any schemes that Dask knows; the first is the baseline (tcp,fabric,fabric+tcp)",
+        help="any schemes that Dask knows; the first is the baseline",
     )
     parser.add_argument("--tls", action="store_true", help="schemes tls,fabric+tls instead")
     parser.add_argument("--rounds", type=int, default=rounds)
@@ -27,11 +29,10 @@ def common_parser(description: str, rounds: int) -> argparse.ArgumentParser:
     return parser
 
 
-def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+def parse(parser: argparse.ArgumentParser, schemes: list[str]) -> argparse.Namespace:
     """The command line with the schemes filled in and checked."""
     options = parser.parse_args()
-    default = ["tls", "fabric+tls"] if options.tls else ["tcp", "fabric", "fabric+tcp"]
-    options.schemes = options.schemes or default
+    options.schemes = options.schemes or (["tls", "fabric+tls"] if options.tls else schemes)
     if len(set(options.schemes)) < len(options.schemes):
         parser.error("every scheme once in --schemes")
     return options

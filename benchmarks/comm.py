@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from arguments import commas, common_parser, is_encrypted, parse
+from arguments import SCHEMES, commas, common_parser, is_encrypted, parse
 from dask.utils import parse_bytes
 from distributed.comm import connect
 from distributed.protocol import to_serialize
@@ -309,7 +309,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--full", action="store_true", help="1,000 messages for the memory figure")
     parser.add_argument("--no-floor", action="store_true", help="leave out the blocking sockets")
     parser.add_argument("--uvloop", action="store_true", help="both processes run on uvloop")
-    options = parse(parser)
+    options = parse(parser, SCHEMES)
     if unknown := set(options.figures) - set(FIGURES):
         parser.error(f"unknown figures {sorted(unknown)}; there are {', '.join(FIGURES)}")
     if options.messages < 20:
