@@ -36,7 +36,7 @@ lint: $(VENV)/extra-test
 	$(BIN)/lint-imports
 
 docs: $(VENV)/extra-docs
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:
 	rm -rf $(VENV) build site

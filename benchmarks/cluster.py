@@ -12,9 +12,10 @@ from collections.abc import Callable
 
 import dask.array as da
 import numpy as np
-from arguments import SCHEMES, common_parser, is_encrypted, parse
 from distributed import Client, LocalCluster, wait
 from distributed.security import Security
+
+from arguments import SCHEMES, common_parser, is_encrypted, parse
 from report import Row, print_facts, print_table, progress, save
 
 TASK_COUNT = 4000

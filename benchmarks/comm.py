@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from arguments import SCHEMES, commas, common_parser, is_encrypted, parse
 from dask.utils import parse_bytes
 from distributed.comm import connect
 from distributed.protocol import to_serialize
 from distributed.security import Security
+
+from arguments import SCHEMES, commas, common_parser, is_encrypted, parse
 from peer import BATCH, CPU, cpu_seconds, recv_exactly
 from report import FLOOR, Row, print_facts, print_table, progress, save
 

@@ -22,9 +22,10 @@ import dask.array as da
 import dask.dataframe as dd
 import numpy as np
 import pandas as pd
+from distributed import Client, Worker, wait
+
 from arguments import common_parser, parse
 from cluster import persist_rows, start_cluster
-from distributed import Client, Worker, wait
 from report import Row, print_facts, print_grid, progress, save
 
 PARTITIONS = 16
