@@ -13,6 +13,8 @@ import pytest
 from dask_fabric.engine import threads
 from dask_fabric.errors import ChannelClosedError, LimitError, ProtocolError
 
+from dask_fabric.wire.hello import Hello
+
 from .conftest import new_channel, tcp_pair
 
 SIZES = [0, 1, 100, 65_535, 65_536, 70_000, 1 << 20, (1 << 20) + 1, 5_000_000, 40_000_000]
@@ -187,10 +189,9 @@ async def test_a_truncated_message_is_an_error():
     far.setblocking(True)
     task = asyncio.ensure_future(channel.open())
     await asyncio.sleep(0)
-    from dask_fabric.wire.hello import Hello
-
     far.sendall(Hello(scheme="x").encode() + b"\x01" + bytes(9))
     await task
+    far.recv(65536)
     far.close()
     with pytest.raises(ChannelClosedError, match="in the middle of a message"):
         await channel.receive()

@@ -76,7 +76,7 @@ def test_many_frames_need_no_more_than_they_bring():
     [
         (PREFIX.pack(9, 0, 0, 0, 0, 0), "unknown kind 9"),
         (PREFIX.pack(0, 0, 0, 0, 0, 0), "unknown kind 0"),
-        (PREFIX.pack(ACKNOWLEDGE, 0, 0, 0, 0, 0), "unknown kind 2"),
+        (PREFIX.pack(ACKNOWLEDGE, 0, 0, 0, 0, 0), "nothing was offered"),
         (PREFIX.pack(MESSAGE, 1, 0, 0, 0, 0), "reserved"),
         (PREFIX.pack(MESSAGE, 0, 7, 0, 0, 0), "reserved"),
         (PREFIX.pack(MESSAGE, 0, 0, 0, 0, 5), "message 5 where 0 was due"),

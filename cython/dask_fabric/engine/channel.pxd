@@ -53,5 +53,6 @@ cdef class Channel:
     cdef _release(self)
     cdef _fail(self, error)
     cdef _send_last(self, bytes reply)
+    cdef _drain(self)
     cdef _why_closed(self)
     cdef _check_open(self)

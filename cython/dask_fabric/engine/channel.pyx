@@ -5,6 +5,7 @@ microseconds, and letting go of the GIL may cost 5 ms to get it back (dask/distr
 large is one job of the engine, which costs one wake-up of the loop when the whole message is there.
 """
 
+cimport cython
 import os
 import weakref
 
@@ -27,6 +28,7 @@ from dask_fabric.wire.framing import close_record
 
 cdef enum:
     TURN_BYTES = 512 << 10      # what the loop moves itself before it sees to others
+    DRAIN_COUNT = 16            # reads that make room for a reply to be received
 
 _channels = weakref.WeakSet()
 
@@ -41,6 +43,7 @@ def _after_fork_in_child():
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
+@cython.auto_pickle(False)
 cdef class Channel:
     """Messages over one connected socket.
 
@@ -327,7 +330,7 @@ cdef class Channel:
         cdef Progress progress = advance(&transfer, TURN_BYTES)
         if progress == FAILED:
             raise OSError(transfer.error, os.strerror(transfer.error))
-        queue.sent(transfer.moved_bytes)
+        queue.consumed(transfer.vector_index, transfer.moved_bytes)
 
     cdef _write_bulk(self):
         self.queue.seal()
@@ -420,8 +423,17 @@ cdef class Channel:
             self.queue.put_bytes(reply)
         try:
             self._write_some()
+            if reply:
+                self._drain()
         except OSError:
             pass
+
+    cdef _drain(self):
+        """Closing with unread bytes resets the connection, and a reset can destroy the reply."""
+        self.sock.shutdown(socket.SHUT_WR)
+        for _ in range(DRAIN_COUNT):
+            if self._read_some() <= 0:
+                return
 
     cdef _why_closed(self):
         """A new exception: one that is raised again and again collects tracebacks."""

@@ -20,6 +20,7 @@ cdef class SendQueue:
     cdef Py_ssize_t put_message(self, header, list frames, Py_ssize_t inline_bytes) except -1
     cdef put_bytes(self, bytes data)
     cdef void sent(self, Py_ssize_t nbytes) except *
+    cdef void consumed(self, size_t vector_count, Py_ssize_t nbytes) except *
     cdef void seal(self) noexcept
     cdef clear(self)
 

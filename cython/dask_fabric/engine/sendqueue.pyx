@@ -4,6 +4,7 @@ Small data is copied into chunks, so that many small messages leave in one call;
 inline limit are sent from their own memory, which the queue keeps alive until then.
 """
 
+cimport cython
 from collections import deque
 
 from cpython.buffer cimport PyBuffer_IsContiguous
@@ -22,6 +23,7 @@ cdef enum:
     CHUNK_BYTES = 32 << 10
 
 
+@cython.auto_pickle(False)
 cdef class SendQueue:
     """Bytes and frames that wait for the socket."""
 
@@ -65,21 +67,30 @@ cdef class SendQueue:
     cdef void sent(self, Py_ssize_t nbytes) except *:
         """The first `nbytes` have left; their memory is let go."""
         cdef iovec *vector
+        cdef size_t vector_count = 0
+        cdef Py_ssize_t left_bytes = nbytes
+        while self.first + vector_count < self.last:
+            vector = &self.vectors[self.first + vector_count]
+            if left_bytes < <Py_ssize_t> vector.iov_len:
+                vector.iov_base = <char *> vector.iov_base + left_bytes
+                vector.iov_len -= left_bytes
+                break
+            left_bytes -= vector.iov_len
+            vector_count += 1
+        self.consumed(vector_count, nbytes)
+
+    cdef void consumed(self, size_t vector_count, Py_ssize_t nbytes) except *:
+        """`nbytes` have left and are cut off the vectors already: so many vectors are empty."""
         self.pending_bytes -= nbytes
-        while self.first < self.last:
-            vector = &self.vectors[self.first]
-            if nbytes < <Py_ssize_t> vector.iov_len:
-                vector.iov_base = <char *> vector.iov_base + nbytes
-                vector.iov_len -= nbytes
-                return
-            nbytes -= vector.iov_len
-            self.first += 1
+        self.first += vector_count
+        for _ in range(vector_count):
             self.owners.popleft()
-        self.first = self.last = 0
-        self.tail_is_open = False
-        self.chunk_used_bytes = 0
-        if self.chunk is not None and self.chunk.nbytes > CHUNK_BYTES:
-            self.chunk = None
+        if self.first == self.last:
+            self.first = self.last = 0
+            self.tail_is_open = False
+            self.chunk_used_bytes = 0
+            if self.chunk is not None and self.chunk.nbytes > CHUNK_BYTES:
+                self.chunk = None
 
     cdef void seal(self) noexcept:
         """The vectors of now are being sent by another thread: what comes goes into new ones."""

@@ -4,6 +4,7 @@ Sans-IO. The format is written down in docs/wire-protocol.md: a prefix of 24 byt
 entry of 16 bytes a frame, the header, and the frames. All integers are little-endian.
 """
 
+cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.memoryview cimport PyMemoryView_FromObject
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
@@ -69,6 +70,7 @@ def error_record(text):
     return PyBytes_FromStringAndSize(out, PREFIX_BYTES) + encoded
 
 
+@cython.auto_pickle(False)
 cdef class Assembler:
     """Turns the bytes of a stream into messages, with the larger frames received in place.
 
@@ -235,6 +237,8 @@ cdef class Assembler:
         elif prefix.kind == CLOSE:
             if prefix.frame_count or prefix.header_bytes:
                 raise _violation("a malformed close record")
+        elif prefix.kind == ACKNOWLEDGE:
+            raise _violation("an acknowledgement, but nothing was offered")
         else:
             raise _violation(f"a record of unknown kind {prefix.kind}")
         return PREFIX_BYTES + <Py_ssize_t> prefix.frame_count * ENTRY_BYTES
@@ -244,13 +248,13 @@ cdef class Assembler:
         cdef Entry entry
         cdef uint64_t total = prefix.header_bytes
         cdef Py_ssize_t index
+        if total > <uint64_t> self.message_bytes_limit:
+            raise _excess("message", total, self.message_bytes_limit, "message")
         for index in range(prefix.frame_count):
             memcpy(&entry, table + index * ENTRY_BYTES, ENTRY_BYTES)
             if entry.path or entry.memory or entry.flags or entry.descriptor_bytes:
                 raise _violation(f"frame {index} comes by a path that was not negotiated")
-            if entry.nbytes > <uint64_t> self.message_bytes_limit - min(
-                total, <uint64_t> self.message_bytes_limit
-            ):
+            if entry.nbytes > <uint64_t> self.message_bytes_limit - total:
                 raise _excess("message", total + entry.nbytes, self.message_bytes_limit, "message")
             total += entry.nbytes
         return <Py_ssize_t> total

@@ -1,0 +1,46 @@
+"""Messages to header and frames, and back."""
+
+cdef class Codec:
+    cdef readonly object dialect
+    cdef tuple markers              # Serialize, Serialized, ToPickle, Pickled
+    cdef dict unpack_options
+    cdef dict hooked_unpack_options
+    cdef list idle_packings
+
+    cpdef Encoding begin(self, object message, object serializers=*, object on_error=*,
+                         object context=*)
+    cdef bytes pack(self, object message, list payloads)
+    cdef bytes pack_or_pickle(self, Packing packing, object message, list payloads)
+    cdef object unpack(self, object header, list frames, bint deserialize, object deserializers)
+
+
+cdef class Packing:
+    """A msgpack packer, reused, with the hook that leaves payloads aside."""
+    cdef Codec codec
+    cdef object packer
+    cdef list payloads
+    cdef bint pickles_unknown
+
+
+cdef class Encoding:
+    """A message under way: packed, its payloads perhaps not serialized yet."""
+    cdef Codec codec
+    cdef object message
+    cdef object serializers
+    cdef object on_error
+    cdef object context
+    cdef bytes main
+    cdef list payloads
+    cdef bint compresses            # these are known while finishing
+    cdef bint is_metered
+    cdef bint sends_arrays
+
+    cdef bint will_compress(self) except -1
+    cdef tuple assemble(self)
+    cdef bytes encode_payload(self, object payload, list frames)
+    cdef bytes encode_serialize(self, object payload, list frames)
+    cdef bytes encode_plain_array(self, object array, list frames)
+    cdef bytes encode_to_pickle(self, object payload, list frames)
+    cdef bytes encode_made(self, int kind, object payload, list frames)
+    cdef tuple compress(self, list made, object known)
+    cdef object cost_bytes(self, object data, bint compresses, int depth)

@@ -1,0 +1,346 @@
+from cpython.buffer cimport Py_buffer
+from cpython.bytearray cimport PyByteArray_CheckExact
+from cpython.bytes cimport PyBytes_CheckExact
+
+import sys
+from time import perf_counter
+
+import msgpack
+
+from dask_fabric.codec.arrays cimport encode_array, is_plain, ndarray
+from dask_fabric.codec.decoding cimport Decoding, holds_payloads
+from dask_fabric.codec.layout cimport (
+    KIND_FRAMED_PICKLE, KIND_PICKLE, KIND_PICKLED, KIND_SERIALIZED, Kind, PyMemoryView_Check,
+    PyMemoryView_GET_BUFFER, body_entry, nbytes_of, prefix,
+)
+from dask_fabric.codec.scan cimport SCAN_OK, SCAN_TRUNCATED, ScanResult, scan, scan_error
+
+from dask_fabric.errors import ProtocolError
+
+cdef object Packer = msgpack.Packer
+cdef object packb = msgpack.packb
+cdef object unpackb = msgpack.unpackb
+
+cdef enum:
+    MAX_IDLE_PACKINGS = 8
+    MAX_KEPT_PACKED_NBYTES = 1 << 20    # a packer's buffer never shrinks
+    MAX_INLINE_PICKLE_NBYTES = 1 << 16  # above, a pickle is a frame of its own
+    MAX_COST_DEPTH = 2
+    MAX_COST_ITEMS = 64
+
+cdef object UNSPLIT = sys.maxsize
+cdef object UNKNOWN_COST = sys.maxsize
+
+
+cdef class Packing:
+    def __cinit__(self, Codec codec):
+        self.codec = codec
+        self.packer = Packer(default=self, use_bin_type=True)
+
+    def __call__(self, item):
+        dialect = self.codec.dialect
+        if isinstance(item, self.codec.markers):
+            payload = item
+        else:
+            encoded = dialect.msgpack_encode_default(item)
+            if (not self.pickles_unknown or encoded is not item
+                    or dialect.is_msgpack_serializable(item)):
+                return encoded
+            payload = dialect.ToPickle(item)
+        self.payloads.append(payload)
+        return {"__Payload__": len(self.payloads)}
+
+
+cdef class Codec:
+    """Messages to ``(header, frames)`` and back, for any number of comms and threads.
+
+    Parameters
+    ----------
+    dialect : dask_fabric.codec.dialect.Dialect
+        What ``distributed`` decides.
+    """
+
+    def __init__(self, dialect):
+        self.dialect = dialect
+        self.markers = (dialect.Serialize, dialect.Serialized, dialect.ToPickle, dialect.Pickled)
+        self.unpack_options = dict(dialect.msgpack_opts, use_list=False)
+        self.hooked_unpack_options = dict(
+            self.unpack_options, object_hook=dialect.msgpack_decode_default)
+        self.idle_packings = []
+
+    cpdef Encoding begin(self, object message, object serializers=None, object on_error="message",
+                         object context=None):
+        """Pack a message and leave its payloads aside.
+
+        Parameters
+        ----------
+        message : object
+        serializers : sequence of str, optional
+            Families in the order in which they are tried; None for distributed's default.
+        on_error : {"message", "raise"}
+            What to do with a payload that cannot be serialized.
+        context : dict, optional
+            ``sender``, ``recipient`` and the options of the handshake, as under ``tcp``.
+
+        Returns
+        -------
+        Encoding
+            Offload its ``finish`` if its ``offload_bytes`` are many.
+        """
+        cdef Encoding encoding = Encoding.__new__(Encoding)
+        encoding.codec = self
+        encoding.message = message
+        encoding.serializers = serializers
+        encoding.on_error = on_error
+        encoding.context = context
+        encoding.payloads = []
+        try:
+            encoding.main = self.pack(message, encoding.payloads)
+        except Exception as error:
+            log_encoding_failure(self.dialect, message, error)
+            raise
+        return encoding
+
+    def encode(self, message, serializers=None, on_error="message", context=None):
+        """Begin and finish in one; see ``begin`` and ``Encoding.finish``."""
+        return self.begin(message, serializers, on_error, context).finish()
+
+    cdef bytes pack(self, object message, list payloads):
+        cdef Packing packing
+        if self.idle_packings:
+            packing = self.idle_packings.pop()
+        else:
+            packing = Packing(self)
+        packing.payloads = payloads
+        main = self.pack_or_pickle(packing, message, payloads)
+        packing.payloads = None
+        if len(main) <= MAX_KEPT_PACKED_NBYTES and len(self.idle_packings) < MAX_IDLE_PACKINGS:
+            self.idle_packings.append(packing)
+        return main
+
+    cdef bytes pack_or_pickle(self, Packing packing, object message, list payloads):
+        try:
+            return packing.packer.pack(message)
+        except TypeError as error:
+            self.dialect.protocol_logger.info(
+                f"Failed to serialize ({error}); falling back to pickle. "
+                "Be aware that this may degrade performance.")
+        payloads.clear()
+        packing.pickles_unknown = True
+        main = packing.packer.pack(message)
+        packing.pickles_unknown = False
+        return main
+
+    def offload_bytes(self, header, list frames):
+        """Estimate how much work ``decode`` is: bytes of what is not merely looked at.
+
+        Raises
+        ------
+        dask_fabric.errors.ProtocolError
+            The header and the frames do not fit each other.
+        """
+        if not frames or not holds_payloads(header):
+            return 0
+        return Decoding(self, header, frames).offload_bytes()
+
+    def decode(self, header, list frames, bint deserialize=True, deserializers=None):
+        """Rebuild a message.
+
+        Parameters
+        ----------
+        header : bytes or memoryview
+        frames : list of bytes-like
+            Each with a lifetime of its own; arrays come to lie over them.
+        deserialize : bool
+            Whether what was serialized is deserialized, or passed on as ``Serialized``.
+        deserializers : collection of str, optional
+            The families that are allowed.
+
+        Raises
+        ------
+        dask_fabric.errors.ProtocolError
+            Header and frames contradict themselves or each other; nothing was unpickled.
+        """
+        try:
+            return self.unpack(header, frames, deserialize, deserializers)
+        except Exception as error:
+            log_decoding_failure(self.dialect, frames, error)
+            raise
+
+    cdef object unpack(self, object header, list frames, bint deserialize, object deserializers):
+        cdef const unsigned char[::1] data = header
+        cdef bint special
+        cdef ScanResult result
+        if holds_payloads(header):
+            return Decoding(self, header, frames).unpack(deserialize, deserializers)
+        if frames:
+            raise ProtocolError(f"{len(frames)} frames came with a message without payloads")
+        result = scan(&data[0], data.shape[0], 0, &special) if data.shape[0] else SCAN_TRUNCATED
+        if result != SCAN_OK:
+            raise scan_error(result)
+        return unpackb(header, **(self.hooked_unpack_options if special else self.unpack_options))
+
+
+cdef class Encoding:
+    """A message under way, made by ``Codec.begin``."""
+
+    @property
+    def offload_bytes(self):
+        """Estimate how much work ``finish`` is: bytes that are not merely passed by reference."""
+        if not self.payloads:
+            return 0
+        cdef bint compresses = self.will_compress()
+        total = 0
+        for payload in self.payloads:
+            if isinstance(payload, (self.codec.dialect.Serialize, self.codec.dialect.ToPickle)):
+                total += self.cost_bytes(payload.data, compresses, 0)
+        return total
+
+    def finish(self):
+        """Serialize the payloads; may be called in another thread, once.
+
+        Returns
+        -------
+        header : bytes
+        frames : list of bytes, bytearray or memoryview
+            Contiguous and of one dimension, the objects' own memory wherever possible.
+        """
+        if not self.payloads:
+            return self.main, []
+        try:
+            return self.assemble()
+        except Exception as error:
+            log_encoding_failure(self.codec.dialect, self.message, error)
+            raise
+
+    cdef bint will_compress(self) except -1:
+        # An absent key means "auto", as under tcp.
+        name = self.context.get("compression", "auto") if self.context else "auto"
+        return self.codec.dialect.compressions[name].name is not None
+
+    cdef tuple assemble(self):
+        dialect = self.codec.dialect
+        cdef list parts = [prefix(len(self.payloads))], frames = []
+        self.compresses = self.will_compress()
+        self.is_metered = bool(dialect.metered())
+        self.sends_arrays = not self.compresses and dialect.sends_arrays(self.serializers)
+        for payload in self.payloads:
+            parts.append(self.encode_payload(payload, frames))
+        parts.append(self.main)
+        return b"".join(parts), frames
+
+    cdef bytes encode_payload(self, object payload, list frames):
+        dialect = self.codec.dialect
+        if isinstance(payload, dialect.Serialize):
+            if self.sends_arrays and type(payload.data) is ndarray:
+                entry = self.encode_plain_array(payload.data, frames)
+                if entry is not None:
+                    return entry
+            return self.encode_serialize(payload, frames)
+        if isinstance(payload, dialect.Serialized):
+            return self.encode_made(KIND_SERIALIZED, payload, frames)
+        if isinstance(payload, dialect.Pickled):
+            return self.encode_made(KIND_PICKLED, payload, frames)
+        return self.encode_to_pickle(payload, frames)
+
+    cdef bytes encode_plain_array(self, object array, list frames):
+        if not self.is_metered:
+            return encode_array(array, frames)
+        start = perf_counter()
+        entry = encode_array(array, frames)
+        if entry is not None:
+            self.codec.dialect.digest_metric("serialize", perf_counter() - start, "seconds")
+            self.codec.dialect.digest_metric("compress", 0.0, "seconds")
+        return entry
+
+    cdef bytes encode_serialize(self, object payload, list frames):
+        header, made = self.codec.dialect.serialize_and_split(
+            payload, serializers=self.serializers, on_error=self.on_error, context=self.context,
+            size=UNSPLIT)
+        header["compression"] = self.compress(made, header.get("compression"))
+        append_frames(self.codec.dialect, made, frames)
+        return body_entry(KIND_SERIALIZED, len(made), self.pack_header(header))
+
+    cdef bytes encode_made(self, int kind, object payload, list frames):
+        made = list(payload.frames)
+        append_frames(self.codec.dialect, made, frames)
+        return body_entry(<Kind>kind, len(made), self.pack_header(payload.header))
+
+    def pack_header(self, header):
+        return packb(header, default=self.codec.dialect.msgpack_encode_default, use_bin_type=True)
+
+    cdef bytes encode_to_pickle(self, object payload, list frames):
+        cdef list made = []
+        pickled = self.codec.dialect.pickle_dumps(payload.data, buffer_callback=made.append)
+        made = [self.codec.dialect.ensure_memoryview(buffer) for buffer in made]
+        compression = self.compress(made, None)
+        if self.compresses and any(compression):
+            append_frames(self.codec.dialect, made, frames)
+            header = {"pickled-obj": pickled, "compression": compression}
+            return body_entry(KIND_PICKLED, len(made), packb(header, use_bin_type=True))
+        cdef bint is_inline = len(pickled) <= MAX_INLINE_PICKLE_NBYTES
+        if not is_inline:
+            made.insert(0, pickled)
+        append_frames(self.codec.dialect, made, frames)
+        return body_entry(KIND_PICKLE if is_inline else KIND_FRAMED_PICKLE, len(made),
+                          pickled if is_inline else b"")
+
+    cdef tuple compress(self, list made, object known):
+        """Compress frames in place as negotiated; returns the names of the compressions."""
+        cdef Py_ssize_t i
+        cdef list names = list(known) if known else [None] * len(made)
+        if not self.compresses and not self.is_metered:
+            return tuple(names)
+        options = {}
+        if self.context and "compression" in self.context:
+            options["compression"] = self.context["compression"]
+        for i in range(len(made)):
+            if names[i] is None:
+                names[i], made[i] = self.codec.dialect.maybe_compress(made[i], **options)
+        return tuple(names)
+
+    cdef object cost_bytes(self, object data, bint compresses, int depth):
+        kind = type(data)
+        if data is None or kind is bool or kind is int or kind is float:
+            return 0
+        if kind is bytes or kind is bytearray:
+            return len(data) if compresses else 0
+        if kind is str:
+            return len(data)
+        if kind is ndarray and not data.dtype.hasobject:
+            return 0 if not compresses and is_plain(data) else data.nbytes
+        if (depth < MAX_COST_DEPTH and (kind is dict or kind is list or kind is tuple)
+                and len(data) <= MAX_COST_ITEMS):
+            items = data.values() if kind is dict else data
+            return sum([self.cost_bytes(item, compresses, depth + 1) for item in items])
+        cost = self.codec.dialect.sizeof(data)
+        return UNKNOWN_COST if cost < 0 else cost
+
+
+cdef int append_frames(object dialect, list made, list frames) except -1:
+    for frame in made:
+        frames.append(frame if is_frame(frame) else dialect.ensure_memoryview(frame))
+    return 0
+
+
+cdef bint is_frame(object buffer) noexcept:
+    """Whether a buffer needs no cast to be contiguous bytes of one dimension."""
+    if not PyMemoryView_Check(buffer):
+        return PyBytes_CheckExact(buffer) or PyByteArray_CheckExact(buffer)
+    cdef Py_buffer *view = PyMemoryView_GET_BUFFER(buffer)
+    return view.ndim == 1 and view.itemsize == 1 and view.strides[0] == 1
+
+
+cdef object log_encoding_failure(object dialect, object message, object error):
+    dialect.protocol_logger.critical("Failed to Serialize", exc_info=True)
+    dialect.message_logger.info("Unserializable Message: %s", message)
+    dialect.message_logger.exception(error)
+
+
+cdef object log_decoding_failure(object dialect, list frames, object error):
+    dialect.protocol_logger.critical("Failed to deserialize", exc_info=True)
+    if isinstance(error, EOFError):
+        nbytes = sum([nbytes_of(frame) for frame in frames])
+        dialect.message_logger.error(
+            "truncated data stream (%d bytes): %s", nbytes,
+            frames if nbytes <= 1000 else "[too large to display]")

@@ -1,0 +1,33 @@
+"""A received header and its frames, checked against each other before anything is built."""
+
+from cpython.buffer cimport Py_buffer
+
+from dask_fabric.codec.layout cimport Entry
+
+cdef bint holds_payloads(object header) except -1
+
+
+cdef class Decoding:
+    cdef object codec
+    cdef object dialect
+    cdef object header
+    cdef list frames
+    cdef Py_buffer view
+    cdef Entry *entries
+    cdef Py_ssize_t payload_count
+    cdef Py_ssize_t main_offset
+    cdef list dtypes                # of the payloads that are arrays, else None
+    cdef bint deserialize
+    cdef object deserializers
+    cdef bint receives_arrays
+    cdef bint is_metered
+
+    cdef int read_table(self) except -1
+    cdef object unpack(self, bint deserialize, object deserializers)
+    cdef object decode_payload(self, Py_ssize_t index)
+    cdef object decode_array(self, Entry *entry, object dtype)
+    cdef object decode_serialized(self, Entry *entry, dict header, list frames)
+    cdef object decode_pickle(self, object pickled, list frames)
+    cdef object decode_pickled(self, Entry *entry, list frames)
+    cdef list decompress(self, dict header, list frames)
+    cdef object offload_bytes(self)

@@ -1,0 +1,183 @@
+from cpython.buffer cimport (
+    PyBUF_SIMPLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer,
+)
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
+from cpython.mem cimport PyMem_Calloc, PyMem_Free
+from libc.stdint cimport uint64_t
+
+from dask_fabric.codec.arrays cimport array_sub_header, build_array, parse_array
+from dask_fabric.codec.layout cimport (
+    KIND_ARRAY, KIND_FRAMED_PICKLE, KIND_PICKLE, KIND_PICKLED, KIND_SERIALIZED, MIN_ENTRY_NBYTES,
+    TABLE_MARK, Entry, Kind, Reader, get, nbytes_of, take,
+)
+from dask_fabric.codec.scan cimport SCAN_OK, ScanResult, scan, scan_error
+
+from time import perf_counter
+
+import msgpack
+
+from dask_fabric.errors import ProtocolError
+
+cdef object unpackb = msgpack.unpackb
+
+
+cdef bint holds_payloads(object header) except -1:
+    if PyBytes_CheckExact(header):
+        return (PyBytes_GET_SIZE(header) > 0
+                and <unsigned char>PyBytes_AS_STRING(header)[0] == TABLE_MARK)
+    cdef const unsigned char[::1] data = header
+    return data.shape[0] > 0 and data[0] == TABLE_MARK
+
+
+cdef class Decoding:
+    """One header with a table of payloads, and its frames."""
+
+    def __cinit__(self, codec, header, list frames):
+        PyObject_GetBuffer(header, &self.view, PyBUF_SIMPLE)
+        self.codec = codec
+        self.dialect = codec.dialect
+        self.header = header
+        self.frames = frames
+        self.dtypes = []
+        self.read_table()
+
+    def __dealloc__(self):
+        PyMem_Free(self.entries)
+        PyBuffer_Release(&self.view)
+
+    cdef int read_table(self) except -1:
+        cdef Reader reader = Reader(<const unsigned char *>self.view.buf, self.view.len, 0)
+        cdef uint64_t payload_count = get(take(&reader, 5) + 1, 4)
+        cdef Py_ssize_t index, frame_start = 0
+        if payload_count * MIN_ENTRY_NBYTES > <uint64_t>(reader.nbytes - reader.at):
+            raise ProtocolError(f"a header of {reader.nbytes} bytes claims {payload_count} payloads")
+        self.entries = <Entry *>PyMem_Calloc(payload_count, sizeof(Entry))
+        if not self.entries:
+            raise MemoryError()
+        self.payload_count = payload_count
+        for index in range(self.payload_count):
+            self.entries[index].frame_start = frame_start
+            self.dtypes.append(read_entry(&reader, &self.entries[index], self.frames))
+            frame_start += self.entries[index].frame_count
+        if frame_start != len(self.frames):
+            raise ProtocolError(
+                f"the payloads have {frame_start} frames, {len(self.frames)} came")
+        self.main_offset = reader.at
+        return self.check_main()
+
+    def check_main(self):
+        cdef bint special
+        cdef ScanResult result = scan(
+            <const unsigned char *>self.view.buf + self.main_offset,
+            self.view.len - self.main_offset, self.payload_count, &special)
+        if result != SCAN_OK:
+            raise scan_error(result)
+        return 0
+
+    cdef object unpack(self, bint deserialize, object deserializers):
+        self.deserialize = deserialize
+        self.deserializers = deserializers
+        self.receives_arrays = self.dialect.receives_arrays(deserializers)
+        self.is_metered = bool(self.dialect.metered())
+        return unpackb(memoryview(self.header)[self.main_offset:], object_hook=self,
+                       use_list=False, **self.dialect.msgpack_opts)
+
+    def __call__(self, dict item):
+        """Put a payload in the place of a reference to it."""
+        if len(item) == 1:
+            index = item.get("__Payload__")
+            if type(index) is int and index > 0:
+                if index > self.payload_count:
+                    raise ProtocolError(f"payload {index} of {self.payload_count} is referred to")
+                return self.decode_payload(index - 1)
+        return self.dialect.msgpack_decode_default(item)
+
+    cdef object decode_payload(self, Py_ssize_t index):
+        cdef Entry *entry = &self.entries[index]
+        if entry.kind == KIND_ARRAY:
+            return self.decode_array(entry, self.dtypes[index])
+        cdef list frames = self.frames[entry.frame_start:entry.frame_start + entry.frame_count]
+        if entry.kind == KIND_SERIALIZED:
+            header = unpackb(entry.body[:entry.body_nbytes],
+                             object_hook=self.dialect.msgpack_decode_default, use_list=False,
+                             **self.dialect.msgpack_opts)
+            return self.decode_serialized(entry, header, frames)
+        if entry.kind == KIND_PICKLED:
+            return self.decode_pickled(entry, frames)
+        if entry.kind == KIND_PICKLE:
+            return self.decode_pickle(entry.body[:entry.body_nbytes], frames)
+        return self.decode_pickle(frames[0], frames[1:])
+
+    cdef object decode_array(self, Entry *entry, object dtype):
+        frame = self.frames[entry.frame_start]
+        if not self.deserialize or not self.receives_arrays:
+            return self.decode_serialized(
+                entry, serialized_array_header(self.dialect, entry, dtype), [frame])
+        if not self.is_metered:
+            return build_array(entry, dtype, frame)
+        start = perf_counter()
+        array = build_array(entry, dtype, frame)
+        self.dialect.digest_metric("decompress", 0.0, "seconds")
+        self.dialect.digest_metric("deserialize", perf_counter() - start, "seconds")
+        return array
+
+    cdef object decode_serialized(self, Entry *entry, dict header, list frames):
+        header["num-sub-frames"] = entry.frame_count     # where distributed itself looks for it
+        if not self.deserialize:
+            return self.dialect.Serialized(header, frames)
+        return self.dialect.merge_and_deserialize(
+            header, self.decompress(header, frames), deserializers=self.deserializers)
+
+    cdef object decode_pickled(self, Entry *entry, list frames):
+        header = unpackb(entry.body[:entry.body_nbytes])
+        return self.decode_pickle(header["pickled-obj"], self.decompress(header, frames))
+
+    cdef object decode_pickle(self, object pickled, list frames):
+        return self.dialect.pickle_loads(pickled, buffers=frames)
+
+    cdef list decompress(self, dict header, list frames):
+        compression = header.get("compression")
+        if compression is None or not (self.is_metered or any(compression)):
+            return frames
+        return self.dialect.decompress(header, frames)
+
+    cdef object offload_bytes(self):
+        cdef Py_ssize_t index, i, total = 0
+        for index in range(self.payload_count):
+            if self.entries[index].kind == KIND_ARRAY:
+                continue
+            total += self.entries[index].body_nbytes
+            for i in range(self.entries[index].frame_count):
+                total += nbytes_of(self.frames[self.entries[index].frame_start + i])
+        return total
+
+
+cdef object read_entry(Reader *reader, Entry *entry, list frames):
+    """Check one entry of the table; returns the dtype if it is an array."""
+    cdef Py_ssize_t frames_left = len(frames) - entry.frame_start
+    cdef int kind = take(reader, 1)[0]
+    if kind < KIND_ARRAY or kind > KIND_PICKLED:
+        raise ProtocolError(f"a payload is of unknown kind {kind}")
+    entry.kind = <Kind>kind
+    if kind == KIND_ARRAY:
+        if not frames_left:
+            raise ProtocolError("an array came without its frame")
+        return parse_array(reader, entry, nbytes_of(frames[entry.frame_start]))
+    entry.frame_count = get(take(reader, 4), 4)
+    entry.body_nbytes = get(take(reader, 8), 8)
+    entry.body = take(reader, entry.body_nbytes)
+    if entry.frame_count > frames_left:
+        raise ProtocolError(f"a payload claims {entry.frame_count} frames of {frames_left} left")
+    if kind == KIND_FRAMED_PICKLE and not entry.frame_count:
+        raise ProtocolError("a pickle came without its frame")
+    return None
+
+
+cdef dict serialized_array_header(object dialect, Entry *entry, object dtype):
+    return {
+        "sub-header": array_sub_header(entry, dtype),
+        **dialect.array_header,
+        "split-num-sub-frames": (1,),
+        "split-offsets": (0,),
+        "compression": (None,),
+    }

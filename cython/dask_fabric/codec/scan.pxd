@@ -1,0 +1,16 @@
+"""A walk over msgpack bytes that allocates nothing, before msgpack itself is let loose on them."""
+
+from libc.stdint cimport uint64_t
+
+cdef enum ScanResult:
+    SCAN_OK
+    SCAN_TRUNCATED          # an item, length or count reaches past the end
+    SCAN_TRAILING           # bytes are left behind the one message
+    SCAN_INVALID            # the byte 0xc1, which msgpack never uses
+    SCAN_REFERENCE          # a reference to a payload that is not there
+
+# ``special`` tells whether some string starts with "__": only then need maps go through a hook.
+cdef ScanResult scan(const unsigned char *data, Py_ssize_t nbytes, uint64_t payload_count,
+                     bint *special) noexcept nogil
+
+cdef object scan_error(ScanResult result)

@@ -1,0 +1,112 @@
+"""The dialect of the installed ``distributed``, for the codec."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+
+import numpy as np
+from distributed.metrics import context_meter
+from distributed.protocol import pickle
+from distributed.protocol.compression import compressions, decompress, maybe_compress
+from distributed.protocol.serialize import (
+    Pickled,
+    Serialize,
+    Serialized,
+    ToPickle,
+    _is_msgpack_serializable,
+    dask_deserialize,
+    dask_dumps,
+    dask_loads,
+    dask_serialize,
+    families,
+    merge_and_deserialize,
+    msgpack_decode_default,
+    msgpack_encode_default,
+    serialize_and_split,
+)
+from distributed.protocol.utils import msgpack_opts
+from distributed.sizeof import safe_sizeof
+from distributed.utils import ensure_memoryview
+
+from dask_fabric.codec.codec import Codec
+from dask_fabric.codec.dialect import Dialect
+
+_ARRAY_MODULE = "distributed.protocol.numpy"
+
+
+def _listeners():
+    # A private attribute, looked up once: a context manager per payload would cost microseconds.
+    callbacks = getattr(context_meter, "_callbacks", None)
+    return callbacks.get if callbacks is not None else lambda: True
+
+
+def _is_own(dispatch) -> bool:
+    """Whether numpy arrays go to distributed's own function: users may register theirs."""
+    return dispatch.dispatch(np.ndarray).__module__ == _ARRAY_MODULE
+
+
+def _sends_arrays(dask_family, serializers) -> bool:
+    return (
+        (serializers is None or (len(serializers) > 0 and serializers[0] == "dask"))
+        and families.get("dask") is dask_family
+        and _is_own(dask_serialize)
+    )
+
+
+def _receives_arrays(dask_family, deserializers) -> bool:
+    return (
+        (deserializers is None or "dask" in deserializers)
+        and families.get("dask") is dask_family
+        and _is_own(dask_deserialize)
+    )
+
+
+def _own_dask_family():
+    """The family as distributed registers it; None if it was replaced before us."""
+    family = families.get("dask")
+    is_own = family and family[:2] == (dask_dumps, dask_loads)
+    return family if is_own else ()
+
+
+def make_dialect() -> Dialect:
+    """Collect what the codec needs from ``distributed``.
+
+    Returns
+    -------
+    Dialect
+    """
+    dask_family = _own_dask_family()
+    return Dialect(
+        Serialize=Serialize,
+        Serialized=Serialized,
+        ToPickle=ToPickle,
+        Pickled=Pickled,
+        serialize_and_split=serialize_and_split,
+        merge_and_deserialize=merge_and_deserialize,
+        maybe_compress=maybe_compress,
+        decompress=decompress,
+        compressions=compressions,
+        pickle_dumps=pickle.dumps,
+        pickle_loads=pickle.loads,
+        ensure_memoryview=ensure_memoryview,
+        msgpack_encode_default=msgpack_encode_default,
+        msgpack_decode_default=msgpack_decode_default,
+        msgpack_opts=msgpack_opts,
+        is_msgpack_serializable=_is_msgpack_serializable,
+        sends_arrays=partial(_sends_arrays, dask_family),
+        receives_arrays=partial(_receives_arrays, dask_family),
+        array_header={
+            "type": "numpy.ndarray",
+            "type-serialized": pickle.dumps(np.ndarray),
+            "serializer": "dask",
+        },
+        sizeof=partial(safe_sizeof, default_size=-1),
+        metered=_listeners(),
+        digest_metric=context_meter.digest_metric,
+        protocol_logger=logging.getLogger("distributed.protocol.core"),
+        message_logger=logging.getLogger("distributed.comm.utils"),
+    )
+
+
+codec = Codec(make_dialect())
