@@ -5,6 +5,7 @@ microseconds, and letting go of the GIL may cost 5 ms to get it back (dask/distr
 large is one job of the engine, which costs one wake-up of the loop when the whole message is there.
 """
 
+cimport cython
 import os
 import weakref
 
@@ -42,6 +43,7 @@ def _after_fork_in_child():
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
+@cython.auto_pickle(False)
 cdef class Channel:
     """Messages over one connected socket.
 

@@ -3,6 +3,7 @@
 The loop watches the event fd of the port's mailbox; one wake-up hands over every job that has ended.
 """
 
+cimport cython
 import os
 import weakref
 
@@ -35,6 +36,7 @@ def port_of(loop):
     return port
 
 
+@cython.auto_pickle(False)
 cdef class Port:
     """Jobs of one event loop, and the callbacks that await their ends.
 

@@ -4,6 +4,7 @@ Small data is copied into chunks, so that many small messages leave in one call;
 inline limit are sent from their own memory, which the queue keeps alive until then.
 """
 
+cimport cython
 from collections import deque
 
 from cpython.buffer cimport PyBuffer_IsContiguous
@@ -22,6 +23,7 @@ cdef enum:
     CHUNK_BYTES = 32 << 10
 
 
+@cython.auto_pickle(False)
 cdef class SendQueue:
     """Bytes and frames that wait for the socket."""
 

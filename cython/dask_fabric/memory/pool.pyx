@@ -1,6 +1,6 @@
 """The one pool of receive buffers of this process.
 
-Up to ``SMALL_BYTES`` a buffer is plain malloc. From there up it is a slab of a size class (four per
+Below ``SMALL_BYTES`` a buffer is plain malloc. From there up it is a slab of a size class (four per
 doubling), which comes back to an idle list when its buffer dies and is handed out again, the most
 recently used first. From 2 MiB up a slab is mapped on its own, of huge pages.
 
@@ -8,7 +8,6 @@ What a lock guards: the idle lists, because native threads trim them without the
 of buffers in use change under the GIL only. No memory is mapped or unmapped under the lock.
 """
 
-import math
 import operator
 
 cimport cython
@@ -16,8 +15,14 @@ from cpython.buffer cimport PyBuffer_FillInfo
 from libc.stdint cimport int64_t, uintptr_t
 from libc.stdio cimport sscanf
 from libc.stdlib cimport free, malloc
-from posix.fcntl cimport O_RDONLY, open as open_file
-from posix.unistd cimport close, read
+from posix.fcntl cimport O_CLOEXEC, O_RDONLY, open as open_file
+from posix.mman cimport (
+    MADV_DONTNEED, MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE,
+    madvise, mmap, munmap,
+)
+from posix.stdlib cimport posix_memalign
+from posix.time cimport CLOCK_MONOTONIC_COARSE, clock_gettime, timespec
+from posix.unistd cimport _SC_PAGESIZE, close, read, sysconf
 
 from dask_fabric.errors import ConfigError
 
@@ -30,30 +35,6 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_atfork(void (*)() noexcept nogil, void (*)() noexcept nogil,
                        void (*)() noexcept nogil)
 
-cdef extern from "<stdlib.h>" nogil:
-    int posix_memalign(void **, size_t, size_t)
-
-cdef extern from "<sys/mman.h>" nogil:
-    int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS, MADV_HUGEPAGE, MADV_DONTNEED
-    void *MAP_FAILED
-    void *mmap(void *, size_t, int, int, int, Py_ssize_t)
-    int munmap(void *, size_t)
-    int madvise(void *, size_t, int)
-
-cdef extern from "<time.h>" nogil:
-    struct timespec:
-        int64_t tv_sec
-        int64_t tv_nsec
-    int CLOCK_MONOTONIC_COARSE
-    int clock_gettime(int, timespec *)
-
-cdef extern from "<unistd.h>" nogil:
-    int _SC_PAGESIZE
-    long sysconf(int)
-
-cdef extern from "<fcntl.h>" nogil:
-    int O_CLOEXEC
-
 cdef extern from *:
     int __builtin_clzll(unsigned long long) nogil
 
@@ -65,6 +46,7 @@ cdef enum:
     NOT_POOLED = -1
     NOT_CACHED = -2
     BATCH_COUNT = 64        # slabs given up in one go, so that no thread waits long
+    MOST_SECONDS = 1000000000   # in ns they still fit 64 bits
     EXPIRED_COUNT = 2       # the same in passing, on allocation and release
 
 cdef Py_ssize_t LARGEST_BYTES = <Py_ssize_t>1 << 47     # the address space of a process
@@ -83,29 +65,29 @@ cdef struct Slab:
     Slab *above             # in the stack of its class
     Slab *below
 
-cdef struct Pool:
-    Slab *top[CLASS_COUNT]
-    Slab *newest
-    Slab *oldest
-    Py_ssize_t max_idle_bytes
-    int64_t idle_ns
-    Py_ssize_t pressure_limit_bytes
-    int64_t next_rss_ns
-    bint under_pressure
+cdef struct Figures:        # as a dict, the statistics
+    Py_ssize_t in_use_bytes
+    Py_ssize_t in_use_count
     Py_ssize_t idle_bytes
     Py_ssize_t idle_count
     Py_ssize_t peak_idle_bytes
-    Py_ssize_t evicted_bytes
-    Py_ssize_t trimmed_bytes
-    Py_ssize_t in_use_bytes
-    Py_ssize_t in_use_count
     Py_ssize_t hits_count
     Py_ssize_t misses_count
+    Py_ssize_t evicted_bytes
+    Py_ssize_t trimmed_bytes
+    Py_ssize_t max_idle_bytes
+    Py_ssize_t pressure_limit_bytes
+    double idle_seconds
 
-cdef Pool pool              # static, so all zero
 cdef pthread_mutex_t mutex
+cdef Figures pool
+cdef Slab *top[CLASS_COUNT]
+cdef Slab *newest = NULL
+cdef Slab *oldest = NULL
+cdef int64_t next_rss_ns = 0
+cdef bint is_rss_high = False
 pool.max_idle_bytes = 1 << 30
-pool.idle_ns = 10_000_000_000
+pool.idle_seconds = 10
 
 
 cdef void lock() noexcept nogil:
@@ -154,22 +136,17 @@ cdef inline int class_of(Py_ssize_t nbytes) noexcept nogil:
 
 cdef char *map_huge(Py_ssize_t nbytes) noexcept nogil:
     """Map whole huge pages, aligned to them: an unaligned mapping loses up to two of them."""
-    cdef int protection = PROT_READ | PROT_WRITE
-    cdef int flags = MAP_PRIVATE | MAP_ANONYMOUS
-    cdef Py_ssize_t lead_bytes
-    cdef char *data = <char *>mmap(NULL, nbytes, protection, flags, -1, 0)
+    # Kernels differ in what they align by themselves; one page more and none does.
+    cdef Py_ssize_t lead_bytes, spare_bytes = HUGE_BYTES + sysconf(_SC_PAGESIZE)
+    cdef char *data = <char *>mmap(NULL, nbytes + spare_bytes, PROT_READ | PROT_WRITE,
+                                   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
     if data == <char *>MAP_FAILED:
         return NULL
-    if <uintptr_t>data % HUGE_BYTES:    # kernels before 6.7 do not align by themselves
-        munmap(data, nbytes)
-        data = <char *>mmap(NULL, nbytes + HUGE_BYTES, protection, flags, -1, 0)
-        if data == <char *>MAP_FAILED:
-            return NULL
-        lead_bytes = HUGE_BYTES - <uintptr_t>data % HUGE_BYTES
+    lead_bytes = -<uintptr_t>data % HUGE_BYTES
+    if lead_bytes:
         munmap(data, lead_bytes)
-        data += lead_bytes
-        if lead_bytes < HUGE_BYTES:
-            munmap(data + nbytes, HUGE_BYTES - lead_bytes)
+    data += lead_bytes
+    munmap(data + nbytes, spare_bytes - lead_bytes)
     madvise(data, nbytes, MADV_HUGEPAGE)    # a kernel without huge pages is slower, not wrong
     return data
 
@@ -200,7 +177,11 @@ cdef void give_back(char *data, Py_ssize_t capacity_bytes) noexcept nogil:
 cdef int64_t coarse_ns() noexcept nogil:
     cdef timespec now
     clock_gettime(CLOCK_MONOTONIC_COARSE, &now)
-    return now.tv_sec * 1_000_000_000 + now.tv_nsec
+    return <int64_t>now.tv_sec * 1_000_000_000 + now.tv_nsec
+
+
+cdef inline int64_t expiry(int64_t now_ns) noexcept nogil:
+    return now_ns - <int64_t>(pool.idle_seconds * 1e9)
 
 
 cdef Py_ssize_t resident_bytes() noexcept nogil:
@@ -222,37 +203,39 @@ cdef Py_ssize_t resident_bytes() noexcept nogil:
 # ---------------------------------------------------------------- idle slabs; call with the lock
 
 cdef void push(Slab *slab, int64_t now_ns) noexcept nogil:
+    global newest, oldest
     slab.released_ns = now_ns
     slab.newer = NULL
-    slab.older = pool.newest
+    slab.older = newest
     slab.above = NULL
-    slab.below = pool.top[slab.size_class]
+    slab.below = top[slab.size_class]
     if slab.older != NULL:
         slab.older.newer = slab
     else:
-        pool.oldest = slab
+        oldest = slab
     if slab.below != NULL:
         slab.below.above = slab
-    pool.newest = slab
-    pool.top[slab.size_class] = slab
+    newest = slab
+    top[slab.size_class] = slab
     pool.idle_bytes += slab.capacity_bytes
     pool.idle_count += 1
     pool.peak_idle_bytes = max(pool.peak_idle_bytes, pool.idle_bytes)
 
 
 cdef void unlink(Slab *slab) noexcept nogil:
+    global newest, oldest
     if slab.newer != NULL:
         slab.newer.older = slab.older
     else:
-        pool.newest = slab.older
+        newest = slab.older
     if slab.older != NULL:
         slab.older.newer = slab.newer
     else:
-        pool.oldest = slab.newer
+        oldest = slab.newer
     if slab.above != NULL:
         slab.above.below = slab.below
     else:
-        pool.top[slab.size_class] = slab.below
+        top[slab.size_class] = slab.below
     if slab.below != NULL:
         slab.below.above = slab.above
     pool.idle_bytes -= slab.capacity_bytes
@@ -264,33 +247,34 @@ cdef Py_ssize_t detach(Slab **doomed, Py_ssize_t target_bytes, int64_t expiry_ns
     """Move the oldest slabs to the chain `doomed` while more than target_bytes are idle, or while
     they were released at expiry_ns or before, but no more than limit_count. Returns their bytes."""
     cdef Py_ssize_t before_bytes = pool.idle_bytes
-    cdef Slab *slab = pool.oldest
+    cdef Slab *slab = oldest
     while slab != NULL and limit_count > 0 and (
             pool.idle_bytes > target_bytes or slab.released_ns <= expiry_ns):
         unlink(slab)
         slab.below = doomed[0]
         doomed[0] = slab
-        slab = pool.oldest
+        slab = oldest
         limit_count -= 1
     return before_bytes - pool.idle_bytes
 
 
-cdef bint under_pressure(int64_t now_ns) noexcept nogil:
+cdef bint is_under_pressure(int64_t now_ns) noexcept nogil:
+    global next_rss_ns, is_rss_high
     if not pool.pressure_limit_bytes:
         return False
-    if now_ns >= pool.next_rss_ns:
-        pool.under_pressure = resident_bytes() > pool.pressure_limit_bytes
-        pool.next_rss_ns = now_ns + RSS_INTERVAL_NS
-    return pool.under_pressure
+    if now_ns >= next_rss_ns:
+        is_rss_high = resident_bytes() > pool.pressure_limit_bytes
+        next_rss_ns = now_ns + RSS_INTERVAL_NS
+    return is_rss_high
 
 
 cdef Slab *best_idle(Py_ssize_t nbytes, int size_class) noexcept nogil:
     """The warmest slab of the smallest class that has one and wastes a quarter at most."""
-    while pool.top[size_class] == NULL:
+    while top[size_class] == NULL:
         size_class += 1
         if size_class == CLASS_COUNT or class_bytes(size_class) - nbytes > nbytes // 4:
             return NULL
-    return pool.top[size_class]
+    return top[size_class]
 
 
 # ---------------------------------------------------------------- without the lock
@@ -305,13 +289,14 @@ cdef void destroy(Slab *slab) noexcept nogil:
         slab = following
 
 
-cdef Py_ssize_t trim_to(Py_ssize_t target_bytes) noexcept nogil:
+cdef Py_ssize_t trim_to(Py_ssize_t target_bytes, int64_t expiry_ns) noexcept nogil:
+    """As `detach`, but without a limit: batch by batch. Returns the bytes given back."""
     cdef Py_ssize_t freed_bytes = 0, step_bytes
     cdef Slab *doomed
     while True:
         doomed = NULL
         lock()
-        step_bytes = detach(&doomed, target_bytes, NEVER_NS, BATCH_COUNT)
+        step_bytes = detach(&doomed, target_bytes, expiry_ns, BATCH_COUNT)
         pool.trimmed_bytes += step_bytes
         unlock()
         if doomed == NULL:
@@ -327,7 +312,7 @@ cdef Slab *take_idle(Py_ssize_t nbytes, int size_class) noexcept nogil:
     slab = best_idle(nbytes, size_class)
     if slab != NULL:
         unlink(slab)
-    pool.trimmed_bytes += detach(&doomed, ANY_BYTES, coarse_ns() - pool.idle_ns, EXPIRED_COUNT)
+    pool.trimmed_bytes += detach(&doomed, ANY_BYTES, expiry(coarse_ns()), EXPIRED_COUNT)
     unlock()
     destroy(doomed)
     return slab
@@ -336,21 +321,21 @@ cdef Slab *take_idle(Py_ssize_t nbytes, int size_class) noexcept nogil:
 cdef void keep_idle(Slab *slab) noexcept nogil:
     """Make the slab idle, or give it back where the bound or the pressure forbid that."""
     cdef Slab *doomed = NULL
-    cdef Py_ssize_t room_bytes
-    cdef int64_t now_ns
+    cdef Py_ssize_t room_bytes = -1
+    cdef int64_t now_ns = coarse_ns()
     lock()
-    now_ns = coarse_ns()
-    room_bytes = pool.max_idle_bytes - slab.capacity_bytes
-    if room_bytes >= 0 and not under_pressure(now_ns):
+    if not is_under_pressure(now_ns):
+        room_bytes = pool.max_idle_bytes - slab.capacity_bytes
+    if room_bytes >= 0:
         pool.evicted_bytes += detach(&doomed, room_bytes, NEVER_NS, BATCH_COUNT)
     # Many small slabs may leave too little room after one batch: then both sides give way.
-    if pool.idle_bytes <= room_bytes and not under_pressure(now_ns):
+    if pool.idle_bytes <= room_bytes:
         push(slab, now_ns)
     else:
         pool.evicted_bytes += slab.capacity_bytes
         slab.below = doomed
         doomed = slab
-    pool.trimmed_bytes += detach(&doomed, ANY_BYTES, now_ns - pool.idle_ns, EXPIRED_COUNT)
+    pool.trimmed_bytes += detach(&doomed, ANY_BYTES, expiry(now_ns), EXPIRED_COUNT)
     unlock()
     destroy(doomed)
 
@@ -374,6 +359,7 @@ cdef void release(char *data, Py_ssize_t capacity_bytes, int size_class) noexcep
 
 @cython.final
 @cython.freelist(64)
+@cython.auto_pickle(False)      # a copy would free the same memory once more
 cdef class Buffer:
     """Contiguous writeable host memory, handed back to the pool when its last view dies.
 
@@ -423,7 +409,7 @@ cdef void fill(Buffer buffer, Py_ssize_t nbytes) noexcept:
     buffer.capacity_bytes = capacity_bytes
     buffer.size_class = size_class
     buffer.data = obtain(capacity_bytes)
-    if buffer.data == NULL and trim_to(0):
+    if buffer.data == NULL and trim_to(0, NEVER_NS):
         buffer.data = obtain(capacity_bytes)
 
 
@@ -471,78 +457,58 @@ cpdef bint has_idle_memory() noexcept nogil:
     """Whether `trim_idle` may have something to do, now or later."""
     cdef bint found
     lock()
-    found = pool.oldest != NULL
+    found = oldest != NULL
     unlock()
     return found
 
 
 cdef bint has_slabs() noexcept nogil:
     """Whether the pool holds slabs, idle or in use (and so, sooner or later, idle)."""
-    return pool.in_use_count > 0 or pool.oldest != NULL
+    return pool.in_use_count > 0 or oldest != NULL
 
 
 cpdef void trim_idle() noexcept nogil:
     """Give back what was idle for too long; under memory pressure, all that is idle."""
     cdef Py_ssize_t target_bytes
-    cdef int64_t now_ns
-    cdef Slab *doomed
-    while True:
-        doomed = NULL
-        lock()
-        now_ns = coarse_ns()
-        target_bytes = 0 if under_pressure(now_ns) else ANY_BYTES
-        pool.trimmed_bytes += detach(&doomed, target_bytes, now_ns - pool.idle_ns, BATCH_COUNT)
-        unlock()
-        if doomed == NULL:
-            return
-        destroy(doomed)
+    cdef int64_t expiry_ns, now_ns = coarse_ns()
+    lock()
+    target_bytes = 0 if is_under_pressure(now_ns) else ANY_BYTES
+    expiry_ns = expiry(now_ns)
+    unlock()
+    trim_to(target_bytes, expiry_ns)
 
 
 def trim(target_bytes=0):
-    """Give the longest idle memory back until no more than target_bytes are idle.
-
-    Parameters
-    ----------
-    target_bytes : int, optional
-        What may stay idle; 0 (the default) gives back everything that is not in use.
+    """Give the longest idle memory back until at most target_bytes are idle (0: all of it).
 
     Returns
     -------
     int
         Bytes given back.
     """
-    cdef Py_ssize_t target = operator.index(target_bytes)
-    cdef Py_ssize_t freed_bytes
-    if target < 0:
-        raise ValueError(f"target_bytes cannot be negative, got {target}")
+    cdef Py_ssize_t freed_bytes, target = checked_bytes("target_bytes", target_bytes)
     with nogil:
-        freed_bytes = trim_to(target)
+        freed_bytes = trim_to(target, NEVER_NS)
     return freed_bytes
 
 
-def checked_bytes(name, value):
+def checked(name, value, convert, most):
     try:
-        number = -1 if isinstance(value, bool) else operator.index(value)
-    except TypeError:
+        number = convert(value)
+    except (TypeError, ValueError, OverflowError):
         number = -1
-    if not 0 <= number <= LARGEST_BYTES:
-        raise ConfigError(
-            f"{name} must be a whole number of bytes from 0 to {LARGEST_BYTES}, got {value!r}")
+    if isinstance(value, (bool, str)) or not 0 <= number <= most:
+        kind = "number" if convert is float else "whole number"
+        raise ConfigError(f"{name} must be a {kind} from 0 to {most}, got {value!r}")
     return number
 
 
-def checked_ns(name, value):
-    try:
-        seconds = math.nan if isinstance(value, (bool, str)) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        seconds = math.nan
-    if not 0 <= seconds <= 1e9:
-        raise ConfigError(f"{name} must be a number of seconds from 0 to 1e9, got {value!r}")
-    return int(seconds * 1e9)
+def checked_bytes(name, value):
+    return checked(name, value, operator.index, LARGEST_BYTES)
 
 
 def configure(*, max_idle_bytes=None, idle_seconds=None, pressure_limit_bytes=None):
-    """Change settings of the pool; what is None stays as it is. All or nothing is changed.
+    """Change settings of the pool, all or none; what is None stays as it is.
 
     Parameters
     ----------
@@ -558,22 +524,22 @@ def configure(*, max_idle_bytes=None, idle_seconds=None, pressure_limit_bytes=No
     ConfigError
         A value is not usable; the message names it.
     """
-    cdef Py_ssize_t bound = pool.max_idle_bytes, pressure_limit = pool.pressure_limit_bytes
-    cdef int64_t idle_ns = pool.idle_ns
+    global next_rss_ns
+    cdef Figures new = pool
     if max_idle_bytes is not None:
-        bound = checked_bytes("max_idle_bytes", max_idle_bytes)
+        new.max_idle_bytes = checked_bytes("max_idle_bytes", max_idle_bytes)
     if idle_seconds is not None:
-        idle_ns = checked_ns("idle_seconds", idle_seconds)
+        new.idle_seconds = checked("idle_seconds", idle_seconds, float, MOST_SECONDS)
     if pressure_limit_bytes is not None:
-        pressure_limit = checked_bytes("pressure_limit_bytes", pressure_limit_bytes)
-    with nogil:
-        lock()
-        pool.max_idle_bytes = bound
-        pool.idle_ns = idle_ns
-        pool.pressure_limit_bytes = pressure_limit
-        pool.next_rss_ns = 0
-        unlock()
-        trim_to(bound)
+        new.pressure_limit_bytes = checked_bytes(
+            "pressure_limit_bytes", pressure_limit_bytes)
+    lock()
+    pool.max_idle_bytes = new.max_idle_bytes
+    pool.idle_seconds = new.idle_seconds
+    pool.pressure_limit_bytes = new.pressure_limit_bytes
+    next_rss_ns = 0
+    unlock()
+    trim_to(new.max_idle_bytes, NEVER_NS)
 
 
 def set_pressure_limit(rss_bytes):
@@ -585,24 +551,11 @@ def statistics():
     """Figures of the pool, as a dict.
 
     ``in_use_*`` is what live buffers were asked for; ``idle_*``, ``evicted_bytes`` (no room
-    within the bound or under pressure) and ``trimmed_bytes`` (idle too long, or trimmed on
+    within the bound, or under pressure) and ``trimmed_bytes`` (idle too long, or trimmed on
     request) are whole slabs. ``hits_count`` and ``misses_count`` leave out small buffers.
     """
-    cdef Pool seen
+    cdef Figures seen
     lock()
     seen = pool
     unlock()
-    return {
-        "in_use_bytes": seen.in_use_bytes,
-        "in_use_count": seen.in_use_count,
-        "idle_bytes": seen.idle_bytes,
-        "idle_count": seen.idle_count,
-        "peak_idle_bytes": seen.peak_idle_bytes,
-        "hits_count": seen.hits_count,
-        "misses_count": seen.misses_count,
-        "evicted_bytes": seen.evicted_bytes,
-        "trimmed_bytes": seen.trimmed_bytes,
-        "max_idle_bytes": seen.max_idle_bytes,
-        "idle_seconds": seen.idle_ns / 1e9,
-        "pressure_limit_bytes": seen.pressure_limit_bytes,
-    }
+    return seen

@@ -13,7 +13,7 @@ from typing import Any
 from distributed.comm.addressing import parse_host_port
 from distributed.comm.core import Connector
 
-from dask_fabric import config
+from dask_fabric.comm import runtime
 from dask_fabric.comm.addressing import Target, format_address, resolve
 from dask_fabric.comm.channels import make_channel, open_channel
 from dask_fabric.comm.comm import FabricComm
@@ -66,7 +66,7 @@ class FabricConnector(Connector):
         host, port = parse_host_port(address)
         peer_addr = self.prefix + address
         loop = asyncio.get_running_loop()
-        settings = config.load()
+        settings = runtime.settings()
         sock = await _connect_to_any(loop, await resolve(loop, host, port))
         try:
             channel = make_channel(

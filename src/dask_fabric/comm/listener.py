@@ -15,7 +15,7 @@ import dask
 from distributed.comm.addressing import get_address_host, parse_host_port, unparse_host_port
 from distributed.comm.core import BaseListener, CommClosedError
 
-from dask_fabric import config
+from dask_fabric.comm import runtime
 from dask_fabric.comm.addressing import (
     WILDCARD_HOSTS,
     advertised_host,
@@ -102,17 +102,19 @@ class FabricListener(BaseListener):
             The address cannot be bound, for instance because the port is taken.
         """
         self._loop = asyncio.get_running_loop()
-        self._settings = config.load()
+        self._settings = runtime.settings()
         backlog_count = int(dask.config.get("distributed.comm.socket-backlog"))
         self._sockets = bind(self.ip, self.port, backlog_count)
         for sock in self._sockets:
             tune(sock)
             self._loop.add_reader(sock, self._accept, sock)
         self._bound = self._sockets[0].getsockname()
+        runtime.watch_memory(self, getattr(self.comm_handler, "__self__", None))
 
     def stop(self) -> None:
         """Stop listening, and drop the connections that did not get through their handshake."""
         self._stopped = True
+        runtime.unwatch_memory(self)
         sockets, self._sockets = self._sockets, []
         for sock in sockets:
             with contextlib.suppress(RuntimeError):  # the loop is closed
