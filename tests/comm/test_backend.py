@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 import subprocess
 import sys
 
@@ -17,6 +19,7 @@ from distributed.comm import (
 from distributed.comm.core import FatalCommClosedError
 from distributed.comm.registry import get_backend
 from distributed.security import Security
+from distributed.utils import wait_for
 
 from dask_fabric.comm.addressing import advertised_host
 from dask_fabric.errors import UnavailableError
@@ -54,8 +57,6 @@ def test_the_local_address_for_a_host_without_route(monkeypatch):
     import dask_fabric.comm.backend as backend
 
     monkeypatch.setattr(backend, "route_source", lambda host, families: None)
-    import socket
-
     expected = f"fabric://{advertised_host((socket.AF_INET,))}"
     assert get_local_address_for("fabric://10.1.2.3:4") == expected
 
@@ -119,18 +120,28 @@ async def test_tls_without_a_context_is_refused(context):
         await connect("fabric+tls://127.0.0.1:1", ssl_context=context)
 
 
+async def logged(caplog, text: str) -> None:
+    """Wait until the server, too, has said what happened."""
+
+    async def poll():
+        while text not in caplog.text:
+            await asyncio.sleep(0)
+
+    await wait_for(poll(), 5)
+
+
 async def test_a_plain_client_at_a_server_with_tls(listen_args, caplog):
     async with listen("fabric://127.0.0.1", ignore, **listen_args) as listener:
         with pytest.raises(FatalCommClosedError, match="TLS"):
             await connect(listener.contact_address, timeout=30)
-    assert "TLS" in caplog.text
+        await logged(caplog, "this server wants TLS")
 
 
 async def test_a_client_with_tls_at_a_plain_server(connect_args, caplog):
     async with listen("fabric://127.0.0.1", ignore) as listener:
         with pytest.raises(FatalCommClosedError, match="TLS"):
             await connect(listener.contact_address, timeout=30, **connect_args)
-    assert "TLS" in caplog.text
+        await logged(caplog, "TLS")
 
 
 async def test_certificates_of_another_cluster(listen_args, caplog):
@@ -140,7 +151,7 @@ async def test_certificates_of_another_cluster(listen_args, caplog):
             await connect(
                 listener.contact_address, timeout=30, **stranger.get_connection_args("client")
             )
-    assert "TLS" in caplog.text
+        await logged(caplog, "TLS")
 
 
 async def test_the_name_of_the_server_is_asked_for(listen_args, connect_args):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import threading
 
 import pytest
 from distributed.comm import CommClosedError
+from distributed.protocol import to_serialize
 
 from dask_fabric.comm import comm as module
 from dask_fabric.comm.comm import FabricComm
@@ -144,9 +146,9 @@ async def test_writes_are_offloaded_unless_forbidden(monkeypatch):
 
 
 async def test_a_failing_serialization_is_logged_and_leaves_the_comm_open(caplog):
-    comm = make_comm()
+    comm, lock = make_comm(), threading.Lock()
     with pytest.raises(TypeError):
-        await comm.write({"x": object()}, on_error="raise")
+        await comm.write({"x": to_serialize(lock)}, serializers=["dask"], on_error="raise")
     assert not comm.closed()
     assert "Could not serialize" in caplog.text
     comm.abort()

@@ -29,9 +29,11 @@ def refusing():
 @pytest.fixture
 def silent():
     """A full backlog: the kernel drops what else comes, as a lost packet would be."""
-    with socket.create_server(("127.0.0.1", 0), backlog=0) as listening:
-        with socket.create_connection(listening.getsockname()):
-            yield (IPV4, listening.getsockname())
+    with (
+        socket.create_server(("127.0.0.1", 0), backlog=0) as listening,
+        socket.create_connection(listening.getsockname()),
+    ):
+        yield (IPV4, listening.getsockname())
 
 
 async def test_the_first_that_answers(server, refusing):

@@ -37,12 +37,15 @@ class Reference:
 
 @pytest.mark.parametrize("timeout", ["30s", "11s", 300])
 def test_the_same_as_distributed_sets(timeout):
-    with dask.config.set({"distributed.comm.timeouts.tcp": timeout}):
-        with socket.socket() as ours, socket.socket() as theirs:
-            tune(ours)
-            theirs.setsockopt(TCP, socket.TCP_NODELAY, 1)
-            set_tcp_timeout(Reference(theirs))
-            assert options(ours) == options(theirs)
+    with (
+        dask.config.set({"distributed.comm.timeouts.tcp": timeout}),
+        socket.socket() as ours,
+        socket.socket() as theirs,
+    ):
+        tune(ours)
+        theirs.setsockopt(TCP, socket.TCP_NODELAY, 1)
+        set_tcp_timeout(Reference(theirs))
+        assert options(ours) == options(theirs)
 
 
 def test_accepted_sockets_inherit_them():
@@ -59,7 +62,7 @@ def test_a_timeout_below_the_probes_is_refused_with_its_key():
     with (
         dask.config.set({"distributed.comm.timeouts.tcp": "10s"}),
         socket.socket() as sock,
-        pytest.raises(ValueError, match="distributed.comm.timeouts.tcp is '10s'"),
+        pytest.raises(ValueError, match=r"distributed\.comm.timeouts\.tcp is '10s'"),
     ):
         tune(sock)
 

@@ -66,6 +66,7 @@ cdef class Channel:
 
     def __cinit__(self, *args, **kwargs):
         self.fd = -1
+        self.closed = True      # what is not whole yet, is not torn down
 
     def __init__(self, loop, sock, handshake, settings):
         self.loop = loop
@@ -88,6 +89,7 @@ cdef class Channel:
         self.port = port_of(loop)
         self.port.open()
         self.open_counted = True
+        self.closed = False
         _channels.add(self)
         self._watch_readable(True)
 
