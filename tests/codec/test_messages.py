@@ -126,7 +126,7 @@ def test_a_header_may_arrive_in_any_memory(codec):
 )
 def test_special_values(channel, same, value):
     if value == {"__Pickled__": 1}:
-        assert channel.send(value) == value     # which tcp takes for one of its own
+        assert channel.send(value) == value  # which tcp takes for one of its own
         return
     same(channel.send(value), channel.send_by_tcp(value))
     same(channel.send({"x": [value]}), channel.send_by_tcp({"x": [value]}))
@@ -141,7 +141,8 @@ def test_enums_need_their_module_to_be_allowed(channel):
 
 
 def test_pandas(channel):
-    frame = pd.DataFrame({"a": np.arange(5), "b": list("abcde"), "c": pd.Categorical(list("xyxyx"))})
+    frame = pd.DataFrame({"a": np.arange(5), "b": list("abcde")})
+    frame["c"] = pd.Categorical(list("xyxyx"))
     for wrap in (Serialize, ToPickle):
         pd.testing.assert_frame_equal(channel.send({"df": wrap(frame)})["df"], frame)
     pd.testing.assert_frame_equal(channel.forward({"df": Serialize(frame)})["df"], frame)
@@ -288,7 +289,8 @@ def test_compression_is_as_negotiated(codec, channel, same, size):
     _, frames = codec.encode(message, context=context)
     assert (sum(map(len, frames)) < 1.1 * size) == (size > 10_000)
     same(channel.send(message, context=context), channel.send_by_tcp(message, context=context))
-    same(channel.forward(message, context=context), channel.forward_by_tcp(message, context=context))
+    forwarded = channel.forward(message, context=context)
+    same(forwarded, channel.forward_by_tcp(message, context=context))
     same(
         channel.send(message, False, context=context),
         channel.send_by_tcp(message, False, context=context),
@@ -298,7 +300,7 @@ def test_compression_is_as_negotiated(codec, channel, same, size):
 
 
 def test_pickle_protocol_of_the_handshake(codec):
-    header, frames = codec.encode(Serialize({1}), context={"pickle-protocol": 4})
+    _, frames = codec.encode(Serialize({1}), context={"pickle-protocol": 4})
     assert b"\x80\x04" in bytes(frames[0])[:2]
 
 
@@ -331,7 +333,7 @@ def depth_of(message):
 @pytest.mark.parametrize("kind", [tuple, dict])
 @pytest.mark.parametrize("depth", [100, 255, 511, 1000, 1022, 1023, 1024, 1025, 3000])
 def test_deep_nesting_ends_where_it_does_by_tcp(channel, caplog, kind, depth):
-    caplog.set_level(logging.CRITICAL + 1, "distributed.comm.utils")    # repr() recurses, too
+    caplog.set_level(logging.CRITICAL + 1, "distributed.comm.utils")  # repr() recurses, too
     message = nest(depth, kind)
     try:
         channel.send_by_tcp(message)

@@ -33,7 +33,6 @@ cdef class Encoding:
     cdef list payloads
     cdef bint compresses            # these are known while finishing
     cdef bint is_metered
-    cdef bint sends_arrays
 
     cdef bint will_compress(self) except -1
     cdef tuple assemble(self)

@@ -139,7 +139,7 @@ cdef class Codec:
         if not frames or not holds_payloads(header):
             return 0
         try:
-            return Decoding(self, header, frames).offload_bytes()
+            return Decoding(self.dialect, self.unpack_options, header, frames).offload_bytes()
         except ProtocolError:
             return 0
 
@@ -172,7 +172,8 @@ cdef class Codec:
         cdef bint special
         cdef ScanResult result
         if holds_payloads(header):
-            return Decoding(self, header, frames).unpack(deserialize, deserializers)
+            return Decoding(self.dialect, self.unpack_options, header, frames).unpack(
+                deserialize, deserializers)
         if frames:
             raise ProtocolError(f"{len(frames)} frames came with a message without payloads")
         result = scan(&data[0], data.shape[0], 0, &special) if data.shape[0] else SCAN_TRUNCATED
@@ -223,7 +224,6 @@ cdef class Encoding:
         cdef list parts = [prefix(len(self.payloads))], frames = []
         self.compresses = self.will_compress()
         self.is_metered = bool(dialect.metered())
-        self.sends_arrays = not self.compresses and dialect.sends_arrays(self.serializers)
         for payload in self.payloads:
             parts.append(self.encode_payload(payload, frames))
         parts.append(self.main)
@@ -232,7 +232,8 @@ cdef class Encoding:
     cdef bytes encode_payload(self, object payload, list frames):
         dialect = self.codec.dialect
         if isinstance(payload, dialect.Serialize):
-            if self.sends_arrays and type(payload.data) is ndarray:
+            if (type(payload.data) is ndarray and not self.compresses
+                    and dialect.sends_arrays(self.serializers)):
                 entry = self.encode_plain_array(payload.data, frames)
                 if entry is not None:
                     return entry
