@@ -37,6 +37,10 @@ class VersionMismatchError(ProtocolError):
     """The peer speaks the fabric protocol in a version that this one cannot."""
 
 
+class RefusedError(ProtocolError):
+    """One side turned the other away at the handshake; the message is the reason that it gave."""
+
+
 class LimitError(ProtocolError):
     """The peer claims a size above a configured limit; the message names the limit's key."""
 

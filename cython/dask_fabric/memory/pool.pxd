@@ -1,14 +1,18 @@
 """Receive buffers: memory that is recycled, because fresh pages cost more than the copy into them."""
 
+cimport cython
+
+@cython.final
 cdef class Buffer:
     """Contiguous writeable host memory, handed back to the pool when its last view dies."""
     cdef char *data
     cdef readonly Py_ssize_t nbytes
     cdef Py_ssize_t capacity_bytes
-    cdef int size_class             # of the pool; -1 where the memory came from malloc
+    cdef int size_class             # of the pool; -1 from malloc, -2 where too large to be cached
 
-cdef Buffer allocate(Py_ssize_t nbytes)
+cpdef Buffer allocate(Py_ssize_t nbytes)
 
 # For the engine's native threads, which hold no GIL.
-cdef bint has_idle_memory() noexcept nogil
-cdef void trim_idle() noexcept nogil
+cpdef bint has_idle_memory() noexcept nogil
+cdef bint has_slabs() noexcept nogil
+cpdef void trim_idle() noexcept nogil

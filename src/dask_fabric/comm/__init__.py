@@ -1,1 +1,1 @@
-
+"""The border to Dask: what ``distributed`` sees of dask-fabric."""

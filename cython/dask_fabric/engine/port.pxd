@@ -1,0 +1,21 @@
+"""A port: the place of one event loop in the engine."""
+
+from libc.stdint cimport uint64_t
+
+from dask_fabric.engine.threads cimport Mailbox
+from dask_fabric.paths.linux cimport iovec
+from dask_fabric.paths.stream cimport Direction
+
+cdef class Port:
+    cdef object loop
+    cdef Mailbox *mailbox
+    cdef dict jobs                  # name -> what to call with the completion
+    cdef Py_ssize_t channel_count
+    cdef object __weakref__
+
+    cdef open(self)
+    cdef close(self)
+    cdef uint64_t submit(
+        self, int fd, Direction direction, const iovec *vectors, size_t vector_count, object done
+    ) except 0
+    cdef cancel(self, uint64_t job)

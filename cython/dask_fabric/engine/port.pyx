@@ -1,0 +1,102 @@
+"""A port: the place of one event loop in the engine.
+
+The loop watches the event fd of the port's mailbox; one wake-up hands over every job that has ended.
+"""
+
+cimport cython
+import os
+import weakref
+
+from libc.stdint cimport uint64_t
+
+from dask_fabric.engine.threads cimport (
+    Completion, Mailbox, cancel, close_mailbox, next_completion, open_mailbox, submit,
+)
+from dask_fabric.paths.linux cimport eventfd_read, iovec
+from dask_fabric.paths.stream cimport Direction
+
+_ports = weakref.WeakKeyDictionary()
+os.register_at_fork(after_in_child=_ports.clear)
+
+
+def port_of(loop):
+    """The port of an event loop, made at the first call.
+
+    Parameters
+    ----------
+    loop : asyncio.AbstractEventLoop
+
+    Returns
+    -------
+    Port
+    """
+    port = _ports.get(loop)
+    if port is None:
+        port = _ports[loop] = Port(weakref.ref(loop))
+    return port
+
+
+@cython.auto_pickle(False)
+cdef class Port:
+    """Jobs of one event loop, and the callbacks that await their ends.
+
+    The loop watches the port only while it has channels, so that a loop without comms has no
+    file descriptor of ours.
+    """
+
+    def __cinit__(self, loop):
+        self.loop = loop
+        self.jobs = {}
+
+    def __del__(self):
+        # Before anything in a cycle is taken apart: its memory may be in the hands of the engine.
+        for job in list(self.jobs):
+            self.cancel(job)
+
+    def __dealloc__(self):
+        if self.mailbox != NULL:
+            close_mailbox(self.mailbox)
+
+    cdef open(self):
+        """Count one more channel; the first makes the loop watch the port."""
+        if self.channel_count == 0:
+            if self.mailbox == NULL:
+                self.mailbox = open_mailbox()
+            self.loop().add_reader(self.mailbox.event_fd, self._collect)
+        self.channel_count += 1
+
+    cdef close(self):
+        """Count one channel less; the last, whose jobs have ended, lets go of the event fd."""
+        self.channel_count -= 1
+        if self.channel_count > 0:
+            return
+        loop = self.loop()
+        if loop is not None and not loop.is_closed():
+            loop.remove_reader(self.mailbox.event_fd)
+        close_mailbox(self.mailbox)
+        self.mailbox = NULL
+
+    cdef uint64_t submit(
+        self, int fd, Direction direction, const iovec *vectors, size_t vector_count, object done
+    ) except 0:
+        """Start a job; `done(progress, error, moved_bytes)` is called in the loop at its end."""
+        cdef uint64_t job = submit(self.mailbox, fd, direction, vectors, vector_count)
+        self.jobs[job] = done
+        return job
+
+    cdef cancel(self, uint64_t job):
+        """End a job; afterwards nothing uses its memory, and its callback is not called."""
+        if self.jobs.pop(job, None) is not None:
+            with nogil:
+                cancel(job)
+
+    def _collect(self):
+        cdef Completion completion
+        cdef uint64_t ignored = 0
+        if self.mailbox != NULL:
+            eventfd_read(self.mailbox.event_fd, &ignored)
+        # A callback may close the last channel, and with it the mailbox.
+        while self.mailbox != NULL and next_completion(self.mailbox, &completion):
+            done = self.jobs.pop(completion.job, None)
+            if done is not None:
+                done(<int> completion.progress, completion.error, completion.moved_bytes)

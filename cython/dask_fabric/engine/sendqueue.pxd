@@ -1,0 +1,30 @@
+"""What a channel has still to send, in order."""
+
+from libc.stdint cimport uint64_t
+
+from dask_fabric.memory.pool cimport Buffer
+from dask_fabric.paths.linux cimport iovec
+
+cdef class SendQueue:
+    cdef iovec *vectors             # vectors[first:last] are still to be sent
+    cdef size_t first
+    cdef size_t last
+    cdef size_t capacity
+    cdef object owners              # deque: what keeps each vector's memory alive
+    cdef Buffer chunk               # small data is copied to its end
+    cdef Py_ssize_t chunk_used_bytes
+    cdef bint tail_is_open          # the last vector ends where the chunk's free room begins
+    cdef readonly Py_ssize_t pending_bytes
+    cdef uint64_t message_count
+
+    cdef Py_ssize_t put_message(self, header, list frames, Py_ssize_t inline_bytes) except -1
+    cdef put_bytes(self, bytes data)
+    cdef void sent(self, Py_ssize_t nbytes) except *
+    cdef void consumed(self, size_t vector_count, Py_ssize_t nbytes) except *
+    cdef void seal(self) noexcept
+    cdef clear(self)
+
+    cdef char *_reserve(self, Py_ssize_t nbytes) except NULL
+    cdef _put_vector(self, char *data, Py_ssize_t nbytes, owner)
+    cdef _put(self, view, Py_ssize_t inline_bytes)
+    cdef _copy(self, const char *data, Py_ssize_t nbytes)

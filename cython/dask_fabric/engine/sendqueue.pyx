@@ -1,0 +1,165 @@
+"""What a channel has still to send, in order.
+
+Small data is copied into chunks, so that many small messages leave in one call; frames above the
+inline limit are sent from their own memory, which the queue keeps alive until then.
+"""
+
+cimport cython
+from collections import deque
+
+from cpython.buffer cimport PyBuffer_IsContiguous
+from cpython.memoryview cimport PyMemoryView_FromObject, PyMemoryView_GET_BUFFER
+from libc.stdint cimport uint64_t
+from libc.stdlib cimport free, realloc
+from libc.string cimport memcpy, memmove
+
+from dask_fabric.memory.pool cimport Buffer, allocate
+from dask_fabric.paths.linux cimport iovec
+from dask_fabric.wire.framing cimport (
+    ENTRY_BYTES, MESSAGE, PREFIX_BYTES, pack_entry, pack_prefix,
+)
+
+cdef enum:
+    CHUNK_BYTES = 32 << 10
+
+
+@cython.auto_pickle(False)
+cdef class SendQueue:
+    """Bytes and frames that wait for the socket."""
+
+    def __cinit__(self):
+        self.owners = deque()
+
+    def __dealloc__(self):
+        free(self.vectors)
+
+    cdef Py_ssize_t put_message(self, header, list frames, Py_ssize_t inline_bytes) except -1:
+        """Queue one message; frames above `inline_bytes` are not copied.
+
+        Returns
+        -------
+        int
+            Bytes of the whole record.
+        """
+        cdef Py_ssize_t before_bytes = self.pending_bytes
+        cdef Py_ssize_t frame_count = len(frames)
+        cdef char *out
+        cdef Py_ssize_t nbytes
+        cdef list views = [_bytes_of(frame) for frame in frames] if frames else frames
+        header = _bytes_of(header)
+        nbytes = PyMemoryView_GET_BUFFER(header).len
+        out = self._reserve(PREFIX_BYTES + frame_count * ENTRY_BYTES)
+        pack_prefix(out, MESSAGE, frame_count, nbytes, self.message_count)
+        out += PREFIX_BYTES
+        for view in views:
+            pack_entry(out, PyMemoryView_GET_BUFFER(view).len)
+            out += ENTRY_BYTES
+        self._put(header, inline_bytes)
+        for view in views:
+            self._put(view, inline_bytes)
+        self.message_count += 1
+        return self.pending_bytes - before_bytes
+
+    cdef put_bytes(self, bytes data):
+        """Queue bytes that are not a message."""
+        self._copy(data, len(data))
+
+    cdef void sent(self, Py_ssize_t nbytes) except *:
+        """The first `nbytes` have left; their memory is let go."""
+        cdef iovec *vector
+        cdef size_t vector_count = 0
+        cdef Py_ssize_t left_bytes = nbytes
+        while self.first + vector_count < self.last:
+            vector = &self.vectors[self.first + vector_count]
+            if left_bytes < <Py_ssize_t> vector.iov_len:
+                vector.iov_base = <char *> vector.iov_base + left_bytes
+                vector.iov_len -= left_bytes
+                break
+            left_bytes -= vector.iov_len
+            vector_count += 1
+        self.consumed(vector_count, nbytes)
+
+    cdef void consumed(self, size_t vector_count, Py_ssize_t nbytes) except *:
+        """`nbytes` have left and are cut off the vectors already: so many vectors are empty."""
+        self.pending_bytes -= nbytes
+        self.first += vector_count
+        for _ in range(vector_count):
+            self.owners.popleft()
+        if self.first == self.last:
+            self.first = self.last = 0
+            self.tail_is_open = False
+            self.chunk_used_bytes = 0
+            if self.chunk is not None and self.chunk.nbytes > CHUNK_BYTES:
+                self.chunk = None
+
+    cdef void seal(self) noexcept:
+        """The vectors of now are being sent by another thread: what comes goes into new ones."""
+        self.tail_is_open = False
+
+    cdef clear(self):
+        """Forget everything; whoever was sending from it has stopped."""
+        self.owners.clear()
+        self.first = self.last = 0
+        self.pending_bytes = 0
+        self.tail_is_open = False
+        self.chunk = None
+
+    cdef _put(self, view, Py_ssize_t inline_bytes):
+        cdef Py_ssize_t nbytes = PyMemoryView_GET_BUFFER(view).len
+        cdef char *data = <char *> PyMemoryView_GET_BUFFER(view).buf
+        if nbytes <= inline_bytes:
+            self._copy(data, nbytes)
+        else:
+            self._put_vector(data, nbytes, view)
+
+    cdef _copy(self, const char *data, Py_ssize_t nbytes):
+        if nbytes > 0:
+            memcpy(self._reserve(nbytes), data, nbytes)
+
+    cdef char *_reserve(self, Py_ssize_t nbytes) except NULL:
+        """Queue `nbytes` whose content the caller writes at once."""
+        cdef char *out
+        if self.chunk is None or self.chunk_used_bytes + nbytes > self.chunk.nbytes:
+            self.chunk = allocate(max(<Py_ssize_t> CHUNK_BYTES, nbytes))
+            self.chunk_used_bytes = 0
+            self.tail_is_open = False
+        out = self.chunk.data + self.chunk_used_bytes
+        self.chunk_used_bytes += nbytes
+        if self.tail_is_open:
+            self.vectors[self.last - 1].iov_len += nbytes
+            self.pending_bytes += nbytes
+        else:
+            self._put_vector(out, nbytes, self.chunk)
+            self.tail_is_open = True
+        return out
+
+    cdef _put_vector(self, char *data, Py_ssize_t nbytes, owner):
+        cdef iovec *grown
+        cdef size_t capacity
+        if self.last == self.capacity and self.first > 0:
+            memmove(
+                self.vectors, self.vectors + self.first, (self.last - self.first) * sizeof(iovec)
+            )
+            self.last -= self.first
+            self.first = 0
+        if self.last == self.capacity:
+            capacity = max(<size_t> 8, 2 * self.capacity)
+            grown = <iovec *> realloc(self.vectors, capacity * sizeof(iovec))
+            if grown == NULL:
+                raise MemoryError()
+            self.vectors = grown
+            self.capacity = capacity
+        self.vectors[self.last].iov_base = data
+        self.vectors[self.last].iov_len = nbytes
+        self.last += 1
+        self.owners.append(owner)
+        self.pending_bytes += nbytes
+        self.tail_is_open = False
+
+
+cdef object _bytes_of(data):
+    """A view of contiguous memory, of any format."""
+    view = data if type(data) is memoryview else PyMemoryView_FromObject(data)
+    if not PyBuffer_IsContiguous(PyMemoryView_GET_BUFFER(view), b"A"):
+        raise BufferError("a frame is not contiguous")
+    return view

@@ -1,0 +1,354 @@
+"""The engine: native threads that move bytes without the GIL and report to a port when done.
+
+Each direction has one epoll set and a few threads that wait on it. A job is one transfer on one
+socket; its socket is in the set, one-shot, while the job waits, so a thread is only ever given a
+socket that can move bytes, and thousands of jobs share the threads by slices of `SLICE_BYTES`.
+
+Nothing here holds the GIL or touches a Python object; a job is named by an integer, the slot in
+its lower half and a generation in the upper, so that a late event of an ended job finds nothing.
+"""
+
+import os
+
+from libc.errno cimport EINTR, ENOMEM, errno
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memcpy, memset
+
+from dask_fabric.memory.pool cimport has_slabs, trim_idle
+from dask_fabric.paths.linux cimport (
+    EFD_CLOEXEC, EFD_NONBLOCK, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLIN,
+    EPOLLONESHOT, EPOLLOUT, SIG_SETMASK, close, epoll_create1, epoll_ctl, epoll_event, epoll_wait,
+    eventfd, eventfd_write, iovec, pthread_cond_broadcast, pthread_cond_init, pthread_cond_t,
+    pthread_cond_wait, pthread_create, pthread_detach, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, pthread_self, pthread_setname_np,
+    pthread_sigmask, pthread_t, sigfillset, sigset_t,
+)
+from dask_fabric.paths.stream cimport (
+    BLOCKED, COMPLETE, FAILED, RECEIVE, SEND, UNFINISHED, Direction, Progress, Transfer, advance,
+)
+
+cdef enum:
+    SLICE_BYTES = 4 << 20       # some milliseconds: what a job may move before others get a turn
+    TRIM_INTERVAL_MS = 1000
+    THREAD_COUNT_LIMIT = 64
+
+cdef enum JobState:
+    FREE = 0
+    WAITING = 1                 # for its socket
+    RUNNING = 2                 # in a thread
+    ENDED = 3                   # in its mailbox
+
+cdef struct Job:
+    JobState state
+    bint cancelled
+    uint64_t name
+    Completion completion
+    Job *next_ended
+    Transfer transfer
+    iovec *vectors              # owned; transfer.vectors points into it
+    Mailbox *mailbox
+
+cdef struct Engine:
+    pthread_mutex_t mutex       # guards everything below and every job's state
+    pthread_cond_t stopped_running
+    int epolls[2]               # by direction
+    int thread_counts[2]
+    Job **jobs                  # by slot; reused, never freed
+    uint32_t slot_count
+    uint32_t *free_slots
+    uint32_t free_count
+
+cdef Engine engine
+cdef int thread_count_goal = 1
+
+
+cdef void _reset() noexcept nogil:
+    """The engine of a fresh process; a forked child starts here too, without its parent's jobs."""
+    memset(&engine, 0, sizeof(engine))
+    pthread_mutex_init(&engine.mutex, NULL)
+    pthread_cond_init(&engine.stopped_running, NULL)
+    engine.epolls[0] = engine.epolls[1] = -1
+
+
+def _after_fork_in_child():
+    for epoll in engine.epolls:
+        if epoll >= 0:
+            close(epoll)
+    _reset()
+
+
+_reset()
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def configure(int thread_count):
+    """Set the number of native threads per direction; threads that run already stay.
+
+    Parameters
+    ----------
+    thread_count : int
+        From 1 to 64.
+    """
+    global thread_count_goal
+    if not 1 <= thread_count <= THREAD_COUNT_LIMIT:
+        raise ValueError(f"thread_count is {thread_count}: use 1 to {THREAD_COUNT_LIMIT}")
+    thread_count_goal = thread_count
+
+
+def statistics():
+    """Threads and jobs of the engine of this process.
+
+    Returns
+    -------
+    dict
+        ``receive_thread_count``, ``send_thread_count`` and ``job_count`` (in flight).
+    """
+    pthread_mutex_lock(&engine.mutex)
+    in_flight = engine.slot_count - engine.free_count
+    pthread_mutex_unlock(&engine.mutex)
+    return {
+        "receive_thread_count": engine.thread_counts[<int> RECEIVE],
+        "send_thread_count": engine.thread_counts[<int> SEND],
+        "job_count": in_flight,
+    }
+
+
+# ---------------------------------------------------------------- mailboxes
+
+cdef Mailbox *open_mailbox() except NULL:
+    cdef Mailbox *mailbox = <Mailbox *> calloc(1, sizeof(Mailbox))
+    if mailbox == NULL:
+        raise MemoryError()
+    mailbox.event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+    if mailbox.event_fd < 0:
+        free(mailbox)
+        raise OSError(errno, f"eventfd: {os.strerror(errno)}; is the limit of open files reached?")
+    return mailbox
+
+
+cdef void close_mailbox(Mailbox *mailbox) noexcept nogil:
+    """Free a mailbox; the caller has cancelled or seen the end of every job that names it."""
+    cdef Completion unread
+    while next_completion(mailbox, &unread):
+        pass
+    close(mailbox.event_fd)
+    free(mailbox)
+
+
+cdef bint next_completion(Mailbox *mailbox, Completion *completion) noexcept nogil:
+    """Take one ended job out of the mailbox; False where there is none."""
+    cdef Job *job
+    pthread_mutex_lock(&engine.mutex)
+    job = mailbox.ended
+    if job != NULL:
+        mailbox.ended = job.next_ended
+        completion[0] = job.completion
+        _free_job(job)
+    pthread_mutex_unlock(&engine.mutex)
+    return job != NULL
+
+
+# ---------------------------------------------------------------- jobs
+
+cdef uint64_t submit(
+    Mailbox *mailbox, int fd, Direction direction, const iovec *vectors, size_t vector_count
+) except 0:
+    """Start a transfer; its end is posted to the mailbox, unless it is cancelled first.
+
+    The vectors are copied. The memory that they name must live until the end or the cancellation.
+    """
+    cdef uint64_t name = 0
+    cdef Job *job
+    cdef int error = ENOMEM
+    cdef iovec *copies = <iovec *> malloc(vector_count * sizeof(iovec))
+    if copies == NULL:
+        raise MemoryError()
+    memcpy(copies, vectors, vector_count * sizeof(iovec))
+    _ensure_threads(direction)
+    pthread_mutex_lock(&engine.mutex)
+    job = _take_job()
+    if job != NULL:
+        name = job.name
+        job.vectors = copies
+        job.transfer = Transfer(fd, direction, copies, vector_count, 0, 0, 0)
+        job.mailbox = mailbox
+        error = 0 if _watch(EPOLL_CTL_ADD, job) == 0 else errno
+        if error:
+            _free_job(job)
+    pthread_mutex_unlock(&engine.mutex)
+    if error:
+        raise OSError(error, f"the engine cannot take a transfer: {os.strerror(error)}")
+    return name
+
+
+cdef bint cancel(uint64_t name) noexcept nogil:
+    """End a job now: when this returns, no thread uses its memory or its socket.
+
+    Returns
+    -------
+    bool
+        False where the job had ended already, and its completion is posted or was read.
+    """
+    cdef Job *job
+    pthread_mutex_lock(&engine.mutex)
+    job = _find_job(name)
+    if job != NULL:
+        job.cancelled = True
+        while job.state == RUNNING:
+            pthread_cond_wait(&engine.stopped_running, &engine.mutex)
+        _unwatch(job)
+        _free_job(job)
+    pthread_mutex_unlock(&engine.mutex)
+    return job != NULL
+
+
+cdef Job *_take_job() noexcept nogil:
+    cdef Job *job
+    if engine.free_count == 0 and not _grow():
+        return NULL
+    engine.free_count -= 1
+    job = engine.jobs[engine.free_slots[engine.free_count]]
+    job.name += <uint64_t> 1 << 32
+    job.cancelled = False
+    job.state = WAITING
+    return job
+
+
+cdef bint _grow() noexcept nogil:
+    """Double the slots; False where memory is short."""
+    cdef uint32_t capacity = max(<uint32_t> 64, 2 * engine.slot_count)
+    cdef Job **jobs = <Job **> realloc(engine.jobs, capacity * sizeof(Job *))
+    cdef uint32_t *free_slots
+    cdef Job *job
+    if jobs == NULL:
+        return False
+    engine.jobs = jobs
+    free_slots = <uint32_t *> realloc(engine.free_slots, capacity * sizeof(uint32_t))
+    if free_slots == NULL:
+        return False
+    engine.free_slots = free_slots
+    while engine.slot_count < capacity:
+        job = <Job *> calloc(1, sizeof(Job))
+        if job == NULL:
+            break
+        job.name = engine.slot_count
+        jobs[engine.slot_count] = job
+        free_slots[engine.free_count] = engine.slot_count
+        engine.free_count += 1
+        engine.slot_count += 1
+    return engine.free_count > 0
+
+
+cdef Job *_find_job(uint64_t name) noexcept nogil:
+    """The job of that name, unless it has ended."""
+    cdef uint32_t slot = <uint32_t> name
+    if slot >= engine.slot_count:
+        return NULL
+    cdef Job *job = engine.jobs[slot]
+    if job.name != name or job.state == FREE or job.state == ENDED:
+        return NULL
+    return job
+
+
+cdef void _free_job(Job *job) noexcept nogil:
+    free(job.vectors)
+    job.vectors = NULL
+    job.state = FREE
+    engine.free_slots[engine.free_count] = <uint32_t> job.name
+    engine.free_count += 1
+
+
+cdef int _watch(int operation, Job *job) noexcept nogil:
+    cdef epoll_event event
+    event.events = EPOLLONESHOT | (EPOLLIN if job.transfer.direction == RECEIVE else EPOLLOUT)
+    event.data.u64 = job.name
+    return epoll_ctl(engine.epolls[<int> job.transfer.direction], operation, job.transfer.fd, &event)
+
+
+cdef void _unwatch(Job *job) noexcept nogil:
+    epoll_ctl(engine.epolls[<int> job.transfer.direction], EPOLL_CTL_DEL, job.transfer.fd, NULL)
+
+
+# ---------------------------------------------------------------- threads
+
+cdef int _ensure_threads(Direction direction) except -1:
+    cdef pthread_t thread
+    cdef int failed = 0
+    pthread_mutex_lock(&engine.mutex)
+    if engine.epolls[<int> direction] < 0:
+        engine.epolls[<int> direction] = epoll_create1(EPOLL_CLOEXEC)
+    while not failed and engine.thread_counts[<int> direction] < thread_count_goal:
+        failed = pthread_create(&thread, NULL, _thread_main, <void *> <size_t> direction)
+        if not failed:
+            pthread_detach(thread)
+            engine.thread_counts[<int> direction] += 1
+    failed = engine.thread_counts[<int> direction] == 0 or engine.epolls[<int> direction] < 0
+    pthread_mutex_unlock(&engine.mutex)
+    if failed:
+        raise OSError(
+            "dask-fabric cannot start its native threads: is the limit of processes (ulimit -u) "
+            "or of open files (ulimit -n) reached?"
+        )
+    return 0
+
+
+cdef void *_thread_main(void *argument) noexcept nogil:
+    cdef Direction direction = <Direction> <size_t> argument
+    cdef epoll_event event
+    cdef sigset_t signals
+    cdef int ready
+    sigfillset(&signals)        # signals are for Python's main thread
+    pthread_sigmask(SIG_SETMASK, &signals, NULL)
+    pthread_setname_np(
+        pthread_self(), b"fabric-receive" if direction == RECEIVE else b"fabric-send"
+    )
+    while True:
+        ready = epoll_wait(engine.epolls[<int> direction], &event, 1, _timeout_ms(direction))
+        if ready > 0:
+            _run(event.data.u64)
+        elif ready == 0:
+            trim_idle()
+        elif errno != EINTR:
+            return NULL
+
+
+cdef int _timeout_ms(Direction direction) noexcept nogil:
+    """Receiving threads trim the pool once a second while it holds slabs; else none ever wakes."""
+    return TRIM_INTERVAL_MS if direction == RECEIVE and has_slabs() else -1
+
+
+cdef void _run(uint64_t name) noexcept nogil:
+    """Give a job one slice; then watch its socket again, or put the job into its mailbox."""
+    cdef Job *job
+    cdef Progress progress
+    pthread_mutex_lock(&engine.mutex)
+    job = _find_job(name)
+    if job == NULL or job.cancelled:
+        pthread_mutex_unlock(&engine.mutex)
+        return
+    job.state = RUNNING
+    pthread_mutex_unlock(&engine.mutex)
+
+    progress = advance(&job.transfer, SLICE_BYTES)
+
+    pthread_mutex_lock(&engine.mutex)
+    job.state = WAITING
+    if job.cancelled:
+        pthread_cond_broadcast(&engine.stopped_running)
+    elif progress != BLOCKED and progress != UNFINISHED:
+        _end(job, progress)
+    elif _watch(EPOLL_CTL_MOD, job) != 0:
+        job.transfer.error = errno
+        _end(job, FAILED)
+    pthread_mutex_unlock(&engine.mutex)
+
+
+cdef void _end(Job *job, Progress progress) noexcept nogil:
+    _unwatch(job)
+    job.completion = Completion(
+        job.name, progress, job.transfer.error, job.transfer.moved_bytes
+    )
+    job.state = ENDED
+    job.next_ended = job.mailbox.ended
+    job.mailbox.ended = job
+    eventfd_write(job.mailbox.event_fd, 1)

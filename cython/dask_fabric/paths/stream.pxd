@@ -1,0 +1,25 @@
+"""The `stream` path: frames travel on the control stream, between their own memory and the socket."""
+
+from dask_fabric.paths.linux cimport iovec
+
+cdef enum Direction:
+    RECEIVE = 0
+    SEND = 1
+
+cdef enum Progress:
+    COMPLETE = 0        # every byte has moved
+    BLOCKED = 1         # the socket has no more bytes, or no more room
+    UNFINISHED = 2      # the budget is used up: come again, others want their turn
+    END_OF_STREAM = 3
+    FAILED = 4          # `error` holds the errno
+
+cdef struct Transfer:
+    int fd
+    Direction direction
+    iovec *vectors
+    size_t vector_count
+    size_t vector_index
+    size_t moved_bytes
+    int error
+
+cdef Progress advance(Transfer *transfer, size_t budget_bytes) noexcept nogil

@@ -1,0 +1,63 @@
+"""The `stream` path: frames travel on the control stream, between their own memory and the socket."""
+
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.string cimport memset
+
+from dask_fabric.paths.linux cimport (
+    MSG_DONTWAIT, MSG_NOSIGNAL, iovec, msghdr, recv, recvmsg, send, sendmsg,
+)
+
+cdef enum:
+    VECTORS_PER_CALL = 512      # the kernel refuses more than IOV_MAX, 1024
+
+
+cdef Progress advance(Transfer *transfer, size_t budget_bytes) noexcept nogil:
+    """Move bytes until all have moved, the socket blocks, or `budget_bytes` are used up."""
+    cdef size_t goal_bytes = transfer.moved_bytes + budget_bytes
+    cdef ssize_t moved
+    while transfer.vector_index < transfer.vector_count:
+        if transfer.moved_bytes >= goal_bytes:
+            return UNFINISHED
+        moved = _call(transfer)
+        if moved > 0:
+            _consume(transfer, <size_t> moved)
+        elif moved == 0:
+            if transfer.direction == RECEIVE:
+                return END_OF_STREAM
+            _consume(transfer, 0)
+        elif errno == EAGAIN:
+            return BLOCKED
+        elif errno != EINTR:
+            transfer.error = errno
+            return FAILED
+    return COMPLETE
+
+
+cdef ssize_t _call(Transfer *transfer) noexcept nogil:
+    cdef iovec *vector = transfer.vectors + transfer.vector_index
+    cdef size_t count = transfer.vector_count - transfer.vector_index
+    cdef msghdr message
+    if count == 1:
+        if transfer.direction == RECEIVE:
+            return recv(transfer.fd, vector.iov_base, vector.iov_len, MSG_DONTWAIT)
+        return send(transfer.fd, vector.iov_base, vector.iov_len, MSG_DONTWAIT | MSG_NOSIGNAL)
+    memset(&message, 0, sizeof(message))
+    message.msg_iov = vector
+    message.msg_iovlen = min(count, <size_t> VECTORS_PER_CALL)
+    if transfer.direction == RECEIVE:
+        return recvmsg(transfer.fd, &message, MSG_DONTWAIT)
+    return sendmsg(transfer.fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL)
+
+
+cdef void _consume(Transfer *transfer, size_t moved_bytes) noexcept nogil:
+    """Cut `moved_bytes` off the front of the vectors; empty ones go too."""
+    cdef iovec *vector
+    transfer.moved_bytes += moved_bytes
+    while transfer.vector_index < transfer.vector_count:
+        vector = transfer.vectors + transfer.vector_index
+        if moved_bytes < vector.iov_len:
+            vector.iov_base = <char *> vector.iov_base + moved_bytes
+            vector.iov_len -= moved_bytes
+            return
+        moved_bytes -= vector.iov_len
+        transfer.vector_index += 1

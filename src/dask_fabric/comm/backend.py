@@ -1,0 +1,92 @@
+"""What ``distributed`` finds under each of our schemes (``distributed.comm.backends``)."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any, ClassVar
+
+from distributed.comm.addressing import parse_host_port, unparse_host_port
+from distributed.comm.core import FatalCommClosedError
+from distributed.comm.registry import Backend
+
+from dask_fabric.comm.addressing import advertised_host, resolve_blocking, route_source
+from dask_fabric.comm.connector import FabricConnector
+from dask_fabric.comm.listener import FabricListener
+from dask_fabric.comm.security import Scheme
+from dask_fabric.errors import UnavailableError
+
+
+class FabricBackend(Backend):
+    """``fabric://``: the best that both ends have; encrypted where Dask gives a TLS context."""
+
+    scheme: ClassVar[Scheme] = Scheme("fabric", tls="if given")
+
+    def __init__(self) -> None:
+        self._connector = FabricConnector(self.scheme)
+
+    def get_connector(self) -> FabricConnector:
+        return self._connector
+
+    def get_listener(
+        self, loc: str, handle_comm: Any, deserialize: bool, **connection_args: Any
+    ) -> FabricListener:
+        return FabricListener(self.scheme, loc, handle_comm, deserialize, **connection_args)
+
+    def get_address_host(self, loc: str) -> str:
+        return parse_host_port(loc)[0]
+
+    def get_address_host_port(self, loc: str) -> tuple[str, int]:
+        return parse_host_port(loc)
+
+    def resolve_address(self, loc: str) -> str:
+        """Replace the host of *loc* by its IP address."""
+        host, port = parse_host_port(loc)
+        return unparse_host_port(resolve_blocking(host), port)
+
+    def get_local_address_for(self, loc: str) -> str:
+        """Give the host, without a port, on which to listen for the peer at *loc*."""
+        host = resolve_blocking(parse_host_port(loc)[0])
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return unparse_host_port(route_source(host, (family,)) or advertised_host((family,)))
+
+
+class StreamBackend(FabricBackend):
+    """``fabric+tcp://``: everything on one TCP connection, never encrypted."""
+
+    scheme = Scheme("fabric+tcp", tls="never")
+
+
+class TLSBackend(FabricBackend):
+    """``fabric+tls://``: everything on one TLS connection, with certificates on both sides."""
+
+    scheme = Scheme("fabric+tls", tls="always")
+
+
+class SchemeUnavailableError(UnavailableError, FatalCommClosedError):
+    """The scheme is known, but nothing can be sent by it; Dask does not try again."""
+
+
+class UCXBackend(FabricBackend):
+    """``fabric+ucx://``: reserved, and refused with the remedy."""
+
+    scheme = Scheme("fabric+ucx", tls="never")
+
+    def __init__(self) -> None:
+        self._connector = _UnavailableConnector(self.scheme)
+
+    def get_listener(
+        self, loc: str, handle_comm: Any, deserialize: bool, **connection_args: Any
+    ) -> FabricListener:
+        raise _ucx_unavailable(loc)
+
+
+class _UnavailableConnector(FabricConnector):
+    async def connect(self, address: str, deserialize: bool = True, **connection_args: Any) -> Any:
+        raise _ucx_unavailable(address)
+
+
+def _ucx_unavailable(location: str) -> SchemeUnavailableError:
+    return SchemeUnavailableError(
+        f"cannot use fabric+ucx://{location}: this version of dask-fabric has no UCX path. "
+        f"Use fabric://{location}, which takes the best path that both ends have."
+    )

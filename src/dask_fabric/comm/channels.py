@@ -1,0 +1,100 @@
+"""The one place where channels are made and opened, plain or under TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import socket
+import ssl
+from typing import Any
+
+from dask_fabric.config import Settings
+from dask_fabric.engine.channel import Channel
+from dask_fabric.wire.hello import Handshake, Hello
+
+
+def make_channel(
+    scheme: str,
+    loop: asyncio.AbstractEventLoop,
+    sock: socket.socket,
+    settings: Settings,
+    ssl_context: ssl.SSLContext | None,
+    *,
+    server_side: bool,
+    server_hostname: str | None = None,
+) -> Any:
+    """Make the channel that fits: plain, or TLS where there is a context.
+
+    Parameters
+    ----------
+    scheme : str
+        The scheme that this side was given, to be told to the peer.
+    loop : asyncio.AbstractEventLoop
+        The running loop.
+    sock : socket.socket
+        Connected and non-blocking; owned by the channel from now on.
+    settings : dask_fabric.config.Settings
+        The limits that the channel keeps to.
+    ssl_context : ssl.SSLContext or None
+        None for plain text.
+    server_side : bool
+        Whether this side accepted the connection.
+    server_hostname : str, optional
+        The name that the client asks of a TLS server.
+
+    Raises
+    ------
+    OSError
+        The connection is gone already.
+    """
+    hello = _hello(scheme, settings, os.getpid())
+    handshake = Handshake(hello, server_side=server_side)
+    if ssl_context is None:
+        return Channel(loop, sock, handshake, settings)
+
+    from dask_fabric.engine.tls import TLSChannel
+
+    return TLSChannel(
+        loop,
+        sock,
+        handshake,
+        settings,
+        ssl_context=ssl_context,
+        server_side=server_side,
+        server_hostname=server_hostname,
+    )
+
+
+@functools.lru_cache(maxsize=16)
+def _hello(scheme: str, settings: Settings, pid: int) -> Hello:
+    """Say of this process what a peer may need to know."""
+    limits = {
+        "frames": settings.frame_count_limit,
+        "header": settings.header_bytes_limit,
+        "message": settings.message_bytes_limit,
+    }
+    return Hello(scheme=scheme, pid=pid, limits=limits)
+
+
+async def open_channel(channel: Any, loop: asyncio.AbstractEventLoop, settings: Settings) -> None:
+    """Shake hands with the peer, within the configured time. A channel that fails is closed.
+
+    Raises
+    ------
+    ProtocolError
+        The peer is not one of ours, or not of our version.
+    ChannelClosedError
+        The peer closed the connection, or the time is over.
+    OSError
+        The connection broke (``ssl.SSLError`` is one).
+    """
+    seconds = settings.handshake_timeout_seconds
+    error = TimeoutError(
+        f"no handshake within {seconds} seconds (fabric.timeouts.handshake in Dask's configuration)"
+    )
+    timer = loop.call_later(seconds, channel.abort, error)
+    try:
+        await channel.open()
+    finally:
+        timer.cancel()

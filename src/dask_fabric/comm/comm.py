@@ -1,0 +1,202 @@
+"""`FabricComm`: one open channel as Dask's ``Comm``."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sys
+from typing import Any
+
+from distributed.comm.core import Comm, CommClosedError
+from distributed.comm.utils import OFFLOAD_THRESHOLD
+from distributed.utils import offload
+
+from dask_fabric.comm.dialect import codec
+from dask_fabric.errors import ChannelClosedError, ProtocolError
+
+logger = logging.getLogger(__name__)
+
+# Nothing is above it where the configuration turned offloading off.
+_OFFLOAD_BYTES = OFFLOAD_THRESHOLD or float("inf")
+
+_ENDS_COMM = (ChannelClosedError, ProtocolError, EOFError, OSError)
+
+
+class FabricComm(Comm):
+    """A message-oriented connection over one channel.
+
+    Parameters
+    ----------
+    channel
+        An open channel of `dask_fabric.engine`; the comm owns it from now on.
+    local_addr, peer_addr : str
+        Addresses with their scheme.
+    deserialize : bool
+        Whether messages are deserialized when read, or passed through.
+    close_timeout_seconds : float
+        How long `close` may take to flush.
+    extra_info : dict, optional
+        What the listener or connector knows of the connection (TLS: ``peercert``, ``cipher``).
+    """
+
+    _channel: Any = None
+
+    def __init__(
+        self,
+        channel: Any,
+        local_addr: str,
+        peer_addr: str,
+        deserialize: bool,
+        close_timeout_seconds: float,
+        extra_info: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(deserialize)
+        self._channel = channel
+        self._local_addr = local_addr
+        self._peer_addr = peer_addr
+        self._close_timeout_seconds = close_timeout_seconds
+        self._extra = extra_info or {}
+        self._loop = asyncio.get_running_loop()
+        # Bound once: each saves a look-up in every message.
+        self._receive_nowait = channel.receive_nowait
+        self._send = channel.send
+
+    @property
+    def local_address(self) -> str:
+        return self._local_addr
+
+    @property
+    def peer_address(self) -> str:
+        return self._peer_addr
+
+    @property
+    def same_host(self) -> bool:
+        """Whether both ends have the same IP address: asked of the socket, not of a resolver."""
+        channel = self._channel
+        return channel.local_sockname[0] == channel.peer_sockname[0]
+
+    @property
+    def extra_info(self) -> dict[str, Any]:
+        return self._extra
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """The name of the path by which large frames travel, for each kind of memory."""
+        return {"host": "stream"}
+
+    def statistics(self) -> dict[str, Any]:
+        """Give the channel's counters with the addresses and paths that they belong to."""
+        return {
+            "local_address": self._local_addr,
+            "peer_address": self._peer_addr,
+            "paths": self.paths,
+            **self._channel.statistics(),
+        }
+
+    async def read(self, deserializers: Any = None) -> Any:
+        """Read one message.
+
+        Raises
+        ------
+        CommClosedError
+            The comm is closed, by either side, or broke.
+        Exception
+            The message cannot be deserialized; the comm stays usable.
+        """
+        try:
+            message = self._receive_nowait()
+            if message is None:
+                message = await self._channel.receive()
+        except BaseException as exc:
+            self._end(exc)
+            raise
+
+        header, frames = message
+        deserialize = self.deserialize
+        try:
+            if (
+                deserialize
+                and self.allow_offload
+                and codec.offload_bytes(header, frames) > _OFFLOAD_BYTES
+            ):
+                return await offload(codec.decode, header, frames, deserialize, deserializers)
+            return codec.decode(header, frames, deserialize, deserializers)
+        except (EOFError, ProtocolError, asyncio.CancelledError) as exc:
+            # What is truncated or lost is not the sender's object that failed, but the connection.
+            self._end(exc)
+            raise
+
+    async def write(self, msg: Any, serializers: Any = None, on_error: str = "message") -> int:
+        """Queue one message for sending; never waits for the peer to read.
+
+        Returns
+        -------
+        int
+            Bytes of the message.
+
+        Raises
+        ------
+        CommClosedError
+            The comm is closed, by either side, or broke.
+        Exception
+            The message cannot be serialized; the comm stays usable.
+        """
+        if self._channel.closed:
+            raise CommClosedError(f"in {self}: the comm is closed")
+        context = {
+            "sender": self.local_info,
+            "recipient": self.remote_info,
+            **self.handshake_options,
+        }
+        try:
+            encoding = codec.begin(msg, serializers, on_error, context)
+            if encoding.offload_bytes > _OFFLOAD_BYTES and self.allow_offload:
+                header, frames = await offload(encoding.finish)
+            else:
+                header, frames = encoding.finish()
+        except asyncio.CancelledError:
+            self.abort()
+            raise
+        except Exception:
+            # Dask's server drops a reply that fails here with no more than a debug line.
+            logger.exception("Could not serialize a message in %s", self)
+            raise
+        try:
+            return self._send(header, frames)
+        except BaseException as exc:
+            self._end(exc)
+            raise
+
+    async def close(self) -> None:
+        """Flush and close, within the configured time; safe to call again, or during a `read`."""
+        try:
+            await self._channel.close(self._close_timeout_seconds)
+        except _ENDS_COMM as exc:
+            logger.debug("in %s: %s while closing", self, exc)
+            self.abort()
+        except BaseException:
+            self.abort()
+            raise
+
+    def abort(self) -> None:
+        """Close at once, losing what was not sent."""
+        self._channel.abort()
+
+    def closed(self) -> bool:
+        return self._channel.closed
+
+    def _end(self, exc: BaseException) -> None:
+        """Abort because of *exc*; raise it as what Dask knows, or return if it passes unchanged."""
+        self.abort()
+        if isinstance(exc, _ENDS_COMM):
+            raise CommClosedError(f"in {self}: {exc}") from exc
+
+    def __del__(self) -> None:
+        channel = self._channel
+        if channel is None or channel.closed or sys.is_finalizing():
+            return
+        logger.warning("Closing dangling channel in %r", self)
+        # The collector runs in any thread, the channel in its loop's only.
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and the channel with it
+            self._loop.call_soon_threadsafe(channel.abort)

@@ -1,0 +1,169 @@
+"""Connecting: from an address to an open comm."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import errno
+import os
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+from distributed.comm.addressing import parse_host_port
+from distributed.comm.core import Connector
+
+from dask_fabric.comm import runtime
+from dask_fabric.comm.addressing import Target, format_address, resolve
+from dask_fabric.comm.channels import make_channel, open_channel
+from dask_fabric.comm.comm import FabricComm
+from dask_fabric.comm.security import Scheme, comm_error, tls_info
+from dask_fabric.comm.socket_options import tune
+from dask_fabric.errors import FabricError
+
+_IN_PROGRESS = frozenset((errno.EINPROGRESS, errno.EALREADY, errno.EWOULDBLOCK, errno.EINTR))
+# As RFC 8305 advises: the next address has its turn after this long without an answer.
+_STAGGER_SECONDS = 0.25
+
+
+class FabricConnector(Connector):
+    """Connects to addresses of one scheme.
+
+    Parameters
+    ----------
+    scheme : Scheme
+        What the addresses start with, and whether to encrypt.
+    """
+
+    def __init__(self, scheme: Scheme) -> None:
+        self.scheme = scheme
+        self.prefix = scheme.prefix
+
+    async def connect(
+        self, address: str, deserialize: bool = True, **connection_args: Any
+    ) -> FabricComm:
+        """Connect to *address* (without its scheme) and shake hands.
+
+        Parameters
+        ----------
+        address : str
+            ``host:port``; the host is a name, an IPv4 address or an IPv6 address in brackets.
+        deserialize : bool
+            Passed on to the comm.
+        **connection_args
+            Used are ``ssl_context``, ``require_encryption`` and ``server_hostname``.
+
+        Raises
+        ------
+        OSError
+            Nobody listens there, or the name is not known; trying again may help.
+        FatalCommClosedError
+            What listens there will never be a peer: another program, version or certificate.
+        RuntimeError
+            Encryption is required, and this would not be encrypted.
+        """
+        ssl_context = self.scheme.ssl_context(address, connection_args)
+        host, port = parse_host_port(address)
+        peer_addr = self.prefix + address
+        loop = asyncio.get_running_loop()
+        settings = runtime.settings()
+        sock = await _connect_to_any(loop, await resolve(loop, host, port))
+        try:
+            channel = make_channel(
+                self.scheme.name,
+                loop,
+                sock,
+                settings,
+                ssl_context,
+                server_side=False,
+                server_hostname=connection_args.get("server_hostname"),
+            )
+            await open_channel(channel, loop, settings)
+        except (FabricError, OSError) as exc:
+            sock.close()
+            raise comm_error(peer_addr, exc) from exc
+        return FabricComm(
+            channel,
+            format_address(self.prefix, channel.local_sockname),
+            peer_addr,
+            deserialize,
+            settings.close_timeout_seconds,
+            tls_info(channel) if ssl_context is not None else None,
+        )
+
+
+async def _connect_to_any(
+    loop: asyncio.AbstractEventLoop, targets: Sequence[Target]
+) -> socket.socket:
+    """Connect to the first target that answers; a silent one does not hold up the next.
+
+    Raises
+    ------
+    OSError
+        Of the last target tried.
+    """
+    if len(targets) == 1:
+        return await _connect_to(loop, *targets[0])
+    waiting = collections.deque(targets)
+    attempts: set[asyncio.Task] = set()
+    error: BaseException = OSError(errno.EADDRNOTAVAIL, "the host has no address to connect to")
+    try:
+        while waiting or attempts:
+            if waiting:
+                attempts.add(loop.create_task(_connect_to(loop, *waiting.popleft())))
+            patience = _STAGGER_SECONDS if waiting else None
+            done, _ = await asyncio.wait(
+                attempts, timeout=patience, return_when=asyncio.FIRST_COMPLETED
+            )
+            for attempt in done:
+                attempts.remove(attempt)
+                if attempt.exception() is None:
+                    return attempt.result()
+                error = attempt.exception()
+        raise error
+    finally:
+        for attempt in attempts:
+            attempt.cancel()
+            attempt.add_done_callback(_close_late)
+
+
+def _close_late(attempt: asyncio.Task) -> None:
+    """Close the connection of an attempt that came in second."""
+    if not attempt.cancelled() and attempt.exception() is None:
+        attempt.result().close()
+
+
+async def _connect_to(
+    loop: asyncio.AbstractEventLoop, family: int, sockaddr: tuple
+) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        tune(sock)
+        code = sock.connect_ex(sockaddr)
+        if code in _IN_PROGRESS:
+            # On this host the handshake of TCP is over by now, and the second call says so.
+            code = sock.connect_ex(sockaddr)
+            if code in _IN_PROGRESS:
+                code = await _connected(loop, sock)
+        if code and code != errno.EISCONN:
+            raise OSError(code, f"{os.strerror(code)} ({sockaddr[0]} port {sockaddr[1]})")
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+async def _connected(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> int:
+    """Wait for the outcome of a connect in progress; give its error number, 0 for success."""
+    writable = loop.create_future()
+    loop.add_writer(sock, _wake, writable)
+    try:
+        await writable
+    finally:
+        loop.remove_writer(sock)
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+
+
+def _wake(future: asyncio.Future) -> None:
+    if not future.done():
+        future.set_result(None)

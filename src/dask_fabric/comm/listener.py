@@ -1,0 +1,292 @@
+"""Listening: from a bound socket to comms handed to Dask's handler."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import inspect
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import dask
+from distributed.comm.addressing import get_address_host, parse_host_port, unparse_host_port
+from distributed.comm.core import BaseListener, CommClosedError
+from tornado.netutil import bind_sockets
+
+from dask_fabric.comm import runtime
+from dask_fabric.comm.addressing import (
+    WILDCARD_HOSTS,
+    advertised_host,
+    format_address,
+    host_of,
+)
+from dask_fabric.comm.channels import make_channel, open_channel
+from dask_fabric.comm.comm import FabricComm
+from dask_fabric.comm.security import Scheme, comm_error, tls_info
+from dask_fabric.comm.socket_options import tune
+from dask_fabric.errors import ChannelClosedError, FabricError
+
+logger = logging.getLogger(__name__)
+
+# Accepted in one turn of the loop at most, so that a storm of connections starves nobody else.
+_ACCEPT_BATCH_COUNT = 64
+# The process, or the host, is out of descriptors or memory; the connection waits in the backlog.
+_OUT_OF_RESOURCES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+_ACCEPT_PAUSE_SECONDS = 1.0
+_EPHEMERAL_PORT_ATTEMPT_COUNT = 5
+
+
+class FabricListener(BaseListener):
+    """Listens on one address and hands every connection to a handler as a comm.
+
+    Parameters
+    ----------
+    scheme : Scheme
+        What the address starts with, and whether to encrypt.
+    address : str
+        Where to listen, without scheme: ``host:port``. No host is every interface, no port any.
+    comm_handler : callable
+        Called with each comm after Dask's handshake; a function or a coroutine function. Where it
+        is a method of a worker or nanny, that server's scheduler decides what `contact_address`
+        says.
+    deserialize, allow_offload : bool
+        Passed on to the comms.
+    default_host : str, optional
+        The host to advertise when listening on every interface.
+    default_port : int
+        The port where *address* has none.
+    **connection_args
+        ``ssl_context`` and ``require_encryption`` are used, the rest is not.
+
+    Raises
+    ------
+    RuntimeError
+        Encryption is required, and this would not be encrypted.
+    """
+
+    def __init__(
+        self,
+        scheme: Scheme,
+        address: str,
+        comm_handler: Callable[[FabricComm], Awaitable[None] | None],
+        deserialize: bool = True,
+        allow_offload: bool = True,
+        default_host: str | None = None,
+        default_port: int = 0,
+        **connection_args: Any,
+    ) -> None:
+        super().__init__()
+        self.scheme = scheme
+        self.prefix = scheme.prefix
+        self.ip, self.port = parse_host_port(address, default_port)
+        self.comm_handler = comm_handler
+        self.deserialize = deserialize
+        self.allow_offload = allow_offload
+        self.default_host = default_host
+        self._ssl_context = scheme.ssl_context(address, connection_args)
+        self._sockets: list[socket.socket] = []
+        self._bound: tuple | None = None
+        self._contact_host: str | None = None
+        self._stopped = False
+        self._tasks: set[asyncio.Task] = set()  # the loop itself holds them weakly
+        self._opening: set[Any] = set()  # channels
+
+    async def start(self) -> None:
+        """Bind and listen.
+
+        Raises
+        ------
+        OSError
+            The address cannot be bound, for instance because the port is taken.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._settings = runtime.settings()
+        self._sockets = _bind(self.port, self.ip)
+        for sock in self._sockets:
+            tune(sock)
+            self._loop.add_reader(sock, self._accept, sock)
+        # IPv4 wins where both are bound, since defective IPv6 is common.
+        self._sockets.sort(key=lambda sock: sock.family != socket.AF_INET)
+        self._bound = self._sockets[0].getsockname()
+        runtime.watch_memory(self, getattr(self.comm_handler, "__self__", None))
+
+    def stop(self) -> None:
+        """Stop listening, and drop the connections that did not get through their handshake."""
+        self._stopped = True
+        runtime.unwatch_memory(self)
+        sockets, self._sockets = self._sockets, []
+        for sock in sockets:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.remove_reader(sock)
+            sock.close()
+        self._drop_opening()
+
+    def abort_handshaking_comms(self) -> None:
+        """Abort every comm that is still in the handshake, in Dask's or in ours."""
+        super().abort_handshaking_comms()
+        self._drop_opening()
+
+    def _drop_opening(self) -> None:
+        opening, self._opening = self._opening, set()
+        for channel in opening:
+            channel.abort()
+
+    def get_host_port(self) -> tuple[str, int]:
+        """Give the host and port that it listens on."""
+        if self._bound is None:
+            raise ValueError("the listener is not started: it has no address yet")
+        return host_of(self._bound), self._bound[1]
+
+    @property
+    def listen_address(self) -> str:
+        """The address that it listens on; a wildcard stays one."""
+        return self.prefix + unparse_host_port(*self.get_host_port())
+
+    @property
+    def contact_address(self) -> str:
+        """The address under which others reach it."""
+        host, port = self.get_host_port()
+        if host in WILDCARD_HOSTS:
+            host = self._contact_host = self._contact_host or self._find_contact_host()
+        return self.prefix + unparse_host_port(host, port)
+
+    def _find_contact_host(self) -> str:
+        if self.default_host:
+            return self.default_host
+        families = [sock.family for sock in self._sockets] or [socket.AF_INET]
+        return advertised_host(families, _scheduler_host(self.comm_handler))
+
+    def _accept(self, listening: socket.socket) -> None:
+        """Accept what waits, one task for each; called by the loop."""
+        for _ in range(_ACCEPT_BATCH_COUNT):
+            try:
+                sock, sockname = listening.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as exc:
+                if exc.errno in _OUT_OF_RESOURCES:
+                    self._pause(listening, exc)
+                    return
+                continue  # the connection was gone before it was accepted
+            self._take(sock, format_address(self.prefix, sockname))
+
+    def _take(self, sock: socket.socket, peer_addr: str) -> None:
+        """Begin to serve an accepted connection."""
+        sock.setblocking(False)
+        try:
+            channel = make_channel(
+                self.scheme.name,
+                self._loop,
+                sock,
+                self._settings,
+                self._ssl_context,
+                server_side=True,
+            )
+        except OSError as exc:  # reset before it was accepted
+            sock.close()
+            self._log_refusal(peer_addr, exc)
+            return
+        self._opening.add(channel)
+        task = self._loop.create_task(self._serve(channel, peer_addr))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _pause(self, listening: socket.socket, exc: OSError) -> None:
+        logger.error(
+            "%s cannot accept connections (%s); trying again in %s seconds. "
+            "Raise the limit on open files (ulimit -n).",
+            self.listen_address,
+            exc,
+            _ACCEPT_PAUSE_SECONDS,
+        )
+        self._loop.remove_reader(listening)
+        self._loop.call_later(_ACCEPT_PAUSE_SECONDS, self._resume, listening)
+
+    def _resume(self, listening: socket.socket) -> None:
+        if not self._stopped:
+            self._loop.add_reader(listening, self._accept, listening)
+
+    async def _serve(self, channel: Any, peer_addr: str) -> None:
+        """Take one connection from its first byte to the handler's end."""
+        comm = await self._open(channel, peer_addr)
+        if comm is None:
+            return
+        logger.debug("Incoming connection from %s to %s", comm.peer_address, comm.local_address)
+        try:
+            await self.on_connection(comm)
+        except CommClosedError:
+            logger.info("Connection from %s closed before its handshake", comm.peer_address)
+            return
+        except Exception:
+            logger.exception("The handshake with %s failed", comm.peer_address)
+            comm.abort()
+            return
+        try:
+            handled = self.comm_handler(comm)
+            if inspect.isawaitable(handled):
+                await handled
+        except Exception:
+            logger.exception("The handler of the connection from %s failed", comm.peer_address)
+            comm.abort()
+
+    async def _open(self, channel: Any, peer_addr: str) -> FabricComm | None:
+        """Shake hands; None where that failed, which was logged."""
+        try:
+            await open_channel(channel, self._loop, self._settings)
+        except (FabricError, OSError) as exc:
+            self._log_refusal(peer_addr, exc)
+            return None
+        finally:
+            self._opening.discard(channel)
+        if self._stopped:
+            channel.abort()
+            return None
+        comm = FabricComm(
+            channel,
+            format_address(self.prefix, channel.local_sockname),
+            peer_addr,
+            self.deserialize,
+            self._settings.close_timeout_seconds,
+            tls_info(channel) if self._ssl_context is not None else None,
+        )
+        comm.allow_offload = self.allow_offload
+        return comm
+
+    def _log_refusal(self, peer_addr: str, exc: Exception) -> None:
+        # Health checks and port scans connect and leave: no news for anybody.
+        left = isinstance(exc, (ChannelClosedError, ConnectionError)) and exc.__cause__ is None
+        logger.log(
+            logging.DEBUG if left else logging.WARNING,
+            "Listener on %s refused a connection: %s",
+            self.listen_address,
+            comm_error(peer_addr, exc),
+        )
+
+
+def _bind(port: int, host: str) -> list[socket.socket]:
+    """Bind every address of *host*, with the backlog that Dask's configuration says."""
+    backlog = int(dask.config.get("distributed.comm.socket-backlog"))
+    for attempt in range(_EPHEMERAL_PORT_ATTEMPT_COUNT):
+        try:
+            return bind_sockets(port, address=host, backlog=backlog)
+        except OSError as exc:
+            # An ephemeral port that is free for IPv4 may be taken for IPv6.
+            last = attempt == _EPHEMERAL_PORT_ATTEMPT_COUNT - 1
+            if port != 0 or exc.errno != errno.EADDRINUSE or last:
+                raise
+    raise AssertionError("not reached")
+
+
+def _scheduler_host(comm_handler: Callable) -> str | None:
+    """Give the host of the scheduler with which the server behind *comm_handler* registers."""
+    scheduler = getattr(getattr(comm_handler, "__self__", None), "scheduler", None)
+    address = getattr(scheduler, "address", None)
+    if not isinstance(address, str):
+        return None
+    try:
+        return get_address_host(address)
+    except ValueError:
+        return None  # an address without a host

@@ -1,0 +1,64 @@
+"""What the comms of a process share, set up from the configuration: the engine and the pool."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dask_fabric import config
+from dask_fabric.config import Settings
+from dask_fabric.engine import threads
+from dask_fabric.memory import pool
+
+_applied: Settings | None = None
+# RSS above which the pool keeps nothing, by the server that has the memory limit.
+_pressure_limits_bytes: dict[Any, int] = {}
+
+
+def settings() -> Settings:
+    """Give the settings of now, applied to the engine and the pool of this process.
+
+    Raises
+    ------
+    ConfigError
+        A value is not usable; the message names its key.
+    """
+    global _applied
+    current = config.load()
+    if current is not _applied:
+        threads.configure(current.engine_thread_count)
+        pool.configure(
+            max_idle_bytes=current.pool_max_idle_bytes,
+            idle_seconds=current.pool_idle_timeout_seconds,
+        )
+        _applied = current
+    return current
+
+
+def watch_memory(listener: Any, server: Any) -> None:
+    """Let the pool keep nothing while this process is above the memory target of a worker.
+
+    Parameters
+    ----------
+    listener : object
+        Whose life the limit has; see `unwatch_memory`.
+    server : object
+        Whatever listens: only a worker has a memory limit with a target.
+    """
+    manager = getattr(server, "memory_manager", None)
+    limit = getattr(manager, "memory_limit", None)
+    fraction = getattr(manager, "memory_target_fraction", None) or getattr(
+        manager, "memory_spill_fraction", None
+    )
+    if limit and fraction:
+        _pressure_limits_bytes[listener] = int(limit * fraction)
+        _set_pressure_limit()
+
+
+def unwatch_memory(listener: Any) -> None:
+    """Forget the limit that came with *listener*, if one did."""
+    if _pressure_limits_bytes.pop(listener, None) is not None:
+        _set_pressure_limit()
+
+
+def _set_pressure_limit() -> None:
+    pool.set_pressure_limit(min(_pressure_limits_bytes.values(), default=0))

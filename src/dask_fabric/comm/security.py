@@ -1,0 +1,101 @@
+"""Who may talk in plain text, and what TLS errors say to a user."""
+
+from __future__ import annotations
+
+import dataclasses
+import ssl
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from distributed.comm.core import CommClosedError, FatalCommClosedError
+from distributed.comm.tcp import RequireEncryptionMixin, _expect_tls_context
+
+from dask_fabric.errors import (
+    ChannelClosedError,
+    ForeignProtocolError,
+    RefusedError,
+    UnavailableError,
+    VersionMismatchError,
+)
+
+_TLS_HELP = "Check your security settings: https://distributed.dask.org/en/latest/tls.html"
+
+# No retry can mend these: the peer is another program, another version, or nobody we trust.
+_FATAL = (
+    ForeignProtocolError,
+    RefusedError,
+    UnavailableError,
+    VersionMismatchError,
+    ssl.SSLError,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scheme:
+    """One of our schemes, and whether it encrypts.
+
+    Attributes
+    ----------
+    name : str
+        As in ``name://``.
+    tls : {"never", "if given", "always"}
+        Whether an ``ssl_context`` among the connection's arguments is used, or even required.
+    """
+
+    name: str
+    tls: Literal["never", "if given", "always"]
+
+    @property
+    def prefix(self) -> str:
+        return f"{self.name}://"
+
+    def ssl_context(self, location: str, args: Mapping[str, Any]) -> ssl.SSLContext | None:
+        """Give the TLS context among *args* to use for *location*, or None for plain text.
+
+        Raises
+        ------
+        RuntimeError
+            Encryption is required and this scheme, or what it was given, cannot provide it.
+        TypeError
+            The scheme needs a TLS context and was given none, or something else.
+        """
+        needed = self.tls == "always"
+        context = None
+        if needed or (self.tls == "if given" and args.get("ssl_context") is not None):
+            context = _expect_tls_context(args)
+        _Encryption(self.prefix, context is not None)._check_encryption(location, args)
+        return context
+
+
+@dataclasses.dataclass(frozen=True)
+class _Encryption(RequireEncryptionMixin):
+    """What distributed's check looks at."""
+
+    prefix: str
+    encrypted: bool
+
+
+def comm_error(where: str, exc: Exception) -> CommClosedError:
+    """Translate what broke a connection in its first moments to Dask's errors.
+
+    Parameters
+    ----------
+    where : str
+        The address, or whatever names the connection.
+    exc : Exception
+        An `OSError`, or one of the errors of dask-fabric.
+    """
+    cause = exc
+    while isinstance(cause, ChannelClosedError) and isinstance(cause.__cause__, Exception):
+        cause = cause.__cause__
+    message = f"in {where}: {cause.__class__.__name__}: {cause}"
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        message = f"in {where}: TLS certificate does not match ({cause}). {_TLS_HELP}"
+    elif isinstance(cause, ssl.SSLError):
+        message = f"in {where}: TLS failed, or the other end does not use it ({cause}). {_TLS_HELP}"
+    return (FatalCommClosedError if isinstance(cause, _FATAL) else CommClosedError)(message)
+
+
+def tls_info(channel: Any) -> dict[str, Any]:
+    """Give what distributed's own TLS comm tells of a connection: ``peercert`` and ``cipher``."""
+    return {"peercert": channel.peercert, "cipher": channel.cipher}

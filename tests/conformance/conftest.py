@@ -1,0 +1,115 @@
+"""The shared suite: what any scheme must do to be a comm of Dask's.
+
+It runs over every scheme of ours, or over those in ``DASK_FABRIC_TEST_SCHEMES`` (comma-separated;
+``tcp`` and ``tls`` work too, for a look at the reference).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import socket
+import subprocess
+
+import pytest
+import pytest_asyncio
+from distributed.comm import connect, listen
+from distributed.comm.core import Comm
+from distributed.security import Security
+
+TLS_SCHEMES = ("tls", "fabric+tls")
+REFERENCES = ("tcp", "tls")
+
+
+def schemes() -> list[str]:
+    named = os.environ.get("DASK_FABRIC_TEST_SCHEMES")
+    if named:
+        return named.split(",")
+    found = ["fabric", "fabric+tcp"]
+    if importlib.util.find_spec("dask_fabric.engine.tls"):
+        found.append("fabric+tls")
+    return found
+
+
+@pytest.fixture(params=schemes())
+def scheme(request) -> str:
+    marker = request.node.get_closest_marker("own")
+    if marker and request.param in REFERENCES:
+        pytest.skip("a promise of dask-fabric, not of distributed's own comms")
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def temporary_security() -> Security:
+    return Security.temporary()
+
+
+@pytest.fixture
+def security(scheme, request) -> Security | None:
+    """What a cluster of this scheme needs: certificates, or nothing."""
+    return request.getfixturevalue("temporary_security") if scheme in TLS_SCHEMES else None
+
+
+@pytest.fixture
+def listen_args(security) -> dict:
+    return security.get_listen_args("scheduler") if security else {}
+
+
+@pytest.fixture
+def connect_args(security) -> dict:
+    return security.get_connection_args("client") if security else {}
+
+
+@pytest.fixture
+def has_ipv6() -> None:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        pytest.skip("no IPv6 here")
+
+
+@pytest_asyncio.fixture
+async def open_pair(scheme, listen_args, connect_args):
+    """A function that connects two comms in this process: ``a`` connected, ``b`` accepted."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def open_pair(host: str = "127.0.0.1", deserialize: bool = True):
+            import asyncio
+
+            accepted: asyncio.Queue[Comm] = asyncio.Queue()
+
+            async def handle(comm):
+                accepted.put_nowait(comm)
+
+            listener = await listen(
+                f"{scheme}://{host}", handle, deserialize=deserialize, **listen_args
+            )
+            stack.callback(listener.stop)
+            a = await connect(listener.contact_address, deserialize=deserialize, **connect_args)
+            stack.callback(a.abort)
+            b = await accepted.get()
+            stack.callback(b.abort)
+            return a, b
+
+        yield open_pair
+
+
+@pytest_asyncio.fixture
+async def pair(open_pair):
+    return await open_pair()
+
+
+@pytest.fixture(scope="session")
+def namespaces():
+    """Skip where this process may not make network namespaces."""
+    try:
+        subprocess.run(["ip", "netns", "add", "fabric-probe"], check=True, capture_output=True)
+        subprocess.run(["ip", "netns", "del", "fabric-probe"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as exc:
+        pytest.skip(f"no network namespaces here: {exc}")
+
+
+def open_descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))

@@ -1,0 +1,51 @@
+"""Two channels, end to end, in one loop."""
+
+import asyncio
+import contextlib
+import socket
+from dataclasses import replace
+
+import pytest
+
+from dask_fabric import config
+from dask_fabric.engine.channel import Channel
+from dask_fabric.wire.hello import Handshake, Hello
+
+
+def tcp_pair():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        near = socket.create_connection(listener.getsockname())
+        far, _ = listener.accept()
+    for sock in (near, far):
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return near, far
+
+
+def new_channel(sock, server_side, **settings):
+    return Channel(
+        asyncio.get_running_loop(),
+        sock,
+        Handshake(Hello(scheme="fabric+tcp"), server_side=server_side),
+        replace(config.load(), **settings),
+    )
+
+
+@pytest.fixture
+def channels():
+    """An async context manager that gives two opened channels, and takes settings."""
+
+    @contextlib.asynccontextmanager
+    async def opened(**settings):
+        near, far = tcp_pair()
+        pair = new_channel(near, False, **settings), new_channel(far, True, **settings)
+        try:
+            await asyncio.gather(*(channel.open() for channel in pair))
+            yield pair
+        finally:
+            for channel in pair:
+                channel.abort()
+
+    return opened

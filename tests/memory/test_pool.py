@@ -1,0 +1,607 @@
+"""The receive-buffer pool: what is handed out, what is kept, and what goes back to the system."""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import itertools
+import pickle
+import random
+import subprocess
+import sys
+import textwrap
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from dask_fabric.errors import ConfigError
+from dask_fabric.memory import pool
+
+KIB = 1 << 10
+MIB = 1 << 20
+DEFAULTS = {"max_idle_bytes": 1 << 30, "idle_seconds": 10, "pressure_limit_bytes": 0}
+
+
+@pytest.fixture(autouse=True)
+def pristine_pool():
+    pool.trim()
+    pool.configure(**DEFAULTS | {"idle_seconds": 3600})
+    yield
+    pool.configure(**DEFAULTS)
+    pool.trim()
+
+
+def address(buffer):
+    return np.frombuffer(buffer, "u1").ctypes.data
+
+
+def resident_bytes():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+
+def native(name):
+    """A C function of the pool that runs without the GIL, as the engine's threads call it."""
+    pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    capsule = pool.__pyx_capi__[name]
+    name_of = ctypes.pythonapi.PyCapsule_GetName
+    name_of.restype, name_of.argtypes = ctypes.c_char_p, [ctypes.py_object]
+    return ctypes.CFUNCTYPE(None, ctypes.c_int)(pointer(capsule, name_of(capsule)))
+
+
+def run_script(text):
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(text)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# ---------------------------------------------------------------- the buffer
+
+
+@pytest.mark.parametrize(
+    "nbytes", [0, 1, 100, 64 * KIB - 1, 64 * KIB, 64 * KIB + 1, MIB, 2 * MIB + 1, 7 * MIB]
+)
+def test_buffer_is_writeable_bytes_of_the_length_asked_for(nbytes):
+    buffer = pool.allocate(nbytes)
+    view = memoryview(buffer)
+    assert (len(buffer), buffer.nbytes, view.nbytes) == (nbytes,) * 3
+    assert (view.format, view.itemsize, view.ndim, view.shape) == ("B", 1, 1, (nbytes,))
+    assert not view.readonly and view.c_contiguous
+    content = bytes(range(256)) * (nbytes // 256 + 1)
+    view[:] = content[:nbytes]
+    assert bytes(buffer) == content[:nbytes]
+
+
+def test_buffer_is_made_by_allocate_only():
+    with pytest.raises(TypeError, match="allocate"):
+        pool.Buffer()
+    with pytest.raises(TypeError):
+        pool.Buffer(b"junk", 12)
+    assert bytes(pool.Buffer.__new__(pool.Buffer)) == b""
+
+
+def test_buffer_cannot_be_copied_into_a_second_owner():
+    for clone in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError):
+            clone(pool.allocate(100))
+
+
+def test_length_of_a_buffer_is_fixed():
+    with pytest.raises(AttributeError):
+        pool.allocate(10).nbytes = 11
+
+
+@pytest.mark.parametrize("nbytes", [2 * MIB, 3 * MIB, 100_000_000])
+def test_large_buffers_are_aligned_to_huge_pages(nbytes):
+    assert address(pool.allocate(nbytes)) % (2 * MIB) == 0
+
+
+def test_pooled_buffers_are_aligned_to_cache_lines():
+    assert address(pool.allocate(64 * KIB)) % 64 == 0
+
+
+def test_negative_length_is_a_value_error():
+    with pytest.raises(ValueError, match="-1"):
+        pool.allocate(-1)
+
+
+@pytest.mark.parametrize("nbytes", [1 << 46, 1 << 47, (1 << 47) + 1, sys.maxsize])
+def test_absurd_length_is_a_memory_error_that_names_it(nbytes):
+    before = pool.statistics()
+    with pytest.raises(MemoryError, match=str(nbytes)):
+        pool.allocate(nbytes)
+    after = pool.statistics()
+    assert after["in_use_bytes"] == before["in_use_bytes"]
+    assert after["in_use_count"] == before["in_use_count"]
+
+
+def test_scarce_memory_takes_back_what_is_idle_before_it_fails():
+    run_script("""
+        import resource
+        from dask_fabric.memory import pool
+        pool.allocate(512 << 20)
+        assert pool.statistics()["idle_count"] == 1
+        size = int(open("/proc/self/statm").read().split()[0]) * 4096 + (100 << 20)
+        resource.setrlimit(resource.RLIMIT_AS, (size, size))
+        kept = pool.allocate(300 << 20)
+        assert pool.statistics()["idle_count"] == 0
+        try:
+            pool.allocate(600 << 20)
+        except MemoryError as error:
+            assert str(600 << 20) in str(error)
+        else:
+            raise AssertionError("more memory than the limit")
+    """)
+
+
+# ---------------------------------------------------------------- recycling
+
+
+@pytest.mark.parametrize("nbytes", [64 * KIB, MIB, 2 * MIB, 10_000_000, 1_000_000_000])
+def test_released_memory_is_handed_out_again(nbytes):
+    buffer = pool.allocate(nbytes)
+    first = address(buffer)
+    del buffer
+    before = pool.statistics()
+    assert nbytes <= before["idle_bytes"] <= max(nbytes * 1.25, 2 * MIB)
+    buffer = pool.allocate(nbytes)
+    assert address(buffer) == first
+    after = pool.statistics()
+    assert (after["idle_bytes"], after["idle_count"]) == (0, 0)
+    assert after["hits_count"] == before["hits_count"] + 1
+
+
+def test_most_recently_used_memory_comes_first():
+    buffers = [pool.allocate(MIB) for _ in range(4)]
+    addresses = [address(buffer) for buffer in buffers]
+    while buffers:
+        del buffers[0]
+    again = [pool.allocate(MIB) for _ in range(4)]
+    assert [address(buffer) for buffer in again] == addresses[::-1]
+
+
+def test_somewhat_larger_idle_memory_is_used_much_larger_is_not():
+    buffer = pool.allocate(10 * MIB)
+    first = address(buffer)
+    del buffer
+    assert address(pool.allocate(8 * MIB)) == first
+    before = pool.statistics()
+    small = pool.allocate(7 * MIB)
+    assert pool.statistics()["misses_count"] == before["misses_count"] + 1
+    assert address(small) != first
+
+
+def test_views_keep_the_memory_in_use():
+    before = pool.statistics()["in_use_count"]
+    array = np.frombuffer(pool.allocate(MIB), "i8")[5:10]
+    other = np.ndarray((2, 3), "f4", buffer=pool.allocate(MIB))
+    view = memoryview(pool.allocate(MIB)).cast("i")[2:4]
+    assert pool.statistics()["in_use_count"] == before + 3
+    assert pool.statistics()["idle_count"] == 0
+    del array, other, view
+    assert pool.statistics()["in_use_count"] == before
+    assert pool.statistics()["idle_count"] == 3
+
+
+def test_memory_in_use_is_counted_as_asked_for():
+    before = pool.statistics()
+    buffers = [pool.allocate(nbytes) for nbytes in (10, 100_000, 5_000_000)]
+    after = pool.statistics()
+    assert after["in_use_bytes"] - before["in_use_bytes"] == 5_100_010
+    assert after["in_use_count"] - before["in_use_count"] == 3
+    del buffers
+    assert pool.statistics()["in_use_bytes"] == before["in_use_bytes"]
+
+
+def test_small_buffers_are_not_pooled():
+    before = pool.statistics()
+    pool.allocate(64 * KIB - 1)
+    after = pool.statistics()
+    assert all(after[key] == before[key] for key in ("hits_count", "misses_count", "idle_count"))
+
+
+def test_live_buffers_never_overlap_and_idle_memory_stays_within_the_bound():
+    choose = random.Random(7)
+    bound = 24 * MIB
+    pool.configure(max_idle_bytes=bound)
+    live = {}
+    for stamp in range(1, 3000):
+        nbytes = int(2 ** choose.uniform(4, 24))
+        array = np.frombuffer(pool.allocate(nbytes), "u1")
+        array[:: max(1, nbytes // 16)] = stamp % 251
+        live[stamp] = array
+        while len(live) > 20:
+            old = choose.choice(list(live))
+            freed = live.pop(old)
+            assert (freed[:: max(1, freed.size // 16)] == old % 251).all()
+            del freed
+            assert pool.statistics()["idle_bytes"] <= bound
+    assert pool.statistics()["hits_count"] > 100
+
+
+class PoolMachine(RuleBasedStateMachine):
+    """Any order of calls against a model: the live buffers, by their addresses."""
+
+    def __init__(self):
+        super().__init__()
+        pool.trim()
+        pool.configure(max_idle_bytes=16 * MIB, idle_seconds=3600)
+        self.bound = 16 * MIB
+        self.live = []
+        self.before = pool.statistics()
+
+    def teardown(self):
+        self.live.clear()
+
+    @rule(nbytes=st.one_of(
+        st.integers(0, 20 * MIB),
+        st.sampled_from([64 * KIB, MIB, 2 * MIB, 4 * MIB, 8 * MIB, 16 * MIB]),
+    ))  # fmt: skip
+    def allocate(self, nbytes):
+        buffer = pool.allocate(nbytes)
+        assert buffer.nbytes == nbytes
+        if nbytes:
+            memoryview(buffer)[-1] = memoryview(buffer)[0] = len(self.live) % 256
+            self.live.append(buffer)
+
+    @rule(index=st.integers(0, 1000))
+    def release(self, index):
+        if self.live:
+            del self.live[index % len(self.live)]
+
+    @rule(target_bytes=st.integers(0, 20 * MIB))
+    def trim(self, target_bytes):
+        idle_bytes = pool.statistics()["idle_bytes"]
+        freed_bytes = pool.trim(target_bytes)
+        left_bytes = pool.statistics()["idle_bytes"]
+        assert left_bytes == idle_bytes - freed_bytes <= target_bytes
+
+    @rule(bound=st.integers(0, 40 * MIB))
+    def configure(self, bound):
+        pool.configure(max_idle_bytes=bound)
+        self.bound = bound
+
+    @rule()
+    def trim_idle(self):
+        pool.trim_idle()
+
+    @invariant()
+    def figures_are_right(self):
+        now = pool.statistics()
+        in_use = now["in_use_bytes"] - self.before["in_use_bytes"]
+        assert in_use == sum(buffer.nbytes for buffer in self.live)
+        assert now["in_use_count"] - self.before["in_use_count"] == len(self.live)
+        assert 0 <= now["idle_bytes"] <= self.bound
+        assert (now["idle_count"] == 0) == (now["idle_bytes"] == 0)
+        assert pool.has_idle_memory() == (now["idle_count"] > 0)
+
+    @invariant()
+    def nothing_overlaps(self):
+        spans = sorted((address(buffer), buffer.nbytes) for buffer in self.live)
+        for (start, nbytes), (following, _) in itertools.pairwise(spans):
+            assert start + nbytes <= following
+
+
+TestAnyOrder = PoolMachine.TestCase
+TestAnyOrder.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+# ---------------------------------------------------------------- the bound
+
+
+def test_oldest_idle_memory_goes_first_whatever_its_size():
+    pool.configure(max_idle_bytes=3 * MIB)
+    buffers = {name: pool.allocate(size) for name, size in
+               [("a", MIB), ("b", MIB + 256 * KIB), ("c", MIB)]}  # fmt: skip
+    addresses = {name: address(buffer) for name, buffer in buffers.items()}
+    before = pool.statistics()
+    for name in "abc":
+        del buffers[name]
+    after = pool.statistics()
+    assert after["evicted_bytes"] - before["evicted_bytes"] == MIB
+    assert after["idle_bytes"] == 2 * MIB + 256 * KIB
+    assert address(pool.allocate(MIB + 256 * KIB)) == addresses["b"]
+    kept = pool.allocate(MIB)
+    assert address(kept) == addresses["c"]
+
+
+def test_a_pool_full_of_useless_sizes_comes_to_serve_the_sizes_in_use():
+    pool.configure(max_idle_bytes=64 * MIB)
+    small = [pool.allocate(64 * KIB) for _ in range(1024)]
+    del small
+    assert pool.statistics()["idle_bytes"] == 64 * MIB
+    misses_count = pool.statistics()["misses_count"]
+    for _ in range(100):
+        pool.allocate(64 * MIB)
+        assert pool.statistics()["idle_bytes"] <= 64 * MIB
+    assert pool.statistics()["misses_count"] - misses_count < 20
+
+
+def test_frames_beyond_the_bound_are_neither_kept_nor_evict_others():
+    pool.configure(max_idle_bytes=4 * MIB)
+    pool.allocate(MIB)
+    pool.allocate(100 * MIB)
+    pool.allocate(4 * MIB + 1)
+    assert pool.statistics()["idle_bytes"] == MIB
+
+
+def test_memory_mapped_beyond_the_bound_is_not_kept_under_a_larger_one():
+    pool.configure(max_idle_bytes=0)
+    live = [pool.allocate(nbytes) for nbytes in (70_000, 5 * MIB)]
+    pool.configure(max_idle_bytes=1 << 30)
+    live.clear()
+    assert not pool.has_idle_memory()
+
+
+def test_without_a_bound_to_fill_nothing_is_kept():
+    pool.configure(max_idle_bytes=0)
+    for nbytes in (64 * KIB, 2 * MIB - 1, 2 * MIB, 5 * MIB):
+        memoryview(pool.allocate(nbytes))[nbytes - 1] = 1
+    assert not pool.has_idle_memory()
+
+
+def test_a_smaller_bound_holds_at_once_for_idle_and_for_live_memory():
+    live = pool.allocate(8 * MIB)
+    pool.allocate(4 * MIB)
+    pool.configure(max_idle_bytes=2 * MIB)
+    assert pool.statistics()["idle_bytes"] == 0
+    del live
+    assert pool.statistics()["idle_bytes"] == 0
+
+
+def test_peak_is_remembered():
+    pool.allocate(64 * MIB)
+    pool.trim()
+    assert 64 * MIB <= pool.statistics()["peak_idle_bytes"] <= DEFAULTS["max_idle_bytes"]
+
+
+# ---------------------------------------------------------------- trimming
+
+
+@pytest.mark.parametrize("nbytes", [64 * KIB, MIB, 64 * MIB])
+def test_trimmed_memory_goes_back_to_the_system(nbytes):
+    arrays = [np.frombuffer(pool.allocate(nbytes), "u1") for _ in range(64 * MIB // nbytes)]
+    for array in arrays:
+        array[:] = 1
+    del array, arrays
+    before = resident_bytes()
+    assert pool.trim() == 64 * MIB
+    assert before - resident_bytes() > 50 * MIB
+    assert not pool.has_idle_memory()
+
+
+def test_trim_keeps_the_newest_within_its_target():
+    buffers = [pool.allocate(4 * MIB) for _ in range(3)]
+    newest = address(buffers[2])
+    while buffers:
+        del buffers[0]
+    assert pool.trim(7 * MIB) == 8 * MIB
+    assert address(pool.allocate(4 * MIB)) == newest
+    with pytest.raises(ValueError, match="target_bytes"):
+        pool.trim(-1)
+
+
+def test_memory_is_trimmed_only_when_idle_for_long_enough():
+    pool.allocate(4 * MIB)
+    pool.trim_idle()
+    assert pool.has_idle_memory()
+    trimmed_bytes = pool.statistics()["trimmed_bytes"]
+    pool.configure(idle_seconds=0)
+    pool.trim_idle()
+    assert not pool.has_idle_memory()
+    assert pool.statistics()["trimmed_bytes"] - trimmed_bytes == 4 * MIB
+
+
+@pytest.mark.parametrize("live_count", [0, 1])
+def test_memory_idle_for_too_long_goes_in_passing(live_count):
+    live = [pool.allocate(MIB) for _ in range(live_count)]
+    pool.allocate(4 * MIB)
+    pool.configure(idle_seconds=0)
+    if live:
+        live.clear()
+    else:
+        live.append(pool.allocate(64 * KIB))
+    assert not pool.has_idle_memory()
+
+
+def test_under_pressure_nothing_is_kept():
+    live = pool.allocate(MIB)
+    pool.allocate(4 * MIB)
+    pool.set_pressure_limit(1)
+    assert pool.statistics()["pressure_limit_bytes"] == 1
+    del live
+    assert pool.statistics()["idle_bytes"] == 4 * MIB
+    pool.trim_idle()
+    assert not pool.has_idle_memory()
+
+
+def test_pressure_is_measured_by_the_resident_memory_of_the_process():
+    pool.set_pressure_limit(resident_bytes() + 100 * MIB)
+    pool.allocate(4 * MIB)
+    pool.trim_idle()
+    assert pool.has_idle_memory()
+    used = np.ones(200 * MIB, "u1")
+    pool.set_pressure_limit(resident_bytes() - used.nbytes // 2)
+    pool.trim_idle()
+    assert not pool.has_idle_memory()
+    pool.set_pressure_limit(0)
+    pool.allocate(4 * MIB)
+    pool.trim_idle()
+    assert pool.has_idle_memory()
+
+
+# ---------------------------------------------------------------- settings
+
+
+@pytest.mark.parametrize("name", ["max_idle_bytes", "pressure_limit_bytes", "idle_seconds"])
+@pytest.mark.parametrize("value", [-1, "1 GiB", True, float("nan"), float("inf"), 2**70, [1], 1j])
+def test_unusable_settings_are_refused_by_name(name, value):
+    before = pool.statistics()
+    with pytest.raises(ConfigError, match=name):
+        pool.configure(**{name: value})
+    assert pool.statistics() == before
+
+
+def test_a_refused_setting_leaves_the_others_alone():
+    before = pool.statistics()
+    with pytest.raises(ConfigError, match="pressure_limit_bytes"):
+        pool.configure(max_idle_bytes=5, idle_seconds=7, pressure_limit_bytes=1.5)
+    assert pool.statistics() == before
+
+
+def test_settings_are_seen_in_the_statistics():
+    pool.configure(max_idle_bytes=np.int64(5 * MIB), idle_seconds=0.5)
+    seen = pool.statistics()
+    assert (seen["max_idle_bytes"], seen["idle_seconds"]) == (5 * MIB, 0.5)
+
+
+def test_defaults_of_a_fresh_process():
+    assert run_script("""
+        from dask_fabric.memory import pool
+        seen = pool.statistics()
+        print(seen["max_idle_bytes"], seen["idle_seconds"], seen["pressure_limit_bytes"])
+    """).split() == [str(1 << 30), "10.0", "0"]
+
+
+# ---------------------------------------------------------------- threads, forks, exit
+
+
+def test_buffers_die_in_any_thread():
+    before = pool.statistics()["in_use_count"]
+    holders = [[pool.allocate(MIB)] for _ in range(8)]
+    threads = [threading.Thread(target=holder.clear) for holder in holders]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert pool.statistics()["in_use_count"] == before
+    assert pool.statistics()["idle_count"] == 8
+
+
+def exchange(seed, failures, rounds=400):
+    """Allocate and free at random; complain when another thread wrote into a live buffer."""
+    choose = random.Random(seed)
+    live = []
+    for _ in range(rounds):
+        array = np.frombuffer(pool.allocate(choose.randrange(1000, 6 * MIB)), "u1")
+        array[:: 64 * KIB] = seed
+        live.append(array)
+        if len(live) > 6:
+            freed = live.pop(choose.randrange(6))
+            if (freed[:: 64 * KIB] != seed).any():
+                failures.append(seed)
+        if choose.random() < 0.05:
+            pool.trim(choose.randrange(16 * MIB))
+
+
+def test_threads_allocate_while_native_threads_trim():
+    # Longer than nothing and shorter than a tick of the clock: memory is both reused and trimmed.
+    pool.configure(max_idle_bytes=16 * MIB, idle_seconds=0.001)
+    before = pool.statistics()
+    trim_idle, failures, done = native("trim_idle"), [], threading.Event()
+
+    def trim_until_done():
+        while not done.is_set():
+            trim_idle(0)
+
+    trimmer = threading.Thread(target=trim_until_done)
+    workers = [threading.Thread(target=exchange, args=(seed, failures)) for seed in range(1, 4)]
+    for thread in [trimmer, *workers]:
+        thread.start()
+    for thread in workers:
+        thread.join()
+    done.set()
+    trimmer.join()
+    assert not failures
+    after = pool.statistics()
+    assert after["in_use_count"] == before["in_use_count"]
+    assert after["hits_count"] > before["hits_count"]
+    assert after["trimmed_bytes"] > before["trimmed_bytes"]
+    assert pool.trim() <= 16 * MIB
+    assert pool.statistics()["idle_bytes"] == pool.statistics()["idle_count"] == 0
+
+
+def test_lists_survive_releases_while_another_thread_trims():
+    done = threading.Event()
+
+    def trim_until_done():
+        while not done.is_set():
+            pool.trim()
+
+    trimmer = threading.Thread(target=trim_until_done)
+    trimmer.start()
+    for _ in range(200):
+        buffers = [pool.allocate(64 * KIB + index) for index in range(1000)]
+        assert len({address(buffer) for buffer in buffers}) == 1000
+        buffers.clear()
+    done.set()
+    trimmer.join()
+    pool.trim()
+    assert pool.statistics()["idle_bytes"] == pool.statistics()["idle_count"] == 0
+
+
+def test_a_forked_child_goes_on_with_its_own_pool():
+    run_script("""
+        import os
+        from dask_fabric.memory import pool
+        live = pool.allocate(4 << 20)
+        memoryview(live)[:4] = b"mine"
+        pool.allocate(8 << 20)
+        child = os.fork()
+        if not child:
+            seen = pool.statistics()
+            right = seen["idle_count"] == 1 and bytes(memoryview(live)[:4]) == b"mine"
+            taken = pool.allocate(8 << 20)
+            memoryview(live)[:4] = memoryview(taken)[:4] = b"thou"
+            right = right and pool.statistics()["hits_count"] == 1
+            del live, taken
+            right = right and pool.trim() == 12 << 20
+            os._exit(0 if right else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        assert bytes(memoryview(live)[:4]) == b"mine"
+        assert pool.trim() == 8 << 20
+    """)
+
+
+def test_a_fork_in_the_middle_of_trimming_leaves_the_child_a_usable_pool():
+    run_script("""
+        import os, signal, sys, threading, warnings
+        from dask_fabric.memory import pool
+        warnings.simplefilter("ignore", DeprecationWarning)   # of forking with threads
+        sys.setswitchinterval(1e-5)
+        done = threading.Event()
+        def trim():
+            while not done.is_set():
+                pool.trim()
+        trimmer = threading.Thread(target=trim)
+        trimmer.start()
+        for _ in range(100):
+            buffers = [pool.allocate(64 << 10) for _ in range(1000)]
+            buffers.clear()
+            child = os.fork()
+            if not child:
+                signal.alarm(10)    # a lock that nobody will release
+                pool.allocate(64 << 10)
+                pool.trim()
+                os._exit(0 if pool.statistics()["idle_bytes"] == 0 else 1)
+            assert os.waitpid(child, 0)[1] == 0
+        done.set()
+        trimmer.join()
+    """)
+
+
+def test_interpreter_exits_with_live_buffers():
+    run_script("""
+        import sys
+        import numpy as np
+        from dask_fabric.memory import pool
+        sys.kept = [np.frombuffer(pool.allocate(n), "u1") for n in (10, 1 << 20, 1 << 24)]
+        kept = memoryview(pool.allocate(1 << 22))
+    """)

@@ -1,0 +1,235 @@
+"""The configuration: defaults, schema and page agree, and every bad value names its key."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from dataclasses import FrozenInstanceError, fields
+from importlib.resources import files
+from pathlib import Path
+
+import dask.config
+import jsonschema
+import psutil
+import pytest
+import yaml
+
+from dask_fabric import config
+from dask_fabric.config import KEYS, Settings, load
+from dask_fabric.errors import ConfigError
+
+PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
+
+
+@pytest.fixture(autouse=True)
+def pristine():
+    """Let each test start from the defaults and from warnings not yet given."""
+    config._warn_unknown.cache_clear()
+    with dask.config.set({"fabric": packaged("dask_fabric.yaml")["fabric"]}):
+        yield
+
+
+def packaged(name: str) -> dict:
+    return yaml.safe_load(files("dask_fabric").joinpath(name).read_text())
+
+
+def page_rows() -> dict[str, list[str]]:
+    rows = [line.strip("|\n ").split(" | ") for line in PAGE.read_text().splitlines()]
+    return {row[0].strip("`"): row for row in rows if row[0].startswith("`fabric.")}
+
+
+def leaves(node: dict, name: str = "") -> set[str]:
+    """Return the dotted names of the properties of a schema that have none of their own."""
+    if "properties" not in node:
+        return {name}
+    parts = node["properties"].items()
+    return set().union(*(leaves(inner, f"{name}.{part}".strip(".")) for part, inner in parts))
+
+
+# ---- defaults, schema and page
+
+
+def test_defaults_validate_against_the_schema():
+    schema = packaged("dask_fabric-schema.yaml")
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(packaged("dask_fabric.yaml"), schema)
+    with pytest.raises(jsonschema.ValidationError, match="max-idel"):
+        jsonschema.validate({"fabric": {"pool": {"max-idel": 1}}}, schema)
+
+
+def test_every_key_is_in_the_defaults_the_schema_the_page_and_the_settings():
+    assert config.DEFAULTS.keys() == KEYS.keys()
+    names = {f"fabric.{name}" for name in KEYS}
+    assert leaves(packaged("dask_fabric-schema.yaml")) == names
+    assert page_rows().keys() == names
+    assert [key.field for key in KEYS.values()] == [field.name for field in fields(Settings)]
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_page_tells_the_default(name):
+    assert yaml.safe_load(page_rows()[f"fabric.{name}"][1].strip("`")) == config.DEFAULTS[name]
+
+
+def test_default_settings():
+    settings = load()
+    assert settings.message_bytes_limit <= psutil.virtual_memory().total
+    assert 1 <= settings.engine_thread_count <= 4
+    assert settings == Settings(
+        pool_max_idle_bytes=2**30,
+        pool_idle_timeout_seconds=10.0,
+        engine_thread_count=settings.engine_thread_count,
+        stream_inline_bytes=65536,
+        stream_bulk_bytes=2**20,
+        frame_count_limit=1048576,
+        header_bytes_limit=2**30,
+        message_bytes_limit=settings.message_bytes_limit,
+        handshake_timeout_seconds=30.0,
+        close_timeout_seconds=2.0,
+    )
+    with pytest.raises(FrozenInstanceError):
+        settings.close_timeout_seconds = 1.0
+
+
+# ---- values
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("pool.max-idle", "5 MB", 5_000_000),
+        ("pool.max-idle", 0, 0),
+        ("pool.idle-timeout", "500 ms", 0.5),
+        ("pool.idle-timeout", 2, 2.0),
+        ("engine.threads", 64, 64),
+        ("stream.inline", "1 MiB", 2**20),
+        ("stream.bulk", "2 GiB", 2**31),
+        ("limits.frames", 1, 1),
+        ("limits.header", "1", 1),
+        ("limits.message", "1 TiB", 2**40),
+        ("timeouts.handshake", 0.1, 0.1),
+        ("timeouts.close", 0, 0.0),
+    ],
+)
+def test_good_values(name, value, expected):
+    with dask.config.set({f"fabric.{name}": value}):
+        assert getattr(load(), KEYS[name].field) == expected
+
+
+BAD_SIZES = ["", "MiB", "many", "-1", "1 furlong", "1e30", -1, 2.5, True, [], {"a": 1}]
+BAD_TIMES = ["", "s", "soon", "-1", "1 furlong", "1e30", -1, float("nan"), float("inf"), True, []]
+BAD_COUNTS = [0, -1, 1.0, "1", True, [], 2**32]
+BAD = {
+    "pool.max-idle": [*BAD_SIZES, None],
+    "pool.idle-timeout": [*BAD_TIMES, None],
+    "engine.threads": [*BAD_COUNTS, 65],
+    "stream.inline": [*BAD_SIZES, None, "2 MiB"],
+    "stream.bulk": [*BAD_SIZES, None],
+    "limits.frames": [*BAD_COUNTS, None],
+    "limits.header": [*BAD_SIZES, None, 0],
+    "limits.message": [*BAD_SIZES, 0],
+    "timeouts.handshake": [*BAD_TIMES, None, 0],
+    "timeouts.close": [*BAD_TIMES, None],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, bad) for name in KEYS for bad in BAD[name]])
+def test_bad_values_name_their_key(name, value):
+    with dask.config.set({f"fabric.{name}": value}), pytest.raises(ConfigError) as caught:
+        load()
+    assert f"fabric.{name} is {value!r}; expected " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("fabric", 5), ("fabric.pool", "1 GiB"), ("fabric.limits", [])]
+)
+def test_value_in_the_place_of_a_section(name, value):
+    with (
+        dask.config.set({name: value}),
+        pytest.raises(ConfigError, match=f"^{name} is .*; expected a mapping"),
+    ):
+        load()
+
+
+def test_inline_is_compared_with_bulk():
+    with (
+        dask.config.set({"fabric.stream.bulk": "1 KiB"}),
+        pytest.raises(
+            ConfigError, match=r"fabric\.stream\.inline .*fabric\.stream\.bulk.* '1 KiB'"
+        ),
+    ):
+        load()
+
+
+@pytest.mark.parametrize("section", [None, {}, {"pool": None}, {"pool": {"max-idle": "1 GiB"}}])
+def test_what_is_not_given_has_its_default(section):
+    expected = load()
+    with dask.config.set({"fabric": section}):
+        assert load() == expected
+
+
+# ---- unknown keys
+
+
+def test_unknown_key_is_reported_once_with_the_likely_one(caplog):
+    caplog.set_level(logging.WARNING)
+    expected = load()
+    with dask.config.set({"fabric.pool.max-idel": "5 GiB", "fabric.zzz": 1}):
+        assert load() == expected
+        with dask.config.set({"fabric.timeouts.close": "3s"}):
+            load()
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 2
+    assert "fabric.pool.max-idel" in messages[0]
+    assert messages[0].endswith("; did you mean fabric.pool.max-idle?")
+    assert "fabric.zzz" in messages[1] and "did you mean" not in messages[1]
+
+
+# ---- the cache
+
+
+def test_values_are_checked_again_only_after_a_change():
+    settings = load()
+    assert load() is settings
+    with dask.config.set({"fabric.engine.threads": 1}):
+        assert load().engine_thread_count == 1
+        with dask.config.set({"fabric.engine.threads": True}), pytest.raises(ConfigError):
+            load()
+    assert load() == settings
+
+
+# ---- where values come from
+
+
+@pytest.mark.parametrize("first", ["dask", "dask_fabric.config"])
+def test_environment_wins_over_the_defaults(first):
+    program = f"import {first}; from dask_fabric.config import load; print(load())"
+    environment = {
+        **os.environ,
+        "DASK_FABRIC__POOL__MAX_IDLE": "5 MB",
+        "DASK_FABRIC__ENGINE__THREADS": "3",
+    }
+    command = [sys.executable, "-c", program]
+    output = subprocess.check_output(command, env=environment, text=True, stderr=subprocess.STDOUT)
+    assert "pool_max_idle_bytes=5000000" in output and "engine_thread_count=3" in output
+    assert output.count("\n") == 1  # no warning about an unknown key
+
+
+def test_memory_limit_of_the_cgroup_or_of_its_ancestors(tmp_path):
+    def write(path: str, text: str) -> None:
+        file = tmp_path / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+
+    write("proc/self/cgroup", "7:cpu,memory:/a\n0::/job/step\n")
+    write("sys/fs/cgroup/job/memory.max", "3000\n")
+    write("sys/fs/cgroup/job/step/memory.max", "max\n")
+    assert config.host_memory_bytes(tmp_path) == 3000
+    write("sys/fs/cgroup/memory/a/memory.limit_in_bytes", "2000\n")
+    config.host_memory_bytes.cache_clear()
+    assert config.host_memory_bytes(tmp_path) == 2000
+
+
+def test_memory_limit_without_cgroups(tmp_path):
+    assert config.host_memory_bytes(tmp_path) == psutil.virtual_memory().total

@@ -1,0 +1,105 @@
+"""The law of imports for compiled modules; import-linter sees only those in Python."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+CYTHON = Path(__file__).parents[1] / "cython"
+SOURCES = sorted(p.relative_to(CYTHON) for p in CYTHON.rglob("*.p[yx][xd]"))
+LAYERS = (
+    {"errors"},
+    {"memory"},
+    {"wire"},
+    {"paths"},
+    {"codec", "engine"},
+    {"comm"},
+    {"gpu"},
+    {"cli"},
+)
+FOR_ALL = {"config", "errors"}
+MEETS_DISTRIBUTED = {"comm", "gpu", "cli"}
+FROM = r"from\s+(?P<module>[\w.]+)\s+c?import\s+(?P<names>[^#\n]+)"
+IMPORT = re.compile(rf"^\s*(?:{FROM}|c?import\s+(?P<plain>[\w., ]+))", re.MULTILINE)
+
+
+def imported_modules(source: str) -> list[str]:
+    """Full names in a Cython source's imports, a name from a package being its member."""
+    found = []
+    for match in IMPORT.finditer(source):
+        if match["plain"]:
+            found += [part.split(" as ")[0].strip() for part in match["plain"].split(",")]
+        elif match["module"] == "dask_fabric":
+            found += [f"dask_fabric.{name.split()[0]}" for name in match["names"].split(",")]
+        else:
+            found.append(match["module"])
+    return found
+
+
+def is_declaration(module: str) -> bool:
+    """Whether a module only declares the system's C functions: those belong to no layer."""
+    path = CYTHON / module.replace(".", "/")
+    return path.with_suffix(".pxd").exists() and not path.with_suffix(".pyx").exists()
+
+
+def rank(layer: str) -> int:
+    return next(i for i, names in enumerate(LAYERS) if layer in names)
+
+
+def violations(path: Path, source: str) -> list[str]:
+    """Imports of one source that its layer is not allowed."""
+    own = path.parts[1]
+    wrong = []
+    for module in imported_modules(source):
+        top, _, rest = module.partition(".")
+        target = rest.partition(".")[0]
+        if module.startswith("."):
+            wrong.append(module)  # relative names would hide the layer
+        elif top == "distributed" and own not in MEETS_DISTRIBUTED:
+            wrong.append(module)
+        elif top != "dask_fabric" or target in FOR_ALL | {own} or is_declaration(module):
+            continue
+        elif rank(target) >= rank(own):
+            wrong.append(module)
+    return wrong
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=str)
+def test_compiled_modules_import_only_what_lies_below(path):
+    assert path.parts[0] == "dask_fabric"
+    if len(path.parts) > 2:
+        assert violations(path, (CYTHON / path).read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("layer", "line"),
+    [
+        ("wire", "from dask_fabric.engine.channel cimport Channel"),
+        ("codec", "from dask_fabric.engine cimport channel"),
+        ("engine", "from dask_fabric import codec, memory"),
+        ("memory", "    import dask_fabric.comm.backend"),
+        ("paths", "cimport dask_fabric.engine.threads as threads"),
+        ("engine", "import os, distributed"),
+        ("engine", "from distributed.comm import core"),
+        ("engine", "from .channel cimport Channel"),
+    ],
+)
+def test_a_wrong_import_is_seen(layer, line):
+    assert violations(Path("dask_fabric", layer, "x.pyx"), f"import sys\n{line}\n")
+
+
+@pytest.mark.parametrize(
+    ("layer", "line"),
+    [
+        ("engine", "from dask_fabric.memory.pool cimport (\n    Buffer, allocate)"),
+        ("memory", "from dask_fabric import config, errors"),
+        ("engine", "from dask_fabric.engine.channel cimport Channel"),
+        ("comm", "from distributed.comm.core import Comm"),
+    ],
+)
+def test_a_right_import_is_allowed(layer, line):
+    assert violations(Path("dask_fabric", layer, "x.pyx"), line) == []
+
+
+def test_there_is_something_to_check():
+    assert any(path.suffix == ".pyx" for path in SOURCES)

@@ -1,0 +1,70 @@
+"""The installed package as a whole: what it says of itself, and what importing it costs."""
+
+import pkgutil
+import re
+import subprocess
+import sys
+from importlib.metadata import entry_points, version
+from pathlib import Path
+
+import pytest
+
+import dask_fabric
+
+ROOT = Path(__file__).parents[1]
+BORDER = {"comm", "gpu", "cli"}
+SCHEMES = {"fabric", "fabric+tcp", "fabric+tls", "fabric+ucx"}
+
+
+def modules_below_the_border() -> list[str]:
+    found = pkgutil.walk_packages(dask_fabric.__path__, "dask_fabric.", onerror=lambda name: None)
+    return [m.name for m in found if m.name.split(".")[1] not in BORDER]
+
+
+def loaded_by(*modules: str) -> set[str]:
+    """Top-level packages in a fresh interpreter after these imports."""
+    code = "import sys\n" + "".join(f"import {name}\n" for name in modules)
+    code += "print(*{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_version_is_that_of_this_tree():
+    declared = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M)[1]
+    assert dask_fabric.__version__ == version("dask-fabric") == declared
+
+
+def test_changelog_knows_the_version():
+    assert f"## [{dask_fabric.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_installed_wheel_is_under_test():
+    assert ROOT / "src" not in Path(dask_fabric.__file__).parents
+
+
+def test_importing_the_package_imports_no_distributed_and_no_cupy():
+    assert not loaded_by("dask_fabric") & {"distributed", "cupy", "numpy", "asyncio"}
+
+
+def test_nothing_below_the_border_imports_distributed_or_cupy():
+    modules = modules_below_the_border()
+    assert "dask_fabric.memory.pool" in modules  # the compiled ones are among them
+    assert not loaded_by(*modules) & {"distributed", "cupy"}
+
+
+@pytest.mark.parametrize("scheme", sorted(SCHEMES))
+def test_scheme_is_found_through_its_entry_point(scheme):
+    from distributed.comm.registry import Backend, get_backend
+
+    (entry,) = entry_points(group="distributed.comm.backends", name=scheme)
+    assert issubclass(entry.load(), Backend)
+    assert type(get_backend(scheme)) is entry.load()
+
+
+def test_no_scheme_of_others_is_claimed():
+    ours = {
+        e.name
+        for e in entry_points(group="distributed.comm.backends")
+        if e.value.startswith("dask_fabric")
+    }
+    assert ours == SCHEMES

@@ -1,0 +1,146 @@
+"""Records are built here by hand, from docs/wire-protocol.md, and not by the code under test."""
+
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dask_fabric.errors import LimitError, ProtocolError
+from dask_fabric.wire.framing import Assembler, close_record, error_record
+
+PREFIX = struct.Struct("<BBHIQQ")
+ENTRY = struct.Struct("<QBBHI")
+MESSAGE, ACKNOWLEDGE, ERROR, CLOSE = 1, 2, 3, 4
+
+
+def record(sequence, header, frames):
+    table = b"".join(ENTRY.pack(len(frame), 0, 0, 0, 0) for frame in frames)
+    prefix = PREFIX.pack(MESSAGE, 0, 0, len(frames), len(header), sequence)
+    return prefix + table + header + b"".join(frames)
+
+
+def assembler(header=1 << 24, message=1 << 28, frames=10_000):
+    return Assembler(header, message, frames)
+
+
+def as_bytes(messages):
+    return [(bytes(header), [bytes(frame) for frame in frames]) for header, frames in messages]
+
+
+def feed(target, data, size):
+    return [
+        message
+        for start in range(0, len(data), size)
+        for message in target.receive_data(data[start : start + size])
+    ]
+
+
+blobs = st.one_of(
+    st.binary(max_size=40),
+    st.integers(0, 200_000).map(lambda n: (b"0123456789abcdef" * (n // 16 + 1))[:n]),
+)
+
+
+@given(
+    st.lists(st.tuples(blobs, st.lists(blobs, max_size=5)), max_size=5),
+    st.sampled_from([1, 7, 23, 4096, 65536, 1 << 20]),
+)
+def test_messages_arrive_whole_however_the_bytes_are_cut(messages, size):
+    if size < 4096:
+        messages = [(header[:300], [frame[:300] for frame in frames]) for header, frames in messages]
+    data = b"".join(record(i, header, frames) for i, (header, frames) in enumerate(messages))
+    target = assembler()
+    assert as_bytes(feed(target, data, size)) == messages
+    assert target.message_count == len(messages)
+
+
+def test_each_frame_has_writeable_memory_of_its_own():
+    data = record(0, b"h", [b"a" * 10, b"b" * 100_000])
+    ((_, (small, large)),) = assembler().receive_data(data)
+    for frame in (small, large):
+        assert not frame.readonly and frame.contiguous and frame.format == "B"
+    small[:] = b"x" * 10
+    assert bytes(large) == b"b" * 100_000
+    assert small.obj is not large.obj
+
+
+def test_many_frames_need_no_more_than_they_bring():
+    frames = [b"%d" % i for i in range(9_999)]
+    (message,) = as_bytes(feed(assembler(), record(0, b"h" * 70_000, frames), 10_000))
+    assert message == (b"h" * 70_000, frames)
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (PREFIX.pack(9, 0, 0, 0, 0, 0), "unknown kind 9"),
+        (PREFIX.pack(0, 0, 0, 0, 0, 0), "unknown kind 0"),
+        (PREFIX.pack(ACKNOWLEDGE, 0, 0, 0, 0, 0), "nothing was offered"),
+        (PREFIX.pack(MESSAGE, 1, 0, 0, 0, 0), "reserved"),
+        (PREFIX.pack(MESSAGE, 0, 7, 0, 0, 0), "reserved"),
+        (PREFIX.pack(MESSAGE, 0, 0, 0, 0, 5), "message 5 where 0 was due"),
+        (PREFIX.pack(CLOSE, 0, 0, 1, 0, 0), "malformed close"),
+        (PREFIX.pack(ERROR, 0, 0, 0, 5000, 0), "malformed error"),
+        (PREFIX.pack(MESSAGE, 0, 0, 1, 0, 0) + ENTRY.pack(1, 3, 0, 0, 0), "not negotiated"),
+        (PREFIX.pack(MESSAGE, 0, 0, 1, 0, 0) + ENTRY.pack(1, 0, 1, 0, 0), "not negotiated"),
+        (PREFIX.pack(MESSAGE, 0, 0, 1, 0, 0) + ENTRY.pack(1, 0, 0, 0, 8), "not negotiated"),
+        (close_record() + b"x" * 24, "close record"),
+    ],
+)
+def test_a_violation_is_named_and_told_to_the_peer(data, text):
+    with pytest.raises(ProtocolError, match=text) as caught:
+        assembler().receive_data(data)
+    with pytest.raises(ProtocolError, match=text):  # what the peer makes of the reply
+        assembler().receive_data(caught.value.reply)
+
+
+@pytest.mark.parametrize(
+    ("data", "key"),
+    [
+        (PREFIX.pack(MESSAGE, 0, 0, 0, 2**64 - 1, 0), "header"),
+        (PREFIX.pack(MESSAGE, 0, 0, 2**32 - 1, 0, 0), "frames"),
+        (PREFIX.pack(MESSAGE, 0, 0, 1, 0, 0) + ENTRY.pack(2**64 - 1, 0, 0, 0, 0), "message"),
+        (
+            PREFIX.pack(MESSAGE, 0, 0, 2, 9, 0) + 2 * ENTRY.pack(2**63 - 5, 0, 0, 0, 0),
+            "message",
+        ),
+        (
+            PREFIX.pack(MESSAGE, 0, 0, 3, 9, 0) + 3 * ENTRY.pack(400, 0, 0, 0, 0),
+            "message",
+        ),
+    ],
+)
+def test_a_claim_above_a_limit_names_the_key(data, key):
+    with pytest.raises(LimitError, match=rf"fabric\.limits\.{key} "):
+        assembler(header=1000, message=1000, frames=10).receive_data(data)
+
+
+def test_a_claim_at_the_limit_passes():
+    target = assembler(header=8, message=1000, frames=1)
+    data = record(0, b"h" * 8, [b"f" * 992])
+    assert as_bytes(target.receive_data(data)) == [(b"h" * 8, [b"f" * 992])]
+
+
+def test_the_error_of_the_peer_is_reported():
+    with pytest.raises(ProtocolError, match="the peer ended the connection: no, thanks"):
+        assembler().receive_data(error_record("no, thanks"))
+
+
+def test_an_error_record_is_bounded():
+    assert len(error_record("é" * 10_000)) == PREFIX.size + 4096
+
+
+def test_close_is_noted():
+    target = assembler()
+    assert target.receive_data(record(0, b"last", []) + close_record()) == [(b"last", [])]
+    assert target.close_received
+
+
+@given(st.binary(max_size=300))
+def test_junk_gives_messages_or_an_error_of_ours(data):
+    target = assembler(header=10_000, message=10_000, frames=100)
+    try:
+        target.receive_data(data)
+    except ProtocolError as error:
+        assert str(error)
