@@ -33,6 +33,7 @@ cdef class Encoding:
     cdef list payloads
     cdef bint compresses            # these are known while finishing
     cdef bint is_metered
+    cdef Py_ssize_t parts_left      # while estimating
 
     cdef bint will_compress(self) except -1
     cdef tuple assemble(self)
@@ -42,4 +43,5 @@ cdef class Encoding:
     cdef bytes encode_to_pickle(self, object payload, list frames)
     cdef bytes encode_made(self, int kind, object payload, list frames)
     cdef tuple compress(self, list made, object known)
-    cdef object cost_bytes(self, object data, bint compresses, int depth)
+    cdef object cost_bytes(self, object data, bint compresses)
+    cdef object parts_of(self, object data, object kind)

@@ -4,6 +4,7 @@ from cpython.bytes cimport PyBytes_CheckExact
 
 import sys
 from time import perf_counter
+from types import BuiltinFunctionType, FunctionType
 
 import msgpack
 
@@ -25,9 +26,10 @@ cdef enum:
     MAX_IDLE_PACKINGS = 8
     MAX_KEPT_PACKED_NBYTES = 1 << 20    # a packer's buffer never shrinks
     MAX_INLINE_PICKLE_NBYTES = 1 << 16  # above, a pickle is a frame of its own
-    MAX_COST_DEPTH = 2
-    MAX_COST_ITEMS = 64
+    MAX_COST_PARTS = 100                # of one payload, looked at here and not by dask's sizeof
 
+cdef frozenset FREE_KINDS = frozenset(
+    [type(None), bool, int, float, complex, type, FunctionType, BuiltinFunctionType])
 cdef object UNSPLIT = sys.maxsize
 cdef object UNKNOWN_COST = sys.maxsize
 
@@ -194,7 +196,8 @@ cdef class Encoding:
         total = 0
         for payload in self.payloads:
             if isinstance(payload, (self.codec.dialect.Serialize, self.codec.dialect.ToPickle)):
-                total += self.cost_bytes(payload.data, compresses, 0)
+                self.parts_left = MAX_COST_PARTS
+                total += self.cost_bytes(payload.data, compresses)
         return total
 
     def finish(self):
@@ -300,9 +303,9 @@ cdef class Encoding:
                 names[i], made[i] = self.codec.dialect.maybe_compress(made[i], **options)
         return tuple(names)
 
-    cdef object cost_bytes(self, object data, bint compresses, int depth):
+    cdef object cost_bytes(self, object data, bint compresses):
         kind = type(data)
-        if data is None or kind is bool or kind is int or kind is float:
+        if kind in FREE_KINDS:
             return 0
         if kind is bytes or kind is bytearray:
             return len(data) if compresses else 0
@@ -310,12 +313,21 @@ cdef class Encoding:
             return len(data)
         if kind is ndarray and not data.dtype.hasobject:
             return 0 if not compresses and is_plain(data) else data.nbytes
-        if (depth < MAX_COST_DEPTH and (kind is dict or kind is list or kind is tuple)
-                and len(data) <= MAX_COST_ITEMS):
-            items = data.values() if kind is dict else data
-            return sum([self.cost_bytes(item, compresses, depth + 1) for item in items])
+        parts = self.parts_of(data, kind)
+        if parts is not None and len(parts) <= self.parts_left:
+            self.parts_left -= len(parts)
+            return sum([self.cost_bytes(part, compresses) for part in parts])
         cost = self.codec.dialect.sizeof(data)
         return UNKNOWN_COST if cost < 0 else cost
+
+    cdef object parts_of(self, object data, object kind):
+        if kind is dict:
+            return data.values()
+        if kind is list or kind is tuple or kind is set or kind is frozenset:
+            return data
+        if isinstance(data, self.codec.dialect.GraphNode):
+            return self.codec.dialect.parts_of_node(data)
+        return None
 
 
 cdef int append_frames(object dialect, list made, list frames) except -1:

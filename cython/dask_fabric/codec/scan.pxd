@@ -11,6 +11,7 @@ cdef enum ScanResult:
 
 # ``special`` tells whether a string that is no reference starts with "__": only then may maps
 # stand for something else.
+# Without any payloads, nothing is a reference.
 cdef ScanResult scan(const unsigned char *data, Py_ssize_t nbytes, uint64_t payload_count,
                      bint *special) noexcept nogil
 

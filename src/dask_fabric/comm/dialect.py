@@ -6,6 +6,7 @@ import logging
 from functools import partial
 
 import numpy as np
+from dask._task_spec import GraphNode
 from distributed.metrics import context_meter
 from distributed.protocol import pickle
 from distributed.protocol.compression import compressions, decompress, maybe_compress
@@ -62,6 +63,10 @@ def _receives_arrays(dask_family, deserializers) -> bool:
     )
 
 
+def _parts_of_node(node: GraphNode) -> list:
+    return [getattr(node, slot, None) for slot in node.get_all_slots()]
+
+
 def _own_dask_family():
     """The family as distributed registers it; None if it was replaced before us."""
     family = families.get("dask")
@@ -101,6 +106,8 @@ def make_dialect() -> Dialect:
             "type-serialized": pickle.dumps(np.ndarray),
             "serializer": "dask",
         },
+        GraphNode=GraphNode,
+        parts_of_node=_parts_of_node,
         sizeof=partial(safe_sizeof, default_size=-1),
         metered=_listeners(),
         digest_metric=context_meter.digest_metric,
