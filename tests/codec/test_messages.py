@@ -2,6 +2,7 @@
 
 import datetime
 import enum
+import gc
 import logging
 import operator
 import pickle
@@ -375,3 +376,19 @@ def test_threads_share_a_codec(channel):
             assert all(pool.map(work, range(4)))
     finally:
         sys.setswitchinterval(interval)
+
+
+def test_packers_of_failed_and_large_messages_leave_no_garbage(codec):
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.raises(OverflowError):
+            codec.encode({"x": 2**64})
+        codec.encode({"x": b"x" * 2_000_000})
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        assert not [item for item in gc.garbage if isinstance(item, msgpack.Packer)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()

@@ -10,6 +10,7 @@ cdef class Codec:
     cpdef Encoding begin(self, object message, object serializers=*, object on_error=*,
                          object context=*)
     cdef bytes pack(self, object message, list payloads)
+    cdef int put_back(self, Packing packing, bytes main) except -1
     cdef bytes pack_or_pickle(self, Packing packing, object message, list payloads)
     cdef object unpack(self, object header, list frames, bint deserialize, object deserializers)
 

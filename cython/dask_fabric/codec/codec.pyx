@@ -1,4 +1,4 @@
-from cpython.buffer cimport Py_buffer
+from cpython.buffer cimport PyBUF_SIMPLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytearray cimport PyByteArray_CheckExact
 from cpython.bytes cimport PyBytes_CheckExact
 
@@ -14,7 +14,7 @@ from dask_fabric.codec.layout cimport (
     KIND_FRAMED_PICKLE, KIND_PICKLE, KIND_PICKLED, KIND_SERIALIZED, Kind, PyMemoryView_Check,
     PyMemoryView_GET_BUFFER, body_entry, nbytes_of, prefix,
 )
-from dask_fabric.codec.scan cimport SCAN_OK, SCAN_TRUNCATED, ScanResult, scan, scan_error
+from dask_fabric.codec.scan cimport SCAN_OK, ScanResult, scan, scan_error
 
 from dask_fabric.errors import ProtocolError
 
@@ -114,11 +114,21 @@ cdef class Codec:
         else:
             packing = Packing(self)
         packing.payloads = payloads
-        main = self.pack_or_pickle(packing, message, payloads)
-        packing.payloads = None
-        if len(main) <= MAX_KEPT_PACKED_NBYTES and len(self.idle_packings) < MAX_IDLE_PACKINGS:
-            self.idle_packings.append(packing)
+        main = None
+        try:
+            main = self.pack_or_pickle(packing, message, payloads)
+        finally:
+            packing.payloads = None
+            self.put_back(packing, main)
         return main
+
+    cdef int put_back(self, Packing packing, bytes main) except -1:
+        if (main is not None and len(main) <= MAX_KEPT_PACKED_NBYTES
+                and len(self.idle_packings) < MAX_IDLE_PACKINGS):
+            self.idle_packings.append(packing)
+        else:
+            packing.packer = None       # the cycle would keep its buffer until some collection
+        return 0
 
     cdef bytes pack_or_pickle(self, Packing packing, object message, list payloads):
         try:
@@ -170,17 +180,13 @@ cdef class Codec:
             raise
 
     cdef object unpack(self, object header, list frames, bint deserialize, object deserializers):
-        cdef const unsigned char[::1] data = header
         cdef bint special
-        cdef ScanResult result
         if holds_payloads(header):
             return Decoding(self.dialect, self.unpack_options, header, frames).unpack(
                 deserialize, deserializers)
         if frames:
             raise ProtocolError(f"{len(frames)} frames came with a message without payloads")
-        result = scan(&data[0], data.shape[0], 0, &special) if data.shape[0] else SCAN_TRUNCATED
-        if result != SCAN_OK:
-            raise scan_error(result)
+        check_msgpack(header, &special)
         return unpackb(header, **(self.hooked_unpack_options if special else self.unpack_options))
 
 
@@ -328,6 +334,16 @@ cdef class Encoding:
         if isinstance(data, self.codec.dialect.GraphNode):
             return self.codec.dialect.parts_of_node(data)
         return None
+
+
+cdef int check_msgpack(object header, bint *special) except -1:
+    cdef Py_buffer view
+    PyObject_GetBuffer(header, &view, PyBUF_SIMPLE)
+    cdef ScanResult result = scan(<const unsigned char *>view.buf, view.len, 0, special)
+    PyBuffer_Release(&view)
+    if result != SCAN_OK:
+        raise scan_error(result)
+    return 0
 
 
 cdef int append_frames(object dialect, list made, list frames) except -1:

@@ -1,7 +1,6 @@
 from cpython.buffer cimport (
     PyBUF_READ, PyBUF_SIMPLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer,
 )
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from libc.stdint cimport uint64_t
@@ -23,11 +22,11 @@ cdef object unpackb = msgpack.unpackb
 
 
 cdef bint holds_payloads(object header) except -1:
-    if PyBytes_CheckExact(header):
-        return (PyBytes_GET_SIZE(header) > 0
-                and <unsigned char>PyBytes_AS_STRING(header)[0] == TABLE_MARK)
-    cdef const unsigned char[::1] data = header
-    return data.shape[0] > 0 and data[0] == TABLE_MARK
+    cdef Py_buffer view
+    PyObject_GetBuffer(header, &view, PyBUF_SIMPLE)
+    cdef bint is_marked = view.len > 0 and (<const unsigned char *>view.buf)[0] == TABLE_MARK
+    PyBuffer_Release(&view)
+    return is_marked
 
 
 cdef class Decoding:
@@ -50,7 +49,8 @@ cdef class Decoding:
         cdef uint64_t payload_count = get(take(&reader, 5) + 1, 4)
         cdef Py_ssize_t index, frame_start = 0
         if payload_count * MIN_ENTRY_NBYTES > <uint64_t>(reader.nbytes - reader.at):
-            raise ProtocolError(f"a header of {reader.nbytes} bytes claims {payload_count} payloads")
+            raise ProtocolError(
+                f"a header of {reader.nbytes} bytes claims {payload_count} payloads")
         self.entries = <Entry *>PyMem_Calloc(payload_count, sizeof(Entry))
         if not self.entries:
             raise MemoryError()

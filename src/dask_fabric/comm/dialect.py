@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 from dask._task_spec import GraphNode
@@ -63,8 +63,13 @@ def _receives_arrays(dask_family, deserializers) -> bool:
     )
 
 
+@lru_cache(maxsize=64)
+def _slots_of(kind: type) -> tuple[str, ...]:
+    return tuple({slot for base in kind.__mro__ for slot in getattr(base, "__slots__", ())})
+
+
 def _parts_of_node(node: GraphNode) -> list:
-    return [getattr(node, slot, None) for slot in node.get_all_slots()]
+    return [getattr(node, slot, None) for slot in _slots_of(type(node))]
 
 
 def _own_dask_family():
