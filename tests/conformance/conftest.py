@@ -6,11 +6,13 @@ It runs over every scheme of ours, or over those in ``DASK_FABRIC_TEST_SCHEMES``
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib.util
 import os
 import socket
 import subprocess
+import sys
 
 import pytest
 import pytest_asyncio
@@ -76,8 +78,6 @@ async def open_pair(scheme, listen_args, connect_args):
     async with contextlib.AsyncExitStack() as stack:
 
         async def open_pair(host: str = "127.0.0.1", deserialize: bool = True):
-            import asyncio
-
             accepted: asyncio.Queue[Comm] = asyncio.Queue()
 
             async def handle(comm):
@@ -101,15 +101,42 @@ async def pair(open_pair):
     return await open_pair()
 
 
-@pytest.fixture(scope="session")
-def namespaces():
-    """Skip where this process may not make network namespaces."""
+@pytest.fixture
+def run(tmp_path):
+    """Start a dask command, and end it with the test; its output is in the file returned."""
+    with contextlib.ExitStack() as stack:
+
+        def run(*arguments: str, prefix: tuple[str, ...] = (), **environment: str):
+            log = tmp_path / f"{len(list(tmp_path.iterdir()))}.log"
+            process = subprocess.Popen(
+                [*prefix, sys.executable, "-m", "dask", *arguments],
+                env={**os.environ, **environment},
+                cwd=tmp_path,
+                stdout=stack.enter_context(log.open("w")),
+                stderr=subprocess.STDOUT,
+            )
+            stack.callback(_end, process)
+            return log
+
+        yield run
+
+
+def _end(process: subprocess.Popen) -> None:
+    process.terminate()
     try:
-        subprocess.run(["ip", "netns", "add", "fabric-probe"], check=True, capture_output=True)
-        subprocess.run(["ip", "netns", "del", "fabric-probe"], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as exc:
-        pytest.skip(f"no network namespaces here: {exc}")
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
-def open_descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
+@pytest.fixture
+def free_port():
+    """A function that gives a port of 127.0.0.1 that nobody uses."""
+
+    def free_port() -> int:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return probe.getsockname()[1]
+
+    return free_port

@@ -62,7 +62,6 @@ async def test_a_write_that_is_never_awaited_can_be_closed(pair):
 
 
 async def test_both_write_much_before_either_reads(pair):
-    a, b = pair
     data = np.arange(12 * MEBI // 8)
     for comm in pair:
         await wait_for(comm.write({"x": to_serialize(data)}), 30)
@@ -117,7 +116,7 @@ async def test_extra_info(pair, security):
 
 
 async def test_repr_names_both_ends_and_tells_closed(pair):
-    a, b = pair
+    a, _ = pair
     assert a.local_address in repr(a) and a.peer_address in repr(a)
     assert "closed" not in repr(a)
     await a.close()

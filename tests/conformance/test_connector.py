@@ -32,7 +32,7 @@ async def raw_server(answer: bytes | None):
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     try:
-        yield "127.0.0.1:%d" % server.sockets[0].getsockname()[1]
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:
         for writer in writers:
             writer.close()
@@ -173,7 +173,7 @@ async def test_the_peer_closes_in_the_handshake(scheme, connect_args):
         writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    location = "127.0.0.1:%d" % server.sockets[0].getsockname()[1]
+    location = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
     with pytest.raises((CommClosedError, OSError)):
         await wait_for(connect(f"{scheme}://{location}", timeout=0.2, **connect_args), 10)
     server.close()

@@ -191,9 +191,7 @@ async def test_a_handler_may_be_a_plain_function(scheme, listen_args, connect_ar
     if scheme in ("tcp", "tls"):
         pytest.skip("distributed's own awaits whatever the handler returns")
     accepted = asyncio.Queue()
-    async with listen(
-        f"{scheme}://127.0.0.1", accepted.put_nowait, **listen_args
-    ) as listener:
+    async with listen(f"{scheme}://127.0.0.1", accepted.put_nowait, **listen_args) as listener:
         comm = await connect(listener.contact_address, **connect_args)
         peer = await accepted.get()
     comm.abort()

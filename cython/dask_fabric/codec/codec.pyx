@@ -132,16 +132,16 @@ cdef class Codec:
         return main
 
     def offload_bytes(self, header, list frames):
-        """Estimate how much work ``decode`` is: bytes of what is not merely looked at.
+        """Estimate how much work ``decode`` is: bytes that are not merely taken by reference.
 
-        Raises
-        ------
-        dask_fabric.errors.ProtocolError
-            The header and the frames do not fit each other.
+        Zero where header and frames do not fit each other, which ``decode`` will say at once.
         """
         if not frames or not holds_payloads(header):
             return 0
-        return Decoding(self, header, frames).offload_bytes()
+        try:
+            return Decoding(self, header, frames).offload_bytes()
+        except ProtocolError:
+            return 0
 
     def decode(self, header, list frames, bint deserialize=True, deserializers=None):
         """Rebuild a message.

@@ -86,9 +86,7 @@ cdef class Decoding:
         """Put a payload in the place of a reference to it."""
         if len(item) == 1:
             index = item.get("__Payload__")
-            if type(index) is int and index > 0:
-                if index > self.payload_count:
-                    raise ProtocolError(f"payload {index} of {self.payload_count} is referred to")
+            if type(index) is int and 0 < index <= self.payload_count:
                 return self.decode_payload(index - 1)
         return self.dialect.msgpack_decode_default(item)
 

@@ -107,7 +107,7 @@ cdef ScanResult scan(const unsigned char *data, Py_ssize_t nbytes, uint64_t payl
             pending += number
         elif KIND[tag] == INVALID:
             return SCAN_INVALID
-        elif reference == 2 and KIND[tag] == UNSIGNED and not 0 < number <= payload_count:
+        elif reference == 2 and KIND[tag] == UNSIGNED and number > payload_count:
             return SCAN_REFERENCE
         reference = next_reference
     return SCAN_OK if at == nbytes else SCAN_TRAILING

@@ -46,7 +46,7 @@ cdef class TLSChannel(Channel):
         self.bulk_bytes = ((<size_t> -1) >> 1)
 
     @property
-    def peercert(self):
+    def peer_certificate(self):
         """The peer's certificate, as `ssl.SSLSocket.getpeercert` gives it."""
         return self.sock.getpeercert()
 

@@ -5,6 +5,7 @@ entry of 16 bytes a frame, the header, and the frames. All integers are little-e
 """
 
 cimport cython
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndSize
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.memoryview cimport PyMemoryView_FromObject
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
@@ -20,6 +21,7 @@ cdef enum:
     STAGING_BYTES = 128 << 10
     # A message up to this is awaited whole in the staging buffer and copied out of it.
     COPIED_BYTES = 64 << 10
+    POOLED_BYTES = 64 << 10
     ERROR_TEXT_BYTES = 4096
 
 cdef struct Entry:
@@ -263,16 +265,15 @@ cdef class Assembler:
         """A message that is whole in the staging buffer."""
         cdef char *data = <char *> table + prefix.frame_count * ENTRY_BYTES
         cdef Entry entry
-        cdef Buffer frame
+        cdef char *memory = NULL
         cdef Py_ssize_t index
         cdef list frames = []
         header = PyBytes_FromStringAndSize(data, prefix.header_bytes)
         data += prefix.header_bytes
         for index in range(prefix.frame_count):
             memcpy(&entry, table + index * ENTRY_BYTES, ENTRY_BYTES)
-            frame = allocate(entry.nbytes)
-            memcpy(frame.data, data, entry.nbytes)
-            frames.append(PyMemoryView_FromObject(frame))
+            frames.append(_new_frame(entry.nbytes, &memory))
+            memcpy(memory, data, entry.nbytes)
             data += entry.nbytes
         self.start = data - self.staging.data
         self.message_count += 1
@@ -282,24 +283,21 @@ cdef class Assembler:
         """Allocate the final memory of a larger message and give it what has arrived."""
         cdef Entry entry
         cdef Py_ssize_t index
-        cdef Buffer buffer
-        cdef list buffers = []
+        cdef char *memory = NULL
         cdef list frames = []
-        buffer = allocate(prefix.header_bytes)
-        buffers.append(buffer)
-        for index in range(prefix.frame_count):
-            memcpy(&entry, table + index * ENTRY_BYTES, ENTRY_BYTES)
-            buffer = allocate(entry.nbytes)
-            buffers.append(buffer)
-            frames.append(PyMemoryView_FromObject(buffer))
-        self.vectors = <iovec *> malloc(len(buffers) * sizeof(iovec))
+        cdef const char *after_table = table + prefix.frame_count * ENTRY_BYTES
+        self.vectors = <iovec *> malloc((1 + prefix.frame_count) * sizeof(iovec))
         if self.vectors == NULL:
             raise MemoryError()
-        self.start += PREFIX_BYTES + prefix.frame_count * ENTRY_BYTES
         self.vector_count = self.vector_index = 0
-        for buffer in buffers:
-            self._give(buffer.data, buffer.nbytes)
-        self.header = PyMemoryView_FromObject(buffers[0])
+        # The table is read where it is staged, also after self.start has gone past it.
+        self.start = after_table - self.staging.data
+        self.header = _new_frame(prefix.header_bytes, &memory)
+        self._give(memory, prefix.header_bytes)
+        for index in range(prefix.frame_count):
+            memcpy(&entry, table + index * ENTRY_BYTES, ENTRY_BYTES)
+            frames.append(_new_frame(entry.nbytes, &memory))
+            self._give(memory, entry.nbytes)
         self.frames = frames
         self.message_count += 1
 
@@ -335,6 +333,18 @@ cdef class Assembler:
         memmove(grown.data, old.data + self.start, staged)
         self.staging = grown
         self.start, self.end = 0, staged
+
+
+cdef _new_frame(Py_ssize_t nbytes, char **memory):
+    """Writeable memory for one frame: of the pool where it is large, else as Python has it."""
+    cdef Buffer buffer
+    if nbytes >= POOLED_BYTES:
+        buffer = allocate(nbytes)
+        memory[0] = buffer.data
+        return PyMemoryView_FromObject(buffer)
+    plain = PyByteArray_FromStringAndSize(NULL, nbytes)
+    memory[0] = PyByteArray_AS_STRING(plain)
+    return PyMemoryView_FromObject(plain)
 
 
 cdef _violation(what):

@@ -14,7 +14,6 @@ from typing import Any
 import dask
 from distributed.comm.addressing import get_address_host, parse_host_port, unparse_host_port
 from distributed.comm.core import BaseListener, CommClosedError
-from tornado.netutil import bind_sockets
 
 from dask_fabric.comm import runtime
 from dask_fabric.comm.addressing import (
@@ -23,11 +22,12 @@ from dask_fabric.comm.addressing import (
     format_address,
     host_of,
 )
+from dask_fabric.comm.binding import bind
 from dask_fabric.comm.channels import make_channel, open_channel
 from dask_fabric.comm.comm import FabricComm
-from dask_fabric.comm.security import Scheme, comm_error, tls_info
+from dask_fabric.comm.security import Scheme, comm_error, just_left, tls_info
 from dask_fabric.comm.socket_options import tune
-from dask_fabric.errors import ChannelClosedError, FabricError
+from dask_fabric.errors import FabricError
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,6 @@ _ACCEPT_BATCH_COUNT = 64
 # The process, or the host, is out of descriptors or memory; the connection waits in the backlog.
 _OUT_OF_RESOURCES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 _ACCEPT_PAUSE_SECONDS = 1.0
-_EPHEMERAL_PORT_ATTEMPT_COUNT = 5
 
 
 class FabricListener(BaseListener):
@@ -104,12 +103,11 @@ class FabricListener(BaseListener):
         """
         self._loop = asyncio.get_running_loop()
         self._settings = runtime.settings()
-        self._sockets = _bind(self.port, self.ip)
+        backlog_count = int(dask.config.get("distributed.comm.socket-backlog"))
+        self._sockets = bind(self.ip, self.port, backlog_count)
         for sock in self._sockets:
             tune(sock)
             self._loop.add_reader(sock, self._accept, sock)
-        # IPv4 wins where both are bound, since defective IPv6 is common.
-        self._sockets.sort(key=lambda sock: sock.family != socket.AF_INET)
         self._bound = self._sockets[0].getsockname()
         runtime.watch_memory(self, getattr(self.comm_handler, "__self__", None))
 
@@ -187,7 +185,7 @@ class FabricListener(BaseListener):
             )
         except OSError as exc:  # reset before it was accepted
             sock.close()
-            self._log_refusal(peer_addr, exc)
+            self._log_refusal(peer_addr, exc, 0)
             return
         self._opening.add(channel)
         task = self._loop.create_task(self._serve(channel, peer_addr))
@@ -237,7 +235,7 @@ class FabricListener(BaseListener):
         try:
             await open_channel(channel, self._loop, self._settings)
         except (FabricError, OSError) as exc:
-            self._log_refusal(peer_addr, exc)
+            self._log_refusal(peer_addr, exc, channel.statistics()["bytes_received"])
             return None
         finally:
             self._opening.discard(channel)
@@ -255,29 +253,11 @@ class FabricListener(BaseListener):
         comm.allow_offload = self.allow_offload
         return comm
 
-    def _log_refusal(self, peer_addr: str, exc: Exception) -> None:
+    def _log_refusal(self, peer_addr: str, exc: Exception, received_bytes: int) -> None:
         # Health checks and port scans connect and leave: no news for anybody.
-        left = isinstance(exc, (ChannelClosedError, ConnectionError)) and exc.__cause__ is None
-        logger.log(
-            logging.DEBUG if left else logging.WARNING,
-            "Listener on %s refused a connection: %s",
-            self.listen_address,
-            comm_error(peer_addr, exc),
-        )
-
-
-def _bind(port: int, host: str) -> list[socket.socket]:
-    """Bind every address of *host*, with the backlog that Dask's configuration says."""
-    backlog = int(dask.config.get("distributed.comm.socket-backlog"))
-    for attempt in range(_EPHEMERAL_PORT_ATTEMPT_COUNT):
-        try:
-            return bind_sockets(port, address=host, backlog=backlog)
-        except OSError as exc:
-            # An ephemeral port that is free for IPv4 may be taken for IPv6.
-            last = attempt == _EPHEMERAL_PORT_ATTEMPT_COUNT - 1
-            if port != 0 or exc.errno != errno.EADDRINUSE or last:
-                raise
-    raise AssertionError("not reached")
+        level = logging.DEBUG if received_bytes == 0 and just_left(exc) else logging.WARNING
+        error = comm_error(peer_addr, exc)
+        logger.log(level, "Listener on %s refused a connection: %s", self.listen_address, error)
 
 
 def _scheduler_host(comm_handler: Callable) -> str | None:

@@ -85,9 +85,7 @@ def comm_error(where: str, exc: Exception) -> CommClosedError:
     exc : Exception
         An `OSError`, or one of the errors of dask-fabric.
     """
-    cause = exc
-    while isinstance(cause, ChannelClosedError) and isinstance(cause.__cause__, Exception):
-        cause = cause.__cause__
+    cause = _root(exc)
     message = f"in {where}: {cause.__class__.__name__}: {cause}"
     if isinstance(cause, ssl.SSLCertVerificationError):
         message = f"in {where}: TLS certificate does not match ({cause}). {_TLS_HELP}"
@@ -96,6 +94,21 @@ def comm_error(where: str, exc: Exception) -> CommClosedError:
     return (FatalCommClosedError if isinstance(cause, _FATAL) else CommClosedError)(message)
 
 
+def just_left(exc: Exception) -> bool:
+    """Whether *exc* says no more than that the peer, not having said anything, went away."""
+    cause = _root(exc)
+    if isinstance(cause, ssl.SSLError):
+        return isinstance(cause, (ssl.SSLEOFError, ssl.SSLZeroReturnError))
+    return not isinstance(cause, TimeoutError)
+
+
+def _root(exc: Exception) -> Exception:
+    """Give what closed the channel, where *exc* only says that it is closed."""
+    while isinstance(exc, ChannelClosedError) and isinstance(exc.__cause__, Exception):
+        exc = exc.__cause__
+    return exc
+
+
 def tls_info(channel: Any) -> dict[str, Any]:
     """Give what distributed's own TLS comm tells of a connection: ``peercert`` and ``cipher``."""
-    return {"peercert": channel.peercert, "cipher": channel.cipher}
+    return {"peercert": channel.peer_certificate, "cipher": channel.cipher}

@@ -7,6 +7,7 @@ is stored, and nothing in it is unpickled or run.
 from __future__ import annotations
 
 import enum
+import functools
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -22,6 +23,7 @@ from dask_fabric.errors import (
     VersionMismatchError,
 )
 from dask_fabric.wire.foreign import MAGIC, PREAMBLE_BYTES, raise_if_foreign, unknown
+from dask_fabric.wire.framing import error_record
 
 MAJOR_VERSION = 1
 MINOR_VERSION = 0
@@ -31,8 +33,6 @@ TEXT_BYTES_LIMIT = 4096
 NAME_BYTES_LIMIT = 256
 ENTRY_COUNT_LIMIT = 256
 NESTING_LIMIT = 16
-ERROR_RECORD = struct.Struct("<BBHIQQ")  # the record prefix of docs/wire-protocol.md
-ERROR_RECORD_KIND = 3
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,11 @@ class Hello:
             )
         return PREAMBLE.pack(MAGIC, MAJOR_VERSION, MINOR_VERSION, 0, len(body)) + body
 
+    @functools.cached_property
+    def encoded(self) -> bytes:
+        """What `encode` returns, made once."""
+        return self.encode()
+
     @classmethod
     def decode(cls, body: bytes) -> Hello:
         """Return the hello in *body* (without preamble); unknown keys are ignored.
@@ -104,6 +109,17 @@ class Hello:
             if not FIELD_CHECKS[key](value):
                 raise ProtocolError(f"field {key!r} of the peer's hello is invalid: {value!r:.80}")
         return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in known.items()})
+
+
+# The same few hellos come and go with every connection: a process says the same each time.
+_KNOWN_HELLO_BYTES = 1024
+
+
+def _decoded(body: bytes) -> Hello:
+    return _decoded_small(body) if len(body) <= _KNOWN_HELLO_BYTES else Hello.decode(body)
+
+
+_decoded_small = functools.lru_cache(maxsize=256)(Hello.decode)
 
 
 def _is_text(value: object) -> bool:
@@ -256,7 +272,7 @@ class Handshake:
         self._server_side = server_side
         self._transitions = SERVER_TRANSITIONS if server_side else CLIENT_TRANSITIONS
         self._refuse = refuse
-        self._greeting = hello.encode()
+        self._greeting = hello.encoded
         self._buffer = bytearray()
         self._wanted_bytes = PREAMBLE_BYTES
 
@@ -353,7 +369,7 @@ class Handshake:
         self._advance(Event.PREAMBLE)
 
     def _read_hello(self) -> None:
-        peer = Hello.decode(bytes(self._buffer))
+        peer = _decoded(bytes(self._buffer))
         if peer.error:
             side = "client" if self._server_side else "server"
             raise RefusedError(f"the {side} refused the connection: {_one_line(peer.error)}")
@@ -375,9 +391,7 @@ class Handshake:
         text = reason.encode()[:TEXT_BYTES_LIMIT].decode(errors="ignore")
         if self._server_side:
             return Hello(scheme=self.hello.scheme, error=text).encode()
-        # The server took our hello already, so it reads records by now.
-        body = text.encode()
-        return ERROR_RECORD.pack(ERROR_RECORD_KIND, 0, 0, 0, len(body), 0) + body
+        return error_record(text)  # the server took our hello already: it reads records by now
 
 
 def _one_line(text: str) -> str:
