@@ -57,7 +57,7 @@ cdef class Channel(Link):
         )
         self.queue = SendQueue()
         self.uncork_callback = self._uncork
-        self._watch_readable(True)
+        self._begin()
 
     # ------------------------------------------------------------ opening
 

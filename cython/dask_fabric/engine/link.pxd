@@ -15,6 +15,7 @@ cdef class Link:
     cdef bint watching_writable
     cdef object __weakref__
 
+    cdef _begin(self)
     cdef _watch_readable(self, bint watch)
     cdef _watch_writable(self, bint watch)
     cdef _fail(self, error)

@@ -39,6 +39,7 @@ cdef class Link:
 
     def __cinit__(self, *args, **kwargs):
         self.fd = -1
+        self.closed = True      # until `_begin`: what is not whole is not torn down either
 
     def __init__(self, loop, sock):
         self.loop = loop
@@ -46,10 +47,15 @@ cdef class Link:
         self.fd = sock.fileno()
         self.local_sockname = sock.getsockname()
         self.peer_sockname = sock.getpeername()
-        port = <Port> port_of(loop)
+
+    cdef _begin(self):
+        """Everything is in place: start to watch the socket."""
+        port = <Port> port_of(self.loop)
         port.open()
         self.port = port
+        self.closed = False
         _links.add(self)
+        self._watch_readable(True)
 
     def __del__(self):
         self._fail(None)
@@ -66,7 +72,7 @@ cdef class Link:
 
     cdef _fail(self, error):
         """Close, and tell whoever waits; `error` is None where this side wanted it."""
-        if self.closed or self.fd < 0:
+        if self.closed:
             return
         self._send_last(getattr(error, "reply", b""))
         self.closed = True

@@ -7,6 +7,7 @@ import functools
 import os
 import socket
 import ssl
+from collections.abc import Callable
 from typing import Any
 
 from dask_fabric.config import Settings
@@ -23,6 +24,7 @@ def make_channel(
     *,
     server_side: bool,
     server_hostname: str | None = None,
+    refuse: Callable[[Hello], str | None] | None = None,
 ) -> Any:
     """Make the channel that fits: plain, or TLS where there is a context.
 
@@ -42,6 +44,8 @@ def make_channel(
         Whether this side accepted the connection.
     server_hostname : str, optional
         The name that the client asks of a TLS server.
+    refuse : callable, optional
+        Gives the reason to turn a peer away, by its hello.
 
     Raises
     ------
@@ -49,7 +53,7 @@ def make_channel(
         The connection is gone already.
     """
     hello = _hello(scheme, settings, os.getpid())
-    handshake = Handshake(hello, server_side=server_side)
+    handshake = Handshake(hello, server_side, refuse)
     if ssl_context is None:
         return Channel(loop, sock, handshake, settings)
 

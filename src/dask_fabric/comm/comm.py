@@ -8,17 +8,14 @@ import logging
 import sys
 from typing import Any
 
+from distributed.comm import utils as comm_utils
 from distributed.comm.core import Comm, CommClosedError
-from distributed.comm.utils import OFFLOAD_THRESHOLD
 from distributed.utils import offload
 
 from dask_fabric.comm.dialect import codec
 from dask_fabric.errors import ChannelClosedError, ProtocolError
 
 logger = logging.getLogger(__name__)
-
-# Nothing is above it where the configuration turned offloading off.
-_OFFLOAD_BYTES = OFFLOAD_THRESHOLD or float("inf")
 
 _ENDS_COMM = (ChannelClosedError, ProtocolError, EOFError, OSError)
 
@@ -114,11 +111,13 @@ class FabricComm(Comm):
 
         header, frames = message
         deserialize = self.deserialize
+        threshold_bytes = comm_utils.OFFLOAD_THRESHOLD  # 0 or False: never
         try:
             if (
                 deserialize
+                and threshold_bytes
                 and self.allow_offload
-                and codec.offload_bytes(header, frames) > _OFFLOAD_BYTES
+                and codec.offload_bytes(header, frames) > threshold_bytes
             ):
                 return await offload(codec.decode, header, frames, deserialize, deserializers)
             return codec.decode(header, frames, deserialize, deserializers)
@@ -151,7 +150,8 @@ class FabricComm(Comm):
         }
         try:
             encoding = codec.begin(msg, serializers, on_error, context)
-            if encoding.offload_bytes > _OFFLOAD_BYTES and self.allow_offload:
+            threshold_bytes = comm_utils.OFFLOAD_THRESHOLD
+            if threshold_bytes and encoding.offload_bytes > threshold_bytes and self.allow_offload:
                 header, frames = await offload(encoding.finish)
             else:
                 header, frames = encoding.finish()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import inspect
 import logging
 import socket
+import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -22,10 +24,18 @@ from dask_fabric.comm.addressing import (
     format_address,
     host_of,
 )
+from dask_fabric.comm.arrival import Arrival
 from dask_fabric.comm.binding import bind
 from dask_fabric.comm.channels import make_channel, open_channel
 from dask_fabric.comm.comm import FabricComm
-from dask_fabric.comm.security import Scheme, comm_error, just_left, tls_info
+from dask_fabric.comm.security import (
+    TLS_FIRST_BYTE,
+    Scheme,
+    comm_error,
+    just_left,
+    refuse_plain_text,
+    tls_info,
+)
 from dask_fabric.comm.socket_options import tune
 from dask_fabric.errors import FabricError
 
@@ -91,7 +101,7 @@ class FabricListener(BaseListener):
         self._contact_host: str | None = None
         self._stopped = False
         self._tasks: set[asyncio.Task] = set()  # the loop itself holds them weakly
-        self._opening: set[Any] = set()  # channels
+        self._opening: set[Any] = set()  # arrivals, and channels that shake hands
 
     async def start(self) -> None:
         """Bind and listen.
@@ -129,8 +139,8 @@ class FabricListener(BaseListener):
 
     def _drop_opening(self) -> None:
         opening, self._opening = self._opening, set()
-        for channel in opening:
-            channel.abort()
+        for connection in opening:
+            connection.abort()
 
     def get_host_port(self) -> tuple[str, int]:
         """Give the host and port that it listens on."""
@@ -174,14 +184,43 @@ class FabricListener(BaseListener):
     def _take(self, sock: socket.socket, peer_addr: str) -> None:
         """Begin to serve an accepted connection."""
         sock.setblocking(False)
+        if self._ssl_context is None:
+            self._begin(sock, peer_addr, None)
+            return
+        # A client without TLS gets an answer that it can read, instead of an alert.
+        seconds = self._settings.handshake_timeout_seconds
+        said = functools.partial(self._hear, peer_addr)
+        self._opening.add(Arrival(self._loop, sock, seconds, said))
+
+    def _hear(
+        self, peer_addr: str, arrival: Arrival, sock: socket.socket, first: bytes | OSError
+    ) -> None:
+        """Tell a client with TLS from one without."""
+        self._opening.discard(arrival)
+        if isinstance(first, OSError):
+            sock.close()
+            self._log_refusal(peer_addr, first, 0)
+        elif first == TLS_FIRST_BYTE:
+            self._begin(sock, peer_addr, self._ssl_context)
+        else:
+            self._begin(sock, peer_addr, None, refuse_plain_text)
+
+    def _begin(
+        self,
+        sock: socket.socket,
+        peer_addr: str,
+        ssl_context: ssl.SSLContext | None,
+        refuse: Callable | None = None,
+    ) -> None:
         try:
             channel = make_channel(
                 self.scheme.name,
                 self._loop,
                 sock,
                 self._settings,
-                self._ssl_context,
+                ssl_context,
                 server_side=True,
+                refuse=refuse,
             )
         except OSError as exc:  # reset before it was accepted
             sock.close()

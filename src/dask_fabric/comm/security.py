@@ -17,8 +17,12 @@ from dask_fabric.errors import (
     UnavailableError,
     VersionMismatchError,
 )
+from dask_fabric.wire.hello import Hello
 
 _TLS_HELP = "Check your security settings: https://distributed.dask.org/en/latest/tls.html"
+
+# How a TLS record with a handshake message begins (RFC 8446, 5.1).
+TLS_FIRST_BYTE = b"\x16"
 
 # No retry can mend these: the peer is another program, another version, or nobody we trust.
 _FATAL = (
@@ -73,6 +77,11 @@ class _Encryption(RequireEncryptionMixin):
 
     prefix: str
     encrypted: bool
+
+
+def refuse_plain_text(_: Hello) -> str:
+    """Turn away a client that has no TLS context, at a server that has one."""
+    return f"this server wants TLS: give the client the cluster's security. {_TLS_HELP}"
 
 
 def comm_error(where: str, exc: Exception) -> CommClosedError:

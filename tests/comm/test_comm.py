@@ -1,0 +1,154 @@
+"""`FabricComm` over a channel of the test's making: which error becomes what."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import threading
+
+import pytest
+from distributed.comm import CommClosedError
+from distributed.protocol import to_serialize
+
+from dask_fabric.comm import comm as module
+from dask_fabric.comm.comm import FabricComm
+from dask_fabric.errors import ChannelClosedError, ForkedError, LimitError, ProtocolError
+
+
+class FakeChannel:
+    """A channel whose next operation fails as told."""
+
+    local_sockname = ("127.0.0.1", 1)
+    peer_sockname = ("127.0.0.1", 2)
+
+    def __init__(self, error=None):
+        self.error = error
+        self.closed = False
+        self.sent = []
+
+    def receive_nowait(self):
+        return None
+
+    async def receive(self):
+        raise self.error
+
+    def send(self, header, frames):
+        if self.error:
+            raise self.error
+        self.sent.append((header, frames))
+        return len(header)
+
+    async def close(self, timeout_seconds):
+        self.closed = True
+        if self.error:
+            raise self.error
+
+    def abort(self, error=None):
+        self.closed = True
+
+
+def make_comm(error=None) -> FabricComm:
+    return FabricComm(FakeChannel(error), "fabric://a:1", "fabric://b:2", True, 1.0)
+
+
+class Strange(BaseException):
+    pass
+
+
+CLOSING = [
+    ChannelClosedError("the peer left"),
+    ForkedError("belongs to the parent"),
+    ProtocolError("nonsense"),
+    LimitError("too much"),
+    ConnectionResetError(104, "reset"),
+    TimeoutError("timed out"),
+    ssl.SSLError("bad record"),
+]
+PASSING = [BufferError("not contiguous"), Strange(), asyncio.CancelledError(), KeyboardInterrupt()]
+
+
+@pytest.mark.parametrize("error", CLOSING, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("verb", ["read", "write"])
+async def test_what_ends_the_channel_is_commclosederror(error, verb):
+    comm = make_comm(error)
+    with pytest.raises(CommClosedError) as caught:
+        await (comm.read() if verb == "read" else comm.write("x"))
+    assert caught.value.__cause__ is error
+    assert str(error) in str(caught.value)
+    assert "fabric://b:2" in str(caught.value)
+    assert comm.closed()
+
+
+@pytest.mark.parametrize("error", PASSING, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("verb", ["read", "write"])
+async def test_what_else_fails_passes_unchanged_and_closes(error, verb):
+    comm = make_comm(error)
+    with pytest.raises(type(error)) as caught:
+        await (comm.read() if verb == "read" else comm.write("x"))
+    assert caught.value is error
+    assert comm.closed()
+
+
+async def test_a_closed_comm_refuses_before_it_serializes():
+    comm = make_comm()
+    comm.abort()
+    with pytest.raises(CommClosedError):
+        await comm.write(object())
+
+
+async def test_errors_while_closing_are_nobodys():
+    comm = make_comm(ConnectionResetError(104, "reset"))
+    await comm.close()
+    assert comm.closed()
+
+
+class Slow:
+    """An encoding, and a codec, that do their work in the offload thread."""
+
+    offload_bytes = 1 << 40
+
+    def begin(self, *args):
+        return self
+
+    def finish(self):
+        return b"header", []
+
+
+async def test_a_cancelled_offload_of_a_write_sends_nothing_and_aborts(monkeypatch):
+    monkeypatch.setattr(module, "codec", Slow())
+    comm = make_comm()
+    task = asyncio.ensure_future(comm.write("x"))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert comm.closed()
+    assert comm._channel.sent == []
+
+
+async def test_writes_are_offloaded_unless_forbidden(monkeypatch):
+    offloaded = []
+
+    async def offload(function, *args):
+        offloaded.append(function)
+        return function(*args)
+
+    monkeypatch.setattr(module, "codec", Slow())
+    monkeypatch.setattr(module, "offload", offload)
+    comm = make_comm()
+    await comm.write("x")
+    assert len(offloaded) == 1
+    comm.allow_offload = False
+    await comm.write("x")
+    assert len(offloaded) == 1
+    assert len(comm._channel.sent) == 2
+    comm.abort()
+
+
+async def test_a_failing_serialization_is_logged_and_leaves_the_comm_open(caplog):
+    comm, lock = make_comm(), threading.Lock()
+    with pytest.raises(TypeError):
+        await comm.write({"x": to_serialize(lock)}, serializers=["dask"], on_error="raise")
+    assert not comm.closed()
+    assert "Could not serialize" in caplog.text
+    comm.abort()

@@ -1,0 +1,122 @@
+"""The accept loop under stress, and whose address is advertised."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import socket
+
+import pytest
+from distributed.comm import connect, listen
+from distributed.utils import wait_for
+
+from dask_fabric.comm import listener as module
+from dask_fabric.comm.listener import _scheduler_host
+
+
+async def ignore(comm):
+    await comm.close()
+
+
+class Server:
+    """As much of a worker as the listener looks at."""
+
+    class scheduler:
+        address = "fabric://10.9.8.7:8786"
+
+    async def handle_comm(self, comm):
+        await comm.close()
+
+
+def test_the_scheduler_behind_the_handler():
+    assert _scheduler_host(Server().handle_comm) == "10.9.8.7"
+    assert _scheduler_host(ignore) is None
+    for address in (None, 7, "no-such-scheme://x", "fabric://[broken:1"):
+        server = Server()
+        server.scheduler = type("scheduler", (), {"address": address})
+        assert _scheduler_host(server.handle_comm) is None
+
+
+async def test_the_contact_address_of_a_worker_leads_to_its_scheduler(monkeypatch):
+    asked = []
+
+    def advertised_host(families, scheduler_host):
+        asked.append((families, scheduler_host))
+        return "10.9.8.6"
+
+    monkeypatch.setattr(module, "advertised_host", advertised_host)
+    async with listen("fabric://0.0.0.0", Server().handle_comm) as listener:
+        port = listener.get_host_port()[1]
+        assert listener.contact_address == f"fabric://10.9.8.6:{port}"
+        assert listener.contact_address == f"fabric://10.9.8.6:{port}"
+    assert asked == [([socket.AF_INET], "10.9.8.7")]
+
+
+async def test_out_of_descriptors_pauses_and_goes_on(monkeypatch, caplog):
+    monkeypatch.setattr(module, "_ACCEPT_PAUSE_SECONDS", 0.01)
+    async with listen("fabric://127.0.0.1", ignore) as listener:
+        (listening,) = listener._sockets
+        failures = [OSError(errno.EMFILE, "Too many open files")] * 2
+
+        class Exhausted:
+            """The listening socket, in the first two calls out of descriptors."""
+
+            def fileno(self):
+                return listening.fileno()
+
+            def accept(self):
+                if failures:
+                    raise failures.pop()
+                return listening.accept()
+
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(listening)
+        loop.add_reader(listening, listener._accept, Exhausted())
+        comm = await wait_for(connect(listener.contact_address), 10)
+        await comm.close()
+    assert not failures
+    assert len([r for r in caplog.records if "cannot accept" in r.message]) == 2
+    assert "ulimit" in caplog.text
+
+
+async def test_a_connection_reset_before_it_is_accepted(caplog):
+    async with listen("fabric://127.0.0.1", ignore) as listener:
+        early = socket.create_connection(listener.get_host_port())
+        early.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        early.close()  # sends a reset
+        comm = await connect(listener.contact_address)
+        await comm.close()
+    assert not [record for record in caplog.records if record.levelname != "DEBUG"]
+
+
+async def test_a_failing_handler_is_logged_and_its_comm_closed(caplog):
+    async def fail(comm):
+        raise ValueError("from the test")
+
+    async with listen("fabric://127.0.0.1", fail) as listener:
+        comm = await connect(listener.contact_address)
+        with pytest.raises(OSError):
+            await wait_for(comm.read(), 5)
+    assert "from the test" in caplog.text
+
+
+async def test_a_stop_before_dasks_handshake_closes_the_connection():
+    """Between accept and the end of our hello: the client must not wait for ever."""
+    listener = await listen("fabric://127.0.0.1", ignore)
+    reader, writer = await asyncio.open_connection(*listener.get_host_port())
+    while not listener._opening:
+        await asyncio.sleep(0)
+    listener.stop()
+    assert not listener._opening
+    with contextlib.suppress(ConnectionError):
+        assert await wait_for(reader.read(), 5) == b""
+    writer.close()
+    while listener._tasks:
+        await asyncio.sleep(0)
+
+
+def test_an_address_before_the_start_is_a_valueerror():
+    listener = listen("fabric://127.0.0.1", ignore)
+    with pytest.raises(ValueError, match="not started"):
+        _ = listener.contact_address
