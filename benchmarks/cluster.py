@@ -30,6 +30,7 @@ def start_cluster(scheme: str) -> LocalCluster:
         threads_per_worker=1,
         protocol=scheme,
         dashboard_address=None,
+        scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},  # its HTTP server is always there
         memory_limit=0,
         security=Security.temporary() if is_encrypted(scheme) else None,
     )

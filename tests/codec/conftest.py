@@ -1,9 +1,14 @@
 import numpy as np
 import pytest
 from distributed.protocol import Serialized, dumps, loads
+from hypothesis import settings
 
 from dask_fabric.codec.codec import Codec
 from dask_fabric.comm.dialect import make_dialect
+
+# How long an example takes depends on what else the machine does.
+settings.register_profile("dask_fabric", deadline=None)
+settings.load_profile("dask_fabric")
 
 
 @pytest.fixture(scope="session")

@@ -48,7 +48,7 @@ def test_undeserialized_arrays_are_what_tcp_makes_of_them(channel, same, array):
     theirs = channel.send_by_tcp(Serialize(array), deserialize=False)
     assert type(ours) is Serialized
     if array.flags.forc and 1 not in array.shape and 0 not in array.strides:
-        assert ours.header == theirs.header     # strides of axes of length one are arbitrary
+        assert ours.header == theirs.header  # strides of axes of length one are arbitrary
     assert ours.header.keys() == theirs.header.keys()
     assert list(map(bytes, ours.frames)) == list(map(bytes, theirs.frames))
     same(loads(channel.receive(tcp_dumps(ours))), channel.send(Serialize(array)))
@@ -189,7 +189,7 @@ def test_many_dtypes_do_not_fill_the_memory(channel):
 
 @pytest.mark.parametrize("wrap", [lambda array: array, memoryview], ids=["array", "memoryview"])
 def test_objects_of_more_than_2_gib_are_one_frame(codec, wrap):
-    array = np.empty(3 << 30, "u1")     # never touched, so never in memory
+    array = np.empty(3 << 30, "u1")  # never touched, so never in memory
     header, frames = codec.encode({"x": Serialize(wrap(array))})
     assert len(header) < 500 and [frame.nbytes for frame in frames] == [3 << 30]
     assert np.shares_memory(np.asarray(frames[0]), array)

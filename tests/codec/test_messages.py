@@ -2,6 +2,7 @@
 
 import datetime
 import enum
+import gc
 import logging
 import operator
 import pickle
@@ -117,7 +118,9 @@ def test_a_header_may_arrive_in_any_memory(codec):
         datetime.datetime(2026, 1, 1),
         [1j, {"deep": [datetime.timedelta(1), object]}],
         {"__Pickled__": 1},
+        {"__Payload__": 7},
         {"__Payload__": "x", "y": 1},
+        {"__Payload__": 1, "y": Serialize(1)},
         {"__Payload__": True},
         {"__Payload__": 0},
         msgpack.ExtType(5, b"xyz"),
@@ -126,7 +129,7 @@ def test_a_header_may_arrive_in_any_memory(codec):
 )
 def test_special_values(channel, same, value):
     if value == {"__Pickled__": 1}:
-        assert channel.send(value) == value     # which tcp takes for one of its own
+        assert channel.send(value) == value  # which tcp takes for one of its own
         return
     same(channel.send(value), channel.send_by_tcp(value))
     same(channel.send({"x": [value]}), channel.send_by_tcp({"x": [value]}))
@@ -141,7 +144,8 @@ def test_enums_need_their_module_to_be_allowed(channel):
 
 
 def test_pandas(channel):
-    frame = pd.DataFrame({"a": np.arange(5), "b": list("abcde"), "c": pd.Categorical(list("xyxyx"))})
+    frame = pd.DataFrame({"a": np.arange(5), "b": list("abcde")})
+    frame["c"] = pd.Categorical(list("xyxyx"))
     for wrap in (Serialize, ToPickle):
         pd.testing.assert_frame_equal(channel.send({"df": wrap(frame)})["df"], frame)
     pd.testing.assert_frame_equal(channel.forward({"df": Serialize(frame)})["df"], frame)
@@ -288,7 +292,8 @@ def test_compression_is_as_negotiated(codec, channel, same, size):
     _, frames = codec.encode(message, context=context)
     assert (sum(map(len, frames)) < 1.1 * size) == (size > 10_000)
     same(channel.send(message, context=context), channel.send_by_tcp(message, context=context))
-    same(channel.forward(message, context=context), channel.forward_by_tcp(message, context=context))
+    forwarded = channel.forward(message, context=context)
+    same(forwarded, channel.forward_by_tcp(message, context=context))
     same(
         channel.send(message, False, context=context),
         channel.send_by_tcp(message, False, context=context),
@@ -298,7 +303,7 @@ def test_compression_is_as_negotiated(codec, channel, same, size):
 
 
 def test_pickle_protocol_of_the_handshake(codec):
-    header, frames = codec.encode(Serialize({1}), context={"pickle-protocol": 4})
+    _, frames = codec.encode(Serialize({1}), context={"pickle-protocol": 4})
     assert b"\x80\x04" in bytes(frames[0])[:2]
 
 
@@ -331,7 +336,7 @@ def depth_of(message):
 @pytest.mark.parametrize("kind", [tuple, dict])
 @pytest.mark.parametrize("depth", [100, 255, 511, 1000, 1022, 1023, 1024, 1025, 3000])
 def test_deep_nesting_ends_where_it_does_by_tcp(channel, caplog, kind, depth):
-    caplog.set_level(logging.CRITICAL + 1, "distributed.comm.utils")    # repr() recurses, too
+    caplog.set_level(logging.CRITICAL + 1, "distributed.comm.utils")  # repr() recurses, too
     message = nest(depth, kind)
     try:
         channel.send_by_tcp(message)
@@ -371,3 +376,19 @@ def test_threads_share_a_codec(channel):
             assert all(pool.map(work, range(4)))
     finally:
         sys.setswitchinterval(interval)
+
+
+def test_packers_of_failed_and_large_messages_leave_no_garbage(codec):
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.raises(OverflowError):
+            codec.encode({"x": 2**64})
+        codec.encode({"x": b"x" * 2_000_000})
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        assert not [item for item in gc.garbage if isinstance(item, msgpack.Packer)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()

@@ -6,18 +6,12 @@ import threading
 import numpy as np
 import pandas as pd
 import pytest
+from dask._task_spec import DataNode, Task, TaskRef
 from distributed.protocol import Pickled, Serialize, ToPickle, serialize
 from distributed.protocol.serialize import Serialized
 
 THRESHOLD = 10_000_000
 big = np.zeros(20_000_000, "u1")
-
-
-def nested(depth):
-    value = [1]
-    for _ in range(depth):
-        value = [value]
-    return value
 
 
 @pytest.mark.parametrize(
@@ -34,6 +28,7 @@ def nested(depth):
         Pickled({"pickled-obj": b"x" * THRESHOLD * 2}, []),
         [Serialize(None), Serialize(1), ToPickle(2.5), Serialize("text"), ToPickle(sum)],
         Serialize(pd.DataFrame({"a": np.arange(10)})),
+        ToPickle(Task("k", sum, big, TaskRef("l"), [Task("m", max, {"n": big})])),
     ],
 )
 def test_cheap_messages_are_finished_inline(codec, message):
@@ -46,6 +41,8 @@ def test_cheap_messages_are_finished_inline(codec, message):
         Serialize(pd.DataFrame({"a": np.arange(2_000_000)})),
         Serialize("x" * THRESHOLD * 2),
         ToPickle(["x" * 1_000_000] * 20),
+        ToPickle(Task("k", sum, [1, DataNode("l", "x" * THRESHOLD * 2)])),
+        ToPickle([{"a": [i, "x" * 1_000_000]} for i in range(150)]),
         ToPickle({"k": [pd.DataFrame({"a": np.arange(2_000_000)})]}),
         Serialize(np.zeros((9_000_000, 4))[:, ::2]),
         [Serialize("x" * 6_000_000), Serialize("x" * 6_000_000)],

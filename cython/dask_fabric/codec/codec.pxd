@@ -10,6 +10,7 @@ cdef class Codec:
     cpdef Encoding begin(self, object message, object serializers=*, object on_error=*,
                          object context=*)
     cdef bytes pack(self, object message, list payloads)
+    cdef int put_back(self, Packing packing, bytes main) except -1
     cdef bytes pack_or_pickle(self, Packing packing, object message, list payloads)
     cdef object unpack(self, object header, list frames, bint deserialize, object deserializers)
 
@@ -33,7 +34,7 @@ cdef class Encoding:
     cdef list payloads
     cdef bint compresses            # these are known while finishing
     cdef bint is_metered
-    cdef bint sends_arrays
+    cdef Py_ssize_t parts_left      # while estimating
 
     cdef bint will_compress(self) except -1
     cdef tuple assemble(self)
@@ -43,4 +44,5 @@ cdef class Encoding:
     cdef bytes encode_to_pickle(self, object payload, list frames)
     cdef bytes encode_made(self, int kind, object payload, list frames)
     cdef tuple compress(self, list made, object known)
-    cdef object cost_bytes(self, object data, bint compresses, int depth)
+    cdef object cost_bytes(self, object data, bint compresses)
+    cdef object parts_of(self, object data, object kind)

@@ -1,9 +1,10 @@
-from cpython.buffer cimport Py_buffer
+from cpython.buffer cimport PyBUF_SIMPLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytearray cimport PyByteArray_CheckExact
 from cpython.bytes cimport PyBytes_CheckExact
 
 import sys
 from time import perf_counter
+from types import BuiltinFunctionType, FunctionType
 
 import msgpack
 
@@ -13,7 +14,7 @@ from dask_fabric.codec.layout cimport (
     KIND_FRAMED_PICKLE, KIND_PICKLE, KIND_PICKLED, KIND_SERIALIZED, Kind, PyMemoryView_Check,
     PyMemoryView_GET_BUFFER, body_entry, nbytes_of, prefix,
 )
-from dask_fabric.codec.scan cimport SCAN_OK, SCAN_TRUNCATED, ScanResult, scan, scan_error
+from dask_fabric.codec.scan cimport SCAN_OK, ScanResult, scan, scan_error
 
 from dask_fabric.errors import ProtocolError
 
@@ -25,9 +26,10 @@ cdef enum:
     MAX_IDLE_PACKINGS = 8
     MAX_KEPT_PACKED_NBYTES = 1 << 20    # a packer's buffer never shrinks
     MAX_INLINE_PICKLE_NBYTES = 1 << 16  # above, a pickle is a frame of its own
-    MAX_COST_DEPTH = 2
-    MAX_COST_ITEMS = 64
+    MAX_COST_PARTS = 100                # of one payload, looked at here and not by dask's sizeof
 
+cdef frozenset FREE_KINDS = frozenset(
+    [type(None), bool, int, float, complex, type, FunctionType, BuiltinFunctionType])
 cdef object UNSPLIT = sys.maxsize
 cdef object UNKNOWN_COST = sys.maxsize
 
@@ -112,11 +114,21 @@ cdef class Codec:
         else:
             packing = Packing(self)
         packing.payloads = payloads
-        main = self.pack_or_pickle(packing, message, payloads)
-        packing.payloads = None
-        if len(main) <= MAX_KEPT_PACKED_NBYTES and len(self.idle_packings) < MAX_IDLE_PACKINGS:
-            self.idle_packings.append(packing)
+        main = None
+        try:
+            main = self.pack_or_pickle(packing, message, payloads)
+        finally:
+            packing.payloads = None
+            self.put_back(packing, main)
         return main
+
+    cdef int put_back(self, Packing packing, bytes main) except -1:
+        if (main is not None and len(main) <= MAX_KEPT_PACKED_NBYTES
+                and len(self.idle_packings) < MAX_IDLE_PACKINGS):
+            self.idle_packings.append(packing)
+        else:
+            packing.packer = None       # the cycle would keep its buffer until some collection
+        return 0
 
     cdef bytes pack_or_pickle(self, Packing packing, object message, list payloads):
         try:
@@ -139,7 +151,7 @@ cdef class Codec:
         if not frames or not holds_payloads(header):
             return 0
         try:
-            return Decoding(self, header, frames).offload_bytes()
+            return Decoding(self.dialect, self.unpack_options, header, frames).offload_bytes()
         except ProtocolError:
             return 0
 
@@ -168,16 +180,13 @@ cdef class Codec:
             raise
 
     cdef object unpack(self, object header, list frames, bint deserialize, object deserializers):
-        cdef const unsigned char[::1] data = header
         cdef bint special
-        cdef ScanResult result
         if holds_payloads(header):
-            return Decoding(self, header, frames).unpack(deserialize, deserializers)
+            return Decoding(self.dialect, self.unpack_options, header, frames).unpack(
+                deserialize, deserializers)
         if frames:
             raise ProtocolError(f"{len(frames)} frames came with a message without payloads")
-        result = scan(&data[0], data.shape[0], 0, &special) if data.shape[0] else SCAN_TRUNCATED
-        if result != SCAN_OK:
-            raise scan_error(result)
+        check_msgpack(header, &special)
         return unpackb(header, **(self.hooked_unpack_options if special else self.unpack_options))
 
 
@@ -193,7 +202,8 @@ cdef class Encoding:
         total = 0
         for payload in self.payloads:
             if isinstance(payload, (self.codec.dialect.Serialize, self.codec.dialect.ToPickle)):
-                total += self.cost_bytes(payload.data, compresses, 0)
+                self.parts_left = MAX_COST_PARTS
+                total += self.cost_bytes(payload.data, compresses)
         return total
 
     def finish(self):
@@ -223,7 +233,6 @@ cdef class Encoding:
         cdef list parts = [prefix(len(self.payloads))], frames = []
         self.compresses = self.will_compress()
         self.is_metered = bool(dialect.metered())
-        self.sends_arrays = not self.compresses and dialect.sends_arrays(self.serializers)
         for payload in self.payloads:
             parts.append(self.encode_payload(payload, frames))
         parts.append(self.main)
@@ -232,7 +241,8 @@ cdef class Encoding:
     cdef bytes encode_payload(self, object payload, list frames):
         dialect = self.codec.dialect
         if isinstance(payload, dialect.Serialize):
-            if self.sends_arrays and type(payload.data) is ndarray:
+            if (type(payload.data) is ndarray and not self.compresses
+                    and dialect.sends_arrays(self.serializers)):
                 entry = self.encode_plain_array(payload.data, frames)
                 if entry is not None:
                     return entry
@@ -299,9 +309,9 @@ cdef class Encoding:
                 names[i], made[i] = self.codec.dialect.maybe_compress(made[i], **options)
         return tuple(names)
 
-    cdef object cost_bytes(self, object data, bint compresses, int depth):
+    cdef object cost_bytes(self, object data, bint compresses):
         kind = type(data)
-        if data is None or kind is bool or kind is int or kind is float:
+        if kind in FREE_KINDS:
             return 0
         if kind is bytes or kind is bytearray:
             return len(data) if compresses else 0
@@ -309,12 +319,31 @@ cdef class Encoding:
             return len(data)
         if kind is ndarray and not data.dtype.hasobject:
             return 0 if not compresses and is_plain(data) else data.nbytes
-        if (depth < MAX_COST_DEPTH and (kind is dict or kind is list or kind is tuple)
-                and len(data) <= MAX_COST_ITEMS):
-            items = data.values() if kind is dict else data
-            return sum([self.cost_bytes(item, compresses, depth + 1) for item in items])
+        parts = self.parts_of(data, kind)
+        if parts is not None and len(parts) <= self.parts_left:
+            self.parts_left -= len(parts)
+            return sum([self.cost_bytes(part, compresses) for part in parts])
         cost = self.codec.dialect.sizeof(data)
         return UNKNOWN_COST if cost < 0 else cost
+
+    cdef object parts_of(self, object data, object kind):
+        if kind is dict:
+            return data.values()
+        if kind is list or kind is tuple or kind is set or kind is frozenset:
+            return data
+        if isinstance(data, self.codec.dialect.GraphNode):
+            return self.codec.dialect.parts_of_node(data)
+        return None
+
+
+cdef int check_msgpack(object header, bint *special) except -1:
+    cdef Py_buffer view
+    PyObject_GetBuffer(header, &view, PyBUF_SIMPLE)
+    cdef ScanResult result = scan(<const unsigned char *>view.buf, view.len, 0, special)
+    PyBuffer_Release(&view)
+    if result != SCAN_OK:
+        raise scan_error(result)
+    return 0
 
 
 cdef int append_frames(object dialect, list made, list frames) except -1:

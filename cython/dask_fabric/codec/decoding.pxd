@@ -8,21 +8,21 @@ cdef bint holds_payloads(object header) except -1
 
 
 cdef class Decoding:
-    cdef object codec
     cdef object dialect
-    cdef object header
+    cdef dict unpack_options
     cdef list frames
     cdef Py_buffer view
     cdef Entry *entries
     cdef Py_ssize_t payload_count
     cdef Py_ssize_t main_offset
+    cdef bint is_special            # see scan
     cdef list dtypes                # of the payloads that are arrays, else None
     cdef bint deserialize
     cdef object deserializers
-    cdef bint receives_arrays
     cdef bint is_metered
 
     cdef int read_table(self) except -1
+    cdef int check_main(self) except -1
     cdef object unpack(self, bint deserialize, object deserializers)
     cdef object decode_payload(self, Py_ssize_t index)
     cdef object decode_array(self, Entry *entry, object dtype)

@@ -1,7 +1,7 @@
 from cpython.buffer cimport (
-    PyBUF_SIMPLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer,
+    PyBUF_READ, PyBUF_SIMPLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer,
 )
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
+from cpython.memoryview cimport PyMemoryView_FromMemory
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from libc.stdint cimport uint64_t
 
@@ -22,21 +22,20 @@ cdef object unpackb = msgpack.unpackb
 
 
 cdef bint holds_payloads(object header) except -1:
-    if PyBytes_CheckExact(header):
-        return (PyBytes_GET_SIZE(header) > 0
-                and <unsigned char>PyBytes_AS_STRING(header)[0] == TABLE_MARK)
-    cdef const unsigned char[::1] data = header
-    return data.shape[0] > 0 and data[0] == TABLE_MARK
+    cdef Py_buffer view
+    PyObject_GetBuffer(header, &view, PyBUF_SIMPLE)
+    cdef bint is_marked = view.len > 0 and (<const unsigned char *>view.buf)[0] == TABLE_MARK
+    PyBuffer_Release(&view)
+    return is_marked
 
 
 cdef class Decoding:
     """One header with a table of payloads, and its frames."""
 
-    def __cinit__(self, codec, header, list frames):
+    def __cinit__(self, dialect, dict unpack_options, header, list frames):
         PyObject_GetBuffer(header, &self.view, PyBUF_SIMPLE)
-        self.codec = codec
-        self.dialect = codec.dialect
-        self.header = header
+        self.dialect = dialect
+        self.unpack_options = unpack_options
         self.frames = frames
         self.dtypes = []
         self.read_table()
@@ -50,7 +49,8 @@ cdef class Decoding:
         cdef uint64_t payload_count = get(take(&reader, 5) + 1, 4)
         cdef Py_ssize_t index, frame_start = 0
         if payload_count * MIN_ENTRY_NBYTES > <uint64_t>(reader.nbytes - reader.at):
-            raise ProtocolError(f"a header of {reader.nbytes} bytes claims {payload_count} payloads")
+            raise ProtocolError(
+                f"a header of {reader.nbytes} bytes claims {payload_count} payloads")
         self.entries = <Entry *>PyMem_Calloc(payload_count, sizeof(Entry))
         if not self.entries:
             raise MemoryError()
@@ -65,11 +65,10 @@ cdef class Decoding:
         self.main_offset = reader.at
         return self.check_main()
 
-    def check_main(self):
-        cdef bint special
+    cdef int check_main(self) except -1:
         cdef ScanResult result = scan(
             <const unsigned char *>self.view.buf + self.main_offset,
-            self.view.len - self.main_offset, self.payload_count, &special)
+            self.view.len - self.main_offset, self.payload_count, &self.is_special)
         if result != SCAN_OK:
             raise scan_error(result)
         return 0
@@ -77,10 +76,10 @@ cdef class Decoding:
     cdef object unpack(self, bint deserialize, object deserializers):
         self.deserialize = deserialize
         self.deserializers = deserializers
-        self.receives_arrays = self.dialect.receives_arrays(deserializers)
         self.is_metered = bool(self.dialect.metered())
-        return unpackb(memoryview(self.header)[self.main_offset:], object_hook=self,
-                       use_list=False, **self.dialect.msgpack_opts)
+        main = PyMemoryView_FromMemory(
+            <char *>self.view.buf + self.main_offset, self.view.len - self.main_offset, PyBUF_READ)
+        return unpackb(main, object_hook=self, **self.unpack_options)
 
     def __call__(self, dict item):
         """Put a payload in the place of a reference to it."""
@@ -88,7 +87,7 @@ cdef class Decoding:
             index = item.get("__Payload__")
             if type(index) is int and 0 < index <= self.payload_count:
                 return self.decode_payload(index - 1)
-        return self.dialect.msgpack_decode_default(item)
+        return self.dialect.msgpack_decode_default(item) if self.is_special else item
 
     cdef object decode_payload(self, Py_ssize_t index):
         cdef Entry *entry = &self.entries[index]
@@ -97,8 +96,8 @@ cdef class Decoding:
         cdef list frames = self.frames[entry.frame_start:entry.frame_start + entry.frame_count]
         if entry.kind == KIND_SERIALIZED:
             header = unpackb(entry.body[:entry.body_nbytes],
-                             object_hook=self.dialect.msgpack_decode_default, use_list=False,
-                             **self.dialect.msgpack_opts)
+                             object_hook=self.dialect.msgpack_decode_default,
+                             **self.unpack_options)
             return self.decode_serialized(entry, header, frames)
         if entry.kind == KIND_PICKLED:
             return self.decode_pickled(entry, frames)
@@ -108,7 +107,7 @@ cdef class Decoding:
 
     cdef object decode_array(self, Entry *entry, object dtype):
         frame = self.frames[entry.frame_start]
-        if not self.deserialize or not self.receives_arrays:
+        if not self.deserialize or not self.dialect.receives_arrays(self.deserializers):
             return self.decode_serialized(
                 entry, serialized_array_header(self.dialect, entry, dtype), [frame])
         if not self.is_metered:

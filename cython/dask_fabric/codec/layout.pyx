@@ -1,3 +1,4 @@
+from cpython.bytearray cimport PyByteArray_CheckExact, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, \
     PyBytes_GET_SIZE
 from libc.string cimport memcpy
@@ -59,4 +60,6 @@ cdef Py_ssize_t nbytes_of(object frame) except -1:
         return PyMemoryView_GET_BUFFER(frame).len
     if PyBytes_CheckExact(frame):
         return PyBytes_GET_SIZE(frame)
+    if PyByteArray_CheckExact(frame):
+        return PyByteArray_GET_SIZE(frame)
     return memoryview(frame).nbytes

@@ -9,7 +9,9 @@ cdef enum ScanResult:
     SCAN_INVALID            # the byte 0xc1, which msgpack never uses
     SCAN_REFERENCE          # a reference to a payload that is not there
 
-# ``special`` tells whether some string starts with "__": only then need maps go through a hook.
+# ``special`` tells whether a string that is no reference starts with "__": only then may maps
+# stand for something else.
+# Without any payloads, nothing is a reference.
 cdef ScanResult scan(const unsigned char *data, Py_ssize_t nbytes, uint64_t payload_count,
                      bint *special) noexcept nogil
 

@@ -95,10 +95,11 @@ cdef ScanResult scan(const unsigned char *data, Py_ssize_t nbytes, uint64_t payl
             if number > <uint64_t>(nbytes - at):
                 return SCAN_TRUNCATED
             if KIND[tag] == STRING and number > 1 and memcmp(data + at, b"__", 2) == 0:
-                special[0] = True
                 if (reference == 1 and number == <uint64_t>REFERENCE_NBYTES
                         and memcmp(data + at, REFERENCE, REFERENCE_NBYTES) == 0):
                     next_reference = 2
+                else:
+                    special[0] = True
             at += <Py_ssize_t>number
         elif KIND[tag] == MAP:
             pending += 2 * number
@@ -107,7 +108,7 @@ cdef ScanResult scan(const unsigned char *data, Py_ssize_t nbytes, uint64_t payl
             pending += number
         elif KIND[tag] == INVALID:
             return SCAN_INVALID
-        elif reference == 2 and KIND[tag] == UNSIGNED and number > payload_count:
+        elif reference == 2 and KIND[tag] == UNSIGNED and 0 < payload_count < number:
             return SCAN_REFERENCE
         reference = next_reference
     return SCAN_OK if at == nbytes else SCAN_TRAILING

@@ -5,46 +5,32 @@ microseconds, and letting go of the GIL may cost 5 ms to get it back (dask/distr
 large is one job of the engine, which costs one wake-up of the loop when the whole message is there.
 """
 
-cimport cython
+import asyncio
 import os
-import weakref
+import socket
 
+cimport cython
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport uint64_t
 
-from dask_fabric.engine.port cimport Port
+from dask_fabric.engine.link cimport Link
 from dask_fabric.engine.sendqueue cimport SendQueue
-from dask_fabric.paths.linux cimport MSG_DONTWAIT, recv
+from dask_fabric.linux cimport MSG_DONTWAIT, recv
 from dask_fabric.paths.stream cimport (
     COMPLETE, END_OF_STREAM, FAILED, RECEIVE, SEND, Progress, Transfer, advance,
 )
 from dask_fabric.wire.framing cimport Assembler
 
-import socket
-
-from dask_fabric.engine.port import port_of
-from dask_fabric.errors import ChannelClosedError, ForkedError, ProtocolError
+from dask_fabric.errors import ChannelClosedError
 from dask_fabric.wire.framing import close_record
 
 cdef enum:
     TURN_BYTES = 512 << 10      # what the loop moves itself before it sees to others
     DRAIN_COUNT = 16            # reads that make room for a reply to be received
 
-_channels = weakref.WeakSet()
-
-
-def _after_fork_in_child():
-    """Close the child's copies of the sockets, so that peers see the parent's end and not ours."""
-    for channel in list(_channels):
-        (<Channel> channel)._forked()
-    _channels.clear()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)
-
 
 @cython.auto_pickle(False)
-cdef class Channel:
+cdef class Channel(Link):
     """Messages over one connected socket.
 
     Parameters
@@ -56,25 +42,14 @@ cdef class Channel:
     handshake : dask_fabric.wire.hello.Handshake
     settings : dask_fabric.config.Settings
 
-    Attributes
-    ----------
-    closed : bool
-        Whether either side has closed, without a read; messages that came before stay readable.
-    error : Exception or None
-        What closed the channel, where it was not a request of this side.
+    Notes
+    -----
+    Messages that came before the end of the peer stay readable when `closed` is true.
     """
 
-    def __cinit__(self, *args, **kwargs):
-        self.fd = -1
-        self.closed = True      # what is not whole yet, is not torn down
-
     def __init__(self, loop, sock, handshake, settings):
-        self.loop = loop
-        self.sock = sock
-        self.fd = sock.fileno()
+        Link.__init__(self, loop, sock)
         self.handshake = handshake
-        self.local_sockname = sock.getsockname()
-        self.peer_sockname = sock.getpeername()
         self.inline_bytes = settings.stream_inline_bytes
         self.bulk_bytes = settings.stream_bulk_bytes
         self.assembler = Assembler(
@@ -82,16 +57,7 @@ cdef class Channel:
         )
         self.queue = SendQueue()
         self.uncork_callback = self._uncork
-        self.statistics_ = dict.fromkeys(
-            ("messages_sent", "messages_received", "bytes_sent", "bytes_received",
-             "send_jobs", "receive_jobs"), 0
-        )
-        self.port = port_of(loop)
-        self.port.open()
-        self.open_counted = True
-        self.closed = False
-        _channels.add(self)
-        self._watch_readable(True)
+        self._begin()
 
     # ------------------------------------------------------------ opening
 
@@ -157,8 +123,6 @@ cdef class Channel:
         except BaseException as error:
             self._fail(error)
             raise
-        if message is not None:
-            self.statistics_["messages_received"] += 1
         return message
 
     def receive(self):
@@ -210,7 +174,7 @@ cdef class Channel:
         cdef char *room = self.assembler.room(&room_bytes)
         cdef ssize_t moved = recv(self.fd, room, min(room_bytes, <Py_ssize_t> TURN_BYTES), MSG_DONTWAIT)
         if moved >= 0:
-            self.statistics_["bytes_received"] += moved
+            self.bytes_received += moved
             return moved
         if errno == EAGAIN or errno == EINTR:
             return -1
@@ -238,7 +202,7 @@ cdef class Channel:
             self._watch_readable(True)
             return
         self._watch_readable(False)
-        self.statistics_["receive_jobs"] += 1
+        self.receive_job_count += 1
         self.receive_job = self.port.submit(
             self.fd, RECEIVE, self.assembler.vectors + self.assembler.vector_index,
             self.assembler.vector_count - self.assembler.vector_index, self._received,
@@ -246,7 +210,7 @@ cdef class Channel:
 
     def _received(self, int progress, int error, size_t moved_bytes):
         self.receive_job = 0
-        self.statistics_["bytes_received"] += moved_bytes
+        self.bytes_received += moved_bytes
         try:
             if progress == COMPLETE:
                 self.assembler.filled()
@@ -290,8 +254,7 @@ cdef class Channel:
         cdef Py_ssize_t nbytes
         self._check_open()
         nbytes = self.queue.put_message(header, frames, self.inline_bytes)
-        self.statistics_["messages_sent"] += 1
-        self.statistics_["bytes_sent"] += nbytes
+        self.bytes_sent += nbytes
         if not self.corked or self.queue.pending_bytes > self.inline_bytes:
             self._flush()
             self._check_open()
@@ -336,7 +299,7 @@ cdef class Channel:
 
     cdef _write_bulk(self):
         self.queue.seal()
-        self.statistics_["send_jobs"] += 1
+        self.send_job_count += 1
         self.send_job = self.port.submit(
             self.fd, SEND, self.queue.vectors + self.queue.first,
             self.queue.last - self.queue.first, self._bulk_written,
@@ -373,8 +336,6 @@ cdef class Channel:
         timeout_seconds : float
             After that the channel is aborted.
         """
-        import asyncio
-
         if self.closed or self.drained is not None:
             return
         self.drained = self.loop.create_future()
@@ -389,37 +350,9 @@ cdef class Channel:
         finally:
             self.abort()
 
-    def abort(self, error=None):
-        """Close at once; what is queued is lost, and a pending `receive` fails.
-
-        Parameters
-        ----------
-        error : BaseException, optional
-            Why, for the next who uses the channel.
-        """
-        self._fail(error)
-
-    def __del__(self):
-        self._fail(None)
-
-    cdef _fail(self, error):
-        """Close, and tell whoever waits; `error` is None where this side wanted it."""
-        if self.closed:
-            return
-        self._send_last(getattr(error, "reply", b""))
-        self.closed = True
-        # Without its traceback: that would keep whole frames, and what they received, alive.
-        self.error = None if error is None else error.with_traceback(None)
-        self._release()
-        if self.waiter is not None and not self.waiter.done():
-            self.waiter.set_exception(self._why_closed())
-        self.waiter = None
-        if self.drained is not None and not self.drained.done():
-            self.drained.set_result(None)
-
     cdef _send_last(self, bytes reply):
         """What was sent in this turn and held back, and the reply to a faulty peer: one try."""
-        if self.send_job or self.watching_writable or self.fd < 0:
+        if self.send_job or self.watching_writable:
             return
         if reply:
             self.queue.put_bytes(reply)
@@ -437,65 +370,21 @@ cdef class Channel:
             if self._read_some() <= 0:
                 return
 
-    cdef _why_closed(self):
-        """A new exception: one that is raised again and again collects tracebacks."""
-        if self.error is None:
-            return ChannelClosedError("the comm was closed on this side")
-        if isinstance(self.error, (ChannelClosedError, ProtocolError)):
-            return type(self.error)(str(self.error))
-        closed = ChannelClosedError(f"{type(self.error).__name__}: {self.error}")
-        closed.__cause__ = self.error
-        return closed
-
-    cdef _release(self):
-        """Let go of jobs, loop and socket, in this order: nothing uses them afterwards."""
+    cdef _stop_jobs(self):
         if self.receive_job:
             self.port.cancel(self.receive_job)
         if self.send_job:
             self.port.cancel(self.send_job)
         self.receive_job = self.send_job = 0
-        if not self.loop.is_closed():
-            self._watch_readable(False)
-            self._watch_writable(False)
+
+    cdef _settle(self):
         self.queue.clear()
         self.uncork_callback = None
-        if self.open_counted:
-            self.open_counted = False
-            self.port.close()
-        self.fd = -1
-        self.sock.close()
-
-    cdef _check_open(self):
-        if self.closed:
-            raise self._why_closed()
-
-    def _forked(self):
-        """In a forked child: drop the socket, and leave the loop, which is the parent's, alone."""
-        self.closed = True
-        self.error = ForkedError(
-            "this comm belongs to the parent of this forked process; open a new one here, or start "
-            "processes by spawn or forkserver instead of fork"
-        )
-        self.receive_job = self.send_job = 0
-        self.open_counted = False
-        self.fd = -1
-        self.sock.close()
-
-    # ------------------------------------------------------------ the loop and the receiver
-
-    cdef _watch_readable(self, bint watch):
-        if watch and not self.watching_readable:
-            self.loop.add_reader(self.fd, self._on_readable)
-        elif self.watching_readable and not watch:
-            self.loop.remove_reader(self.fd)
-        self.watching_readable = watch
-
-    cdef _watch_writable(self, bint watch):
-        if watch and not self.watching_writable:
-            self.loop.add_writer(self.fd, self._on_writable)
-        elif self.watching_writable and not watch:
-            self.loop.remove_writer(self.fd)
-        self.watching_writable = watch
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_exception(self._why_closed())
+        self.waiter = None
+        if self.drained is not None and not self.drained.done():
+            self.drained.set_result(None)
 
     cdef _finish_waiter(self, result):
         waiter, self.waiter = self.waiter, None
@@ -510,4 +399,12 @@ cdef class Channel:
         dict
             Counts of messages, bytes and engine jobs by direction, and ``pending_bytes``.
         """
-        return {**self.statistics_, "pending_bytes": self.queue.pending_bytes}
+        return {
+            "messages_sent": self.queue.message_count,
+            "messages_received": self.assembler.message_count,
+            "bytes_sent": self.bytes_sent,
+            "bytes_received": self.bytes_received,
+            "send_jobs": self.send_job_count,
+            "receive_jobs": self.receive_job_count,
+            "pending_bytes": self.queue.pending_bytes,
+        }

@@ -3,20 +3,28 @@
 The loop watches the event fd of the port's mailbox; one wake-up hands over every job that has ended.
 """
 
-cimport cython
 import os
 import weakref
 
+cimport cython
 from libc.stdint cimport uint64_t
 
 from dask_fabric.engine.threads cimport (
     Completion, Mailbox, cancel, close_mailbox, next_completion, open_mailbox, submit,
 )
-from dask_fabric.paths.linux cimport eventfd_read, iovec
+from dask_fabric.linux cimport eventfd_read, iovec
 from dask_fabric.paths.stream cimport Direction
 
 _ports = weakref.WeakKeyDictionary()
-os.register_at_fork(after_in_child=_ports.clear)
+
+
+def _after_fork_in_child():
+    for port in list(_ports.values()):
+        (<Port> port)._forked()
+    _ports.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def port_of(loop):
@@ -89,6 +97,12 @@ cdef class Port:
         if self.jobs.pop(job, None) is not None:
             with nogil:
                 cancel(job)
+
+    def _forked(self):
+        """In a forked child: the jobs are the parent's."""
+        self.jobs.clear()
+        if self.mailbox != NULL:
+            self.mailbox.ended = NULL
 
     def _collect(self):
         cdef Completion completion

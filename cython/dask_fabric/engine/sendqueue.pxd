@@ -3,7 +3,7 @@
 from libc.stdint cimport uint64_t
 
 from dask_fabric.memory.pool cimport Buffer
-from dask_fabric.paths.linux cimport iovec
+from dask_fabric.linux cimport iovec
 
 cdef class SendQueue:
     cdef iovec *vectors             # vectors[first:last] are still to be sent

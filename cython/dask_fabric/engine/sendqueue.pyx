@@ -4,9 +4,9 @@ Small data is copied into chunks, so that many small messages leave in one call;
 inline limit are sent from their own memory, which the queue keeps alive until then.
 """
 
-cimport cython
 from collections import deque
 
+cimport cython
 from cpython.buffer cimport PyBuffer_IsContiguous
 from cpython.memoryview cimport PyMemoryView_FromObject, PyMemoryView_GET_BUFFER
 from libc.stdint cimport uint64_t
@@ -14,7 +14,7 @@ from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memmove
 
 from dask_fabric.memory.pool cimport Buffer, allocate
-from dask_fabric.paths.linux cimport iovec
+from dask_fabric.linux cimport iovec
 from dask_fabric.wire.framing cimport (
     ENTRY_BYTES, MESSAGE, PREFIX_BYTES, pack_entry, pack_prefix,
 )

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint64_t
 
-from dask_fabric.paths.linux cimport iovec
+from dask_fabric.linux cimport iovec
 from dask_fabric.paths.stream cimport Direction, Progress
 
 cdef struct Completion:

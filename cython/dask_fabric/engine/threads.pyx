@@ -16,7 +16,7 @@ from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 
 from dask_fabric.memory.pool cimport has_slabs, trim_idle
-from dask_fabric.paths.linux cimport (
+from dask_fabric.linux cimport (
     EFD_CLOEXEC, EFD_NONBLOCK, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLIN,
     EPOLLONESHOT, EPOLLOUT, SIG_SETMASK, close, epoll_create1, epoll_ctl, epoll_event, epoll_wait,
     eventfd, eventfd_write, iovec, pthread_cond_broadcast, pthread_cond_init, pthread_cond_t,

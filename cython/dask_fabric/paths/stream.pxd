@@ -1,6 +1,6 @@
 """The `stream` path: frames travel on the control stream, between their own memory and the socket."""
 
-from dask_fabric.paths.linux cimport iovec
+from dask_fabric.linux cimport iovec
 
 cdef enum Direction:
     RECEIVE = 0

@@ -3,7 +3,7 @@
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.string cimport memset
 
-from dask_fabric.paths.linux cimport (
+from dask_fabric.linux cimport (
     MSG_DONTWAIT, MSG_NOSIGNAL, iovec, msghdr, recv, recvmsg, send, sendmsg,
 )
 

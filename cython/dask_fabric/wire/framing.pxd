@@ -3,7 +3,7 @@
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
 from dask_fabric.memory.pool cimport Buffer
-from dask_fabric.paths.linux cimport iovec
+from dask_fabric.linux cimport iovec
 
 cdef enum:
     PREFIX_BYTES = 24

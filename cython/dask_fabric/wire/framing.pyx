@@ -13,7 +13,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memmove
 
 from dask_fabric.memory.pool cimport Buffer, allocate
-from dask_fabric.paths.linux cimport iovec
+from dask_fabric.linux cimport iovec
 
 from dask_fabric.errors import LimitError, ProtocolError
 

@@ -23,6 +23,8 @@ class Dialect(NamedTuple):
         ``(deserializers or None) -> bool``: and deserialize it?
     array_header : dict
         What ``serialize`` puts in the header of each numpy array besides its ``sub-header``.
+    parts_of_node : callable
+        ``(GraphNode) -> list``: what a task of a graph holds, so that one need not ask ``sizeof``.
     sizeof : callable
         ``(object) -> int``: bytes of an object; -1 where that cannot be found out.
     metered : callable
@@ -52,6 +54,8 @@ class Dialect(NamedTuple):
     sends_arrays: Callable[[Any], bool]
     receives_arrays: Callable[[Any], bool]
     array_header: Mapping[str, Any]
+    GraphNode: type
+    parts_of_node: Callable[[Any], list]
     sizeof: Callable[[Any], int]
     metered: Callable[[], Any]
     digest_metric: Callable[[str, float, str], None]

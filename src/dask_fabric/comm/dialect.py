@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
+from dask._task_spec import GraphNode
 from distributed.metrics import context_meter
 from distributed.protocol import pickle
 from distributed.protocol.compression import compressions, decompress, maybe_compress
@@ -62,6 +63,15 @@ def _receives_arrays(dask_family, deserializers) -> bool:
     )
 
 
+@lru_cache(maxsize=64)
+def _slots_of(kind: type) -> tuple[str, ...]:
+    return tuple({slot for base in kind.__mro__ for slot in getattr(base, "__slots__", ())})
+
+
+def _parts_of_node(node: GraphNode) -> list:
+    return [getattr(node, slot, None) for slot in _slots_of(type(node))]
+
+
 def _own_dask_family():
     """The family as distributed registers it; None if it was replaced before us."""
     family = families.get("dask")
@@ -101,6 +111,8 @@ def make_dialect() -> Dialect:
             "type-serialized": pickle.dumps(np.ndarray),
             "serializer": "dask",
         },
+        GraphNode=GraphNode,
+        parts_of_node=_parts_of_node,
         sizeof=partial(safe_sizeof, default_size=-1),
         metered=_listeners(),
         digest_metric=context_meter.digest_metric,

@@ -1,4 +1,4 @@
-"""The calls of Linux that the engine and its paths make: declarations only."""
+"""The calls of Linux that this package makes: declarations only, for every layer."""
 
 from libc.stdint cimport uint32_t, uint64_t
 from posix.types cimport pid_t

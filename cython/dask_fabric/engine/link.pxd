@@ -1,0 +1,29 @@
+"""A link: one connected socket in one event loop, and its end."""
+
+from dask_fabric.engine.port cimport Port
+
+cdef class Link:
+    cdef readonly object loop
+    cdef readonly object error          # why it is closed, if for a reason
+    cdef readonly bint closed
+    cdef readonly object local_sockname
+    cdef readonly object peer_sockname
+    cdef object sock
+    cdef int fd
+    cdef Port port                      # None where the link is not, or no longer, counted in it
+    cdef bint watching_readable
+    cdef bint watching_writable
+    cdef object __weakref__
+
+    cdef _begin(self)
+    cdef _watch_readable(self, bint watch)
+    cdef _watch_writable(self, bint watch)
+    cdef _fail(self, error)
+    cdef _release(self)
+    cdef _check_open(self)
+    cdef _why_closed(self)
+
+    # What a subclass does at the end: before the socket goes, to let go of its use, and after it.
+    cdef _send_last(self, bytes reply)
+    cdef _stop_jobs(self)
+    cdef _settle(self)

@@ -1,0 +1,140 @@
+"""A link: one connected socket in one event loop, and its end."""
+
+import os
+import weakref
+
+cimport cython
+
+from dask_fabric.engine.port cimport Port
+
+from dask_fabric.engine.port import port_of
+from dask_fabric.errors import ChannelClosedError, ForkedError, ProtocolError
+
+_links = weakref.WeakSet()
+
+
+def _after_fork_in_child():
+    """Close the child's copies of the sockets, so that peers see the parent's end and not ours."""
+    for link in list(_links):
+        (<Link> link)._forked()
+    _links.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+@cython.auto_pickle(False)
+cdef class Link:
+    """The base of every channel: watching the socket, failing, closing.
+
+    Attributes
+    ----------
+    closed : bool
+        Whether either side has closed, noticed without a read.
+    error : Exception or None
+        What ended the link, where it was not a request of this side.
+    local_sockname, peer_sockname : tuple
+        As `socket.getsockname` and `socket.getpeername` gave them.
+    """
+
+    def __cinit__(self, *args, **kwargs):
+        self.fd = -1
+        self.closed = True      # until `_begin`: what is not whole is not torn down either
+
+    def __init__(self, loop, sock):
+        self.loop = loop
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.local_sockname = sock.getsockname()
+        self.peer_sockname = sock.getpeername()
+
+    cdef _begin(self):
+        """Everything is in place: start to watch the socket."""
+        port = <Port> port_of(self.loop)
+        port.open()
+        self.port = port
+        self.closed = False
+        _links.add(self)
+        self._watch_readable(True)
+
+    def __del__(self):
+        self._fail(None)
+
+    def abort(self, error=None):
+        """Close at once; what is queued is lost, and a pending `receive` fails.
+
+        Parameters
+        ----------
+        error : BaseException, optional
+            Why, for the next who uses the channel.
+        """
+        self._fail(error)
+
+    cdef _fail(self, error):
+        """Close, and tell whoever waits; `error` is None where this side wanted it."""
+        if self.closed:
+            return
+        self._send_last(getattr(error, "reply", b""))
+        self.closed = True
+        # Without its traceback: that would keep whole frames, and what they received, alive.
+        self.error = None if error is None else error.with_traceback(None)
+        self._release()
+        self._settle()
+
+    cdef _release(self):
+        """Let go of jobs, loop and socket, in this order: nothing uses them afterwards."""
+        self._stop_jobs()
+        if not self.loop.is_closed():
+            self._watch_readable(False)
+            self._watch_writable(False)
+        port, self.port = self.port, None
+        (<Port> port).close()
+        self.fd = -1
+        self.sock.close()
+
+    def _forked(self):
+        """In a forked child: drop the socket, and leave the loop, which is the parent's, alone."""
+        self.closed = True
+        self.error = ForkedError(
+            "this comm belongs to the parent of this forked process; open a new one here, or start "
+            "processes by spawn or forkserver instead of fork"
+        )
+        self.fd = -1
+        self.sock.close()
+
+    cdef _check_open(self):
+        if self.closed:
+            raise self._why_closed()
+
+    cdef _why_closed(self):
+        """A new exception: one that is raised again and again collects tracebacks."""
+        if self.error is None:
+            return ChannelClosedError("the comm was closed on this side")
+        if isinstance(self.error, (ChannelClosedError, ProtocolError)):
+            return type(self.error)(str(self.error))
+        closed = ChannelClosedError(f"{type(self.error).__name__}: {self.error}")
+        closed.__cause__ = self.error
+        return closed
+
+    cdef _watch_readable(self, bint watch):
+        if watch and not self.watching_readable:
+            self.loop.add_reader(self.fd, self._on_readable)
+        elif self.watching_readable and not watch:
+            self.loop.remove_reader(self.fd)
+        self.watching_readable = watch
+
+    cdef _watch_writable(self, bint watch):
+        if watch and not self.watching_writable:
+            self.loop.add_writer(self.fd, self._on_writable)
+        elif self.watching_writable and not watch:
+            self.loop.remove_writer(self.fd)
+        self.watching_writable = watch
+
+    cdef _send_last(self, bytes reply):
+        pass
+
+    cdef _stop_jobs(self):
+        pass
+
+    cdef _settle(self):
+        pass
