@@ -80,6 +80,7 @@ async def test_what_was_written_before_close_arrives(pair):
         await b.read()
 
 
+@pytest.mark.own
 async def test_small_messages_before_close_are_readable_after_it(pair):
     a, b = pair
     for n in range(10):

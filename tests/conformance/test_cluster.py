@@ -90,6 +90,7 @@ async def test_workers_follow_the_schedulers_scheme(scheme, security):
         assert nanny.worker_address.startswith(f"{scheme}://127.0.0.1:")
 
 
+@pytest.mark.own
 async def test_a_range_of_ports(scheme, security):
     async with Scheduler(
         host="127.0.0.1", protocol=scheme, port=0, dashboard_address=None, security=security

@@ -34,7 +34,7 @@ async def converse(scheme, listen_args, connect_args):
         await b.close()
     listener.stop()
     with pytest.raises(OSError):
-        await connect(listener.contact_address, timeout=0.1, **connect_args)
+        await connect(f"{scheme}://127.0.0.1:{port}", timeout=0.1, **connect_args)
 
 
 def test_conversations(scheme, listen_args, connect_args):
