@@ -43,6 +43,7 @@ class Settings:
     engine_thread_count: int
     stream_inline_bytes: int
     stream_bulk_bytes: int
+    unix_sockets: bool
     frame_count_limit: int
     header_bytes_limit: int
     message_bytes_limit: int
@@ -154,6 +155,12 @@ def _seconds(value: object, low: float = 0.0) -> float:
     return float(_within(parse_timedelta(value, default="seconds"), low, SECONDS_LIMIT))
 
 
+def _switch(value: object) -> bool:
+    if type(value) is not bool:
+        raise TypeError(value)
+    return value
+
+
 def _threads(value: object) -> int:
     if value is None:
         return min(4, max(1, CPU_COUNT // 2))
@@ -212,6 +219,7 @@ KEYS = {
     ),
     "stream.inline": Key("stream_inline_bytes", _size, SIZE),
     "stream.bulk": Key("stream_bulk_bytes", _size, SIZE),
+    "unix-sockets": Key("unix_sockets", _switch, "true or false"),
     "limits.frames": Key(
         "frame_count_limit",
         functools.partial(_count, high=FRAME_COUNT_LIMIT),

@@ -25,6 +25,7 @@ def make_channel(
     server_side: bool,
     server_hostname: str | None = None,
     refuse: Callable[[Hello], str | None] | None = None,
+    address: str = "",
 ) -> Any:
     """Make the channel that fits: plain, or TLS where there is a context.
 
@@ -46,13 +47,15 @@ def make_channel(
         The name that the client asks of a TLS server.
     refuse : callable, optional
         Gives the reason to turn a peer away, by its hello.
+    address : str, optional
+        What to say in the hello of a Unix socket; see `dask_fabric.wire.hello.Hello`.
 
     Raises
     ------
     OSError
         The connection is gone already.
     """
-    hello = _hello(scheme, settings, os.getpid())
+    hello = _hello(scheme, settings, os.getpid(), address)
     handshake = Handshake(hello, server_side, refuse)
     if ssl_context is None:
         return Channel(loop, sock, handshake, settings)
@@ -70,19 +73,19 @@ def make_channel(
     )
 
 
-@functools.lru_cache(maxsize=16)
-def _hello(scheme: str, settings: Settings, pid: int) -> Hello:
+@functools.lru_cache(maxsize=256)
+def _hello(scheme: str, settings: Settings, pid: int, address: str) -> Hello:
     """Say of this process what a peer may need to know."""
     limits = {
         "frames": settings.frame_count_limit,
         "header": settings.header_bytes_limit,
         "message": settings.message_bytes_limit,
     }
-    return Hello(scheme=scheme, pid=pid, limits=limits)
+    return Hello(scheme=scheme, pid=pid, limits=limits, address=address)
 
 
-async def open_channel(channel: Any, loop: asyncio.AbstractEventLoop, settings: Settings) -> None:
-    """Shake hands with the peer, within the configured time. A channel that fails is closed.
+async def open_channel(channel: Any, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+    """Shake hands with the peer, within so many seconds. A channel that fails is closed.
 
     Raises
     ------
@@ -93,7 +96,6 @@ async def open_channel(channel: Any, loop: asyncio.AbstractEventLoop, settings: 
     OSError
         The connection broke (``ssl.SSLError`` is one).
     """
-    seconds = settings.handshake_timeout_seconds
     error = TimeoutError(
         f"no handshake within {seconds} seconds (fabric.timeouts.handshake in Dask's configuration)"
     )

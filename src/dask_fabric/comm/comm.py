@@ -70,8 +70,14 @@ class FabricComm(Comm):
     @property
     def same_host(self) -> bool:
         """Whether both ends have the same IP address: asked of the socket, not of a resolver."""
-        channel = self._channel
-        return channel.local_sockname[0] == channel.peer_sockname[0]
+        local, peer = self._channel.local_sockname, self._channel.peer_sockname
+        return self.control_stream == "unix" or local[0] == peer[0]
+
+    @property
+    def control_stream(self) -> str:
+        """What the comm's stream is: ``unix`` or ``tcp``."""
+        # The name of a TCP socket is a tuple, that of a Unix socket is not.
+        return "tcp" if isinstance(self._channel.local_sockname, tuple) else "unix"
 
     @property
     def extra_info(self) -> dict[str, Any]:
@@ -83,10 +89,11 @@ class FabricComm(Comm):
         return {"host": "stream"}
 
     def statistics(self) -> dict[str, Any]:
-        """Give the channel's counters with the addresses and paths that they belong to."""
+        """Give the channel's counters with the addresses, stream and paths they belong to."""
         return {
             "local_address": self._local_addr,
             "peer_address": self._peer_addr,
+            "control_stream": self.control_stream,
             "paths": self.paths,
             **self._channel.statistics(),
         }

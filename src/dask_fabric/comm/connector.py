@@ -5,25 +5,34 @@ from __future__ import annotations
 import asyncio
 import collections
 import errno
+import functools
+import logging
 import os
 import socket
-from collections.abc import Sequence
+import ssl
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distributed.comm.addressing import parse_host_port
 from distributed.comm.core import Connector
 
-from dask_fabric.comm import runtime
+from dask_fabric.comm import runtime, unix
 from dask_fabric.comm.addressing import Target, format_address, resolve
 from dask_fabric.comm.channels import make_channel, open_channel
 from dask_fabric.comm.comm import FabricComm
 from dask_fabric.comm.security import Scheme, comm_error, tls_info
 from dask_fabric.comm.socket_options import tune
+from dask_fabric.config import Settings
 from dask_fabric.errors import FabricError
+
+logger = logging.getLogger(__name__)
 
 _IN_PROGRESS = frozenset((errno.EINPROGRESS, errno.EALREADY, errno.EWOULDBLOCK, errno.EINTR))
 # As RFC 8305 advises: the next address has its turn after this long without an answer.
 _STAGGER_SECONDS = 0.25
+# For the hello of a server at a Unix socket: well within a fifth of Dask's connect timeout.
+_UNIX_PATIENCE_SECONDS = 2.0
+_UNIX_PAUSE_SECONDS = 60.0
 
 
 class FabricConnector(Connector):
@@ -38,6 +47,7 @@ class FabricConnector(Connector):
     def __init__(self, scheme: Scheme) -> None:
         self.scheme = scheme
         self.prefix = scheme.prefix
+        self._silent_until: dict[str, float] = {}  # Unix sockets that did not answer
 
     async def connect(
         self, address: str, deserialize: bool = True, **connection_args: Any
@@ -67,7 +77,35 @@ class FabricConnector(Connector):
         peer_addr = self.prefix + address
         loop = asyncio.get_running_loop()
         settings = runtime.settings()
-        sock = await _connect_to_any(loop, await resolve(loop, host, port))
+        targets = await resolve(loop, host, port)
+        opened = None
+        if self.scheme.unix and settings.unix_sockets and ssl_context is None:
+            opened = await self._open_unix(loop, targets, settings)
+        if opened is None:
+            opened = await self._open_tcp(
+                loop, targets, settings, peer_addr, ssl_context, connection_args
+            )
+        channel, local_addr = opened
+        return FabricComm(
+            channel,
+            local_addr,
+            peer_addr,
+            deserialize,
+            settings.close_timeout_seconds,
+            tls_info(channel) if ssl_context is not None else None,
+        )
+
+    async def _open_tcp(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        targets: Sequence[Target],
+        settings: Settings,
+        peer_addr: str,
+        ssl_context: ssl.SSLContext | None,
+        connection_args: Mapping[str, Any],
+    ) -> tuple[Any, str]:
+        """Give an open channel over TCP or TLS, and its local address."""
+        sock = await _connect_to_any(loop, targets)
         try:
             channel = make_channel(
                 self.scheme.name,
@@ -78,18 +116,51 @@ class FabricConnector(Connector):
                 server_side=False,
                 server_hostname=connection_args.get("server_hostname"),
             )
-            await open_channel(channel, loop, settings)
+            await open_channel(channel, loop, settings.handshake_timeout_seconds)
         except (FabricError, OSError) as exc:
             sock.close()
             raise comm_error(peer_addr, exc) from exc
-        return FabricComm(
-            channel,
-            format_address(self.prefix, channel.local_sockname),
-            peer_addr,
-            deserialize,
-            settings.close_timeout_seconds,
-            tls_info(channel) if ssl_context is not None else None,
-        )
+        return channel, format_address(self.prefix, channel.local_sockname)
+
+    async def _open_unix(
+        self, loop: asyncio.AbstractEventLoop, targets: Sequence[Target], settings: Settings
+    ) -> tuple[Any, str] | None:
+        """Give an open channel over a Unix socket, and its local address.
+
+        None where no target has such a socket, and in any doubt about it: TCP then decides.
+        """
+        dialled = unix.dial(targets)
+        if dialled is None:
+            return None
+        sock, target, listener = dialled
+        if self._silent_until.get(listener, 0.0) > loop.time():
+            sock.close()
+            return None
+        try:
+            channel = make_channel(
+                self.scheme.name,
+                loop,
+                sock,
+                settings,
+                None,
+                server_side=False,
+                refuse=functools.partial(unix.refuse_server, listener),
+                address=target,
+            )
+            await open_channel(
+                channel, loop, min(_UNIX_PATIENCE_SECONDS, settings.handshake_timeout_seconds)
+            )
+        except (FabricError, OSError) as exc:
+            sock.close()
+            if isinstance(exc.__cause__, TimeoutError):
+                self._silent_until[listener] = loop.time() + _UNIX_PAUSE_SECONDS
+            logger.debug("The Unix socket of %s is of no use; using TCP: %s", listener, exc)
+            return None
+        except asyncio.CancelledError:
+            # Dask was less patient: its next attempt must not wait here again.
+            self._silent_until[listener] = loop.time() + _UNIX_PAUSE_SECONDS
+            raise
+        return channel, self.prefix + unix.client_address(target, channel.local_sockname)
 
 
 async def _connect_to_any(

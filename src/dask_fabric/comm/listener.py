@@ -17,7 +17,7 @@ import dask
 from distributed.comm.addressing import get_address_host, parse_host_port, unparse_host_port
 from distributed.comm.core import BaseListener, CommClosedError
 
-from dask_fabric.comm import runtime
+from dask_fabric.comm import runtime, unix
 from dask_fabric.comm.addressing import (
     WILDCARD_HOSTS,
     advertised_host,
@@ -97,6 +97,7 @@ class FabricListener(BaseListener):
         self.default_host = default_host
         self._ssl_context = scheme.ssl_context(address, connection_args)
         self._sockets: list[socket.socket] = []
+        self._families: list[int] = []
         self._bound: tuple | None = None
         self._contact_host: str | None = None
         self._stopped = False
@@ -117,9 +118,19 @@ class FabricListener(BaseListener):
         self._sockets = bind(self.ip, self.port, backlog_count)
         for sock in self._sockets:
             tune(sock)
-            self._loop.add_reader(sock, self._accept, sock)
+            self._loop.add_reader(sock, self._accept, sock, self._take)
         self._bound = self._sockets[0].getsockname()
+        self._families = [sock.family for sock in self._sockets]
+        if self.scheme.unix and self._ssl_context is None and self._settings.unix_sockets:
+            self._listen_unix(backlog_count)
         runtime.watch_memory(self, getattr(self.comm_handler, "__self__", None))
+
+    def _listen_unix(self, backlog_count: int) -> None:
+        for sock, address in unix.bind_beside(self._sockets, backlog_count):
+            take = functools.partial(self._take_unix, address)
+            self._loop.add_reader(sock, self._accept, sock, take)
+            # In front, to be closed first: no client finds the name of a port that is not ours.
+            self._sockets.insert(0, sock)
 
     def stop(self) -> None:
         """Stop listening, and drop the connections that did not get through their handshake."""
@@ -164,10 +175,9 @@ class FabricListener(BaseListener):
     def _find_contact_host(self) -> str:
         if self.default_host:
             return self.default_host
-        families = [sock.family for sock in self._sockets] or [socket.AF_INET]
-        return advertised_host(families, _scheduler_host(self.comm_handler))
+        return advertised_host(self._families, _scheduler_host(self.comm_handler))
 
-    def _accept(self, listening: socket.socket) -> None:
+    def _accept(self, listening: socket.socket, take: Callable) -> None:
         """Accept what waits, one task for each; called by the loop."""
         for _ in range(_ACCEPT_BATCH_COUNT):
             try:
@@ -176,14 +186,15 @@ class FabricListener(BaseListener):
                 return
             except OSError as exc:
                 if exc.errno in _OUT_OF_RESOURCES:
-                    self._pause(listening, exc)
+                    self._pause(listening, take, exc)
                     return
                 continue  # the connection was gone before it was accepted
-            self._take(sock, format_address(self.prefix, sockname))
+            sock.setblocking(False)
+            take(sock, sockname)
 
-    def _take(self, sock: socket.socket, peer_addr: str) -> None:
+    def _take(self, sock: socket.socket, sockname: tuple) -> None:
         """Begin to serve an accepted connection."""
-        sock.setblocking(False)
+        peer_addr = format_address(self.prefix, sockname)
         if self._ssl_context is None:
             self._begin(sock, peer_addr, None)
             return
@@ -191,6 +202,17 @@ class FabricListener(BaseListener):
         seconds = self._settings.handshake_timeout_seconds
         said = functools.partial(self._hear, peer_addr)
         self._opening.add(Arrival(self._loop, sock, seconds, said))
+
+    def _take_unix(self, address: str, sock: socket.socket, name: bytes) -> None:
+        """Begin to serve a connection accepted by the Unix socket beside *address*."""
+        if not unix.is_welcome(sock, name):
+            logger.debug("%s: a stranger at the Unix socket was turned away", self.listen_address)
+            sock.close()
+            return
+        unix.tune(sock)
+        peer_addr = self.prefix + unix.client_address(address, name)
+        refuse = functools.partial(unix.refuse_client, address)
+        self._begin(sock, peer_addr, None, refuse, address)
 
     def _hear(
         self, peer_addr: str, arrival: Arrival, sock: socket.socket, first: bytes | OSError
@@ -211,6 +233,7 @@ class FabricListener(BaseListener):
         peer_addr: str,
         ssl_context: ssl.SSLContext | None,
         refuse: Callable | None = None,
+        address: str = "",
     ) -> None:
         try:
             channel = make_channel(
@@ -221,6 +244,7 @@ class FabricListener(BaseListener):
                 ssl_context,
                 server_side=True,
                 refuse=refuse,
+                address=address,
             )
         except OSError as exc:  # reset before it was accepted
             sock.close()
@@ -231,7 +255,7 @@ class FabricListener(BaseListener):
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _pause(self, listening: socket.socket, exc: OSError) -> None:
+    def _pause(self, listening: socket.socket, take: Callable, exc: OSError) -> None:
         logger.error(
             "%s cannot accept connections (%s); trying again in %s seconds. "
             "Raise the limit on open files (ulimit -n).",
@@ -240,11 +264,11 @@ class FabricListener(BaseListener):
             _ACCEPT_PAUSE_SECONDS,
         )
         self._loop.remove_reader(listening)
-        self._loop.call_later(_ACCEPT_PAUSE_SECONDS, self._resume, listening)
+        self._loop.call_later(_ACCEPT_PAUSE_SECONDS, self._resume, listening, take)
 
-    def _resume(self, listening: socket.socket) -> None:
+    def _resume(self, listening: socket.socket, take: Callable) -> None:
         if not self._stopped:
-            self._loop.add_reader(listening, self._accept, listening)
+            self._loop.add_reader(listening, self._accept, listening, take)
 
     async def _serve(self, channel: Any, peer_addr: str) -> None:
         """Take one connection from its first byte to the handler's end."""
@@ -272,7 +296,7 @@ class FabricListener(BaseListener):
     async def _open(self, channel: Any, peer_addr: str) -> FabricComm | None:
         """Shake hands; None where that failed, which was logged."""
         try:
-            await open_channel(channel, self._loop, self._settings)
+            await open_channel(channel, self._loop, self._settings.handshake_timeout_seconds)
         except (FabricError, OSError) as exc:
             self._log_refusal(peer_addr, exc, channel.statistics()["bytes_received"])
             return None
@@ -281,9 +305,10 @@ class FabricListener(BaseListener):
         if self._stopped:
             channel.abort()
             return None
+        local_addr, peer_addr = self._addresses(channel, peer_addr)
         comm = FabricComm(
             channel,
-            format_address(self.prefix, channel.local_sockname),
+            local_addr,
             peer_addr,
             self.deserialize,
             self._settings.close_timeout_seconds,
@@ -291,6 +316,14 @@ class FabricListener(BaseListener):
         )
         comm.allow_offload = self.allow_offload
         return comm
+
+    def _addresses(self, channel: Any, peer_addr: str) -> tuple[str, str]:
+        """Give the local and the peer's address of an open channel."""
+        if isinstance(channel.local_sockname, tuple):  # TCP
+            return format_address(self.prefix, channel.local_sockname), peer_addr
+        reached = channel.peer.address  # checked by `unix.refuse_client`
+        client = unix.client_address(reached, channel.peer_sockname)
+        return self.prefix + reached, self.prefix + client
 
     def _log_refusal(self, peer_addr: str, exc: Exception, received_bytes: int) -> None:
         # Health checks and port scans connect and leave: no news for anybody.

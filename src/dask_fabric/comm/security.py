@@ -44,10 +44,13 @@ class Scheme:
         As in ``name://``.
     tls : {"never", "if given", "always"}
         Whether an ``ssl_context`` among the connection's arguments is used, or even required.
+    unix : bool
+        Whether a Unix socket may take the place of TCP within a host.
     """
 
     name: str
     tls: Literal["never", "if given", "always"]
+    unix: bool = False
 
     @property
     def prefix(self) -> str:

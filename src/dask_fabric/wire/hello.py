@@ -53,6 +53,8 @@ class Hello:
         Room for later versions: what the side can do and would use if both can.
     limits : mapping of str to int
         The most that this side takes: ``frames`` (count), ``header`` and ``message`` (bytes).
+    address : str
+        Over a Unix socket: the ``host:port`` that a client wants, or that a server listens on.
     error : str
         Not empty in the hello of a side that refuses the other: the reason.
     """
@@ -65,6 +67,7 @@ class Hello:
     authentication: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
     limits: Mapping[str, int] = field(default_factory=dict)
+    address: str = ""
     error: str = ""
 
     def encode(self) -> bytes:
@@ -76,13 +79,10 @@ class Hello:
             The hello is larger than the protocol allows.
         """
         content = {item.name: getattr(self, item.name) for item in fields(self)}
-        if not self.error:
-            del content["error"]
+        content = {k: v for k, v in content.items() if v or k not in ("address", "error")}
         body = msgpack.packb(content)
         if len(body) > HELLO_BYTES_LIMIT:
-            raise ValueError(
-                f"a hello of {len(body)} bytes; at most {HELLO_BYTES_LIMIT} are allowed"
-            )
+            raise ValueError(f"a hello of {len(body)} bytes; at most {HELLO_BYTES_LIMIT} may be")
         return PREAMBLE.pack(MAGIC, MAJOR_VERSION, MINOR_VERSION, 0, len(body)) + body
 
     @functools.cached_property
@@ -151,6 +151,7 @@ FIELD_CHECKS: dict[str, Callable[[object], bool]] = {
     "authentication": _is_names,
     "features": _is_names,
     "limits": _is_counts,
+    "address": _is_name,
     "error": _is_text,
 }
 
