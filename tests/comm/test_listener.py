@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import socket
 
 import pytest
 from distributed.comm import connect, listen
+from distributed.comm.addressing import unparse_host_port
 from distributed.utils import wait_for
 
 from dask_fabric.comm import listener as module
@@ -53,10 +55,14 @@ async def test_the_contact_address_of_a_worker_leads_to_its_scheduler(monkeypatc
     assert asked == [([socket.AF_INET], "10.9.8.7")]
 
 
-async def test_out_of_descriptors_pauses_and_goes_on(monkeypatch, caplog):
+@pytest.mark.parametrize("scheme", ["fabric", "fabric+tcp"])
+async def test_out_of_descriptors_pauses_and_goes_on(scheme, monkeypatch, caplog):
     monkeypatch.setattr(module, "_ACCEPT_PAUSE_SECONDS", 0.01)
-    async with listen("fabric://127.0.0.1", ignore) as listener:
-        (listening,) = listener._sockets
+    async with listen(f"{scheme}://127.0.0.1", ignore) as listener:
+        listening, take = listener._sockets[0], listener._take
+        if listening.family == socket.AF_UNIX:
+            address = unparse_host_port(*listener.get_host_port())
+            take = functools.partial(listener._take_unix, address)
         failures = [OSError(errno.EMFILE, "Too many open files")] * 2
 
         class Exhausted:
@@ -72,8 +78,9 @@ async def test_out_of_descriptors_pauses_and_goes_on(monkeypatch, caplog):
 
         loop = asyncio.get_running_loop()
         loop.remove_reader(listening)
-        loop.add_reader(listening, listener._accept, Exhausted())
+        loop.add_reader(listening, listener._accept, Exhausted(), take)
         comm = await wait_for(connect(listener.contact_address), 10)
+        assert comm.control_stream == ("unix" if scheme == "fabric" else "tcp")
         await comm.close()
     assert not failures
     assert len([r for r in caplog.records if "cannot accept" in r.message]) == 2

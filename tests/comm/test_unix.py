@@ -1,0 +1,425 @@
+"""Unix sockets beside TCP: when they are used, whom they reach, and every doubt that leads to TCP."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import os
+import socket
+import subprocess
+import sys
+
+import dask.config
+import numpy as np
+import pytest
+import pytest_asyncio
+from distributed.comm import connect, listen
+from distributed.comm.addressing import get_address_host, parse_address, parse_host_port
+from distributed.comm.registry import get_backend
+from distributed.protocol import to_serialize
+from distributed.security import Security
+from distributed.utils import wait_for
+
+from dask_fabric.comm import connector, unix
+from dask_fabric.comm.addressing import route_source
+from dask_fabric.comm.channels import make_channel
+from dask_fabric.wire.hello import Hello
+
+ELSEWHERE = "198.51.100.1"  # TEST-NET-2: nobody's
+OWN = route_source("8.8.8.8", (socket.AF_INET,))
+needs_own = pytest.mark.skipif(OWN is None, reason="no route leads out of this host")
+
+
+@pytest.fixture(autouse=True)
+def forget_silent_sockets():
+    """What a connector learned of a name goes with the test: ports are used again."""
+    yield
+    get_backend("fabric").get_connector()._silent_until.clear()
+
+
+@pytest_asyncio.fixture
+async def serve():
+    """A function that starts a listener, whose comms name it in their first message."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def serve(address: str, name: str = "server", **args):
+            accepted = asyncio.Queue()
+
+            async def handle(comm):
+                stack.callback(comm.abort)
+                await comm.write(name)
+                accepted.put_nowait(comm)
+
+            listener = await listen(address, handle, **args)
+            stack.callback(listener.stop)
+            listener.accepted = accepted
+            return listener
+
+        yield serve
+
+
+@contextlib.asynccontextmanager
+async def reach(address: str, name: str = "server", **args):
+    comm = await wait_for(connect(address, **args), 10)
+    try:
+        assert await wait_for(comm.read(), 10) == name
+        yield comm
+    finally:
+        await comm.close()
+
+
+async def stream_to(address: str, name: str = "server", **args) -> str:
+    """Give what the control stream to the server of that name is."""
+    async with reach(address, name, **args) as comm:
+        return comm.control_stream
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def squat(port):
+    """A function that takes the name beside 127.0.0.1 and the port; gives the listening socket."""
+    with contextlib.ExitStack() as stack:
+
+        def squat() -> socket.socket:
+            sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+            sock.bind(unix._name(f"127.0.0.1:{port}"))
+            sock.listen()
+            sock.setblocking(False)
+            return sock
+
+        yield squat
+
+
+# ---- used
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.1", "127.0.0.2", "localhost", "0.0.0.0", "", "[::1]", "[::]",
+     pytest.param(OWN, marks=needs_own)],
+)  # fmt: skip
+async def test_within_a_host_and_the_addresses_are_as_with_tcp(host, serve):
+    try:
+        listener = await serve(f"fabric://{host}")
+    except OSError:
+        pytest.skip("no IPv6 here")
+    async with reach(listener.contact_address) as a, reach(listener.contact_address) as other:
+        b = await listener.accepted.get()
+        assert a.control_stream == b.control_stream == "unix"
+        assert a.peer_address == b.local_address == listener.contact_address
+        assert a.local_address == b.peer_address != other.local_address
+        assert get_address_host(a.local_address) == get_address_host(listener.contact_address)
+        assert parse_host_port(parse_address(a.local_address)[1])[1] > 65535  # nobody's in TCP
+        assert a.same_host and b.same_host and a.extra_info == b.extra_info == {}
+        assert a.statistics()["control_stream"] == "unix"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.2", "localhost"])
+async def test_a_wildcard_listener_learns_which_host_was_reached(host, serve):
+    listener = await serve("fabric://0.0.0.0")
+    port = listener.get_host_port()[1]
+    async with reach(f"fabric://{host}:{port}") as a:
+        b = await listener.accepted.get()
+        assert a.control_stream == "unix" and a.peer_address == f"fabric://{host}:{port}"
+        assert b.local_address == f"fabric://{socket.gethostbyname(host)}:{port}"
+        assert a.local_address == b.peer_address
+
+
+async def test_large_messages_both_ways_at_once(serve):
+    listener = await serve("fabric://127.0.0.1")
+    data = np.arange(4_000_000)
+    async with reach(listener.contact_address) as a:
+        b = await listener.accepted.get()
+        for comm in (a, b):
+            await comm.write({"x": to_serialize(data)})
+        for received in await asyncio.gather(a.read(), b.read()):
+            assert (received["x"] == data).all()
+
+
+async def test_two_hosts_with_one_port_are_told_apart(serve, port):
+    for host in ("127.0.0.1", "127.0.0.2"):
+        await serve(f"fabric://{host}:{port}", host)
+    for host in ("127.0.0.1", "127.0.0.2"):
+        assert await stream_to(f"fabric://{host}:{port}", host) == "unix"
+
+
+async def test_a_stopped_listener_leaves_no_name(serve, port):
+    for _ in range(2):
+        listener = await serve(f"fabric://127.0.0.1:{port}")
+        assert await stream_to(listener.contact_address) == "unix"
+        listener.stop()
+        with pytest.raises(ConnectionRefusedError):
+            await connector.FabricConnector(listener.scheme).connect(f"127.0.0.1:{port}")
+
+
+# ---- not used
+
+
+async def test_not_by_the_scheme_of_plain_tcp(serve):
+    listener = await serve("fabric+tcp://127.0.0.1")
+    assert await stream_to(listener.contact_address) == "tcp"
+    port = listener.get_host_port()[1]
+    assert await stream_to(f"fabric://127.0.0.1:{port}") == "tcp"
+    listener = await serve("fabric://127.0.0.1")
+    port = listener.get_host_port()[1]
+    assert await stream_to(f"fabric+tcp://127.0.0.1:{port}") == "tcp"
+
+
+async def test_not_with_tls(serve):
+    security = Security.temporary()
+    listener = await serve("fabric://127.0.0.1", **security.get_listen_args("scheduler"))
+    assert all(sock.family == socket.AF_INET for sock in listener._sockets)
+    args = security.get_connection_args("client")
+    assert await stream_to(listener.contact_address, **args) == "tcp"
+
+
+@pytest.mark.parametrize("side", ["listener", "connector"])
+async def test_not_when_switched_off(side, serve):
+    with dask.config.set({"fabric.unix-sockets": side != "listener"}):
+        listener = await serve("fabric://127.0.0.1")
+    with dask.config.set({"fabric.unix-sockets": side != "connector"}):
+        assert await stream_to(listener.contact_address) == "tcp"
+
+
+async def test_another_host_is_not_taken_for_this_one(serve):
+    port = (await serve("fabric://0.0.0.0")).get_host_port()[1]
+    here, there = ((socket.AF_INET, (host, port)) for host in ("127.0.0.1", ELSEWHERE))
+    assert unix.dial([there]) is None
+    assert unix.dial([there, here]) is None  # TCP would try that one first
+    sock, target, listener = unix.dial([here])
+    sock.close()
+    assert (target, listener) == (f"127.0.0.1:{port}", f"0.0.0.0:{port}")
+
+
+def test_which_addresses_are_own():
+    v4, v6 = socket.AF_INET, socket.AF_INET6
+    assert unix.is_own(v4, ("127.0.0.1", 1)) and unix.is_own(v4, ("127.9.9.9", 1))
+    assert OWN is None or unix.is_own(v4, (OWN, 1))
+    for host in (ELSEWHERE, "0.0.0.0", "255.255.255.255"):
+        assert not unix.is_own(v4, (host, 1))
+    assert not unix.is_own(v6, ("::", 1, 0, 0))
+    assert not unix.is_own(v6, ("2001:db8::1", 1, 0, 0))
+
+
+# ---- other users
+
+
+@pytest.mark.parametrize(
+    ("own", "listener_uid", "expected"),
+    [(1000, 1000, True), (1000, 0, True), (1000, 1001, False), (0, 1000, False)],
+)
+async def test_whose_listener_a_client_trusts(own, listener_uid, expected, serve, monkeypatch):
+    listener = await serve("fabric://127.0.0.1")
+    monkeypatch.setattr(os, "geteuid", lambda: own)
+    monkeypatch.setattr(unix, "peer_uid", lambda sock: listener_uid)
+    dialled = unix.dial([(socket.AF_INET, listener.get_host_port())])
+    with dialled[0] if dialled else contextlib.nullcontext() as sock:
+        assert (sock is not None) is expected
+    stream = await stream_to(listener.contact_address)
+    assert stream == ("unix" if expected else "tcp")
+
+
+@pytest.mark.parametrize(
+    ("own", "client_uid", "expected"),
+    [(1000, 1000, True), (1000, 0, True), (1000, 1001, False), (0, 1000, True)],
+)
+def test_which_client_a_listener_takes(own, client_uid, expected, monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: own)
+    monkeypatch.setattr(unix, "peer_uid", lambda sock: client_uid)
+    assert unix.is_welcome(None, b"\x0000f3a") is expected
+
+
+@pytest.mark.parametrize("name", ["", "/tmp/x", b"", b"\0f3a", b"\0dask-fabric/x", b"\x0000F3A"])
+def test_a_client_whose_name_is_not_the_kernel_s_is_turned_away(name):
+    near, far = socket.socketpair()
+    with near, far:
+        assert unix.peer_uid(near) == os.geteuid()
+        assert not unix.is_welcome(near, name)
+
+
+async def test_a_stranger_gets_nothing(serve):
+    listener = await serve("fabric://127.0.0.1")
+    with socket.socket(socket.AF_UNIX) as stranger:  # it has no name
+        stranger.connect(unix._name(f"127.0.0.1:{listener.get_host_port()[1]}"))
+        stranger.setblocking(False)
+        loop = asyncio.get_running_loop()
+        assert await wait_for(loop.sock_recv(stranger, 1), 10) == b""
+    assert await stream_to(listener.contact_address) == "unix"
+
+
+# ---- the hello
+
+
+@pytest.mark.parametrize(
+    ("listener", "target", "expected"),
+    [
+        ("127.0.0.1:5", "127.0.0.1:5", True),
+        ("127.0.0.1:5", "127.0.0.1:6", False),
+        ("127.0.0.1:5", "127.0.0.2:5", False),
+        ("127.0.0.1:5", "", False),
+        ("0.0.0.0:5", "127.0.0.1:5", True),
+        ("0.0.0.0:5", "127.0.0.2:5", True),
+        ("0.0.0.0:5", "127.0.0.1: 5", False),
+        ("0.0.0.0:5", "127.0.0.1:6", False),
+        ("0.0.0.0:5", f"{ELSEWHERE}:5", False),
+        ("0.0.0.0:5", "0.0.0.0:5", False),
+        ("0.0.0.0:5", "localhost:5", False),
+        ("0.0.0.0:5", "[::1]:5", False),
+        ("0.0.0.0:5", "127.0.0.1", False),
+        ("0.0.0.0:5", "127.0.0.1:5:5", False),
+        ("[::]:5", "[::1]:5", True),
+        ("[::]:5", "[0:0:0:0:0:0:0:1]:5", False),
+        ("[::]:5", f"[::1]:{10**30}", False),
+        ("[::]:5", "127.0.0.1:5", False),
+        ("[::]:5", "[::1", False),
+    ],
+)
+def test_the_target_that_a_client_names(listener, target, expected):
+    refusal = unix.refuse_client(listener, Hello(address=target))
+    assert (refusal == "") is expected
+    assert expected or listener in refusal
+
+
+def test_the_address_that_a_server_names():
+    assert unix.refuse_server("0.0.0.0:5", Hello(address="0.0.0.0:5")) == ""
+    for address in ("", "127.0.0.1:5", "0.0.0.0:6"):
+        assert "0.0.0.0:5" in unix.refuse_server("0.0.0.0:5", Hello(address=address))
+
+
+async def test_over_tcp_what_the_hello_says_of_it_is_ignored(serve, monkeypatch):
+    lying = functools.partial(make_channel, address="9.9.9.9:9")
+    monkeypatch.setattr(connector, "make_channel", lying)
+    listener = await serve("fabric+tcp://127.0.0.1")
+    async with reach(listener.contact_address) as a:
+        b = await listener.accepted.get()
+        assert b.local_address == listener.contact_address
+        assert b.peer_address == a.local_address
+
+
+# ---- squatters: TCP, and a working comm
+
+
+@pytest.mark.parametrize("reply", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x89fabric\x8a" * 9])
+async def test_a_squatter_that_is_no_fabric_peer(reply, serve, squat, port):
+    sock = squat()
+    listener = await serve(f"fabric://127.0.0.1:{port}")
+
+    def accept():
+        accepted, _ = sock.accept()
+        with accepted:
+            accepted.send(reply)
+
+    loop = asyncio.get_running_loop()
+    loop.add_reader(sock, accept)
+    assert await stream_to(listener.contact_address) == "tcp"
+    loop.remove_reader(sock)
+
+
+@pytest.mark.parametrize("refuses", [True, False])
+async def test_a_server_of_another_port_under_the_name(refuses, serve, squat, port):
+    sock = squat()
+    other = await serve("fabric://127.0.0.1", "other")
+    listener = await serve(f"fabric://127.0.0.1:{port}")
+    address = "127.0.0.1:{}".format(other.get_host_port()[1])
+
+    def take(accepted, name):
+        peer = f"fabric://{address}"
+        other._begin(accepted, peer, None, lambda hello: None, address)
+
+    if refuses:
+        take = functools.partial(other._take_unix, address)
+    loop = asyncio.get_running_loop()
+    loop.add_reader(sock, other._accept, sock, take)
+    assert await stream_to(listener.contact_address) == "tcp"
+    loop.remove_reader(sock)
+
+
+async def test_a_squatter_that_never_answers_is_waited_for_once(serve, squat, port, monkeypatch):
+    monkeypatch.setattr(connector, "_UNIX_PATIENCE_SECONDS", 0.01)
+    sock = squat()
+    listener = await serve(f"fabric://127.0.0.1:{port}")
+    assert [found.family for found in listener._sockets] == [socket.AF_INET]
+    assert await stream_to(listener.contact_address) == "tcp"
+    with sock.accept()[0] as accepted:
+        assert accepted.recv(8) == b"\x89fabric\x8a"
+    monkeypatch.setattr(connector, "_UNIX_PATIENCE_SECONDS", 1e6)
+    assert await stream_to(listener.contact_address) == "tcp"
+    with sock.accept()[0] as accepted:
+        assert accepted.recv(8) == b""
+
+
+async def test_dask_may_be_less_patient(serve, squat, port, monkeypatch):
+    monkeypatch.setattr(connector, "_UNIX_PATIENCE_SECONDS", 1e6)
+    squat()
+    listener = await serve(f"fabric://127.0.0.1:{port}")
+    assert await stream_to(listener.contact_address, timeout=2) == "tcp"
+
+
+async def test_a_full_backlog(serve, squat, port):
+    sock = squat()
+    sock.listen(0)
+    with socket.socket(socket.AF_UNIX) as first:
+        first.connect(sock.getsockname())
+        listener = await serve(f"fabric://127.0.0.1:{port}")
+        assert await stream_to(listener.contact_address) == "tcp"
+
+
+# ---- network namespaces
+
+SERVE = """
+import asyncio, sys
+from distributed.comm import connect, listen
+async def handle(comm):
+    await comm.write(sys.argv[1])
+async def main():
+    async with listen("fabric://0.0.0.0:8786", handle):
+        if len(sys.argv) > 2:
+            comm = await connect(sys.argv[2])
+            print(comm.control_stream, await comm.read())
+            await comm.close()
+        else:
+            print("ready", flush=True)
+            await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+asyncio.run(main())
+"""
+
+
+@pytest.mark.netns
+def test_not_across_network_namespaces():
+    """With a listener of its own on that port, in the namespace of the client."""
+    names = [f"unix{os.getpid()}{side}" for side in "ab"]
+    with contextlib.ExitStack() as stack:
+
+        def ip(*arguments: str) -> None:
+            subprocess.run(["ip", *arguments], check=True, capture_output=True)
+
+        try:
+            for name in names:
+                ip("netns", "add", name)
+                stack.callback(ip, "netns", "del", name)
+            ip("-n", names[0], "link", "add", "eth0", "type", "veth",
+               "peer", "name", "eth0", "netns", names[1])  # fmt: skip
+            for number, name in enumerate(names, 1):
+                ip("-n", name, "address", "add", f"10.79.0.{number}/24", "dev", "eth0")
+                ip("-n", name, "link", "set", "eth0", "up")
+                ip("-n", name, "link", "set", "lo", "up")
+        except (OSError, subprocess.CalledProcessError) as exc:
+            pytest.skip(f"no network namespaces here: {exc}")
+        here, there = (["ip", "netns", "exec", name, sys.executable, "-c", SERVE] for name in names)
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        server = stack.enter_context(subprocess.Popen([*there, "there"], **pipes))
+        stack.callback(server.kill)
+        assert server.stdout.readline() == "ready\n"
+        for address, expected in (("10.79.0.2", "tcp there\n"), ("10.79.0.1", "unix here\n")):
+            output = subprocess.run(
+                [*here, "here", f"fabric://{address}:8786"],
+                check=True, capture_output=True, text=True, timeout=60,
+            ).stdout  # fmt: skip
+            assert output == expected
