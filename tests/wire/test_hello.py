@@ -111,6 +111,13 @@ def test_preamble_is_as_specified():
     assert msgpack.unpackb(data[16:])["paths"] == ["stream"]
 
 
+def test_the_address_is_said_only_where_there_is_one():
+    assert b"address" not in Hello().encode()
+    side = handshake(True)
+    side.receive(Hello(address="127.0.0.1:1").encode())
+    assert side.peer.address == "127.0.0.1:1"
+
+
 def test_what_later_versions_add_is_ignored():
     side = handshake(True)
     content = good(host={"boot": "x", "namespaces": [1, 2]}, blob=b"\xff", floats=[1.5, None])
