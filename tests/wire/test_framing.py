@@ -48,7 +48,7 @@ blobs = st.one_of(
 )
 def test_messages_arrive_whole_however_the_bytes_are_cut(messages, size):
     if size < 4096:
-        messages = [(header[:300], [frame[:300] for frame in frames]) for header, frames in messages]
+        messages = [(h[:300], [frame[:300] for frame in frames]) for h, frames in messages]
     data = b"".join(record(i, header, frames) for i, (header, frames) in enumerate(messages))
     target = assembler()
     assert as_bytes(feed(target, data, size)) == messages
