@@ -12,6 +12,7 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memmove
 
+from dask_fabric.memory.arrays cimport data_of, new_array
 from dask_fabric.memory.pool cimport Buffer, allocate
 from dask_fabric.linux cimport iovec
 
@@ -337,11 +338,10 @@ cdef class Assembler:
 
 cdef _new_frame(Py_ssize_t nbytes, char **memory):
     """Writeable memory for one frame: of the pool where it is large, else as Python has it."""
-    cdef Buffer buffer
     if nbytes >= POOLED_BYTES:
-        buffer = allocate(nbytes)
-        memory[0] = buffer.data
-        return PyMemoryView_FromObject(buffer)
+        array = new_array(nbytes)
+        memory[0] = data_of(array)
+        return PyMemoryView_FromObject(array)
     plain = PyByteArray_FromStringAndSize(NULL, nbytes)
     memory[0] = PyByteArray_AS_STRING(plain)
     return PyMemoryView_FromObject(plain)
