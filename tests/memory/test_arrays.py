@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
-import subprocess
 import sys
-import textwrap
 import threading
 
 import numpy as np
@@ -16,29 +14,12 @@ from numpy._core.multiarray import get_handler_name
 from dask_fabric.memory import pool
 from dask_fabric.memory.arrays import new_array
 
-KIB = 1 << 10
-MIB = 1 << 20
-
-
-@pytest.fixture(autouse=True)
-def pristine_pool():
-    pool.trim()
-    pool.configure(idle_seconds=3600)
-    yield
-    pool.configure(idle_seconds=10)
-    pool.trim()
+from .conftest import KIB, MIB, run_script
 
 
 def in_use():
     figures = pool.statistics()
     return figures["in_use_count"], figures["in_use_bytes"]
-
-
-def run_script(text):
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(text)], capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("nbytes", [1, 1000, 64 * KIB, MIB, 7 * MIB + 3])
