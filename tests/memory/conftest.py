@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import textwrap
@@ -18,6 +19,7 @@ DEFAULTS = {"max_idle_bytes": 1 << 30, "idle_seconds": 10, "pressure_limit_bytes
 
 @pytest.fixture(autouse=True)
 def pristine_pool():
+    gc.collect()  # what other tests left behind would change the figures in the middle of one
     pool.trim()
     pool.configure(**DEFAULTS | {"idle_seconds": 3600})
     yield
