@@ -25,7 +25,7 @@ from dask_fabric.errors import ChannelClosedError
 from dask_fabric.wire.framing import close_record
 
 cdef enum:
-    TURN_BYTES = 512 << 10      # what the loop moves itself before it sees to others
+    TURN_BYTES = 1 << 20        # what the loop moves itself before it sees to others
     DRAIN_COUNT = 16            # reads that make room for a reply to be received
 
 
