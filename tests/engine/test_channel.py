@@ -95,6 +95,17 @@ async def test_buffers_of_any_kind_are_frames(channels):
         assert np.array_equal(np.frombuffer(frames[3], "f8"), fortran.ravel("F"))
 
 
+async def test_small_frames_of_a_large_message_are_not_copied_either(channels):
+    async with channels() as (near, far):
+        frames = [np.full(60_000, number, "u1") for number in range(200)]
+        gone = weakref.ref(frames[-1])
+        near.send(b"h", frames)
+        del frames
+        assert gone() is not None
+        _, received = await receive(far)
+        assert [frame[0] for frame in received] == list(range(200))
+
+
 async def test_a_frame_that_is_not_contiguous_is_refused_and_leaves_the_channel_usable(channels):
     async with channels() as (near, far):
         with pytest.raises(BufferError, match="contiguous"):
