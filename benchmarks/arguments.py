@@ -25,6 +25,7 @@ def common_parser(description: str, rounds: int) -> argparse.ArgumentParser:
     parser.add_argument("--tls", action="store_true", help="schemes tls,fabric+tls instead")
     parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
+    parser.add_argument("--sleepy", action="store_true", help="let idle CPUs sleep: see awake.py")
     parser.add_argument("--json", metavar="FILE", help="write every round there")
     return parser
 

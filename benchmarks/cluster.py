@@ -16,6 +16,7 @@ from distributed import Client, LocalCluster, wait
 from distributed.security import Security
 
 from arguments import SCHEMES, common_parser, is_encrypted, parse
+from awake import awake_cpus
 from report import Row, print_facts, print_table, progress, save
 
 TASK_COUNT = 4000
@@ -110,7 +111,8 @@ def main() -> None:
     if options.quick:
         options.rounds, options.repeats = 2, 1
     print_facts()
-    rows = run(options)
+    with awake_cpus(not options.sleepy):
+        rows = run(options)
     print_table(rows, options.schemes, options.schemes[0])
     save(options.json, rows, options.schemes[0], vars(options))
 

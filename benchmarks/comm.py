@@ -25,6 +25,7 @@ from distributed.protocol import to_serialize
 from distributed.security import Security
 
 from arguments import SCHEMES, commas, common_parser, is_encrypted, parse
+from awake import awake_cpus
 from peer import BATCH, CPU, cpu_seconds, recv_exactly
 from report import FLOOR, Row, print_facts, print_table, progress, save
 
@@ -316,7 +317,7 @@ def parse_arguments() -> argparse.Namespace:
     if options.messages < 20:
         parser.error("--messages must be at least 20: the first tenth is the reference")
     if options.quick:
-        options.rounds, options.round_seconds = 3, 0.2
+        options.rounds, options.round_seconds = min(options.rounds, 3), 0.2
     if options.full:
         options.messages = 1000
     return options
@@ -338,12 +339,13 @@ def main() -> None:
     options = parse_arguments()
     options.security = temporary_security(options.schemes)
     print_facts()
-    if options.uvloop:
-        import uvloop
+    with awake_cpus(not options.sleepy):
+        if options.uvloop:
+            import uvloop
 
-        rows = uvloop.run(run(options))
-    else:
-        rows = asyncio.run(run(options))
+            rows = uvloop.run(run(options))
+        else:
+            rows = asyncio.run(run(options))
     schemes = [*options.schemes, *([] if options.no_floor else [FLOOR])]
     print_table(rows, schemes, options.schemes[0])
     shown = {key: value for key, value in vars(options).items() if key != "security"}

@@ -21,10 +21,11 @@ cdef extern from "<sys/socket.h>" nogil:
     ssize_t recvmsg(int fd, msghdr *message, int flags)
     ssize_t send(int fd, const void *data, size_t nbytes, int flags)
     ssize_t recv(int fd, void *data, size_t nbytes, int flags)
-    int shutdown(int fd, int how)
+    int setsockopt(int fd, int level, int option, const void *value, unsigned int nbytes)
+    int SOL_SOCKET
+    int SO_RCVLOWAT
     int MSG_DONTWAIT
     int MSG_NOSIGNAL
-    int SHUT_RDWR
 
 cdef extern from "<sys/epoll.h>" nogil:
     ctypedef union epoll_data_t:

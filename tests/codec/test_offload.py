@@ -89,3 +89,11 @@ def test_arrays_are_cheap_to_decode_and_pickles_are_not(codec):
     ]:
         header, frames = codec.encode(message)
         assert (codec.offload_bytes(header, frames) < THRESHOLD) == is_cheap
+
+
+def test_many_pickles_in_the_header_are_work(codec):
+    message = [ToPickle("x" * 50_000 + str(i)) for i in range(3_000)]
+    header, frames = codec.encode(message)
+    assert not frames
+    assert codec.offload_bytes(header, frames) > THRESHOLD
+    assert codec.offload_bytes(*codec.encode({"op": "x" * 200_000_000})) == 0

@@ -12,7 +12,6 @@ import pytest
 
 from dask_fabric.engine import threads
 from dask_fabric.errors import ChannelClosedError, LimitError, ProtocolError
-
 from dask_fabric.wire.hello import Hello
 
 from .conftest import new_channel, tcp_pair
@@ -35,7 +34,9 @@ async def test_frames_arrive_as_they_were(channels, size):
         near.send(b"header", sent)
         header, frames = await receive(far)
         assert bytes(header) == b"header"
-        assert all(np.array_equal(a, np.frombuffer(b, "u1")) for a, b in zip(sent, frames))
+        assert all(
+            np.array_equal(a, np.frombuffer(b, "u1")) for a, b in zip(sent, frames, strict=True)
+        )
 
 
 async def test_order_is_kept_over_all_sizes(channels):
@@ -94,6 +95,17 @@ async def test_buffers_of_any_kind_are_frames(channels):
         assert np.array_equal(np.frombuffer(frames[3], "f8"), fortran.ravel("F"))
 
 
+async def test_small_frames_of_a_large_message_are_not_copied_either(channels):
+    async with channels() as (near, far):
+        frames = [np.full(60_000, number, "u1") for number in range(200)]
+        gone = weakref.ref(frames[-1])
+        near.send(b"h", frames)
+        del frames
+        assert gone() is not None
+        _, received = await receive(far)
+        assert [frame[0] for frame in received] == list(range(200))
+
+
 async def test_a_frame_that_is_not_contiguous_is_refused_and_leaves_the_channel_usable(channels):
     async with channels() as (near, far):
         with pytest.raises(BufferError, match="contiguous"):
@@ -130,7 +142,7 @@ async def test_orderly_close_delivers_everything_first(channels):
 
 
 async def test_close_is_bounded_when_the_peer_does_not_read(channels):
-    async with channels() as (near, far):
+    async with channels() as (near, _far):
         near.send(b"", [np.zeros(50_000_000, "u1")])
         await near.close(0.05)
         assert near.closed and near.statistics()["pending_bytes"] == 0
@@ -202,7 +214,7 @@ async def test_a_violation_is_answered_with_an_error_record(channels):
         os.write(near_fd(near), b"\xff" * 24)
         with pytest.raises(ProtocolError, match="reserved"):
             await receive(far)
-        with pytest.raises(ProtocolError, match="the peer ended the connection.*reserved"):
+        with pytest.raises(ProtocolError, match=r"the peer ended the connection.*reserved"):
             await receive(near)
 
 
@@ -427,5 +439,3 @@ def test_native_threads_leave_signals_to_python_and_idle_without_cpu():
         """
     )
     assert done.stdout == "fine\n", done.stderr
-
-

@@ -2,11 +2,13 @@
 
 import struct
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dask_fabric.errors import LimitError, ProtocolError
+from dask_fabric.memory.pool import statistics
 from dask_fabric.wire.framing import Assembler, close_record, error_record
 
 PREFIX = struct.Struct("<BBHIQQ")
@@ -48,7 +50,7 @@ blobs = st.one_of(
 )
 def test_messages_arrive_whole_however_the_bytes_are_cut(messages, size):
     if size < 4096:
-        messages = [(header[:300], [frame[:300] for frame in frames]) for header, frames in messages]
+        messages = [(h[:300], [frame[:300] for frame in frames]) for h, frames in messages]
     data = b"".join(record(i, header, frames) for i, (header, frames) in enumerate(messages))
     target = assembler()
     assert as_bytes(feed(target, data, size)) == messages
@@ -63,6 +65,23 @@ def test_each_frame_has_writeable_memory_of_its_own():
     small[:] = b"x" * 10
     assert bytes(large) == b"b" * 100_000
     assert small.obj is not large.obj
+
+
+def test_memory_of_a_frame_belongs_to_an_owner_that_distributed_knows():
+    in_use_count = statistics()["in_use_count"]
+    data = record(0, b"h" * 70_000, [b"a" * 10, b"b" * 65_536])
+    target = assembler()
+    ((header, (small, large)),) = target.receive_data(data)
+    assert isinstance(small.obj, bytearray)
+    for view in (header, large):
+        owner = view.obj
+        assert type(owner) is np.ndarray and owner.base is None and owner.flags.owndata
+        assert (view.format, view.ndim, view.readonly) == ("B", 1, False)
+    array = np.ndarray((8192,), "i8", buffer=large)
+    del target, header, small, large, view, owner
+    assert statistics()["in_use_count"] == in_use_count + 1
+    del array
+    assert statistics()["in_use_count"] == in_use_count
 
 
 def test_many_frames_need_no_more_than_they_bring():

@@ -148,8 +148,10 @@ cdef class Codec:
 
         Zero where header and frames do not fit each other, which ``decode`` will say at once.
         """
-        if not frames or not holds_payloads(header):
+        if not holds_payloads(header):
             return 0
+        if not frames:
+            return len(header)      # what was pickled stands in the header
         try:
             return Decoding(self.dialect, self.unpack_options, header, frames).offload_bytes()
         except ProtocolError:

@@ -17,7 +17,7 @@ from dask_fabric.engine.link cimport Link
 from dask_fabric.engine.sendqueue cimport SendQueue
 from dask_fabric.linux cimport MSG_DONTWAIT, recv
 from dask_fabric.paths.stream cimport (
-    COMPLETE, END_OF_STREAM, FAILED, RECEIVE, SEND, Progress, Transfer, advance,
+    COMPLETE, END_OF_STREAM, FAILED, RECEIVE, SEND, Progress, Transfer, advance, new_transfer,
 )
 from dask_fabric.wire.framing cimport Assembler
 
@@ -25,7 +25,7 @@ from dask_fabric.errors import ChannelClosedError
 from dask_fabric.wire.framing import close_record
 
 cdef enum:
-    TURN_BYTES = 512 << 10      # what the loop moves itself before it sees to others
+    TURN_BYTES = 1 << 20        # what the loop moves itself before it sees to others
     DRAIN_COUNT = 16            # reads that make room for a reply to be received
 
 
@@ -289,8 +289,8 @@ cdef class Channel(Link):
     cdef _write_some(self):
         """Send what the socket takes now, at most `TURN_BYTES`."""
         cdef SendQueue queue = self.queue
-        cdef Transfer transfer = Transfer(
-            self.fd, SEND, queue.vectors + queue.first, queue.last - queue.first, 0, 0, 0
+        cdef Transfer transfer = new_transfer(
+            self.fd, SEND, queue.vectors + queue.first, queue.last - queue.first
         )
         cdef Progress progress = advance(&transfer, TURN_BYTES)
         if progress == FAILED:
@@ -349,6 +349,8 @@ cdef class Channel(Link):
             pass
         finally:
             self.abort()
+        # One turn of the loop: who was waiting in `receive` knows of the end when this returns.
+        await asyncio.sleep(0)
 
     cdef _send_last(self, bytes reply):
         """What was sent in this turn and held back, and the reply to a faulty peer: one try."""

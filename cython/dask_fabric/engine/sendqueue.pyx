@@ -21,6 +21,7 @@ from dask_fabric.wire.framing cimport (
 
 cdef enum:
     CHUNK_BYTES = 32 << 10
+    COPIED_BYTES = 4 << 10      # of a large message, what is not worth a vector of its own
 
 
 @cython.auto_pickle(False)
@@ -34,7 +35,8 @@ cdef class SendQueue:
         free(self.vectors)
 
     cdef Py_ssize_t put_message(self, header, list frames, Py_ssize_t inline_bytes) except -1:
-        """Queue one message; frames above `inline_bytes` are not copied.
+        """Queue one message: copied where all of it is within `inline_bytes`; else its frames stay
+        where they are, except those that are hardly more than their entry in a list of vectors.
 
         Returns
         -------
@@ -46,14 +48,19 @@ cdef class SendQueue:
         cdef char *out
         cdef Py_ssize_t nbytes
         cdef list views = [_bytes_of(frame) for frame in frames] if frames else frames
+        cdef Py_ssize_t total_bytes
         header = _bytes_of(header)
-        nbytes = PyMemoryView_GET_BUFFER(header).len
+        total_bytes = PyMemoryView_GET_BUFFER(header).len
         out = self._reserve(PREFIX_BYTES + frame_count * ENTRY_BYTES)
-        pack_prefix(out, MESSAGE, frame_count, nbytes, self.message_count)
+        pack_prefix(out, MESSAGE, frame_count, total_bytes, self.message_count)
         out += PREFIX_BYTES
         for view in views:
-            pack_entry(out, PyMemoryView_GET_BUFFER(view).len)
+            nbytes = PyMemoryView_GET_BUFFER(view).len
+            pack_entry(out, nbytes)
             out += ENTRY_BYTES
+            total_bytes += nbytes
+        if total_bytes > inline_bytes:
+            inline_bytes = min(inline_bytes, <Py_ssize_t> COPIED_BYTES)
         self._put(header, inline_bytes)
         for view in views:
             self._put(view, inline_bytes)

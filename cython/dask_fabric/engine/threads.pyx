@@ -24,7 +24,8 @@ from dask_fabric.linux cimport (
     pthread_sigmask, pthread_t, sigfillset, sigset_t,
 )
 from dask_fabric.paths.stream cimport (
-    BLOCKED, COMPLETE, FAILED, RECEIVE, SEND, UNFINISHED, Direction, Progress, Transfer, advance,
+    BLOCKED, FAILED, RECEIVE, SEND, UNFINISHED, Direction, Progress, Transfer, advance,
+    new_transfer, raise_low_water, reset_low_water,
 )
 
 cdef enum:
@@ -170,7 +171,7 @@ cdef uint64_t submit(
     if job != NULL:
         name = job.name
         job.vectors = copies
-        job.transfer = Transfer(fd, direction, copies, vector_count, 0, 0, 0)
+        job.transfer = new_transfer(fd, direction, copies, vector_count)
         job.mailbox = mailbox
         error = 0 if _watch(EPOLL_CTL_ADD, job) == 0 else errno
         if error:
@@ -260,12 +261,14 @@ cdef void _free_job(Job *job) noexcept nogil:
 
 cdef int _watch(int operation, Job *job) noexcept nogil:
     cdef epoll_event event
+    raise_low_water(&job.transfer)
     event.events = EPOLLONESHOT | (EPOLLIN if job.transfer.direction == RECEIVE else EPOLLOUT)
     event.data.u64 = job.name
     return epoll_ctl(engine.epolls[<int> job.transfer.direction], operation, job.transfer.fd, &event)
 
 
 cdef void _unwatch(Job *job) noexcept nogil:
+    reset_low_water(&job.transfer)
     epoll_ctl(engine.epolls[<int> job.transfer.direction], EPOLL_CTL_DEL, job.transfer.fd, NULL)
 
 

@@ -1,6 +1,7 @@
 """Receive buffers: memory that is recycled, because fresh pages cost more than the copy into them."""
 
 cimport cython
+from cpython.ref cimport PyObject
 
 @cython.final
 cdef class Buffer:
@@ -9,6 +10,7 @@ cdef class Buffer:
     cdef readonly Py_ssize_t nbytes
     cdef Py_ssize_t capacity_bytes
     cdef int size_class             # of the pool; -1 from malloc, -2 where too large to be cached
+    cdef PyObject *following        # of memory.arrays alone: it holds no reference
 
 cpdef Buffer allocate(Py_ssize_t nbytes)
 

@@ -21,5 +21,12 @@ cdef struct Transfer:
     size_t vector_index
     size_t moved_bytes
     int error
+    size_t total_bytes
+    int low_water_bytes         # of the socket; 0 where it was never set
 
+cdef Transfer new_transfer(
+    int fd, Direction direction, iovec *vectors, size_t vector_count
+) noexcept nogil
 cdef Progress advance(Transfer *transfer, size_t budget_bytes) noexcept nogil
+cdef void raise_low_water(Transfer *transfer) noexcept nogil
+cdef void reset_low_water(Transfer *transfer) noexcept nogil

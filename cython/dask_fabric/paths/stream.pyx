@@ -4,11 +4,24 @@ from libc.errno cimport EAGAIN, EINTR, errno
 from libc.string cimport memset
 
 from dask_fabric.linux cimport (
-    MSG_DONTWAIT, MSG_NOSIGNAL, iovec, msghdr, recv, recvmsg, send, sendmsg,
+    MSG_DONTWAIT, MSG_NOSIGNAL, SO_RCVLOWAT, SOL_SOCKET, iovec, msghdr, recv, recvmsg, send,
+    sendmsg, setsockopt,
 )
 
 cdef enum:
     VECTORS_PER_CALL = 512      # the kernel refuses more than IOV_MAX, 1024
+    LOW_WATER_BYTES = 512 << 10
+
+
+cdef Transfer new_transfer(
+    int fd, Direction direction, iovec *vectors, size_t vector_count
+) noexcept nogil:
+    """A transfer of all the vectors' bytes, of which none has moved."""
+    cdef size_t total_bytes = 0
+    cdef size_t index
+    for index in range(vector_count):
+        total_bytes += vectors[index].iov_len
+    return Transfer(fd, direction, vectors, vector_count, 0, 0, 0, total_bytes, 0)
 
 
 cdef Progress advance(Transfer *transfer, size_t budget_bytes) noexcept nogil:
@@ -31,6 +44,28 @@ cdef Progress advance(Transfer *transfer, size_t budget_bytes) noexcept nogil:
             transfer.error = errno
             return FAILED
     return COMPLETE
+
+
+cdef void raise_low_water(Transfer *transfer) noexcept nogil:
+    """Let the socket count as readable only when much has arrived, or all that is missing.
+
+    Fewer and larger copies: on loopback a sixth less CPU time and a sixth more bandwidth at 100 MB
+    (512 KiB against none; benchmarks/comm.py). Sockets without the option are readable at once.
+    """
+    cdef size_t missing_bytes = transfer.total_bytes - transfer.moved_bytes
+    _set_low_water(transfer, <int> min(missing_bytes, <size_t> LOW_WATER_BYTES))
+
+
+cdef void reset_low_water(Transfer *transfer) noexcept nogil:
+    """Let any byte make the socket readable again."""
+    if transfer.low_water_bytes:
+        _set_low_water(transfer, 1)
+
+
+cdef void _set_low_water(Transfer *transfer, int nbytes) noexcept nogil:
+    if transfer.direction == RECEIVE and nbytes != transfer.low_water_bytes:
+        setsockopt(transfer.fd, SOL_SOCKET, SO_RCVLOWAT, &nbytes, sizeof(nbytes))
+        transfer.low_water_bytes = nbytes
 
 
 cdef ssize_t _call(Transfer *transfer) noexcept nogil:

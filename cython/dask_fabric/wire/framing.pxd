@@ -39,6 +39,7 @@ cdef class Assembler:
     cdef Buffer staging
     cdef Py_ssize_t start
     cdef Py_ssize_t end
+    cdef Py_ssize_t next_read_bytes
 
     # The message that is being filled in its final memory, if any.
     cdef object header

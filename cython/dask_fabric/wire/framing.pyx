@@ -12,6 +12,7 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memmove
 
+from dask_fabric.memory.arrays cimport data_of, new_array
 from dask_fabric.memory.pool cimport Buffer, allocate
 from dask_fabric.linux cimport iovec
 
@@ -19,6 +20,7 @@ from dask_fabric.errors import LimitError, ProtocolError
 
 cdef enum:
     STAGING_BYTES = 128 << 10
+    READ_BYTES = 16 << 10
     # A message up to this is awaited whole in the staging buffer and copied out of it.
     COPIED_BYTES = 64 << 10
     POOLED_BYTES = 64 << 10
@@ -95,6 +97,7 @@ cdef class Assembler:
         self.message_bytes_limit = message_bytes_limit
         self.frame_count_limit = frame_count_limit
         self.staging = allocate(STAGING_BYTES)
+        self.next_read_bytes = READ_BYTES
 
     def __dealloc__(self):
         free(self.vectors)
@@ -144,7 +147,7 @@ cdef class Assembler:
                 self.staging = allocate(STAGING_BYTES)
         elif self.end == self.staging.nbytes:
             self._make_room(1)
-        nbytes[0] = self.staging.nbytes - self.end
+        nbytes[0] = min(self.staging.nbytes - self.end, self.next_read_bytes)
         return self.staging.data + self.end
 
     cdef void received(self, Py_ssize_t nbytes) noexcept:
@@ -152,6 +155,9 @@ cdef class Assembler:
         cdef iovec *vector
         if self.missing_bytes == 0:
             self.end += nbytes
+            # Small messages in numbers are read in large pieces; else little is read, so that most
+            # of a large message goes to its own memory at once.
+            self.next_read_bytes = STAGING_BYTES if nbytes == self.next_read_bytes else READ_BYTES
             return
         vector = &self.vectors[self.vector_index]
         vector.iov_base = <char *> vector.iov_base + nbytes
@@ -337,11 +343,10 @@ cdef class Assembler:
 
 cdef _new_frame(Py_ssize_t nbytes, char **memory):
     """Writeable memory for one frame: of the pool where it is large, else as Python has it."""
-    cdef Buffer buffer
     if nbytes >= POOLED_BYTES:
-        buffer = allocate(nbytes)
-        memory[0] = buffer.data
-        return PyMemoryView_FromObject(buffer)
+        array = new_array(nbytes)
+        memory[0] = data_of(array)
+        return PyMemoryView_FromObject(array)
     plain = PyByteArray_FromStringAndSize(NULL, nbytes)
     memory[0] = PyByteArray_AS_STRING(plain)
     return PyMemoryView_FromObject(plain)

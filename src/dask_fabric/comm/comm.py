@@ -17,6 +17,9 @@ from dask_fabric.errors import ChannelClosedError, ProtocolError
 
 logger = logging.getLogger(__name__)
 
+# Queued and not yet taken by the kernel: above, a write gives the loop a turn.
+_BACKLOG_BYTES = 4 << 20
+
 _ENDS_COMM = (ChannelClosedError, ProtocolError, EOFError, OSError)
 
 
@@ -170,10 +173,14 @@ class FabricComm(Comm):
             logger.exception("Could not serialize a message in %s", self)
             raise
         try:
-            return self._send(header, frames)
+            nbytes = self._send(header, frames)
         except BaseException as exc:
             self._end(exc)
             raise
+        if self._channel.pending_bytes > _BACKLOG_BYTES:
+            # A coroutine that writes and writes must let the loop send, and not only queue.
+            await asyncio.sleep(0)
+        return nbytes
 
     async def close(self) -> None:
         """Flush and close, within the configured time; safe to call again, or during a `read`."""

@@ -16,6 +16,8 @@ from typing import Any
 import dask
 from distributed.comm.addressing import get_address_host, parse_host_port, unparse_host_port
 from distributed.comm.core import BaseListener, CommClosedError
+from distributed.nanny import Nanny
+from distributed.worker import Worker
 
 from dask_fabric.comm import runtime, unix
 from dask_fabric.comm.addressing import (
@@ -175,7 +177,7 @@ class FabricListener(BaseListener):
     def _find_contact_host(self) -> str:
         if self.default_host:
             return self.default_host
-        return advertised_host(self._families, _scheduler_host(self.comm_handler))
+        return advertised_host(self._families, _scheduler_host(_server_of(self)))
 
     def _accept(self, listening: socket.socket, take: Callable) -> None:
         """Accept what waits, one task for each; called by the loop."""
@@ -332,10 +334,21 @@ class FabricListener(BaseListener):
         logger.log(level, "Listener on %s refused a connection: %s", self.listen_address, error)
 
 
-def _scheduler_host(comm_handler: Callable) -> str | None:
-    """Give the host of the scheduler with which the server behind *comm_handler* registers."""
-    scheduler = getattr(getattr(comm_handler, "__self__", None), "scheduler", None)
-    address = getattr(scheduler, "address", None)
+def _server_of(listener: FabricListener) -> Any:
+    """Give the worker, nanny or scheduler that listens, or None."""
+    server = getattr(listener.comm_handler, "__self__", None)
+    if server is not None:
+        return server
+    # Its handler may have been wrapped; but it knows its listeners.
+    for candidate in (*Worker._instances, *Nanny._instances):
+        if any(known is listener for known in getattr(candidate, "listeners", ())):
+            return candidate
+    return None
+
+
+def _scheduler_host(server: Any) -> str | None:
+    """Give the host of the scheduler with which *server* registers, if it does."""
+    address = getattr(getattr(server, "scheduler", None), "address", None)
     if not isinstance(address, str):
         return None
     try:

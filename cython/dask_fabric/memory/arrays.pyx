@@ -1,0 +1,139 @@
+"""NumPy arrays that own memory of the pool.
+
+Code that looks for the owner of an array's memory (distributed's own does) follows ``base`` and
+``obj`` and accepts the end of that chain only if it is bytes, bytearray or an array that owns its
+memory. So the owner must be an array, and NumPy asks for its memory and frees it through a handler
+of ours (NEP 49), which is in force during that one allocation only.
+
+All of this happens under the GIL. What frees memory uses C structures alone: arrays die at any
+time, also while the interpreter ends or an exception is on its way.
+"""
+
+cimport numpy as cnp
+from cpython.pycapsule cimport PyCapsule_New
+from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
+from libc.stdint cimport uint64_t, uintptr_t
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memcpy, strcpy
+
+from dask_fabric.memory.pool cimport Buffer, allocate
+
+cnp.import_array()
+
+cdef enum:
+    BUCKET_BITS = 13
+    BUCKET_COUNT = 1 << BUCKET_BITS     # for 100,000 live arrays still short chains
+
+# The buffers whose memory arrays own, by its address; each holds a reference.
+cdef PyObject *buckets[BUCKET_COUNT]
+cdef Buffer offered = None              # for the next allocation of its size
+
+
+cdef inline PyObject **bucket_of(const void *data) noexcept:
+    # Fibonacci hashing: the low bits of aligned addresses are all alike.
+    return &buckets[(<uintptr_t>data * <uint64_t>0x9E3779B97F4A7C15) >> (64 - BUCKET_BITS)]
+
+
+cdef PyObject **link_to(const void *data) noexcept:
+    """The link that holds the buffer of this memory; NULL for memory that is not the pool's."""
+    cdef PyObject **link = bucket_of(data)
+    while link[0] != NULL:
+        if (<Buffer>link[0]).data == data:
+            return link
+        link = &(<Buffer>link[0]).following
+    return NULL
+
+
+# ---------------------------------------------------------------- NumPy's memory handler
+
+cdef void *take(void *context, size_t nbytes) noexcept:
+    """The memory on offer; else, as to a finalizer that runs in between, plain memory."""
+    global offered
+    cdef Buffer buffer = offered
+    cdef PyObject **bucket
+    if buffer is None or <size_t>buffer.nbytes != nbytes:
+        return malloc(nbytes)
+    offered = None
+    bucket = bucket_of(buffer.data)
+    buffer.following = bucket[0]
+    bucket[0] = <PyObject *>buffer
+    Py_INCREF(buffer)
+    return buffer.data
+
+
+cdef void *take_zeroed(void *context, size_t count, size_t nbytes) noexcept:
+    return calloc(count, nbytes)
+
+
+cdef void give_back(void *context, void *data, size_t nbytes) noexcept:
+    cdef PyObject **link = link_to(data)
+    cdef PyObject *buffer
+    if link == NULL:
+        free(data)
+        return
+    buffer = link[0]
+    link[0] = (<Buffer>buffer).following
+    Py_DECREF(<Buffer>buffer)
+
+
+cdef void *resize(void *context, void *data, size_t nbytes) noexcept:
+    """As realloc; memory of the pool has a fixed size, so its content moves to plain memory."""
+    cdef PyObject **link = link_to(data)
+    cdef void *moved
+    if link == NULL:
+        return realloc(data, nbytes)
+    moved = malloc(nbytes)
+    if moved != NULL:
+        memcpy(moved, data, min(nbytes, <size_t>(<Buffer>link[0]).nbytes))
+        give_back(context, data, nbytes)
+    return moved
+
+
+cdef cnp.PyDataMem_Handler handler
+strcpy(handler.name, b"dask_fabric")
+handler.version = 1
+handler.allocator.ctx = NULL
+handler.allocator.malloc = take
+handler.allocator.calloc = take_zeroed
+handler.allocator.realloc = resize
+handler.allocator.free = give_back
+cdef object handler_capsule = PyCapsule_New(&handler, b"mem_handler", NULL)
+
+
+# ---------------------------------------------------------------- arrays
+
+cpdef object new_array(Py_ssize_t nbytes):
+    """An array that owns memory of the pool and hands it back when it dies.
+
+    Parameters
+    ----------
+    nbytes : int
+        Length in bytes, at least 1.
+
+    Returns
+    -------
+    numpy.ndarray
+        Of shape ``(nbytes,)`` and dtype ``uint8``, its content undefined.
+
+    Raises
+    ------
+    ValueError
+        The length is negative.
+    MemoryError
+        The system does not give that much; the message names the size.
+    """
+    global offered
+    cdef Buffer buffer = allocate(nbytes)
+    cdef cnp.npy_intp length = nbytes
+    previous = cnp.PyDataMem_SetHandler(handler_capsule)
+    try:
+        offered = buffer
+        return cnp.PyArray_SimpleNew(1, &length, cnp.NPY_UINT8)
+    finally:
+        if offered is buffer:
+            offered = None
+        cnp.PyDataMem_SetHandler(previous)
+
+
+cdef char *data_of(object array) noexcept:
+    return <char *>cnp.PyArray_DATA(<cnp.ndarray>array)

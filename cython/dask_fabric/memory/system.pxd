@@ -1,0 +1,14 @@
+"""What the pool asks of the operating system: memory, the time, and how much is resident."""
+
+from libc.stdint cimport int64_t
+
+cdef enum:
+    HUGE_BYTES = 2 << 20
+
+cdef inline Py_ssize_t whole_huge_pages(Py_ssize_t nbytes) noexcept nogil:
+    return (nbytes + HUGE_BYTES - 1) & ~<Py_ssize_t>(HUGE_BYTES - 1)
+
+cdef char *obtain(Py_ssize_t capacity_bytes) noexcept nogil
+cdef void give_back(char *data, Py_ssize_t capacity_bytes) noexcept nogil
+cdef int64_t coarse_ns() noexcept nogil
+cdef Py_ssize_t resident_bytes() noexcept nogil
