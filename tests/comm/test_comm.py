@@ -20,6 +20,7 @@ class FakeChannel:
 
     local_sockname = ("127.0.0.1", 1)
     peer_sockname = ("127.0.0.1", 2)
+    pending_bytes = 0
 
     def __init__(self, error=None):
         self.error = error
@@ -152,3 +153,14 @@ async def test_a_failing_serialization_is_logged_and_leaves_the_comm_open(caplog
     assert not comm.closed()
     assert "Could not serialize" in caplog.text
     comm.abort()
+
+
+async def test_a_write_with_much_queued_gives_the_loop_a_turn():
+    comm = make_comm()
+    turns = []
+    asyncio.get_running_loop().call_soon(turns.append, 1)
+    await comm.write("x")
+    assert not turns
+    comm._channel.pending_bytes = 100 << 20
+    await comm.write("x")
+    assert turns
