@@ -1,0 +1,188 @@
+"""Channels and the life of a process: several loops, forks, ends with transfers in flight."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+
+def run(code, **env):
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=os.path.dirname(__file__),
+        env={**os.environ, **env},
+    )
+
+
+def test_several_loops_in_one_process():
+    done = run(
+        """
+        import asyncio, threading
+        import numpy as np
+        from conftest import new_channel, tcp_pair
+        near, far = tcp_pair()
+        async def side(sock, server_side):
+            channel = new_channel(sock, server_side)
+            await channel.open()
+            for size in (10, 5_000_000, 10, 40_000_000):
+                channel.send(b"h", [np.zeros(size, "u1")])
+            for size in (10, 5_000_000, 10, 40_000_000):
+                message = channel.receive_nowait() or await channel.receive()
+                assert message[1][0].nbytes == size
+            await channel.close(10)
+        other = threading.Thread(target=lambda: asyncio.run(side(far, True)))
+        other.start()
+        asyncio.run(side(near, False))
+        other.join()
+        print("fine")
+        """
+    )
+    assert done.stdout == "fine\n", done.stderr
+
+
+def test_uvloop():
+    pytest.importorskip("uvloop")
+    done = run(
+        """
+        import asyncio, uvloop
+        import numpy as np
+        from conftest import new_channel, tcp_pair
+        async def main():
+            near, far = tcp_pair()
+            near, far = new_channel(near, False), new_channel(far, True)
+            await asyncio.gather(near.open(), far.open())
+            for size in (10, 500_000, 50_000_000):
+                near.send(b"h", [np.full(size, 7, "u1")])
+                header, (frame,) = far.receive_nowait() or await far.receive()
+                assert (np.frombuffer(frame, "u1") == 7).all()
+            await near.close(5)
+            while not far.closed:
+                await asyncio.sleep(0)
+        uvloop.run(main())
+        print("fine")
+        """
+    )
+    assert done.stdout == "fine\n", done.stderr
+
+
+def test_a_forked_child_gets_a_clear_error_and_the_parent_goes_on():
+    done = run(
+        """
+        import asyncio, os
+        import numpy as np
+        from conftest import new_channel, tcp_pair
+        from dask_fabric.errors import ForkedError
+        async def main():
+            near, far = tcp_pair()
+            near, far = new_channel(near, False), new_channel(far, True)
+            await asyncio.gather(near.open(), far.open())
+            near.send(b"h", [np.full(50_000_000, 7, "u1")])
+            pending = far.receive()
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    far.send(b"", [])
+                except ForkedError as error:
+                    os._exit(7 if "forked" in str(error) else 1)
+                os._exit(2)
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+            header, (frame,) = await pending
+            assert (np.frombuffer(frame, "u1") == 7).all()
+            near.abort()
+            while not far.closed:      # the child holds no copy of the socket
+                await asyncio.sleep(0)
+        asyncio.run(main())
+        print("fine")
+        """
+    )
+    assert done.stdout == "fine\n", done.stderr
+
+
+def test_a_forked_child_can_open_channels_of_its_own():
+    done = run(
+        """
+        import asyncio, os
+        import numpy as np
+        from conftest import new_channel, tcp_pair
+        async def main():
+            near, far = tcp_pair()
+            near, far = new_channel(near, False), new_channel(far, True)
+            await asyncio.gather(near.open(), far.open())
+            near.send(b"h", [np.full(50_000_000, 7, "u1")])
+            await far.receive()
+            near.abort(), far.abort()
+        asyncio.run(main())
+        pid = os.fork()
+        if pid == 0:
+            asyncio.run(main())
+            os._exit(7)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+        print("fine")
+        """
+    )
+    assert done.stdout == "fine\n", done.stderr
+
+
+@pytest.mark.parametrize("end", ["loop.stop(); loop.close()", "import sys; sys.exit()", "pass"])
+def test_ending_with_jobs_in_flight_is_ordinary(end):
+    done = run(
+        f"""
+        import asyncio, gc
+        import numpy as np
+        from conftest import new_channel, tcp_pair
+        loop = asyncio.new_event_loop()
+        async def main():
+            near, far = tcp_pair()
+            near, far = new_channel(near, False), new_channel(far, True)
+            await asyncio.gather(near.open(), far.open())
+            near.send(b"h", [np.full(50_000_000, 7, "u1")])
+            pending = far.receive()
+            return near, far, pending
+        kept = loop.run_until_complete(main())
+        {end}
+        del kept
+        gc.collect()
+        print("fine")
+        """
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+
+
+def test_native_threads_leave_signals_to_python_and_idle_without_cpu():
+    done = run(
+        """
+        import asyncio, os, signal
+        import numpy as np
+        from conftest import new_channel, tcp_pair
+        got = []
+        signal.signal(signal.SIGUSR1, lambda *_: got.append(1))
+        async def main():
+            near, far = tcp_pair()
+            near, far = new_channel(near, False), new_channel(far, True)
+            await asyncio.gather(near.open(), far.open())
+            near.send(b"h", [np.full(50_000_000, 7, "u1")])
+            await far.receive()
+            near.abort(), far.abort()
+        asyncio.run(main())
+        names = []
+        for task in os.listdir("/proc/self/task"):
+            with open(f"/proc/self/task/{task}/comm") as file:
+                name = file.read().strip()
+            if name.startswith("fabric-"):
+                names.append(name)
+                with open(f"/proc/self/task/{task}/status") as file:
+                    blocked = [line for line in file if line.startswith("SigBlk")][0]
+                assert int(blocked.split()[1], 16) & (1 << (signal.SIGUSR1 - 1))
+        assert set(names) == {"fabric-receive", "fabric-send"}, names
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert got == [1]
+        print("fine")
+        """
+    )
+    assert done.stdout == "fine\n", done.stderr
