@@ -14,6 +14,7 @@ import pytest_asyncio
 from distributed.comm import connect, listen
 from distributed.comm.core import Comm
 
+
 @pytest.fixture
 def has_ipv6() -> None:
     try:

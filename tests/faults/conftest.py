@@ -127,10 +127,11 @@ def holdings() -> dict[str, int]:
 @pytest_asyncio.fixture(autouse=True)
 async def warm():
     """Let this process take what it keeps for good: the engine's and the executor's."""
-    async with listen("fabric+tcp://127.0.0.1", echo) as listener:
+    async with listen("fabric+tcp://127.0.0.1", echo, deserialize=False) as listener:
         comm = await connect(listener.contact_address)
-        await comm.write({"x": to_serialize(np.ones(10_000_000, "u1"))})
-        await comm.read()
+        for _ in range(2):
+            await comm.write({"x": to_serialize(np.ones(10_000_000, "u1"))})
+            await comm.read()
         await comm.close()
     await asyncio.to_thread(gc.collect)
 
