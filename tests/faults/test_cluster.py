@@ -31,7 +31,7 @@ def test_a_killed_worker_does_not_stop_the_computation(security, scheme):
                 pure=False,
                 workers=[(left, right)[n % 2]],
                 allow_other_workers=True,
-            )  # fmt: skip
+            )
             for n in range(16)
         ]
         # Each needs a block of the other worker.
