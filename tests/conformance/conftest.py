@@ -1,14 +1,9 @@
-"""The shared suite: what any scheme must do to be a comm of Dask's.
-
-It runs over every scheme of ours, or over those in ``DASK_FABRIC_TEST_SCHEMES`` (comma-separated;
-``tcp`` and ``tls`` work too, for a look at the reference).
-"""
+"""The shared suite: what any scheme must do to be a comm of Dask's."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import os
 import socket
 import subprocess
@@ -18,49 +13,6 @@ import pytest
 import pytest_asyncio
 from distributed.comm import connect, listen
 from distributed.comm.core import Comm
-from distributed.security import Security
-
-TLS_SCHEMES = ("tls", "fabric+tls")
-REFERENCES = ("tcp", "tls")
-
-
-def schemes() -> list[str]:
-    named = os.environ.get("DASK_FABRIC_TEST_SCHEMES")
-    if named:
-        return named.split(",")
-    found = ["fabric", "fabric+tcp"]
-    if importlib.util.find_spec("dask_fabric.engine.tls"):
-        found.append("fabric+tls")
-    return found
-
-
-@pytest.fixture(params=schemes())
-def scheme(request) -> str:
-    marker = request.node.get_closest_marker("own")
-    if marker and request.param in REFERENCES:
-        pytest.skip("a promise of dask-fabric, not of distributed's own comms")
-    return request.param
-
-
-@pytest.fixture(scope="session")
-def temporary_security() -> Security:
-    return Security.temporary()
-
-
-@pytest.fixture
-def security(scheme, request) -> Security | None:
-    """What a cluster of this scheme needs: certificates, or nothing."""
-    return request.getfixturevalue("temporary_security") if scheme in TLS_SCHEMES else None
-
-
-@pytest.fixture
-def listen_args(security) -> dict:
-    return security.get_listen_args("scheduler") if security else {}
-
-
-@pytest.fixture
-def connect_args(security) -> dict:
-    return security.get_connection_args("client") if security else {}
 
 
 @pytest.fixture

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import subprocess
 import sys
 
 import pytest
 
-# Two networks join the hosts, and no default route leads anywhere. The scheduler is on the second.
+# Of the networks of `hosts`. The scheduler is on the second.
 WRONG, RIGHT = "10.77.0", "10.78.0"
 
 CLIENT = """
@@ -22,31 +20,6 @@ with Client(sys.argv[1], timeout=30) as client:
         result = client.submit(sum, range(10), workers=[address], pure=False).result(timeout=30)
         print(address, worker["nanny"], result)
 """
-
-
-def ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
-
-
-@pytest.fixture
-def hosts():
-    """Names of two namespaces, ``.1`` and ``.2`` of both networks."""
-    names = [f"fabric{os.getpid()}{side}" for side in "ab"]
-    with contextlib.ExitStack() as stack:
-        try:
-            for name in names:
-                ip("netns", "add", name)
-                stack.callback(ip, "netns", "del", name)
-                ip("-n", name, "link", "set", "lo", "up")
-            for device, network in (("eth0", WRONG), ("eth1", RIGHT)):
-                ip("-n", names[0], "link", "add", device, "type", "veth",
-                   "peer", "name", device, "netns", names[1])  # fmt: skip
-                for number, name in enumerate(names, 1):
-                    ip("-n", name, "address", "add", f"{network}.{number}/24", "dev", device)
-                    ip("-n", name, "link", "set", device, "up")
-        except (OSError, subprocess.CalledProcessError) as exc:
-            pytest.skip(f"no network namespaces here: {exc} {getattr(exc, 'stderr', '')}")
-        yield names
 
 
 @pytest.mark.netns

@@ -381,6 +381,7 @@ cdef class Channel(Link):
 
     cdef _settle(self):
         self.queue.clear()
+        self.assembler.abandon()
         self.uncork_callback = None
         if self.waiter is not None and not self.waiter.done():
             self.waiter.set_exception(self._why_closed())

@@ -10,6 +10,9 @@ from dask_fabric.engine.port cimport Port
 from dask_fabric.engine.port import port_of
 from dask_fabric.errors import ChannelClosedError, ForkedError, ProtocolError
 
+cdef extern from "Python.h":
+    bint Py_IsInitialized()     # not so any more while modules are torn down
+
 _links = weakref.WeakSet()
 
 
@@ -58,7 +61,11 @@ cdef class Link:
         self._watch_readable(True)
 
     def __del__(self):
-        self._fail(None)
+        if Py_IsInitialized():
+            self._fail(None)
+        elif not self.closed:
+            # The interpreter is being taken apart, and the loop with it; the memory of jobs too.
+            self._stop_jobs()
 
     def abort(self, error=None):
         """Close at once; what is queued is lost, and a pending `receive` fails.

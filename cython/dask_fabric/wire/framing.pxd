@@ -56,6 +56,7 @@ cdef class Assembler:
     cdef take_staged(self, Py_ssize_t nbytes)
     cdef tuple next_message(self)
     cdef void filled(self) noexcept
+    cdef void abandon(self) noexcept
 
     cdef tuple _parse(self)
     cdef Py_ssize_t _check_prefix(self, Prefix *prefix) except -1

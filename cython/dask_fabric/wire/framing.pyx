@@ -182,6 +182,14 @@ cdef class Assembler:
         """Somebody else has put all missing bytes into the vectors."""
         self.missing_bytes = 0
 
+    cdef void abandon(self) noexcept:
+        """Let go of the message that will never be whole; those that are stay."""
+        if self.missing_bytes > 0:
+            self.missing_bytes = 0
+            self.header = self.frames = None
+            free(self.vectors)
+            self.vectors = NULL
+
     cdef tuple next_message(self):
         """The next whole message as (header, frames), or None while bytes are missing.
 

@@ -278,6 +278,8 @@ class FabricListener(BaseListener):
         if comm is None:
             return
         logger.debug("Incoming connection from %s to %s", comm.peer_address, comm.local_address)
+        # Dask itself waits without end for a client that says nothing more.
+        timer = self._loop.call_later(self._settings.handshake_timeout_seconds, comm.abort)
         try:
             await self.on_connection(comm)
         except CommClosedError:
@@ -287,6 +289,8 @@ class FabricListener(BaseListener):
             logger.exception("The handshake with %s failed", comm.peer_address)
             comm.abort()
             return
+        finally:
+            timer.cancel()
         try:
             handled = self.comm_handler(comm)
             if inspect.isawaitable(handled):

@@ -1,0 +1,84 @@
+"""What suites over several schemes share: the schemes, their certificates, and two hosts.
+
+They run over every scheme of ours, or over those in ``DASK_FABRIC_TEST_SCHEMES`` (comma-separated;
+``tcp`` and ``tls`` work too, for a look at the reference).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import subprocess
+
+import pytest
+from distributed.security import Security
+
+# Both networks join the two hosts, and no default route leads anywhere.
+NETWORKS = ("10.77.0", "10.78.0")
+TLS_SCHEMES = ("tls", "fabric+tls")
+REFERENCES = ("tcp", "tls")
+
+
+def schemes() -> list[str]:
+    named = os.environ.get("DASK_FABRIC_TEST_SCHEMES")
+    if named:
+        return named.split(",")
+    found = ["fabric", "fabric+tcp"]
+    if importlib.util.find_spec("dask_fabric.engine.tls"):
+        found.append("fabric+tls")
+    return found
+
+
+@pytest.fixture(params=schemes())
+def scheme(request) -> str:
+    marker = request.node.get_closest_marker("own")
+    if marker and request.param in REFERENCES:
+        pytest.skip("a promise of dask-fabric, not of distributed's own comms")
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def temporary_security() -> Security:
+    return Security.temporary()
+
+
+@pytest.fixture
+def security(scheme, request) -> Security | None:
+    """What a cluster of this scheme needs: certificates, or nothing."""
+    return request.getfixturevalue("temporary_security") if scheme in TLS_SCHEMES else None
+
+
+@pytest.fixture
+def listen_args(security) -> dict:
+    return security.get_listen_args("scheduler") if security else {}
+
+
+@pytest.fixture
+def connect_args(security) -> dict:
+    return security.get_connection_args("client") if security else {}
+
+
+def ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
+
+
+@pytest.fixture
+def hosts():
+    """Names of two namespaces, ``.1`` and ``.2`` of both networks."""
+    names = [f"fabric{os.getpid()}{side}" for side in "ab"]
+    with contextlib.ExitStack() as stack:
+        try:
+            for name in names:
+                ip("netns", "add", name)
+                stack.callback(ip, "netns", "del", name)
+                ip("-n", name, "link", "set", "lo", "up")
+            for device, network in zip(("eth0", "eth1"), NETWORKS, strict=True):
+                ip("-n", names[0], "link", "add", device, "type", "veth",
+                   "peer", "name", device, "netns", names[1])  # fmt: skip
+                for number, name in enumerate(names, 1):
+                    ip("-n", name, "address", "add", f"{network}.{number}/24", "dev", device)
+                    ip("-n", name, "link", "set", device, "up")
+        except (OSError, subprocess.CalledProcessError) as exc:
+            pytest.skip(f"no network namespaces here: {exc} {getattr(exc, 'stderr', '')}")
+        yield names

@@ -1,0 +1,171 @@
+"""Other processes to do harm to, and the measure of what a fault leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import pytest_asyncio
+from distributed.comm import CommClosedError, connect, listen
+from distributed.protocol import to_serialize
+from distributed.security import Security
+from distributed.utils import wait_for
+
+from dask_fabric.engine import threads
+from dask_fabric.memory import pool
+
+PATIENCE_SECONDS = 30
+RSS_GROWTH_BYTES = 64 << 20
+PEM_FIELDS = ("tls_ca_file", "tls_client_cert", "tls_client_key",
+              "tls_scheduler_cert", "tls_scheduler_key")  # fmt: skip
+
+
+class Peer:
+    """A process that runs ``peer.py``.
+
+    Parameters
+    ----------
+    prefix : tuple of str
+        What to start the interpreter with.
+    """
+
+    def __init__(self, prefix: tuple[str, ...], order: dict) -> None:
+        script = Path(__file__).with_name("peer.py")
+        self.process = subprocess.Popen(
+            [*prefix, sys.executable, str(script)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self.process.stdin.write(json.dumps(order) + "\n")
+        self.process.stdin.flush()
+
+    async def line(self) -> str:
+        """The next thing that it says; empty at its end."""
+        return (await self._apart(self.process.stdout.readline)).strip()
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    async def stopped(self) -> None:
+        """Wait until it is stopped (or ended)."""
+        flags = os.WSTOPPED | os.WEXITED | os.WNOWAIT
+        await self._apart(os.waitid, os.P_PID, self.process.pid, flags)
+
+    async def _apart(self, function, *args):
+        return await wait_for(asyncio.to_thread(function, *args), PATIENCE_SECONDS)
+
+    async def kill(self) -> None:
+        self.process.kill()
+        await self._apart(self.process.wait)
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.process.stdin.close()
+        self.process.stdout.close()
+
+
+@pytest.fixture
+def start_peer():
+    """A function that starts a `Peer`, which ends with the test."""
+    with contextlib.ExitStack() as stack:
+
+        def start_peer(
+            role: str,
+            address: str,
+            security: Security | None = None,
+            *,
+            listens: bool = False,
+            message_bytes: int = 200_000_000,
+            config: dict | None = None,
+            prefix: tuple[str, ...] = (),
+        ) -> Peer:
+            order = dict(role=role, address=address, listens=listens, message_bytes=message_bytes)
+            order["config"] = config or {}
+            order["security"] = security and {
+                "require_encryption": True, **{f: getattr(security, f) for f in PEM_FIELDS}
+            }  # fmt: skip
+            peer = Peer(prefix, order)
+            stack.callback(peer.end)
+            return peer
+
+        yield start_peer
+
+
+async def until(condition) -> None:
+    """Let the loop run until *condition* is true."""
+
+    async def poll():
+        while not condition():
+            await asyncio.sleep(0.001)
+
+    await wait_for(poll(), PATIENCE_SECONDS)
+
+
+def descriptor_count() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def holdings() -> dict[str, int]:
+    """What a comm may hold in this process."""
+    return {
+        "jobs": threads.statistics()["job_count"],
+        "pool": pool.statistics()["in_use_bytes"],
+        "descriptors": descriptor_count(),
+    }
+
+
+@pytest_asyncio.fixture(autouse=True)
+async def warm():
+    """Let this process take what it keeps for good: the engine's and the executor's."""
+    async with listen("fabric+tcp://127.0.0.1", echo, deserialize=False) as listener:
+        comm = await connect(listener.contact_address)
+        for _ in range(2):
+            await comm.write({"x": to_serialize(np.ones(10_000_000, "u1"))})
+            await comm.read()
+        await comm.close()
+    await asyncio.to_thread(gc.collect)
+
+
+@contextlib.asynccontextmanager
+async def nothing_left(rss: bool = False):
+    """Check that all that is taken inside is given back soon after, memory too with *rss*."""
+    before = holdings()
+    rss_before_bytes = psutil.Process().memory_info().rss
+    yield
+    gc.collect()
+    with contextlib.suppress(asyncio.TimeoutError):
+        await until(lambda: all(now <= before[key] for key, now in holdings().items()))
+    left = {key: (before[key], now) for key, now in holdings().items() if now > before[key]}
+    assert not left, f"left behind (before, now): {left}"
+    pool.trim()
+    if rss:
+        assert psutil.Process().memory_info().rss < rss_before_bytes + RSS_GROWTH_BYTES
+
+
+async def echo(comm):
+    with contextlib.suppress(CommClosedError):
+        while True:
+            await comm.write(await comm.read())
+
+
+@contextlib.asynccontextmanager
+async def serving(scheme, listen_args, handler=echo):
+    async with listen(f"{scheme}://127.0.0.1", handler, **listen_args) as listener:
+        yield listener
+
+
+async def check_good_client(listener, connect_args) -> None:
+    """The listener still does its work."""
+    comm = await wait_for(connect(listener.contact_address, **connect_args), PATIENCE_SECONDS)
+    await comm.write({"op": "ping"})
+    assert await wait_for(comm.read(), PATIENCE_SECONDS) == {"op": "ping"}
+    await comm.close()

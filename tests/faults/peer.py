@@ -1,0 +1,120 @@
+"""The other process of a test, run as a script: it says what it does in lines on stdout.
+
+Its first line of input is JSON: the role, the address, whether it
+listens, certificates and configuration. It ends with its standard input, and so with the test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import threading
+
+import dask
+import numpy as np
+from distributed.comm import Comm, CommClosedError, connect, listen
+from distributed.protocol import to_serialize
+from distributed.security import Security
+
+from dask_fabric.engine import threads
+
+
+def say(*words: object) -> None:
+    print(*words, flush=True)
+
+
+async def send(comm: Comm) -> None:
+    """Write one message that nobody may ever read whole."""
+    await comm.write({"x": to_serialize(np.ones(message_bytes, "u1"))})
+    say("written")
+    await outcome(comm.read())
+
+
+async def receive(comm: Comm) -> None:
+    await outcome(comm.read())
+
+
+async def receive_and_stop(comm: Comm) -> None:
+    """Stop this process when a large message is on its way, and see afterwards what it became."""
+    reading = asyncio.ensure_future(comm.read())
+    while not (moving(comm) or reading.done()):
+        await asyncio.sleep(0)
+    os.kill(os.getpid(), signal.SIGSTOP)
+    await outcome(reading)
+
+
+def moving(comm: Comm) -> bool:
+    """Whether the engine receives, or (under TLS) the loop has begun to."""
+    begun = comm.statistics()["bytes_received"] > message_bytes // 100
+    return begun or threads.statistics()["job_count"] > 0
+
+
+async def exchange(comm: Comm) -> None:
+    """Send without end, and wait for each message to be answered."""
+    data = np.ones(message_bytes, "u1")
+
+    async def forever():
+        while True:
+            await comm.write({"x": to_serialize(data)})
+            await comm.read()
+            say("answered")
+
+    await outcome(forever())
+
+
+async def answer(comm: Comm) -> None:
+    async def forever():
+        while True:
+            await comm.read()
+            await comm.write("read")
+
+    await outcome(forever())
+
+
+async def outcome(awaitable) -> None:
+    try:
+        await awaitable
+    except CommClosedError:
+        say("CommClosedError")
+    else:
+        say("a message")
+
+
+async def serve(role, address: str, listen_args: dict) -> None:
+    async def handle(comm):
+        await role(comm)
+        comm.abort()
+
+    async with listen(address, handle, **listen_args) as listener:
+        say(listener.contact_address)
+        await asyncio.Event().wait()
+
+
+async def join(role, address: str, connect_args: dict) -> None:
+    comm = await connect(address, **connect_args)
+    await role(comm)
+    comm.abort()
+    await asyncio.Event().wait()
+
+
+def end_with_input() -> None:
+    sys.stdin.read()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    order = json.loads(sys.stdin.readline())
+    threading.Thread(target=end_with_input, daemon=True).start()
+    dask.config.set(order["config"])
+    message_bytes = order["message_bytes"]
+    security = Security(**order["security"]) if order["security"] else None
+    role = globals()[order["role"]]
+    if order["listens"]:
+        args = security.get_listen_args("scheduler") if security else {}
+        asyncio.run(serve(role, order["address"], args))
+    else:
+        args = security.get_connection_args("client") if security else {}
+        asyncio.run(join(role, order["address"], args))

@@ -1,0 +1,124 @@
+"""The other process dies, or stands still, in the middle of a large message."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import weakref
+
+import dask
+import numpy as np
+import pytest
+from distributed.comm import CommClosedError, connect, listen
+from distributed.protocol import to_serialize
+from distributed.utils import wait_for
+
+from dask_fabric.engine import threads
+from dask_fabric.memory import pool
+
+from .conftest import PATIENCE_SECONDS, nothing_left, until
+
+MESSAGE_BYTES = 200_000_000
+
+
+@contextlib.asynccontextmanager
+async def sender(start_peer, scheme, security, listen_args):
+    """The accepting end of a comm to a process that has sent 200 MB, and that process."""
+    accepted = asyncio.Queue()
+    address = f"{scheme}://127.0.0.1"
+    async with listen(address, accepted.put, **listen_args) as listener:
+        peer = start_peer("send", listener.contact_address, security, message_bytes=MESSAGE_BYTES)
+        assert await peer.line() == "written"
+        comm = await accepted.get()
+        yield comm, peer
+        comm.abort()
+        peer.end()
+
+
+@contextlib.asynccontextmanager
+async def receiver(start_peer, scheme, security, connect_args):
+    """A comm to a process that stops in the middle of its first large message."""
+    peer = start_peer(
+        "receive_and_stop", f"{scheme}://127.0.0.1", security,
+        listens=True, message_bytes=MESSAGE_BYTES,
+    )  # fmt: skip
+    comm = await connect(await peer.line(), **connect_args)
+    yield comm, peer
+    comm.abort()
+    peer.end()
+
+
+async def write_large(comm) -> weakref.ref:
+    data = np.ones(MESSAGE_BYTES, "u1")
+    await wait_for(comm.write({"x": to_serialize(data)}), PATIENCE_SECONDS)
+    return weakref.ref(data)
+
+
+async def fails(awaitable) -> None:
+    with pytest.raises(CommClosedError):
+        await wait_for(awaitable, PATIENCE_SECONDS)
+
+
+def receiving(comm) -> bool:
+    return threads.statistics()["job_count"] > 0 or comm.statistics()["bytes_received"] > 1 << 20
+
+
+async def killed_sender(comm, peer, when: str) -> None:
+    if when == "before the read":
+        await peer.kill()
+    else:
+        peer.signal(signal.SIGSTOP)
+        await peer.stopped()
+    reading = asyncio.ensure_future(comm.read())
+    if when != "before the read":
+        await until(lambda: receiving(comm))
+        await peer.kill()
+    await fails(reading)
+    assert comm.closed()
+    await fails(comm.write("x"))
+
+
+@pytest.mark.parametrize("when", ["before the read", "during the read"])
+async def test_the_sender_is_killed(start_peer, scheme, security, listen_args, when):
+    async with nothing_left(), sender(start_peer, scheme, security, listen_args) as pair:
+        before_bytes = pool.statistics()["in_use_bytes"]
+        await killed_sender(*pair, when)
+        # A dead comm may be kept for long, what it received in part may not.
+        assert pool.statistics()["in_use_bytes"] <= before_bytes
+        del pair
+
+
+async def killed_receiver(comm, peer) -> None:
+    gone = await write_large(comm)
+    await peer.stopped()
+    reading = asyncio.ensure_future(comm.read())
+    await peer.kill()
+    await fails(reading)
+    assert comm.closed()
+    await fails(comm.write("x"))
+    await until(lambda: gone() is None)
+
+
+async def test_the_receiver_is_killed(start_peer, scheme, security, connect_args):
+    async with nothing_left(), receiver(start_peer, scheme, security, connect_args) as pair:
+        await killed_receiver(*pair)
+        del pair
+
+
+async def stopped_receiver(comm, peer) -> None:
+    gone = await write_large(comm)
+    await peer.stopped()
+    assert comm.statistics()["pending_bytes"] > 0  # `write` did not wait for the peer
+    await wait_for(comm.close(), PATIENCE_SECONDS)
+    assert comm.closed()
+    await until(lambda: gone() is None)
+    peer.signal(signal.SIGCONT)
+    assert await peer.line() == "CommClosedError"
+
+
+async def test_the_receiver_stands_still(start_peer, scheme, security, connect_args):
+    with dask.config.set({"fabric.timeouts.close": "200ms"}):
+        async with nothing_left(), receiver(start_peer, scheme, security, connect_args) as pair:
+            await stopped_receiver(*pair)
+            del pair
