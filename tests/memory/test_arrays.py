@@ -9,12 +9,16 @@ import threading
 
 import numpy as np
 import pytest
-from numpy._core.multiarray import get_handler_name
 
 from dask_fabric.memory import pool
 from dask_fabric.memory.arrays import new_array
 
 from .conftest import KIB, MIB, run_script
+
+if np.lib.NumpyVersion(np.__version__) >= "2.0.0":
+    from numpy._core.multiarray import get_handler_name
+else:
+    from numpy.core.multiarray import get_handler_name
 
 
 def in_use():

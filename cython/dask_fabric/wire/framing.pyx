@@ -37,11 +37,14 @@ cdef struct Entry:
 cdef void pack_prefix(
     char *out, RecordKind kind, uint32_t frame_count, uint64_t header_bytes, uint64_t sequence
 ) noexcept nogil:
-    (<Prefix *> out)[0] = Prefix(kind, 0, 0, frame_count, header_bytes, sequence)
+    # Copied, since what it is written to has no alignment.
+    cdef Prefix prefix = Prefix(kind, 0, 0, frame_count, header_bytes, sequence)
+    memcpy(out, &prefix, PREFIX_BYTES)
 
 
 cdef void pack_entry(char *out, uint64_t nbytes) noexcept nogil:
-    (<Entry *> out)[0] = Entry(nbytes, 0, 0, 0, 0)
+    cdef Entry entry = Entry(nbytes, 0, 0, 0, 0)
+    memcpy(out, &entry, ENTRY_BYTES)
 
 
 def close_record():
