@@ -116,6 +116,7 @@ def descriptor_count() -> int:
 
 def holdings() -> dict[str, int]:
     """What a comm may hold in this process."""
+    gc.collect()
     return {
         "jobs": threads.statistics()["job_count"],
         "pool": pool.statistics()["in_use_bytes"],
@@ -141,7 +142,6 @@ async def nothing_left(rss: bool = False):
     before = holdings()
     rss_before_bytes = psutil.Process().memory_info().rss
     yield
-    gc.collect()
     with contextlib.suppress(asyncio.TimeoutError):
         await until(lambda: all(now <= before[key] for key, now in holdings().items()))
     left = {key: (before[key], now) for key, now in holdings().items() if now > before[key]}
