@@ -105,11 +105,11 @@ async def test_a_range_of_ports(scheme, security):
 
 
 async def test_ipv6(scheme, security, has_ipv6):
+    # distributed 2025.1 fails to serve its dashboard at an address of IPv6.
+    own = {"security": security, "dashboard_address": "127.0.0.1:0"}
     async with (
-        Scheduler(
-            host="[::1]", protocol=scheme, port=0, dashboard_address=None, security=security
-        ) as scheduler,
-        Worker(scheduler.address, security=security) as worker,
+        Scheduler(host="[::1]", protocol=scheme, port=0, **own) as scheduler,
+        Worker(scheduler.address, **own) as worker,
         Client(scheduler.address, asynchronous=True, security=security) as client,
     ):
         assert scheduler.address.startswith(f"{scheme}://[::1]:")
