@@ -64,7 +64,8 @@ async def test_large_frames_are_jobs_of_the_engine_and_small_ones_are_not(channe
         near.send(b"", [np.zeros(50_000_000, "u1")])
         await receive(far)
         assert near.statistics()["send_jobs"] >= 1 and far.statistics()["receive_jobs"] == 1
-        assert threads.statistics()["job_count"] == 0
+        while threads.statistics()["job_count"]:  # the sender's own end of it
+            await asyncio.sleep(0)
 
 
 async def test_one_wake_up_for_a_whole_large_message(channels):
@@ -163,7 +164,7 @@ async def test_messages_before_the_end_stay_readable(channels):
             await asyncio.sleep(0)
         assert far.receive_nowait()[0] == b"one"
         assert far.receive_nowait()[0] == b"two"
-        with pytest.raises(ChannelClosedError):
+        with pytest.raises(ChannelClosedError, match="the peer closed"):
             await far.receive()
 
 

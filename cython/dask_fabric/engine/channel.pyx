@@ -226,7 +226,7 @@ cdef class Channel(Link):
     def _end_of_stream(self):
         if not self.handshake.done:
             self.handshake.receive_eof()
-        if self.assembler.close_received:
+        if self.assembler.close_received or self.assembler.ends_in_close():
             text = "the peer closed the connection"
         elif self.assembler.missing_bytes or self.assembler.staged_bytes():
             text = "the peer's end was lost in the middle of a message"

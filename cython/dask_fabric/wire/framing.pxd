@@ -53,6 +53,7 @@ cdef class Assembler:
     cdef void received(self, Py_ssize_t nbytes) noexcept
     cdef Py_ssize_t staged_bytes(self) noexcept
     cdef bint staging_is_full(self) noexcept
+    cdef bint ends_in_close(self) noexcept
     cdef take_staged(self, Py_ssize_t nbytes)
     cdef tuple next_message(self)
     cdef void filled(self) noexcept

@@ -10,7 +10,7 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.memoryview cimport PyMemoryView_FromObject
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy, memmove
+from libc.string cimport memcmp, memcpy, memmove
 
 from dask_fabric.memory.arrays cimport data_of, new_array
 from dask_fabric.memory.pool cimport Buffer, allocate
@@ -174,6 +174,14 @@ cdef class Assembler:
 
     cdef bint staging_is_full(self) noexcept:
         return self.end - self.start >= STAGING_BYTES
+
+    cdef bint ends_in_close(self) noexcept:
+        """Whether what nobody has read yet ends as an orderly close does."""
+        cdef char close[PREFIX_BYTES]
+        if self.end - self.start < PREFIX_BYTES:
+            return False
+        pack_prefix(close, CLOSE, 0, 0, 0)
+        return memcmp(self.staging.data + self.end - PREFIX_BYTES, close, PREFIX_BYTES) == 0
 
     cdef take_staged(self, Py_ssize_t nbytes):
         """Remove the first bytes that arrived: those of the handshake."""
