@@ -25,7 +25,7 @@ from dask_fabric.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 SECTION = "fabric"
-SIZE_BYTES_LIMIT = 2**62
+SIZE_BYTES_LIMIT = 2**47  # the address space of a process
 SECONDS_LIMIT = 366 * 86400
 FRAME_COUNT_LIMIT = 2**32 - 1  # a u32 on the wire
 THREAD_COUNT_LIMIT = 64
@@ -210,7 +210,9 @@ def _cgroups(root: Path) -> Iterator[tuple[Path, PurePosixPath, str]]:
 SIZE = "a size in bytes, such as 67108864 or '64 MiB'"
 TIME = "a time, such as '10s', '500 ms' or a number of seconds"
 KEYS = {
-    "pool.max-idle": Key("pool_max_idle_bytes", _size, f"{SIZE}; 0 keeps none"),
+    "pool.max-idle": Key(
+        "pool_max_idle_bytes", _size, f"{SIZE}, at most {SIZE_BYTES_LIMIT}; 0 keeps none"
+    ),
     "pool.idle-timeout": Key("pool_idle_timeout_seconds", _seconds, TIME),
     "engine.threads": Key(
         "engine_thread_count",

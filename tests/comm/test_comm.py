@@ -47,6 +47,10 @@ class FakeChannel:
     def abort(self, error=None):
         self.closed = True
 
+    def check_open(self):
+        if self.closed:
+            raise ChannelClosedError("the comm was closed on this side")
+
 
 def make_comm(error=None) -> FabricComm:
     return FabricComm(FakeChannel(error), "fabric://a:1", "fabric://b:2", True, 1.0)

@@ -6,6 +6,7 @@ large is one job of the engine, which costs one wake-up of the loop when the who
 """
 
 import asyncio
+import logging
 import os
 import socket
 
@@ -15,6 +16,7 @@ from libc.stdint cimport uint64_t
 
 from dask_fabric.engine.link cimport Link
 from dask_fabric.engine.sendqueue cimport SendQueue
+from dask_fabric.engine.threads cimport moved_bytes
 from dask_fabric.linux cimport MSG_DONTWAIT, recv
 from dask_fabric.paths.stream cimport (
     COMPLETE, END_OF_STREAM, FAILED, RECEIVE, SEND, Progress, Transfer, advance, new_transfer,
@@ -23,6 +25,8 @@ from dask_fabric.wire.framing cimport Assembler
 
 from dask_fabric.errors import ChannelClosedError
 from dask_fabric.wire.framing import close_record
+
+logger = logging.getLogger(__name__)
 
 cdef enum:
     TURN_BYTES = 1 << 20        # what the loop moves itself before it sees to others
@@ -77,6 +81,7 @@ cdef class Channel(Link):
             self._flush()
             if not self.handshake.done:
                 self._process_handshake()
+            self._check_open()
             if not self.handshake.done:
                 self.waiter = self.loop.create_future()
                 await self.waiter
@@ -118,12 +123,13 @@ cdef class Channel(Link):
         ProtocolError
             The peer broke the protocol; the channel is closed.
         """
+        if self.closed and self.error is None:
+            raise self._why_closed()    # this side closed, and wants to read no more
         try:
-            message = self.assembler.next_message()
+            return self.assembler.next_message()
         except BaseException as error:
             self._fail(error)
             raise
-        return message
 
     def receive(self):
         """Wait for the next message.
@@ -138,14 +144,15 @@ cdef class Channel(Link):
         ChannelClosedError
             The channel is closed and every message that came before was received.
         """
-        if self.waiter is not None:
+        if self.waiter is not None and not self.closed:
             raise RuntimeError("another receive() of this channel is pending")
-        waiter = self.loop.create_future()
         message = self.receive_nowait()
+        if message is None:
+            self._check_open()
+        waiter = self.loop.create_future()
         if message is not None:
             waiter.set_result(message)
             return waiter
-        self._check_open()
         self.waiter = waiter
         self._read_bulk()
         return waiter
@@ -205,8 +212,14 @@ cdef class Channel(Link):
         self.receive_job_count += 1
         self.receive_job = self.port.submit(
             self.fd, RECEIVE, self.assembler.vectors + self.assembler.vector_index,
-            self.assembler.vector_count - self.assembler.vector_index, self._received,
+            self.assembler.vector_count - self.assembler.vector_index, self,
         )
+
+    def _job_ended(self, uint64_t job, int progress, int error, size_t moved_bytes):
+        if job == self.receive_job:
+            self._received(progress, error, moved_bytes)
+        else:
+            self._bulk_written(progress, error, moved_bytes)
 
     def _received(self, int progress, int error, size_t moved_bytes):
         self.receive_job = 0
@@ -253,6 +266,8 @@ cdef class Channel(Link):
         """
         cdef Py_ssize_t nbytes
         self._check_open()
+        if self.drained is not None:
+            raise ChannelClosedError("the comm is being closed on this side")
         nbytes = self.queue.put_message(header, frames, self.inline_bytes)
         self.bytes_sent += nbytes
         if not self.corked or self.queue.pending_bytes > self.inline_bytes:
@@ -302,7 +317,7 @@ cdef class Channel(Link):
         self.send_job_count += 1
         self.send_job = self.port.submit(
             self.fd, SEND, self.queue.vectors + self.queue.first,
-            self.queue.last - self.queue.first, self._bulk_written,
+            self.queue.last - self.queue.first, self,
         )
 
     def _bulk_written(self, int progress, int error, size_t moved_bytes):
@@ -334,23 +349,40 @@ cdef class Channel(Link):
         Parameters
         ----------
         timeout_seconds : float
-            After that the channel is aborted.
+            The channel is aborted when the peer has taken nothing for so long.
         """
-        if self.closed or self.drained is not None:
+        if self.closed:
             return
-        self.drained = self.loop.create_future()
         try:
-            if self.handshake.done:
-                self.queue.put_bytes(close_record())
-            self._flush()
-            if self.queue.pending_bytes:
-                await asyncio.wait_for(self.drained, timeout_seconds)
-        except asyncio.TimeoutError:
-            pass
+            if self.drained is None:
+                self.drained = self.loop.create_future()
+                if self.handshake.done:
+                    self.queue.put_bytes(close_record())
+                self._flush()
+            await self._drained(timeout_seconds)
         finally:
             self.abort()
         # One turn of the loop: who was waiting in `receive` knows of the end when this returns.
         await asyncio.sleep(0)
+
+    async def _drained(self, timeout_seconds):
+        """Wait until the queue is empty, or the peer takes no more."""
+        left_bytes = self._left_bytes()
+        while left_bytes and not self.closed:
+            await asyncio.wait([self.drained], timeout=timeout_seconds)
+            before_bytes, left_bytes = left_bytes, self._left_bytes()
+            if left_bytes == before_bytes:
+                logger.warning(
+                    "The comm from %s to %s is closed with %d bytes unsent: the peer took nothing "
+                    "for %s s (fabric.timeouts.close in Dask's configuration)",
+                    self.local_sockname, self.peer_sockname, left_bytes, timeout_seconds,
+                )
+                return
+
+    def _left_bytes(self):
+        """What the kernel has not taken; a job under way has moved more than the queue knows."""
+        moved = moved_bytes(self.send_job) if self.send_job else 0
+        return self.queue.pending_bytes - moved
 
     cdef _send_last(self, bytes reply):
         """What was sent in this turn and held back, and the reply to a faulty peer: one try."""
@@ -383,11 +415,12 @@ cdef class Channel(Link):
         self.queue.clear()
         self.assembler.abandon()
         self.uncork_callback = None
-        if self.waiter is not None and not self.waiter.done():
-            self.waiter.set_exception(self._why_closed())
+        if not self.loop.is_closed():
+            if self.waiter is not None and not self.waiter.done():
+                self.waiter.set_exception(self._why_closed())
+            if self.drained is not None and not self.drained.done():
+                self.drained.set_result(None)
         self.waiter = None
-        if self.drained is not None and not self.drained.done():
-            self.drained.set_result(None)
 
     cdef _finish_waiter(self, result):
         waiter, self.waiter = self.waiter, None

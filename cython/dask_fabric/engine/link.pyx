@@ -113,6 +113,15 @@ cdef class Link:
         if self.closed:
             raise self._why_closed()
 
+    def check_open(self):
+        """Raise why the channel is closed, if it is.
+
+        Raises
+        ------
+        ChannelClosedError, ProtocolError
+        """
+        self._check_open()
+
     cdef _why_closed(self):
         """A new exception: one that is raised again and again collects tracebacks."""
         if self.error is None:

@@ -9,13 +9,13 @@ from dask_fabric.paths.stream cimport Direction
 cdef class Port:
     cdef object loop
     cdef Mailbox *mailbox
-    cdef dict jobs                  # name -> what to call with the completion
+    cdef dict jobs                  # name -> weak reference to the link that awaits the end
     cdef Py_ssize_t channel_count
     cdef object __weakref__
 
     cdef open(self)
     cdef close(self)
     cdef uint64_t submit(
-        self, int fd, Direction direction, const iovec *vectors, size_t vector_count, object done
+        self, int fd, Direction direction, const iovec *vectors, size_t vector_count, object link
     ) except 0
     cdef cancel(self, uint64_t job)

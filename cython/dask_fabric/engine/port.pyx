@@ -10,7 +10,8 @@ cimport cython
 from libc.stdint cimport uint64_t
 
 from dask_fabric.engine.threads cimport (
-    Completion, Mailbox, cancel, close_mailbox, next_completion, open_mailbox, submit,
+    Completion, Mailbox, cancel, close_mailbox, next_completion, open_mailbox, start,
+    submit,
 )
 from dask_fabric.linux cimport eventfd_read, iovec
 from dask_fabric.paths.stream cimport Direction
@@ -68,6 +69,7 @@ cdef class Port:
     cdef open(self):
         """Count one more channel; the first makes the loop watch the port."""
         if self.channel_count == 0:
+            start()
             if self.mailbox == NULL:
                 self.mailbox = open_mailbox()
             self.loop().add_reader(self.mailbox.event_fd, self._collect)
@@ -85,18 +87,23 @@ cdef class Port:
         self.mailbox = NULL
 
     cdef uint64_t submit(
-        self, int fd, Direction direction, const iovec *vectors, size_t vector_count, object done
+        self, int fd, Direction direction, const iovec *vectors, size_t vector_count, object link
     ) except 0:
-        """Start a job; `done(progress, error, moved_bytes)` is called in the loop at its end."""
+        """Start a job; `link._job_ended(job, progress, error, moved_bytes)` is called at its end.
+
+        The link is not kept alive: it reaches the loop, and would be kept for ever where the loop
+        is closed before the job's end. A link that dies cancels its jobs.
+        """
         cdef uint64_t job = submit(self.mailbox, fd, direction, vectors, vector_count)
-        self.jobs[job] = done
+        self.jobs[job] = weakref.ref(link)
         return job
 
     cdef cancel(self, uint64_t job):
         """End a job; afterwards nothing uses its memory, and its callback is not called."""
-        if self.jobs.pop(job, None) is not None:
+        if job in self.jobs:
             with nogil:
                 cancel(job)
+            del self.jobs[job]
 
     def _forked(self):
         """In a forked child: the jobs are the parent's."""
@@ -111,6 +118,10 @@ cdef class Port:
             eventfd_read(self.mailbox.event_fd, &ignored)
         # A callback may close the last channel, and with it the mailbox.
         while self.mailbox != NULL and next_completion(self.mailbox, &completion):
-            done = self.jobs.pop(completion.job, None)
-            if done is not None:
-                done(<int> completion.progress, completion.error, completion.moved_bytes)
+            known = self.jobs.pop(completion.job, None)
+            link = None if known is None else known()
+            if link is not None:
+                link._job_ended(
+                    completion.job, <int> completion.progress, completion.error,
+                    completion.moved_bytes,
+                )

@@ -22,7 +22,9 @@ cdef Mailbox *open_mailbox() except NULL
 cdef void close_mailbox(Mailbox *mailbox) noexcept nogil
 cdef bint next_completion(Mailbox *mailbox, Completion *completion) noexcept nogil
 
+cdef int start() except -1
 cdef uint64_t submit(
     Mailbox *mailbox, int fd, Direction direction, const iovec *vectors, size_t vector_count
 ) except 0
 cdef bint cancel(uint64_t job) noexcept nogil
+cdef size_t moved_bytes(uint64_t job) noexcept nogil

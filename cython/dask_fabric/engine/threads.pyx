@@ -31,6 +31,7 @@ from dask_fabric.paths.stream cimport (
 cdef enum:
     SLICE_BYTES = 4 << 20       # some milliseconds: what a job may move before others get a turn
     TRIM_INTERVAL_MS = 1000
+    IDLE_INTERVAL_MS = 10_000
     THREAD_COUNT_LIMIT = 64
 
 cdef enum JobState:
@@ -151,6 +152,11 @@ cdef bint next_completion(Mailbox *mailbox, Completion *completion) noexcept nog
 
 # ---------------------------------------------------------------- jobs
 
+cdef int start() except -1:
+    """Have at least the thread that trims the pool: comms that need no jobs fill it too."""
+    return _ensure_threads(RECEIVE)
+
+
 cdef uint64_t submit(
     Mailbox *mailbox, int fd, Direction direction, const iovec *vectors, size_t vector_count
 ) except 0:
@@ -201,6 +207,18 @@ cdef bint cancel(uint64_t name) noexcept nogil:
         _free_job(job)
     pthread_mutex_unlock(&engine.mutex)
     return job != NULL
+
+
+cdef size_t moved_bytes(uint64_t name) noexcept nogil:
+    """How far a job is; 0 where it has ended."""
+    cdef Job *job
+    cdef size_t nbytes = 0
+    pthread_mutex_lock(&engine.mutex)
+    job = _find_job(name)
+    if job != NULL:
+        nbytes = job.transfer.moved_bytes
+    pthread_mutex_unlock(&engine.mutex)
+    return nbytes
 
 
 cdef Job *_take_job() noexcept nogil:
@@ -316,8 +334,11 @@ cdef void *_thread_main(void *argument) noexcept nogil:
 
 
 cdef int _timeout_ms(Direction direction) noexcept nogil:
-    """Receiving threads trim the pool once a second while it holds slabs; else none ever wakes."""
-    return TRIM_INTERVAL_MS if direction == RECEIVE and has_slabs() else -1
+    """Receiving threads trim the pool once a second while it holds slabs, and look now and then
+    whether it does: comms that need no jobs fill it too."""
+    if direction == SEND:
+        return -1
+    return TRIM_INTERVAL_MS if has_slabs() else IDLE_INTERVAL_MS
 
 
 cdef void _run(uint64_t name) noexcept nogil:

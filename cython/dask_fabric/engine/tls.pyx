@@ -34,6 +34,8 @@ cdef class TLSChannel(Channel):
     """
 
     cdef bint secured               # the TLS handshake is done
+    cdef object certificate
+    cdef object cipher_
 
     def __init__(
         self, loop, sock, handshake, settings, *, ssl_context, server_side, server_hostname=None
@@ -48,12 +50,12 @@ cdef class TLSChannel(Channel):
     @property
     def peer_certificate(self):
         """The peer's certificate, as `ssl.SSLSocket.getpeercert` gives it."""
-        return self.sock.getpeercert()
+        return self.certificate
 
     @property
     def cipher(self):
         """Name, protocol and secret bits of the cipher in use."""
-        return self.sock.cipher()
+        return self.cipher_
 
     async def open(self):
         """Secure the socket, then exchange hellos.
@@ -89,6 +91,9 @@ cdef class TLSChannel(Channel):
             self._fail(error)
             return
         self.secured = True
+        # Kept, for the socket may be gone when somebody asks.
+        self.certificate = self.sock.getpeercert()
+        self.cipher_ = self.sock.cipher()
         self._finish_waiter(None)
 
     def _on_readable(self):

@@ -1,11 +1,19 @@
 """The `stream` path: frames travel on the control stream, between their own memory and the socket."""
 
+import os
+import re
+
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.string cimport memset
 
 from dask_fabric.linux cimport (
     MSG_DONTWAIT, MSG_NOSIGNAL, SO_RCVLOWAT, SOL_SOCKET, iovec, msghdr, recv, recvmsg, send,
     sendmsg, setsockopt,
+)
+
+# Earlier kernels may wait for ever below a low-water mark (their commit 24adbc1676af, of 5.8).
+cdef bint has_sound_low_water = (
+    tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2]) >= (5, 8)
 )
 
 cdef enum:
@@ -63,7 +71,7 @@ cdef void reset_low_water(Transfer *transfer) noexcept nogil:
 
 
 cdef void _set_low_water(Transfer *transfer, int nbytes) noexcept nogil:
-    if transfer.direction == RECEIVE and nbytes != transfer.low_water_bytes:
+    if has_sound_low_water and transfer.direction == RECEIVE and nbytes != transfer.low_water_bytes:
         setsockopt(transfer.fd, SOL_SOCKET, SO_RCVLOWAT, &nbytes, sizeof(nbytes))
         transfer.low_water_bytes = nbytes
 

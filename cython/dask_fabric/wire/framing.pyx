@@ -231,9 +231,7 @@ cdef class Assembler:
         memcpy(&prefix, self.staging.data + self.start, PREFIX_BYTES)
         table_end = self._check_prefix(&prefix)
         if staged < table_end:
-            if self.start + table_end > self.staging.nbytes:
-                self._make_room(table_end - staged)
-            return None
+            return None             # `room` makes more of it as bytes really arrive
         body_bytes = self._check_table(&prefix, self.staging.data + self.start + PREFIX_BYTES)
         if staged >= table_end + body_bytes:
             if prefix.kind == MESSAGE:
@@ -241,8 +239,6 @@ cdef class Assembler:
             return self._end_of_record(&prefix)
         if table_end + body_bytes > COPIED_BYTES:
             self._begin_filling(&prefix, self.staging.data + self.start + PREFIX_BYTES)
-        elif self.start + table_end + body_bytes > self.staging.nbytes:
-            self._make_room(table_end + body_bytes - staged)
         return None
 
     cdef Py_ssize_t _check_prefix(self, Prefix *prefix) except -1:

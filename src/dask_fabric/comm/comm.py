@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import sys
 from typing import Any
@@ -152,7 +151,7 @@ class FabricComm(Comm):
             The message cannot be serialized; the comm stays usable.
         """
         if self._channel.closed:
-            raise CommClosedError(f"in {self}: the comm is closed")
+            self._raise_closed()
         context = {
             "sender": self.local_info,
             "recipient": self.remote_info,
@@ -179,7 +178,11 @@ class FabricComm(Comm):
             raise
         if self._channel.pending_bytes > _BACKLOG_BYTES:
             # A coroutine that writes and writes must let the loop send, and not only queue.
-            await asyncio.sleep(0)
+            try:
+                await asyncio.sleep(0)
+            except asyncio.CancelledError:
+                self.abort()
+                raise
         return nbytes
 
     async def close(self) -> None:
@@ -200,6 +203,12 @@ class FabricComm(Comm):
     def closed(self) -> bool:
         return self._channel.closed
 
+    def _raise_closed(self) -> None:
+        try:
+            self._channel.check_open()
+        except _ENDS_COMM as exc:
+            raise CommClosedError(f"in {self}: {exc}") from exc
+
     def _end(self, exc: BaseException) -> None:
         """Abort because of *exc*; raise it as what Dask knows, or return if it passes unchanged."""
         self.abort()
@@ -212,5 +221,7 @@ class FabricComm(Comm):
             return
         logger.warning("Closing dangling channel in %r", self)
         # The collector runs in any thread, the channel in its loop's only.
-        with contextlib.suppress(RuntimeError):  # the loop is closed, and the channel with it
+        try:
             self._loop.call_soon_threadsafe(channel.abort)
+        except RuntimeError:  # the loop is closed, and runs in no thread any more
+            channel.abort()

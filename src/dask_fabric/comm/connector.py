@@ -77,13 +77,16 @@ class FabricConnector(Connector):
         peer_addr = self.prefix + address
         loop = asyncio.get_running_loop()
         settings = runtime.settings()
-        targets = await resolve(loop, host, port)
+        try:
+            targets = await resolve(loop, host, port)
+        except (ValueError, OverflowError) as exc:  # UnicodeError is a ValueError
+            raise OSError(f"{peer_addr} is no address that can be connected to: {exc}") from exc
         opened = None
         if self.scheme.unix and settings.unix_sockets and ssl_context is None:
             opened = await self._open_unix(loop, targets, settings)
         if opened is None:
             opened = await self._open_tcp(
-                loop, targets, settings, peer_addr, ssl_context, connection_args
+                loop, targets, settings, peer_addr, ssl_context, connection_args, host
             )
         channel, local_addr = opened
         return FabricComm(
@@ -103,6 +106,7 @@ class FabricConnector(Connector):
         peer_addr: str,
         ssl_context: ssl.SSLContext | None,
         connection_args: Mapping[str, Any],
+        host: str,
     ) -> tuple[Any, str]:
         """Give an open channel over TCP or TLS, and its local address."""
         sock = await _connect_to_any(loop, targets)
@@ -114,12 +118,15 @@ class FabricConnector(Connector):
                 settings,
                 ssl_context,
                 server_side=False,
-                server_hostname=connection_args.get("server_hostname"),
+                server_hostname=connection_args.get("server_hostname") or host,
             )
             await open_channel(channel, loop, settings.handshake_timeout_seconds)
         except (FabricError, OSError) as exc:
             sock.close()
             raise comm_error(peer_addr, exc) from exc
+        except BaseException:
+            sock.close()
+            raise
         return channel, format_address(self.prefix, channel.local_sockname)
 
     async def _open_unix(
