@@ -257,3 +257,58 @@ async def test_a_reader_that_does_not_come_stops_the_peer_by_flow_control(channe
         for _ in range(400):
             _, (frame,) = await receive(far)
             assert frame == payload
+
+
+async def test_a_slow_reader_gets_all_that_was_sent_before_the_close(channels):
+    async with channels() as (near, far):
+        for _ in range(6):
+            near.send(b"", [np.zeros(20_000_000, "u1")])
+        closing = asyncio.ensure_future(near.close(0.2))
+        for _ in range(6):
+            _, (frame,) = await receive(far)
+            assert frame.nbytes == 20_000_000
+            await asyncio.sleep(0.05)  # together longer than the timeout, which is for no progress
+        await closing
+        with pytest.raises(ChannelClosedError, match="the peer closed"):
+            await receive(far)
+
+
+async def test_what_is_lost_by_a_close_is_told(channels, caplog):
+    async with channels() as (near, _far):
+        near.send(b"", [np.zeros(50_000_000, "u1")])
+        await near.close(0.05)
+    assert "bytes unsent" in caplog.text and "fabric.timeouts.close" in caplog.text
+
+
+async def test_nothing_is_sent_after_the_close_record(channels):
+    async with channels() as (near, far):
+        near.send(b"", [np.zeros(50_000_000, "u1")])
+        closing = [asyncio.ensure_future(near.close(10)) for _ in range(2)]
+        await asyncio.sleep(0)
+        with pytest.raises(ChannelClosedError, match="being closed on this side"):
+            near.send(b"late", [])
+        await receive(far)
+        await asyncio.gather(*closing)
+        assert near.closed
+        with pytest.raises(ChannelClosedError, match="the peer closed"):
+            await receive(far)
+
+
+async def test_nothing_is_read_after_this_side_closed(channels):
+    async with channels() as (near, far):
+        near.send(b"x", [])
+        while not far.bytes_received:
+            await asyncio.sleep(0)
+        far.abort()
+        with pytest.raises(ChannelClosedError, match="this side"):
+            far.receive_nowait()
+
+
+async def test_open_fails_at_once_where_the_peer_is_gone():
+    near, far = tcp_pair()
+    far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    channel = new_channel(near, False)
+    far.close()  # a reset
+    with pytest.raises((ChannelClosedError, ProtocolError, OSError)):
+        await asyncio.wait_for(channel.open(), 10)
+    assert channel.closed

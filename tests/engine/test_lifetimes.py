@@ -186,3 +186,66 @@ def test_native_threads_leave_signals_to_python_and_idle_without_cpu():
         """
     )
     assert done.stdout == "fine\n", done.stderr
+
+
+def test_a_loop_that_closes_with_a_job_in_flight_leaves_nothing():
+    done = run(
+        """
+        import asyncio, gc, os
+        import numpy as np
+        from conftest import new_channel, tcp_pair
+        from dask_fabric.engine import threads
+        from dask_fabric.memory import pool
+
+        async def main():
+            near, far = tcp_pair()
+            near, far = new_channel(near, False), new_channel(far, True)
+            await asyncio.gather(near.open(), far.open())
+            near.send(b"h", [np.full(50_000_000, 7, "u1")])
+            far.receive()
+            assert threads.statistics()["job_count"]
+
+        def once():
+            loop = asyncio.new_event_loop()
+            loop.run_until_complete(main())
+            loop.close()
+            del loop
+            gc.collect()
+            return threads.statistics()["job_count"], len(os.listdir("/proc/self/fd"))
+
+        once()      # makes what the engine keeps
+        held = pool.statistics()["in_use_bytes"]
+        first, second = once(), once()
+        assert first == second and first[0] == 0, (first, second)
+        assert pool.statistics()["in_use_bytes"] <= held
+        print("fine")
+        """
+    )
+    assert done.stdout == "fine\n", done.stderr
+
+
+def test_the_pool_is_trimmed_where_no_job_ever_ran():
+    done = run(
+        """
+        import asyncio, os
+        from conftest import new_channel, tcp_pair
+        from dask_fabric.engine import threads
+        from dask_fabric.memory import pool
+
+        async def main():
+            near, far = tcp_pair()
+            near, far = new_channel(near, False), new_channel(far, True)
+            await asyncio.gather(near.open(), far.open())
+            pool.configure(idle_seconds=0.5)
+            for _ in range(3):
+                near.send(b"h", [bytes(500_000)])
+                far.receive_nowait() or await far.receive()
+            assert near.statistics()["send_jobs"] == far.statistics()["receive_jobs"] == 0
+            assert pool.statistics()["idle_bytes"]
+            while pool.statistics()["idle_bytes"]:
+                await asyncio.sleep(0.01)
+        asyncio.run(main())
+        print("fine")
+        """
+    )
+    assert done.stdout == "fine\n", done.stderr

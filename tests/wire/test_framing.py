@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dask_fabric.errors import LimitError, ProtocolError
+from dask_fabric.memory import pool
 from dask_fabric.memory.pool import statistics
 from dask_fabric.wire.framing import Assembler, close_record, error_record
 
@@ -163,3 +164,14 @@ def test_junk_gives_messages_or_an_error_of_ours(data):
         target.receive_data(data)
     except ProtocolError as error:
         assert str(error)
+
+
+def test_a_claim_costs_no_more_than_what_arrived():
+    target = assembler(frames=2**32 - 1)
+    before_bytes = pool.statistics()["in_use_bytes"]
+    prefix = PREFIX.pack(MESSAGE, 0, 0, 2**32 - 1, 0, 0)
+    for byte in prefix + bytes(1000):
+        target.receive_data(bytes([byte]))
+    assert pool.statistics()["in_use_bytes"] == before_bytes
+    target.receive_data(ENTRY.pack(1, 0, 0, 0, 0) * 20_000)
+    assert pool.statistics()["in_use_bytes"] - before_bytes < 1 << 20

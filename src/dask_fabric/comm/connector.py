@@ -78,6 +78,8 @@ class FabricConnector(Connector):
         loop = asyncio.get_running_loop()
         settings = runtime.settings()
         try:
+            if not 0 <= port < 1 << 16:
+                raise ValueError(f"a port is from 0 to 65535, not {port}")
             targets = await resolve(loop, host, port)
         except (ValueError, OverflowError) as exc:  # UnicodeError is a ValueError
             raise OSError(f"{peer_addr} is no address that can be connected to: {exc}") from exc
