@@ -241,7 +241,8 @@ def test_the_pool_is_trimmed_where_no_job_ever_ran():
                 near.send(b"h", [bytes(500_000)])
                 far.receive_nowait() or await far.receive()
             assert near.statistics()["send_jobs"] == far.statistics()["receive_jobs"] == 0
-            assert pool.statistics()["idle_bytes"]
+            while not pool.statistics()["idle_bytes"]:
+                await asyncio.sleep(0)
             while pool.statistics()["idle_bytes"]:
                 await asyncio.sleep(0.01)
         asyncio.run(main())
