@@ -80,6 +80,7 @@ cdef class Channel(Link):
             self.queue.put_bytes(self.handshake.data_to_send())
             self._flush()
             if not self.handshake.done:
+                self._on_readable()     # a client's hello is mostly there when it is accepted
                 self._process_handshake()
             self._check_open()
             if not self.handshake.done:
