@@ -1,7 +1,6 @@
 """The calls of Linux that this package makes: declarations only, for every layer."""
 
 from libc.stdint cimport uint32_t, uint64_t
-from posix.types cimport pid_t
 
 cdef extern from "<sys/uio.h>" nogil:
     struct iovec:

@@ -10,7 +10,7 @@ cimport cython
 from libc.stdint cimport uint64_t
 
 from dask_fabric.engine.threads cimport (
-    Completion, Mailbox, cancel, close_mailbox, next_completion, open_mailbox, start,
+    Completion, cancel, close_mailbox, next_completion, open_mailbox, start,
     submit,
 )
 from dask_fabric.linux cimport eventfd_read, iovec

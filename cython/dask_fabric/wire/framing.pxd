@@ -66,4 +66,4 @@ cdef class Assembler:
     cdef _begin_filling(self, Prefix *prefix, const char *table)
     cdef _end_of_record(self, Prefix *prefix)
     cdef void _give(self, char *data, Py_ssize_t nbytes) noexcept
-    cdef void _make_room(self, Py_ssize_t nbytes) except *
+    cdef void _make_room(self) except *

@@ -149,7 +149,7 @@ cdef class Assembler:
             if self.staging.nbytes > STAGING_BYTES:
                 self.staging = allocate(STAGING_BYTES)
         elif self.end == self.staging.nbytes:
-            self._make_room(1)
+            self._make_room()
         nbytes[0] = min(self.staging.nbytes - self.end, self.next_read_bytes)
         return self.staging.data + self.end
 
@@ -343,12 +343,12 @@ cdef class Assembler:
         if self.start < self.end:
             raise _violation("bytes after the close record")
 
-    cdef void _make_room(self, Py_ssize_t nbytes) except *:
-        """Room for `nbytes` more staged bytes, by moving them to the front or to more memory."""
+    cdef void _make_room(self) except *:
+        """Room for more staged bytes, by moving them to the front or to more memory."""
         cdef Py_ssize_t staged = self.end - self.start
         cdef Buffer old = self.staging
         cdef Buffer grown = old
-        if staged + nbytes > old.nbytes:
+        if staged == old.nbytes:
             # Twice what has arrived, not what is claimed.
             grown = allocate(2 * old.nbytes)
         memmove(grown.data, old.data + self.start, staged)

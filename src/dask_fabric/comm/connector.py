@@ -10,7 +10,7 @@ import logging
 import os
 import socket
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from distributed.comm.addressing import parse_host_port
@@ -87,8 +87,9 @@ class FabricConnector(Connector):
         if self.scheme.unix and settings.unix_sockets and ssl_context is None:
             opened = await self._open_unix(loop, targets, settings)
         if opened is None:
+            server_hostname = connection_args.get("server_hostname") or host
             opened = await self._open_tcp(
-                loop, targets, settings, peer_addr, ssl_context, connection_args, host
+                loop, targets, settings, peer_addr, ssl_context, server_hostname
             )
         channel, local_addr = opened
         return FabricComm(
@@ -107,8 +108,7 @@ class FabricConnector(Connector):
         settings: Settings,
         peer_addr: str,
         ssl_context: ssl.SSLContext | None,
-        connection_args: Mapping[str, Any],
-        host: str,
+        server_hostname: str,
     ) -> tuple[Any, str]:
         """Give an open channel over TCP or TLS, and its local address."""
         sock = await _connect_to_any(loop, targets)
@@ -120,7 +120,7 @@ class FabricConnector(Connector):
                 settings,
                 ssl_context,
                 server_side=False,
-                server_hostname=connection_args.get("server_hostname") or host,
+                server_hostname=server_hostname,
             )
             await open_channel(channel, loop, settings.handshake_timeout_seconds)
         except (FabricError, OSError) as exc:
