@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint64_t
 
-from dask_fabric.engine.threads cimport Mailbox
+from dask_fabric.engine.mailbox cimport Mailbox
 from dask_fabric.linux cimport iovec
 from dask_fabric.paths.stream cimport Direction
 

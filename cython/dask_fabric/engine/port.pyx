@@ -9,10 +9,10 @@ import weakref
 cimport cython
 from libc.stdint cimport uint64_t
 
-from dask_fabric.engine.threads cimport (
-    Completion, cancel, close_mailbox, next_completion, open_mailbox, start,
-    submit,
+from dask_fabric.engine.mailbox cimport (
+    Completion, close_mailbox, forget_all, next_completion, open_mailbox,
 )
+from dask_fabric.engine.threads cimport cancel, start, submit
 from dask_fabric.linux cimport eventfd_read, iovec
 from dask_fabric.paths.stream cimport Direction
 
@@ -109,7 +109,7 @@ cdef class Port:
         """In a forked child: the jobs are the parent's."""
         self.jobs.clear()
         if self.mailbox != NULL:
-            self.mailbox.ended = NULL
+            forget_all(self.mailbox)
 
     def _collect(self):
         cdef Completion completion
@@ -122,6 +122,6 @@ cdef class Port:
             link = None if known is None else known()
             if link is not None:
                 link._job_ended(
-                    completion.job, <int> completion.progress, completion.error,
+                    completion.job, completion.progress, completion.error,
                     completion.moved_bytes,
                 )

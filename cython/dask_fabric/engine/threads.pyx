@@ -15,14 +15,15 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 
-from dask_fabric.memory.pool cimport has_slabs, trim_idle
+from dask_fabric.engine.mailbox cimport Completion, Ended, Mailbox, post
 from dask_fabric.linux cimport (
-    EFD_CLOEXEC, EFD_NONBLOCK, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLIN,
-    EPOLLONESHOT, EPOLLOUT, SIG_SETMASK, close, epoll_create1, epoll_ctl, epoll_event, epoll_wait,
-    eventfd, eventfd_write, iovec, pthread_cond_broadcast, pthread_cond_init, pthread_cond_t,
-    pthread_cond_wait, pthread_create, pthread_detach, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, pthread_self, pthread_setname_np,
-    pthread_sigmask, pthread_t, sigfillset, sigset_t,
+    EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLIN, EPOLLONESHOT, EPOLLOUT,
+    SIG_SETMASK, close, epoll_create1, epoll_ctl, epoll_event, epoll_wait, iovec,
+    pthread_cond_broadcast, pthread_cond_init, pthread_cond_t, pthread_cond_wait, pthread_create,
+    pthread_detach, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
+    pthread_self, pthread_setname_np, pthread_sigmask, pthread_t, sigfillset, sigset_t,
 )
+from dask_fabric.memory.pool cimport has_slabs, trim_idle
 from dask_fabric.paths.stream cimport (
     BLOCKED, FAILED, RECEIVE, SEND, UNFINISHED, Direction, Progress, Transfer, advance,
     new_transfer, raise_low_water, reset_low_water,
@@ -38,17 +39,15 @@ cdef enum JobState:
     FREE = 0
     WAITING = 1                 # for its socket
     RUNNING = 2                 # in a thread
-    ENDED = 3                   # in its mailbox
 
 cdef struct Job:
     JobState state
     bint cancelled
     uint64_t name
-    Completion completion
-    Job *next_ended
     Transfer transfer
     iovec *vectors              # owned; transfer.vectors points into it
     Mailbox *mailbox
+    Ended *ended                # owned until it is posted
 
 cdef struct Engine:
     pthread_mutex_t mutex       # guards everything below and every job's state
@@ -115,41 +114,6 @@ def statistics():
     }
 
 
-# ---------------------------------------------------------------- mailboxes
-
-cdef Mailbox *open_mailbox() except NULL:
-    cdef Mailbox *mailbox = <Mailbox *> calloc(1, sizeof(Mailbox))
-    if mailbox == NULL:
-        raise MemoryError()
-    mailbox.event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
-    if mailbox.event_fd < 0:
-        free(mailbox)
-        raise OSError(errno, f"eventfd: {os.strerror(errno)}; is the limit of open files reached?")
-    return mailbox
-
-
-cdef void close_mailbox(Mailbox *mailbox) noexcept nogil:
-    """Free a mailbox; the caller has cancelled or seen the end of every job that names it."""
-    cdef Completion unread
-    while next_completion(mailbox, &unread):
-        pass
-    close(mailbox.event_fd)
-    free(mailbox)
-
-
-cdef bint next_completion(Mailbox *mailbox, Completion *completion) noexcept nogil:
-    """Take one ended job out of the mailbox; False where there is none."""
-    cdef Job *job
-    pthread_mutex_lock(&engine.mutex)
-    job = mailbox.ended
-    if job != NULL:
-        mailbox.ended = job.next_ended
-        completion[0] = job.completion
-        _free_job(job)
-    pthread_mutex_unlock(&engine.mutex)
-    return job != NULL
-
-
 # ---------------------------------------------------------------- jobs
 
 cdef int start() except -1:
@@ -168,7 +132,10 @@ cdef uint64_t submit(
     cdef Job *job
     cdef int error = ENOMEM
     cdef iovec *copies = <iovec *> malloc(vector_count * sizeof(iovec))
-    if copies == NULL:
+    cdef Ended *ended = <Ended *> malloc(sizeof(Ended))
+    if copies == NULL or ended == NULL:
+        free(copies)
+        free(ended)
         raise MemoryError()
     memcpy(copies, vectors, vector_count * sizeof(iovec))
     _ensure_threads(direction)
@@ -177,11 +144,15 @@ cdef uint64_t submit(
     if job != NULL:
         name = job.name
         job.vectors = copies
+        job.ended = ended
         job.transfer = new_transfer(fd, direction, copies, vector_count)
         job.mailbox = mailbox
         error = 0 if _watch(EPOLL_CTL_ADD, job) == 0 else errno
         if error:
             _free_job(job)
+    else:
+        free(copies)
+        free(ended)
     pthread_mutex_unlock(&engine.mutex)
     if error:
         raise OSError(error, f"the engine cannot take a transfer: {os.strerror(error)}")
@@ -264,14 +235,16 @@ cdef Job *_find_job(uint64_t name) noexcept nogil:
     if slot >= engine.slot_count:
         return NULL
     cdef Job *job = engine.jobs[slot]
-    if job.name != name or job.state == FREE or job.state == ENDED:
+    if job.name != name or job.state == FREE:
         return NULL
     return job
 
 
 cdef void _free_job(Job *job) noexcept nogil:
     free(job.vectors)
+    free(job.ended)
     job.vectors = NULL
+    job.ended = NULL
     job.state = FREE
     engine.free_slots[engine.free_count] = <uint32_t> job.name
     engine.free_count += 1
@@ -368,11 +341,11 @@ cdef void _run(uint64_t name) noexcept nogil:
 
 
 cdef void _end(Job *job, Progress progress) noexcept nogil:
+    cdef Ended *ended = job.ended
     _unwatch(job)
-    job.completion = Completion(
+    ended.completion = Completion(
         job.name, progress, job.transfer.error, job.transfer.moved_bytes
     )
-    job.state = ENDED
-    job.next_ended = job.mailbox.ended
-    job.mailbox.ended = job
-    eventfd_write(job.mailbox.event_fd, 1)
+    job.ended = NULL
+    post(job.mailbox, ended)
+    _free_job(job)

@@ -1,0 +1,28 @@
+"""A mailbox: where native threads put the ends of jobs, for one event loop to collect."""
+
+from libc.stdint cimport uint64_t
+
+from dask_fabric.linux cimport pthread_mutex_t
+
+cdef struct Completion:
+    uint64_t job
+    int progress                # a `dask_fabric.paths.stream.Progress`
+    int error                   # errno, where it failed
+    size_t moved_bytes
+
+# Made before a job starts, so that its end needs no memory.
+cdef struct Ended:
+    Completion completion
+    Ended *next
+
+cdef struct Mailbox:
+    int event_fd                # readable while there is something to collect
+    pthread_mutex_t mutex
+    Ended *first
+    Ended *last
+
+cdef Mailbox *open_mailbox() except NULL
+cdef void close_mailbox(Mailbox *mailbox) noexcept nogil
+cdef void post(Mailbox *mailbox, Ended *ended) noexcept nogil
+cdef bint next_completion(Mailbox *mailbox, Completion *completion) noexcept nogil
+cdef void forget_all(Mailbox *mailbox) noexcept nogil

@@ -1,0 +1,68 @@
+"""A mailbox: where native threads put the ends of jobs, for one event loop to collect."""
+
+import os
+
+from libc.errno cimport errno
+from libc.stdlib cimport calloc, free
+
+from dask_fabric.linux cimport (
+    EFD_CLOEXEC, EFD_NONBLOCK, close, eventfd, eventfd_write, pthread_mutex_destroy,
+    pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
+)
+
+
+cdef Mailbox *open_mailbox() except NULL:
+    cdef Mailbox *mailbox = <Mailbox *> calloc(1, sizeof(Mailbox))
+    if mailbox == NULL:
+        raise MemoryError()
+    mailbox.event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+    if mailbox.event_fd < 0:
+        free(mailbox)
+        raise OSError(errno, f"eventfd: {os.strerror(errno)}; is the limit of open files reached?")
+    pthread_mutex_init(&mailbox.mutex, NULL)
+    return mailbox
+
+
+cdef void close_mailbox(Mailbox *mailbox) noexcept nogil:
+    """Free a mailbox; the caller has cancelled or seen the end of every job that names it."""
+    cdef Completion unread
+    while next_completion(mailbox, &unread):
+        pass
+    close(mailbox.event_fd)
+    pthread_mutex_destroy(&mailbox.mutex)
+    free(mailbox)
+
+
+cdef void post(Mailbox *mailbox, Ended *ended) noexcept nogil:
+    """Put in the end of a job, which belongs to the mailbox from now on, and wake its loop."""
+    ended.next = NULL
+    pthread_mutex_lock(&mailbox.mutex)
+    if mailbox.last == NULL:
+        mailbox.first = ended
+    else:
+        mailbox.last.next = ended
+    mailbox.last = ended
+    # Under the mutex: who has collected the last end may close the mailbox.
+    eventfd_write(mailbox.event_fd, 1)
+    pthread_mutex_unlock(&mailbox.mutex)
+
+
+cdef bint next_completion(Mailbox *mailbox, Completion *completion) noexcept nogil:
+    """Take the oldest end out of the mailbox; False where there is none."""
+    cdef Ended *ended
+    pthread_mutex_lock(&mailbox.mutex)
+    ended = mailbox.first
+    if ended != NULL:
+        mailbox.first = ended.next
+        if mailbox.first == NULL:
+            mailbox.last = NULL
+        completion[0] = ended.completion
+    pthread_mutex_unlock(&mailbox.mutex)
+    free(ended)
+    return ended != NULL
+
+
+cdef void forget_all(Mailbox *mailbox) noexcept nogil:
+    """In a forked child: what is in it is the parent's, and so is a mutex that may be locked."""
+    mailbox.first = mailbox.last = NULL
+    pthread_mutex_init(&mailbox.mutex, NULL)
