@@ -83,6 +83,9 @@ def test_default_settings():
         stream_inline_bytes=65536,
         stream_bulk_bytes=2**20,
         unix_sockets=True,
+        cma_enabled=True,
+        cma_threshold_bytes=131072,
+        cma_allow_ptrace=True,
         frame_count_limit=1048576,
         header_bytes_limit=2**30,
         message_bytes_limit=settings.message_bytes_limit,
@@ -107,6 +110,9 @@ def test_default_settings():
         ("stream.inline", "1 MiB", 2**20),
         ("stream.bulk", "2 GiB", 2**31),
         ("unix-sockets", False, False),
+        ("cma.enabled", False, False),
+        ("cma.threshold", "64 KiB", 65536),
+        ("cma.allow-ptrace", False, False),
         ("limits.frames", 1, 1),
         ("limits.header", "1", 1),
         ("limits.message", "1 TiB", 2**40),
@@ -122,13 +128,17 @@ def test_good_values(name, value, expected):
 BAD_SIZES = ["", "MiB", "many", "-1", "1 furlong", "1e30", -1, 2.5, True, [], {"a": 1}]
 BAD_TIMES = ["", "s", "soon", "-1", "1 furlong", "1e30", -1, float("nan"), float("inf"), True, []]
 BAD_COUNTS = [0, -1, 1.0, "1", True, [], 2**32]
+BAD_SWITCHES = [None, 0, 1, "yes", "false", [], {}]
 BAD = {
     "pool.max-idle": [*BAD_SIZES, None],
     "pool.idle-timeout": [*BAD_TIMES, None],
     "engine.threads": [*BAD_COUNTS, 65],
     "stream.inline": [*BAD_SIZES, None, "2 MiB"],
     "stream.bulk": [*BAD_SIZES, None],
-    "unix-sockets": [None, 0, 1, "yes", "false", [], {}],
+    "unix-sockets": BAD_SWITCHES,
+    "cma.enabled": BAD_SWITCHES,
+    "cma.threshold": [*BAD_SIZES, None, 65535],
+    "cma.allow-ptrace": BAD_SWITCHES,
     "limits.frames": [*BAD_COUNTS, None],
     "limits.header": [*BAD_SIZES, None, 0],
     "limits.message": [*BAD_SIZES, 0],

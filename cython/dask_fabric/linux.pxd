@@ -6,6 +6,25 @@ cdef extern from "<sys/uio.h>" nogil:
     struct iovec:
         void *iov_base
         size_t iov_len
+    ssize_t process_vm_readv(
+        int pid, const iovec *here, unsigned long here_count, const iovec *there,
+        unsigned long there_count, unsigned long flags)
+
+cdef extern from "<sys/prctl.h>" nogil:
+    int prctl(int operation, unsigned long first, unsigned long second, unsigned long third,
+              unsigned long fourth)
+    int PR_SET_PTRACER
+    unsigned long PR_SET_PTRACER_ANY
+
+cdef extern from "<poll.h>" nogil:
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    int poll(pollfd *fds, unsigned long fd_count, int timeout_ms)
+    short POLLRDHUP
+    short POLLHUP
+    short POLLERR
 
 cdef extern from "<sys/socket.h>" nogil:
     struct msghdr:

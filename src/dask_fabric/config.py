@@ -29,6 +29,7 @@ SIZE_BYTES_LIMIT = 2**47  # the address space of a process
 SECONDS_LIMIT = 366 * 86400
 FRAME_COUNT_LIMIT = 2**32 - 1  # a u32 on the wire
 THREAD_COUNT_LIMIT = 64
+OFFER_BYTES_LEAST = 64 << 10  # smaller frames may not be offered, see docs/wire-protocol.md
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,9 @@ class Settings:
     stream_inline_bytes: int
     stream_bulk_bytes: int
     unix_sockets: bool
+    cma_enabled: bool
+    cma_threshold_bytes: int
+    cma_allow_ptrace: bool
     frame_count_limit: int
     header_bytes_limit: int
     message_bytes_limit: int
@@ -222,6 +226,13 @@ KEYS = {
     "stream.inline": Key("stream_inline_bytes", _size, SIZE),
     "stream.bulk": Key("stream_bulk_bytes", _size, SIZE),
     "unix-sockets": Key("unix_sockets", _switch, "true or false"),
+    "cma.enabled": Key("cma_enabled", _switch, "true or false"),
+    "cma.threshold": Key(
+        "cma_threshold_bytes",
+        functools.partial(_size, low=OFFER_BYTES_LEAST),
+        f"{SIZE}, at least {OFFER_BYTES_LEAST}",
+    ),
+    "cma.allow-ptrace": Key("cma_allow_ptrace", _switch, "true or false"),
     "limits.frames": Key(
         "frame_count_limit",
         functools.partial(_count, high=FRAME_COUNT_LIMIT),

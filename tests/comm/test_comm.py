@@ -39,6 +39,9 @@ class FakeChannel:
         self.sent.append((header, frames))
         return len(header)
 
+    def ended(self):
+        return self.closed
+
     async def close(self, timeout_seconds):
         self.closed = True
         if self.error:

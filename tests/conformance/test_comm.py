@@ -304,4 +304,5 @@ async def test_statistics_count_messages_and_name_paths(pair):
     statistics = a.statistics()
     assert statistics["messages_sent"] == before + 1
     assert statistics["peer_address"] == a.peer_address
-    assert statistics["paths"] == a.paths == {"host": "stream"}
+    path = "cma" if a.local_address.startswith("fabric://") else "stream"
+    assert statistics["paths"] == a.paths == {"host": path}

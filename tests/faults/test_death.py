@@ -22,6 +22,12 @@ from .conftest import PATIENCE_SECONDS, nothing_left, until
 MESSAGE_BYTES = 200_000_000
 
 
+@pytest.fixture(autouse=True)
+def frames_go_by_the_stream():
+    with dask.config.set({"fabric.cma.enabled": False}):
+        yield
+
+
 @contextlib.asynccontextmanager
 async def sender(start_peer, scheme, security, listen_args):
     """The accepting end of a comm to a process that has sent 200 MB, and that process."""

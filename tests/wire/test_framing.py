@@ -1,6 +1,7 @@
 """Records are built here by hand, from docs/wire-protocol.md, and not by the code under test."""
 
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -10,11 +11,13 @@ from hypothesis import strategies as st
 from dask_fabric.errors import LimitError, ProtocolError
 from dask_fabric.memory import pool
 from dask_fabric.memory.pool import statistics
-from dask_fabric.wire.framing import Assembler, close_record, error_record
+from dask_fabric.wire.framing import Assembler, Control
+from dask_fabric.wire.records import close_record, error_record, paths_record
 
 PREFIX = struct.Struct("<BBHIQQ")
 ENTRY = struct.Struct("<QBBHI")
-MESSAGE, ACKNOWLEDGE, ERROR, CLOSE = 1, 2, 3, 4
+MESSAGE, ACKNOWLEDGE, ERROR, CLOSE, REQUEST, FRAMES, PATHS = range(1, 8)
+CMA = 1
 
 
 def record(sequence, header, frames):
@@ -23,8 +26,8 @@ def record(sequence, header, frames):
     return prefix + table + header + b"".join(frames)
 
 
-def assembler(header=1 << 24, message=1 << 28, frames=10_000):
-    return Assembler(header, message, frames)
+def assembler(header=1 << 24, message=1 << 28, frames=10_000, paths=0):
+    return Assembler(header, message, frames, paths)
 
 
 def as_bytes(messages):
@@ -96,12 +99,15 @@ def test_many_frames_need_no_more_than_they_bring():
     [
         (PREFIX.pack(9, 0, 0, 0, 0, 0), "unknown kind 9"),
         (PREFIX.pack(0, 0, 0, 0, 0, 0), "unknown kind 0"),
-        (PREFIX.pack(ACKNOWLEDGE, 0, 0, 0, 0, 0), "nothing was offered"),
+        (PREFIX.pack(ACKNOWLEDGE, 0, 0, 1, 0, 0), "malformed record of kind 2"),
+        (PREFIX.pack(REQUEST, 0, 0, 0, 1, 0), "malformed record of kind 5"),
+        (PREFIX.pack(FRAMES, 0, 0, 0, 0, 0), "not requested"),
+        (PREFIX.pack(PATHS, 0, 0, 0, 5000, 0), "malformed record of kind 7"),
         (PREFIX.pack(MESSAGE, 1, 0, 0, 0, 0), "reserved"),
         (PREFIX.pack(MESSAGE, 0, 7, 0, 0, 0), "reserved"),
         (PREFIX.pack(MESSAGE, 0, 0, 0, 0, 5), "message 5 where 0 was due"),
-        (PREFIX.pack(CLOSE, 0, 0, 1, 0, 0), "malformed close"),
-        (PREFIX.pack(ERROR, 0, 0, 0, 5000, 0), "malformed error"),
+        (PREFIX.pack(CLOSE, 0, 0, 1, 0, 0), "malformed record of kind 4"),
+        (PREFIX.pack(ERROR, 0, 0, 0, 5000, 0), "malformed record of kind 3"),
         (PREFIX.pack(MESSAGE, 0, 0, 1, 0, 0) + ENTRY.pack(1, 3, 0, 0, 0), "not negotiated"),
         (PREFIX.pack(MESSAGE, 0, 0, 1, 0, 0) + ENTRY.pack(1, 0, 1, 0, 0), "not negotiated"),
         (PREFIX.pack(MESSAGE, 0, 0, 1, 0, 0) + ENTRY.pack(1, 0, 0, 0, 8), "not negotiated"),
@@ -175,3 +181,77 @@ def test_a_claim_costs_no_more_than_what_arrived():
     assert pool.statistics()["in_use_bytes"] == before_bytes
     target.receive_data(ENTRY.pack(1, 0, 0, 0, 0) * 20_000)
     assert pool.statistics()["in_use_bytes"] - before_bytes < 1 << 20
+
+
+def test_memory_for_small_frames_is_not_taken_far_ahead_of_the_stream():
+    frame_count, frame_bytes = 100_000, 800
+    table = ENTRY.pack(frame_bytes, 0, 0, 0, 0) * frame_count
+    target = assembler(frames=frame_count)
+    tracemalloc.start()
+    try:
+        target.receive_data(PREFIX.pack(MESSAGE, 0, 0, frame_count, 0, 0) + table)
+        assert tracemalloc.get_traced_memory()[0] < 8 << 20
+    finally:
+        tracemalloc.stop()
+    for part in range(0, frame_count * frame_bytes, 1 << 20):
+        size = min(1 << 20, frame_count * frame_bytes - part)
+        messages = target.receive_data(bytes(size))
+    ((_, frames),) = messages
+    assert len(frames) == frame_count and {len(frame) for frame in frames} == {frame_bytes}
+
+
+@pytest.mark.parametrize("kind", [ACKNOWLEDGE, REQUEST])
+def test_answers_about_offers(kind):
+    (answer,) = assembler().receive_data(PREFIX.pack(kind, 0, 0, 0, 0, 77))
+    assert (type(answer), answer.kind, answer.sequence) == (Control, kind, 77)
+
+
+def test_what_the_client_says_of_paths():
+    (answer,) = assembler().receive_data(paths_record(b"\x80"))
+    assert (answer.kind, answer.content) == (PATHS, b"\x80")
+
+
+def offer(sequence, header, sizes, inline=b""):
+    """A message that offers frames at made-up addresses, and brings one inline at its end."""
+    table = b"".join(ENTRY.pack(size, CMA, 0, 0, 8) for size in sizes)
+    table += ENTRY.pack(len(inline), 0, 0, 0, 0)
+    descriptors = b"".join(struct.pack("<Q", 4096 + i) for i in range(len(sizes)))
+    prefix = PREFIX.pack(MESSAGE, 0, 0, len(sizes) + 1, len(header), sequence)
+    return prefix + table + descriptors + header + inline
+
+
+@pytest.mark.parametrize("inline_bytes", [0, 10, 200_000])
+@pytest.mark.parametrize("size", [7, 1 << 20])
+def test_offered_frames_have_memory_and_do_not_come_on_the_stream(inline_bytes, size):
+    target = assembler(paths=1 << CMA)
+    data = offer(0, b"h", [65_536, 100_000], b"i" * inline_bytes) + record(1, b"next", [])
+    (header, frames), following = feed(target, data, size)
+    assert (bytes(header), [len(frame) for frame in frames]) == (
+        b"h",
+        [65_536, 100_000, inline_bytes],
+    )
+    assert bytes(frames[2]) == b"i" * inline_bytes
+    assert following == (b"next", [])
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (ENTRY.pack(65_536, CMA + 1, 0, 0, 0), "not negotiated"),
+        (ENTRY.pack(65_536, 255, 0, 0, 8), "not negotiated"),
+        (ENTRY.pack(65_536, CMA, 1, 0, 8), "not negotiated"),
+        (ENTRY.pack(65_536, 0, 0, 0, 8), "not negotiated"),
+        (ENTRY.pack(65_535, CMA, 0, 0, 8), "too small"),
+        (ENTRY.pack(65_536, CMA, 0, 0, 7), "descriptor of 7 bytes"),
+        (ENTRY.pack(65_536, CMA, 0, 0, 2**32 - 1), "descriptor of 4294967295 bytes"),
+    ],
+)
+def test_an_offer_must_be_one_that_was_negotiated(data, text):
+    with pytest.raises(ProtocolError, match=text):
+        assembler(paths=1 << CMA).receive_data(PREFIX.pack(MESSAGE, 0, 0, 1, 0, 0) + data)
+
+
+def test_an_offer_counts_towards_the_limit():
+    data = offer(0, b"h", [65_536, 100_000])
+    with pytest.raises(LimitError, match=r"fabric\.limits\.message "):
+        assembler(message=165_000, paths=1 << CMA).receive_data(data)

@@ -128,7 +128,7 @@ def test_what_later_versions_add_is_ignored():
 
 def test_own_hello_is_bounded():
     with pytest.raises(ValueError, match="at most 65536"):
-        Handshake(Hello(scheme="x" * HELLO_BYTES_LIMIT), False)
+        Handshake(Hello(scheme="x" * HELLO_BYTES_LIMIT), False).data_to_send()
 
 
 # ---- states

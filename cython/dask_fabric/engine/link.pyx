@@ -6,6 +6,7 @@ import weakref
 cimport cython
 
 from dask_fabric.engine.port cimport Port
+from dask_fabric.linux cimport POLLERR, POLLHUP, POLLRDHUP, poll, pollfd
 
 from dask_fabric.engine.port import port_of
 from dask_fabric.errors import ChannelClosedError, ForkedError, ProtocolError
@@ -121,6 +122,15 @@ cdef class Link:
         ChannelClosedError, ProtocolError
         """
         self._check_open()
+
+    cdef bint _peer_has_gone(self) noexcept:
+        """Whether the peer has closed, however much of what it sent is still unread."""
+        cdef pollfd state = pollfd(self.fd, POLLRDHUP, 0)
+        return poll(&state, 1, 0) > 0 and state.revents & (POLLRDHUP | POLLHUP | POLLERR)
+
+    def ended(self):
+        """Whether either side has closed, also where much of what the peer sent is unread."""
+        return self.closed or (not self.watching_readable and self._peer_has_gone())
 
     cdef _why_closed(self):
         """A new exception: one that is raised again and again collects tracebacks."""

@@ -2,6 +2,7 @@
 
 from libc.stdint cimport uint64_t
 
+from dask_fabric.engine.copies cimport Copy
 from dask_fabric.engine.mailbox cimport Mailbox
 from dask_fabric.linux cimport iovec
 from dask_fabric.paths.stream cimport Direction
@@ -17,5 +18,8 @@ cdef class Port:
     cdef close(self)
     cdef uint64_t submit(
         self, int fd, Direction direction, const iovec *vectors, size_t vector_count, object link
+    ) except 0
+    cdef uint64_t submit_copies(
+        self, int pid, const Copy *copies, size_t copy_count, object link
     ) except 0
     cdef cancel(self, uint64_t job)

@@ -9,6 +9,7 @@ import weakref
 cimport cython
 from libc.stdint cimport uint64_t
 
+from dask_fabric.engine.copies cimport Copy, cancel_copies, submit_copies
 from dask_fabric.engine.mailbox cimport (
     Completion, close_mailbox, forget_all, next_completion, open_mailbox,
 )
@@ -98,11 +99,21 @@ cdef class Port:
         self.jobs[job] = weakref.ref(link)
         return job
 
+    cdef uint64_t submit_copies(
+        self, int pid, const Copy *copies, size_t copy_count, object link
+    ) except 0:
+        """As `submit`, for copies out of another process."""
+        cdef uint64_t job = submit_copies(self.mailbox, pid, copies, copy_count)
+        self.jobs[job] = weakref.ref(link)
+        return job
+
     cdef cancel(self, uint64_t job):
         """End a job; afterwards nothing uses its memory, and its callback is not called."""
         if job in self.jobs:
             with nogil:
+                # The name is of one of them only.
                 cancel(job)
+                cancel_copies(job)
             del self.jobs[job]
 
     def _forked(self):

@@ -17,7 +17,12 @@ cdef class SendQueue:
     cdef readonly Py_ssize_t pending_bytes
     cdef uint64_t message_count
 
-    cdef Py_ssize_t put_message(self, header, list frames, Py_ssize_t inline_bytes) except -1
+    cdef list offered               # of the message that was put last: frames not in the queue
+
+    cdef Py_ssize_t put_message(
+        self, header, list frames, Py_ssize_t inline_bytes, int path, Py_ssize_t offer_bytes
+    ) except -1
+    cdef put_frames(self, uint64_t sequence, list views)
     cdef put_bytes(self, bytes data)
     cdef void sent(self, Py_ssize_t nbytes) except *
     cdef void consumed(self, size_t vector_count, Py_ssize_t nbytes) except *
@@ -25,6 +30,7 @@ cdef class SendQueue:
     cdef clear(self)
 
     cdef char *_reserve(self, Py_ssize_t nbytes) except NULL
+    cdef _put_descriptors(self, list offered, int path)
     cdef _put_vector(self, char *data, Py_ssize_t nbytes, owner)
     cdef _put(self, view, Py_ssize_t inline_bytes)
     cdef _copy(self, const char *data, Py_ssize_t nbytes)

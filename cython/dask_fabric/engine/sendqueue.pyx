@@ -9,13 +9,14 @@ from collections import deque
 cimport cython
 from cpython.buffer cimport PyBuffer_IsContiguous
 from cpython.memoryview cimport PyMemoryView_FromObject, PyMemoryView_GET_BUFFER
+from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memmove
 
 from dask_fabric.memory.pool cimport Buffer, allocate
 from dask_fabric.linux cimport iovec
-from dask_fabric.wire.framing cimport (
-    ENTRY_BYTES, MESSAGE, PREFIX_BYTES, pack_entry, pack_prefix,
+from dask_fabric.wire.records cimport (
+    ENTRY_BYTES, FRAMES, MESSAGE, PREFIX_BYTES, STREAM, descriptor_bytes_of, pack_entry, pack_prefix,
 )
 
 cdef enum:
@@ -33,21 +34,25 @@ cdef class SendQueue:
     def __dealloc__(self):
         free(self.vectors)
 
-    cdef Py_ssize_t put_message(self, header, list frames, Py_ssize_t inline_bytes) except -1:
+    cdef Py_ssize_t put_message(
+        self, header, list frames, Py_ssize_t inline_bytes, int path, Py_ssize_t offer_bytes
+    ) except -1:
         """Queue one message: copied where all of it is within `inline_bytes`; else its frames stay
         where they are, except those that are hardly more than their entry in a list of vectors.
+
+        Frames of `offer_bytes` and more are offered by `path`, unless that is the stream: they are
+        put into `offered`, for the caller to keep until the peer has them.
 
         Returns
         -------
         int
-            Bytes of the whole record.
+            Bytes of the whole message.
         """
-        cdef Py_ssize_t before_bytes = self.pending_bytes
         cdef Py_ssize_t frame_count = len(frames)
-        cdef char *out
-        cdef Py_ssize_t nbytes
+        cdef Py_ssize_t nbytes, total_bytes, offered_bytes = 0
         cdef list views = [_bytes_of(frame) for frame in frames] if frames else frames
-        cdef Py_ssize_t total_bytes
+        cdef list offered = None
+        cdef char *out
         header = _bytes_of(header)
         total_bytes = PyMemoryView_GET_BUFFER(header).len
         out = self._reserve(PREFIX_BYTES + frame_count * ENTRY_BYTES)
@@ -55,16 +60,46 @@ cdef class SendQueue:
         out += PREFIX_BYTES
         for view in views:
             nbytes = PyMemoryView_GET_BUFFER(view).len
-            pack_entry(out, nbytes)
-            out += ENTRY_BYTES
             total_bytes += nbytes
-        if total_bytes > inline_bytes:
+            if path != STREAM and nbytes >= offer_bytes:
+                pack_entry(out, nbytes, path)
+                offered_bytes += nbytes
+                if offered is None:
+                    offered = []
+                offered.append(view)
+            else:
+                pack_entry(out, nbytes, STREAM)
+            out += ENTRY_BYTES
+        self.offered = offered
+        if offered is not None:
+            self._put_descriptors(offered, path)
+        if total_bytes - offered_bytes > inline_bytes:
             inline_bytes = min(inline_bytes, <Py_ssize_t> COPIED_BYTES)
         self._put(header, inline_bytes)
         for view in views:
-            self._put(view, inline_bytes)
+            if offered is None or PyMemoryView_GET_BUFFER(view).len < offer_bytes:
+                self._put(view, inline_bytes)
         self.message_count += 1
-        return self.pending_bytes - before_bytes
+        return PREFIX_BYTES + frame_count * ENTRY_BYTES + total_bytes
+
+    cdef _put_descriptors(self, list offered, int path):
+        cdef uint64_t address
+        cdef uint32_t nbytes = descriptor_bytes_of(path)
+        if nbytes:
+            for view in offered:
+                address = <uint64_t> PyMemoryView_GET_BUFFER(view).buf
+                self._copy(<char *> &address, nbytes)
+
+    cdef put_frames(self, uint64_t sequence, list views):
+        """Queue frames that were offered and that the peer cannot fetch."""
+        cdef char *out = self._reserve(PREFIX_BYTES + len(views) * ENTRY_BYTES)
+        pack_prefix(out, FRAMES, len(views), 0, sequence)
+        out += PREFIX_BYTES
+        for view in views:
+            pack_entry(out, PyMemoryView_GET_BUFFER(view).len, STREAM)
+            out += ENTRY_BYTES
+        for view in views:
+            self._put(view, COPIED_BYTES)
 
     cdef put_bytes(self, bytes data):
         """Queue bytes that are not a message."""

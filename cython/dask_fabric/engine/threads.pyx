@@ -16,12 +16,12 @@ from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 
 from dask_fabric.engine.mailbox cimport Completion, Ended, Mailbox, post
+from dask_fabric.engine.native cimport prepare_thread, start_thread, thread_goal
 from dask_fabric.linux cimport (
     EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLIN, EPOLLONESHOT, EPOLLOUT,
-    SIG_SETMASK, close, epoll_create1, epoll_ctl, epoll_event, epoll_wait, iovec,
-    pthread_cond_broadcast, pthread_cond_init, pthread_cond_t, pthread_cond_wait, pthread_create,
-    pthread_detach, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
-    pthread_self, pthread_setname_np, pthread_sigmask, pthread_t, sigfillset, sigset_t,
+    close, epoll_create1, epoll_ctl, epoll_event, epoll_wait, iovec, pthread_cond_broadcast,
+    pthread_cond_init, pthread_cond_t, pthread_cond_wait, pthread_mutex_init, pthread_mutex_lock,
+    pthread_mutex_t, pthread_mutex_unlock,
 )
 from dask_fabric.memory.pool cimport has_slabs, trim_idle
 from dask_fabric.paths.stream cimport (
@@ -33,7 +33,6 @@ cdef enum:
     SLICE_BYTES = 4 << 20       # some milliseconds: what a job may move before others get a turn
     TRIM_INTERVAL_MS = 1000
     IDLE_INTERVAL_MS = 10_000
-    THREAD_COUNT_LIMIT = 64
 
 cdef enum JobState:
     FREE = 0
@@ -60,7 +59,6 @@ cdef struct Engine:
     uint32_t free_count
 
 cdef Engine engine
-cdef int thread_count_goal = 1
 
 
 cdef void _reset() noexcept nogil:
@@ -80,20 +78,6 @@ def _after_fork_in_child():
 
 _reset()
 os.register_at_fork(after_in_child=_after_fork_in_child)
-
-
-def configure(int thread_count):
-    """Set the number of native threads per direction; threads that run already stay.
-
-    Parameters
-    ----------
-    thread_count : int
-        From 1 to 64.
-    """
-    global thread_count_goal
-    if not 1 <= thread_count <= THREAD_COUNT_LIMIT:
-        raise ValueError(f"thread_count is {thread_count}: use 1 to {THREAD_COUNT_LIMIT}")
-    thread_count_goal = thread_count
 
 
 def statistics():
@@ -266,15 +250,13 @@ cdef void _unwatch(Job *job) noexcept nogil:
 # ---------------------------------------------------------------- threads
 
 cdef int _ensure_threads(Direction direction) except -1:
-    cdef pthread_t thread
     cdef int failed = 0
     pthread_mutex_lock(&engine.mutex)
     if engine.epolls[<int> direction] < 0:
         engine.epolls[<int> direction] = epoll_create1(EPOLL_CLOEXEC)
-    while not failed and engine.thread_counts[<int> direction] < thread_count_goal:
-        failed = pthread_create(&thread, NULL, _thread_main, <void *> <size_t> direction)
+    while not failed and engine.thread_counts[<int> direction] < thread_goal():
+        failed = start_thread(_thread_main, <void *> <size_t> direction)
         if not failed:
-            pthread_detach(thread)
             engine.thread_counts[<int> direction] += 1
     failed = engine.thread_counts[<int> direction] == 0 or engine.epolls[<int> direction] < 0
     pthread_mutex_unlock(&engine.mutex)
@@ -289,13 +271,8 @@ cdef int _ensure_threads(Direction direction) except -1:
 cdef void *_thread_main(void *argument) noexcept nogil:
     cdef Direction direction = <Direction> <size_t> argument
     cdef epoll_event event
-    cdef sigset_t signals
     cdef int ready
-    sigfillset(&signals)        # signals are for Python's main thread
-    pthread_sigmask(SIG_SETMASK, &signals, NULL)
-    pthread_setname_np(
-        pthread_self(), b"fabric-receive" if direction == RECEIVE else b"fabric-send"
-    )
+    prepare_thread(b"fabric-receive" if direction == RECEIVE else b"fabric-send")
     while True:
         ready = epoll_wait(engine.epolls[<int> direction], &event, 1, _timeout_ms(direction))
         if ready > 0:

@@ -25,7 +25,7 @@ cdef class TLSChannel(Channel):
 
     Parameters
     ----------
-    loop, sock, handshake, settings
+    loop, sock, handshake, settings, negotiator
         As for `Channel`.
     ssl_context : ssl.SSLContext
     server_side : bool
@@ -38,13 +38,13 @@ cdef class TLSChannel(Channel):
     cdef object cipher_
 
     def __init__(
-        self, loop, sock, handshake, settings, *, ssl_context, server_side, server_hostname=None
+        self, loop, sock, handshake, settings, negotiator=None, *, ssl_context, server_side, server_hostname=None
     ):
         sock = ssl_context.wrap_socket(
             sock, server_side=server_side, server_hostname=server_hostname,
             do_handshake_on_connect=False, suppress_ragged_eofs=True,
         )
-        Channel.__init__(self, loop, sock, handshake, settings)
+        Channel.__init__(self, loop, sock, handshake, settings, negotiator)
         self.bulk_bytes = ((<size_t> -1) >> 1)
 
     @property

@@ -1,69 +1,73 @@
-"""Records on the stream: packing them, and assembling them from the bytes that arrive."""
+"""Assembling messages from the bytes that arrive."""
 
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
-from dask_fabric.memory.pool cimport Buffer
-from dask_fabric.linux cimport iovec
+from dask_fabric.wire.landing cimport Landing
+from dask_fabric.wire.records cimport Entry, Prefix
 
-cdef enum:
-    PREFIX_BYTES = 24
-    ENTRY_BYTES = 16
+# One frame that the peer offers, and where it belongs here.
+cdef struct Offer:
+    char *data
+    uint64_t address            # in the peer's memory, for `cma`
+    uint64_t nbytes
+    uint32_t index              # of the frame in its message
+    int path
 
-cdef enum RecordKind:
-    MESSAGE = 1
-    ACKNOWLEDGE = 2
-    ERROR = 3
-    CLOSE = 4
+cdef class Offers:
+    """The frames of one message that are to be fetched."""
+    cdef readonly uint64_t sequence
+    cdef readonly uint64_t nbytes
+    cdef Offer *items
+    cdef uint32_t count
+    cdef uint32_t capacity
+    cdef list frames            # keeps the memory alive
 
-cdef struct Prefix:
-    unsigned char kind
-    unsigned char flags
-    uint16_t reserved
-    uint32_t frame_count
-    uint64_t header_bytes
-    uint64_t sequence
+    cdef _add(self, char *data, Py_ssize_t index, const Entry *entry, const char *descriptor)
 
-cdef void pack_prefix(
-    char *out, RecordKind kind, uint32_t frame_count, uint64_t header_bytes, uint64_t sequence
-) noexcept nogil
-cdef void pack_entry(char *out, uint64_t nbytes) noexcept nogil
+cdef class Control:
+    """A record that is no message: an answer about offered frames, or what paths there are."""
+    cdef readonly int kind
+    cdef readonly uint64_t sequence
+    cdef readonly bytes content
 
-cdef class Assembler:
+cdef class Assembler(Landing):
     cdef Py_ssize_t header_bytes_limit
     cdef Py_ssize_t message_bytes_limit
     cdef Py_ssize_t frame_count_limit
     cdef readonly uint64_t message_count
     cdef readonly bint close_received
 
-    # Bytes that arrived and are not yet given to a message: staging.data[start:end].
-    cdef Buffer staging
-    cdef Py_ssize_t start
-    cdef Py_ssize_t end
-    cdef Py_ssize_t next_read_bytes
-
     # The message that is being filled in its final memory, if any.
     cdef object header
     cdef list frames
-    cdef iovec *vectors
-    cdef size_t vector_count
-    cdef size_t vector_index
-    cdef readonly Py_ssize_t missing_bytes
+    cdef char *table                # of frames, and their descriptors behind it
+    cdef const char *entry          # of the next frame
+    cdef const char *descriptor
+    cdef Py_ssize_t frame_count     # of those that have no memory yet
 
-    cdef char *room(self, Py_ssize_t *nbytes) except NULL
-    cdef void received(self, Py_ssize_t nbytes) noexcept
-    cdef Py_ssize_t staged_bytes(self) noexcept
-    cdef bint staging_is_full(self) noexcept
+    # Frames that come by another path than the stream.
+    cdef int paths                  # set of those that were negotiated
+    cdef Offers offers              # of the message that is being filled, or was given last
+    cdef Offers requested           # those that a FRAMES record must bring
+    cdef bint filling_requested
+
     cdef bint ends_in_close(self) noexcept
-    cdef take_staged(self, Py_ssize_t nbytes)
-    cdef tuple next_message(self)
-    cdef void filled(self) noexcept
+    cdef bint control_is_next(self) noexcept
+    cdef next_record(self)
+    cdef Offers take_offers(self)
     cdef void abandon(self) noexcept
 
-    cdef tuple _parse(self)
+    cdef _parse(self)
     cdef Py_ssize_t _check_prefix(self, Prefix *prefix) except -1
-    cdef Py_ssize_t _check_table(self, Prefix *prefix, const char *table) except -1
-    cdef tuple _copy_out(self, Prefix *prefix, const char *table)
-    cdef _begin_filling(self, Prefix *prefix, const char *table)
+    cdef Py_ssize_t _check_table(
+        self, Prefix *prefix, const char *table, Py_ssize_t *descriptor_bytes) except -1
+    cdef _check_offer(self, Entry *entry, Py_ssize_t index)
+    cdef _check_requested(self, Prefix *prefix, const char *table)
+    cdef tuple _copy_out(self, Prefix *prefix, const char *table, Py_ssize_t descriptor_bytes)
+    cdef char *_place(
+        self, list frames, const Entry *entry, const char **descriptor) except NULL
+    cdef _begin_filling(self, Prefix *prefix, const char *table, Py_ssize_t descriptor_bytes)
+    cdef _fill_more(self)
+    cdef _begin_requested(self, Prefix *prefix)
+    cdef _whole(self)
     cdef _end_of_record(self, Prefix *prefix)
-    cdef void _give(self, char *data, Py_ssize_t nbytes) noexcept
-    cdef void _make_room(self) except *

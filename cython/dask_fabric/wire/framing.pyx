@@ -1,85 +1,75 @@
-"""Records on the stream: packing them, and assembling them from the bytes that arrive.
+"""Assembling messages from the bytes that arrive, with the larger frames received in place.
 
 Sans-IO. The format is written down in docs/wire-protocol.md: a prefix of 24 bytes, a table with an
-entry of 16 bytes a frame, the header, and the frames. All integers are little-endian.
+entry of 16 bytes a frame, descriptors of frames on offer, the header, and the frames.
 """
 
 cimport cython
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndSize
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.memoryview cimport PyMemoryView_FromObject
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc
-from libc.string cimport memcmp, memcpy, memmove
+from libc.stdint cimport uint64_t
+from libc.stdlib cimport free, malloc, realloc
+from libc.string cimport memcmp, memcpy
 
 from dask_fabric.memory.arrays cimport data_of, new_array
-from dask_fabric.memory.pool cimport Buffer, allocate
-from dask_fabric.linux cimport iovec
+from dask_fabric.wire.landing cimport Landing
+from dask_fabric.wire.records cimport (
+    ACKNOWLEDGE, CLOSE, CMA, ENTRY_BYTES, ERROR, FRAMES, MESSAGE, OFFER_BYTES, PATHS, PREFIX_BYTES,
+    REQUEST, STREAM, TEXT_BYTES, Entry, Prefix, descriptor_bytes_of, pack_prefix,
+)
 
 from dask_fabric.errors import LimitError, ProtocolError
+from dask_fabric.wire.records import error_record
 
 cdef enum:
-    STAGING_BYTES = 128 << 10
-    READ_BYTES = 16 << 10
     # A message up to this is awaited whole in the staging buffer and copied out of it.
     COPIED_BYTES = 64 << 10
     POOLED_BYTES = 64 << 10
-    ERROR_TEXT_BYTES = 4096
-
-cdef struct Entry:
-    uint64_t nbytes
-    unsigned char path
-    unsigned char memory
-    uint16_t flags
-    uint32_t descriptor_bytes
-
-
-cdef void pack_prefix(
-    char *out, RecordKind kind, uint32_t frame_count, uint64_t header_bytes, uint64_t sequence
-) noexcept nogil:
-    # Copied, since what it is written to has no alignment.
-    cdef Prefix prefix = Prefix(kind, 0, 0, frame_count, header_bytes, sequence)
-    memcpy(out, &prefix, PREFIX_BYTES)
-
-
-cdef void pack_entry(char *out, uint64_t nbytes) noexcept nogil:
-    cdef Entry entry = Entry(nbytes, 0, 0, 0, 0)
-    memcpy(out, &entry, ENTRY_BYTES)
-
-
-def close_record():
-    """The record after which a side sends nothing more.
-
-    Returns
-    -------
-    bytes
-    """
-    cdef char out[PREFIX_BYTES]
-    pack_prefix(out, CLOSE, 0, 0, 0)
-    return PyBytes_FromStringAndSize(out, PREFIX_BYTES)
-
-
-def error_record(text):
-    """The record that tells the peer why the connection is about to be closed.
-
-    Parameters
-    ----------
-    text : str
-        Cut to 4096 bytes of UTF-8.
-
-    Returns
-    -------
-    bytes
-    """
-    cdef char out[PREFIX_BYTES]
-    encoded = text.encode("utf-8", "replace")[:ERROR_TEXT_BYTES]
-    pack_prefix(out, ERROR, 0, len(encoded), 0)
-    return PyBytes_FromStringAndSize(out, PREFIX_BYTES) + encoded
+    # Memory for small frames, which is touched as it is taken, is at most so much ahead of the stream.
+    AHEAD_BYTES = 1 << 20
+    FRAME_COST_BYTES = 256      # of a frame's Python objects
 
 
 @cython.auto_pickle(False)
-cdef class Assembler:
-    """Turns the bytes of a stream into messages, with the larger frames received in place.
+cdef class Control:
+    """A record that is no message: an answer about offered frames, or what paths there are."""
+
+
+@cython.auto_pickle(False)
+cdef class Offers:
+    """The frames of one message that are to be fetched."""
+
+    def __cinit__(self, sequence):
+        self.sequence = sequence
+        self.frames = []
+
+    def __dealloc__(self):
+        free(self.items)
+
+    cdef _add(self, char *data, Py_ssize_t index, const Entry *entry, const char *descriptor):
+        cdef Offer *grown
+        cdef Offer *item
+        if self.count == self.capacity:
+            self.capacity = max(4, 2 * self.capacity)
+            grown = <Offer *> realloc(self.items, self.capacity * sizeof(Offer))
+            if grown == NULL:
+                raise MemoryError()
+            self.items = grown
+        item = &self.items[self.count]
+        item.data = data
+        item.nbytes = entry.nbytes
+        item.index = index
+        item.path = entry.path
+        item.address = 0
+        memcpy(&item.address, descriptor, descriptor_bytes_of(entry.path))
+        self.count += 1
+        self.nbytes += entry.nbytes
+
+
+@cython.auto_pickle(False)
+cdef class Assembler(Landing):
+    """Turns the bytes of a stream into messages and other records.
 
     Parameters
     ----------
@@ -88,25 +78,28 @@ cdef class Assembler:
     frame_count_limit : int
         What one message may claim.
 
+    paths : int
+        Set of the paths (``1 << path``) by which the peer may offer frames.
+
     Notes
     -----
-    The owner puts bytes where `room` says and reports them to `received`; `next_message` gives
+    The owner puts bytes where `room` says and reports them to `received`; `next_record` gives
     messages as they become whole. A claim is checked against the limits before it costs memory, and
-    the table of a message is only believed when it has arrived.
+    the table of a message is only believed when it has arrived. The memory for frames on offer is
+    allocated; to fill it is the owner's matter (`take_offers`).
     """
 
-    def __cinit__(self, header_bytes_limit, message_bytes_limit, frame_count_limit):
+    def __cinit__(self, header_bytes_limit, message_bytes_limit, frame_count_limit, paths=0):
+        self.paths = paths
         self.header_bytes_limit = header_bytes_limit
         self.message_bytes_limit = message_bytes_limit
         self.frame_count_limit = frame_count_limit
-        self.staging = allocate(STAGING_BYTES)
-        self.next_read_bytes = READ_BYTES
 
     def __dealloc__(self):
-        free(self.vectors)
+        free(self.table)
 
     def receive_data(self, data):
-        """Take bytes that arrived, and give the messages that they complete.
+        """Take bytes that arrived, and give the records that they complete.
 
         Parameters
         ----------
@@ -114,66 +107,30 @@ cdef class Assembler:
 
         Returns
         -------
-        list of tuple of (bytes or memoryview, list of memoryview)
+        list of (tuple of (bytes or memoryview, list of memoryview)) or Control
             Header and frames of each message.
 
         Raises
         ------
         ProtocolError, LimitError
-            As `next_message`.
+            As `next_record`.
         """
         cdef Py_ssize_t offset = 0, room_bytes = 0
         cdef Py_ssize_t nbytes = len(data)
         cdef const char *source = data
         cdef char *room
-        cdef list messages = []
+        cdef list records = []
         while offset < nbytes:
             room = self.room(&room_bytes)
             room_bytes = min(room_bytes, nbytes - offset)
             memcpy(room, source + offset, room_bytes)
             self.received(room_bytes)
             offset += room_bytes
-            message = self.next_message()
-            while message is not None:
-                messages.append(message)
-                message = self.next_message()
-        return messages
-
-    cdef char *room(self, Py_ssize_t *nbytes) except NULL:
-        """Where the next bytes belong, and how many; never none."""
-        if self.missing_bytes > 0:
-            nbytes[0] = self.vectors[self.vector_index].iov_len
-            return <char *> self.vectors[self.vector_index].iov_base
-        if self.start == self.end:
-            self.start = self.end = 0
-            if self.staging.nbytes > STAGING_BYTES:
-                self.staging = allocate(STAGING_BYTES)
-        elif self.end == self.staging.nbytes:
-            self._make_room()
-        nbytes[0] = min(self.staging.nbytes - self.end, self.next_read_bytes)
-        return self.staging.data + self.end
-
-    cdef void received(self, Py_ssize_t nbytes) noexcept:
-        """`nbytes` were put where `room` said."""
-        cdef iovec *vector
-        if self.missing_bytes == 0:
-            self.end += nbytes
-            # Small messages in numbers are read in large pieces; else little is read, so that most
-            # of a large message goes to its own memory at once.
-            self.next_read_bytes = STAGING_BYTES if nbytes == self.next_read_bytes else READ_BYTES
-            return
-        vector = &self.vectors[self.vector_index]
-        vector.iov_base = <char *> vector.iov_base + nbytes
-        vector.iov_len -= nbytes
-        self.missing_bytes -= nbytes
-        if vector.iov_len == 0:
-            self.vector_index += 1
-
-    cdef Py_ssize_t staged_bytes(self) noexcept:
-        return self.end - self.start
-
-    cdef bint staging_is_full(self) noexcept:
-        return self.end - self.start >= STAGING_BYTES
+            record = self.next_record()
+            while record is not None:
+                records.append(record)
+                record = self.next_record()
+        return records
 
     cdef bint ends_in_close(self) noexcept:
         """Whether what nobody has read yet ends as an orderly close does."""
@@ -183,26 +140,33 @@ cdef class Assembler:
         pack_prefix(close, CLOSE, 0, 0, 0)
         return memcmp(self.staging.data + self.end - PREFIX_BYTES, close, PREFIX_BYTES) == 0
 
-    cdef take_staged(self, Py_ssize_t nbytes):
-        """Remove the first bytes that arrived: those of the handshake."""
-        taken = PyBytes_FromStringAndSize(self.staging.data + self.start, nbytes)
-        self.start += nbytes
-        return taken
-
-    cdef void filled(self) noexcept:
-        """Somebody else has put all missing bytes into the vectors."""
-        self.missing_bytes = 0
-
     cdef void abandon(self) noexcept:
         """Let go of the message that will never be whole; those that are stay."""
-        if self.missing_bytes > 0:
-            self.missing_bytes = 0
-            self.header = self.frames = None
-            free(self.vectors)
-            self.vectors = NULL
+        if self.missing_bytes > 0 or self.frame_count > 0:
+            self.missing_bytes = self.frame_count = 0
+            self.header = self.frames = self.offers = self.requested = None
+            self.filling_requested = False
 
-    cdef tuple next_message(self):
-        """The next whole message as (header, frames), or None while bytes are missing.
+    cdef Offers take_offers(self):
+        """What is to be fetched before the message that `next_record` gave is whole, or None."""
+        offers, self.offers = self.offers, None
+        return offers
+
+    cdef bint control_is_next(self) noexcept:
+        """Whether what stands next answers this side, whoever reads messages or not."""
+        cdef unsigned char kind
+        if self.missing_bytes or self.frames is not None or self.end - self.start < PREFIX_BYTES:
+            return False
+        kind = <unsigned char> self.staging.data[self.start]
+        return kind == ACKNOWLEDGE or kind == REQUEST or kind == PATHS
+
+    cdef next_record(self):
+        """The next whole record, or None while bytes are missing.
+
+        Returns
+        -------
+        tuple, Control or None
+            Header and frames of a message, or another record.
 
         Raises
         ------
@@ -211,39 +175,52 @@ cdef class Assembler:
         LimitError
             The peer claims more than the configuration allows.
         """
-        cdef tuple message
         if self.missing_bytes > 0:
             return None
-        if self.frames is not None:
-            message = (self.header, self.frames)
-            self.header = self.frames = None
-            free(self.vectors)
-            self.vectors = NULL
-            return message
+        if self.frame_count > 0:
+            self._fill_more()
+            if self.missing_bytes > 0:
+                return None
+        if self.frames is not None or self.filling_requested:
+            return self._whole()
         return self._parse()
 
-    cdef tuple _parse(self):
+    cdef _whole(self):
+        if self.filling_requested:
+            self.filling_requested = False
+            sequence, self.requested = self.requested.sequence, None
+            return _control(FRAMES, sequence, b"")
+        message = (self.header, self.frames)
+        self.header = self.frames = None
+        return message
+
+    cdef _parse(self):
         cdef Prefix prefix
         cdef Py_ssize_t staged = self.end - self.start
-        cdef Py_ssize_t table_end, body_bytes
+        cdef Py_ssize_t table_end, body_bytes, descriptor_bytes = 0
+        cdef const char *table
         if staged < PREFIX_BYTES:
             return None
         memcpy(&prefix, self.staging.data + self.start, PREFIX_BYTES)
         table_end = self._check_prefix(&prefix)
         if staged < table_end:
             return None             # `room` makes more of it as bytes really arrive
-        body_bytes = self._check_table(&prefix, self.staging.data + self.start + PREFIX_BYTES)
+        table = self.staging.data + self.start + PREFIX_BYTES
+        if prefix.kind == FRAMES:
+            self._check_requested(&prefix, table)
+            return self._begin_requested(&prefix)
+        body_bytes = self._check_table(&prefix, table, &descriptor_bytes)
         if staged >= table_end + body_bytes:
             if prefix.kind == MESSAGE:
-                return self._copy_out(&prefix, self.staging.data + self.start + PREFIX_BYTES)
+                return self._copy_out(&prefix, table, descriptor_bytes)
             return self._end_of_record(&prefix)
-        if table_end + body_bytes > COPIED_BYTES:
-            self._begin_filling(&prefix, self.staging.data + self.start + PREFIX_BYTES)
+        if table_end + body_bytes > COPIED_BYTES and staged >= table_end + descriptor_bytes:
+            self._begin_filling(&prefix, table, descriptor_bytes)
         return None
 
     cdef Py_ssize_t _check_prefix(self, Prefix *prefix) except -1:
         """The bytes of prefix and table, of a record that may stand here."""
-        if self.close_received:
+        if self.close_received and prefix.kind != FRAMES:
             raise _violation("a record after the close record")
         if prefix.flags or prefix.reserved:
             raise _violation(f"reserved bits are set ({prefix.flags:#x}, {prefix.reserved:#x})")
@@ -254,37 +231,66 @@ cdef class Assembler:
                 raise _excess("header", prefix.header_bytes, self.header_bytes_limit, "header")
             if prefix.frame_count > <uint64_t> self.frame_count_limit:
                 raise _excess("table", prefix.frame_count, self.frame_count_limit, "frames")
-        elif prefix.kind == ERROR:
-            if prefix.frame_count or prefix.header_bytes > ERROR_TEXT_BYTES:
-                raise _violation("a malformed error record")
-        elif prefix.kind == CLOSE:
+        elif prefix.kind == ERROR or prefix.kind == PATHS:
+            if prefix.frame_count or prefix.header_bytes > TEXT_BYTES:
+                raise _violation(f"a malformed record of kind {prefix.kind}")
+        elif prefix.kind == CLOSE or prefix.kind == ACKNOWLEDGE or prefix.kind == REQUEST:
             if prefix.frame_count or prefix.header_bytes:
-                raise _violation("a malformed close record")
-        elif prefix.kind == ACKNOWLEDGE:
-            raise _violation("an acknowledgement, but nothing was offered")
+                raise _violation(f"a malformed record of kind {prefix.kind}")
+        elif prefix.kind == FRAMES:
+            if self.requested is None or prefix.sequence != self.requested.sequence:
+                raise _violation(f"frames of message {prefix.sequence}, which were not requested")
+            if prefix.header_bytes or prefix.frame_count != self.requested.count:
+                raise _violation("other frames than were requested")
         else:
             raise _violation(f"a record of unknown kind {prefix.kind}")
         return PREFIX_BYTES + <Py_ssize_t> prefix.frame_count * ENTRY_BYTES
 
-    cdef Py_ssize_t _check_table(self, Prefix *prefix, const char *table) except -1:
-        """The bytes of header and frames together."""
+    cdef Py_ssize_t _check_table(
+        self, Prefix *prefix, const char *table, Py_ssize_t *descriptor_bytes
+    ) except -1:
+        """The bytes of descriptors, header and inline frames together."""
         cdef Entry entry
         cdef uint64_t total = prefix.header_bytes
+        cdef uint64_t offered = 0
         cdef Py_ssize_t index
         if total > <uint64_t> self.message_bytes_limit:
             raise _excess("message", total, self.message_bytes_limit, "message")
         for index in range(prefix.frame_count):
             memcpy(&entry, table + index * ENTRY_BYTES, ENTRY_BYTES)
             if entry.path or entry.memory or entry.flags or entry.descriptor_bytes:
-                raise _violation(f"frame {index} comes by a path that was not negotiated")
+                self._check_offer(&entry, index)
+                descriptor_bytes[0] += entry.descriptor_bytes
+                offered += entry.nbytes
             if entry.nbytes > <uint64_t> self.message_bytes_limit - total:
                 raise _excess("message", total + entry.nbytes, self.message_bytes_limit, "message")
             total += entry.nbytes
-        return <Py_ssize_t> total
+        return <Py_ssize_t> (total - offered) + descriptor_bytes[0]
 
-    cdef tuple _copy_out(self, Prefix *prefix, const char *table):
+    cdef _check_offer(self, Entry *entry, Py_ssize_t index):
+        if entry.memory or entry.flags or entry.path == STREAM or not self.paths >> entry.path & 1:
+            raise _violation(f"frame {index} comes by a path that was not negotiated")
+        if entry.nbytes < OFFER_BYTES:
+            raise _violation(f"a frame of {entry.nbytes} bytes on offer: too small")
+        if entry.descriptor_bytes != descriptor_bytes_of(entry.path):
+            raise _violation(f"a descriptor of {entry.descriptor_bytes} bytes")
+
+    cdef _check_requested(self, Prefix *prefix, const char *table):
+        cdef Entry entry
+        cdef uint64_t nbytes
+        cdef Py_ssize_t index
+        for index in range(prefix.frame_count):
+            memcpy(&entry, table + index * ENTRY_BYTES, ENTRY_BYTES)
+            nbytes = self.requested.items[index].nbytes
+            if entry.path or entry.memory or entry.flags or entry.descriptor_bytes:
+                raise _violation("requested frames that do not come by the stream")
+            if entry.nbytes != nbytes:
+                raise _violation(f"a frame of {entry.nbytes} bytes, which was {nbytes} on offer")
+
+    cdef tuple _copy_out(self, Prefix *prefix, const char *table, Py_ssize_t descriptor_bytes):
         """A message that is whole in the staging buffer."""
-        cdef char *data = <char *> table + prefix.frame_count * ENTRY_BYTES
+        cdef const char *descriptor = table + prefix.frame_count * ENTRY_BYTES
+        cdef char *data = <char *> descriptor + descriptor_bytes
         cdef Entry entry
         cdef char *memory = NULL
         cdef Py_ssize_t index
@@ -293,67 +299,86 @@ cdef class Assembler:
         data += prefix.header_bytes
         for index in range(prefix.frame_count):
             memcpy(&entry, table + index * ENTRY_BYTES, ENTRY_BYTES)
-            frames.append(_new_frame(entry.nbytes, &memory))
-            memcpy(memory, data, entry.nbytes)
-            data += entry.nbytes
+            memory = self._place(frames, &entry, &descriptor)
+            if entry.path == STREAM:
+                memcpy(memory, data, entry.nbytes)
+                data += entry.nbytes
         self.start = data - self.staging.data
         self.message_count += 1
         return header, frames
 
-    cdef _begin_filling(self, Prefix *prefix, const char *table):
-        """Allocate the final memory of a larger message and give it what has arrived."""
-        cdef Entry entry
-        cdef Py_ssize_t index
+    cdef char *_place(self, list frames, const Entry *entry, const char **descriptor) except NULL:
+        """Memory for the next frame; if it is on offer, `offers` tells of it."""
         cdef char *memory = NULL
-        cdef list frames = []
-        cdef const char *after_table = table + prefix.frame_count * ENTRY_BYTES
-        self.vectors = <iovec *> malloc((1 + prefix.frame_count) * sizeof(iovec))
-        if self.vectors == NULL:
+        frame = _new_frame(entry.nbytes, &memory)
+        frames.append(frame)
+        if entry.path != STREAM:
+            if self.offers is None:
+                self.offers = Offers(self.message_count)
+            self.offers._add(memory, len(frames) - 1, entry, descriptor[0])
+            self.offers.frames.append(frame)
+            descriptor[0] += entry.descriptor_bytes
+        return memory
+
+    cdef _begin_filling(self, Prefix *prefix, const char *table, Py_ssize_t descriptor_bytes):
+        """Give the header of a larger message its memory, and the first frames theirs."""
+        cdef char *memory = NULL
+        cdef Py_ssize_t table_bytes = prefix.frame_count * ENTRY_BYTES
+        free(self.table)
+        self.table = <char *> malloc(table_bytes + descriptor_bytes + 1)
+        if self.table == NULL:
             raise MemoryError()
-        self.vector_count = self.vector_index = 0
-        # The table is read where it is staged, also after self.start has gone past it.
-        self.start = after_table - self.staging.data
+        memcpy(self.table, table, table_bytes + descriptor_bytes)
+        self.entry = self.table
+        self.descriptor = self.table + table_bytes
+        self.start += PREFIX_BYTES + table_bytes + descriptor_bytes
+        self._begin_vectors()
         self.header = _new_frame(prefix.header_bytes, &memory)
         self._give(memory, prefix.header_bytes)
-        for index in range(prefix.frame_count):
-            memcpy(&entry, table + index * ENTRY_BYTES, ENTRY_BYTES)
-            frames.append(_new_frame(entry.nbytes, &memory))
-            self._give(memory, entry.nbytes)
-        self.frames = frames
-        self.message_count += 1
+        self.frames = []
+        self.frame_count = prefix.frame_count
+        self._fill_more()
 
-    cdef void _give(self, char *data, Py_ssize_t nbytes) noexcept:
-        """Fill a buffer from the staged bytes; what they cannot fill becomes a vector."""
-        cdef Py_ssize_t staged = min(nbytes, self.end - self.start)
-        memcpy(data, self.staging.data + self.start, staged)
-        self.start += staged
-        if staged < nbytes:
-            self.vectors[self.vector_count].iov_base = data + staged
-            self.vectors[self.vector_count].iov_len = nbytes - staged
-            self.vector_count += 1
-            self.missing_bytes += nbytes - staged
+    cdef _fill_more(self):
+        """Give the next frames their memory: all large ones at once, small ones not far ahead."""
+        cdef Entry entry
+        cdef char *memory
+        cdef Py_ssize_t ahead_bytes = 0
+        if self.missing_bytes == 0:
+            self._begin_vectors()
+        while self.frame_count > 0 and (ahead_bytes < AHEAD_BYTES or self.missing_bytes == 0):
+            memcpy(&entry, self.entry, ENTRY_BYTES)
+            memory = self._place(self.frames, &entry, &self.descriptor)
+            if entry.path == STREAM:
+                self._give(memory, entry.nbytes)
+            if entry.nbytes < POOLED_BYTES:
+                ahead_bytes += FRAME_COST_BYTES + <Py_ssize_t> entry.nbytes
+            self.entry += ENTRY_BYTES
+            self.frame_count -= 1
+        if self.frame_count == 0:
+            self.message_count += 1
+
+    cdef _begin_requested(self, Prefix *prefix):
+        """Fill from the stream what could not be fetched."""
+        cdef uint64_t index
+        self.start += PREFIX_BYTES + prefix.frame_count * ENTRY_BYTES
+        self._begin_vectors()
+        self.filling_requested = True
+        for index in range(self.requested.count):
+            self._give(self.requested.items[index].data, self.requested.items[index].nbytes)
+        return None if self.missing_bytes > 0 else self._whole()
 
     cdef _end_of_record(self, Prefix *prefix):
-        """Act on a record that is not a message; there is no message then."""
+        """Act on a record that is not a message."""
         self.start += PREFIX_BYTES
+        content = self.take_staged(prefix.header_bytes)
         if prefix.kind == ERROR:
-            text = self.take_staged(prefix.header_bytes).decode("utf-8", "replace")
+            text = content.decode("utf-8", "replace")
             raise ProtocolError(f"the peer ended the connection: {text}")
+        if prefix.kind != CLOSE:
+            return _control(prefix.kind, prefix.sequence, content)
         self.close_received = True
-        if self.start < self.end:
-            raise _violation("bytes after the close record")
-
-    cdef void _make_room(self) except *:
-        """Room for more staged bytes, by moving them to the front or to more memory."""
-        cdef Py_ssize_t staged = self.end - self.start
-        cdef Buffer old = self.staging
-        cdef Buffer grown = old
-        if staged == old.nbytes:
-            # Twice what has arrived, not what is claimed.
-            grown = allocate(2 * old.nbytes)
-        memmove(grown.data, old.data + self.start, staged)
-        self.staging = grown
-        self.start, self.end = 0, staged
+        return self._parse()        # only what was requested may follow
 
 
 cdef _new_frame(Py_ssize_t nbytes, char **memory):
@@ -365,6 +390,14 @@ cdef _new_frame(Py_ssize_t nbytes, char **memory):
     plain = PyByteArray_FromStringAndSize(NULL, nbytes)
     memory[0] = PyByteArray_AS_STRING(plain)
     return PyMemoryView_FromObject(plain)
+
+
+cdef Control _control(int kind, uint64_t sequence, bytes content):
+    cdef Control control = Control.__new__(Control)
+    control.kind = kind
+    control.sequence = sequence
+    control.content = content
+    return control
 
 
 cdef _violation(what):

@@ -19,7 +19,7 @@ from dask_fabric.errors import UnavailableError
 class FabricBackend(Backend):
     """``fabric://``: the best that both ends have; encrypted where Dask gives a TLS context."""
 
-    scheme: ClassVar[Scheme] = Scheme("fabric", tls="if given", unix=True)
+    scheme: ClassVar[Scheme] = Scheme("fabric", tls="if given", fast=True)
 
     def __init__(self) -> None:
         self._connector = FabricConnector(self.scheme)

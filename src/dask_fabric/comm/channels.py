@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import os
 import socket
 import ssl
 from collections.abc import Callable
 from typing import Any
 
+from dask_fabric.comm.paths import Negotiator, describe
+from dask_fabric.comm.security import Scheme
 from dask_fabric.config import Settings
 from dask_fabric.engine.channel import Channel
 from dask_fabric.wire.hello import Handshake, Hello
 
 
 def make_channel(
-    scheme: str,
+    scheme: Scheme,
     loop: asyncio.AbstractEventLoop,
     sock: socket.socket,
     settings: Settings,
@@ -31,7 +32,7 @@ def make_channel(
 
     Parameters
     ----------
-    scheme : str
+    scheme : Scheme
         The scheme that this side was given, to be told to the peer.
     loop : asyncio.AbstractEventLoop
         The running loop.
@@ -55,10 +56,16 @@ def make_channel(
     OSError
         The connection is gone already.
     """
-    hello = _hello(scheme, settings, os.getpid(), address)
-    handshake = Handshake(hello, server_side, refuse)
+    hello = describe(
+        scheme.name, settings, ssl_context is not None, scheme.fast, os.getpid(), address
+    )
+    negotiator = Negotiator(sock, hello)
+    if server_side:
+        handshake = Handshake(hello, server_side, refuse, negotiator.answer)
+    else:
+        handshake = Handshake(hello, server_side, refuse)
     if ssl_context is None:
-        return Channel(loop, sock, handshake, settings)
+        return Channel(loop, sock, handshake, settings, negotiator)
 
     from dask_fabric.engine.tls import TLSChannel
 
@@ -67,21 +74,11 @@ def make_channel(
         sock,
         handshake,
         settings,
+        negotiator,
         ssl_context=ssl_context,
         server_side=server_side,
         server_hostname=server_hostname,
     )
-
-
-@functools.lru_cache(maxsize=256)
-def _hello(scheme: str, settings: Settings, pid: int, address: str) -> Hello:
-    """Say of this process what a peer may need to know."""
-    limits = {
-        "frames": settings.frame_count_limit,
-        "header": settings.header_bytes_limit,
-        "message": settings.message_bytes_limit,
-    }
-    return Hello(scheme=scheme, pid=pid, limits=limits, address=address)
 
 
 async def open_channel(channel: Any, loop: asyncio.AbstractEventLoop, seconds: float) -> None:

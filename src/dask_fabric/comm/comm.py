@@ -88,7 +88,12 @@ class FabricComm(Comm):
     @property
     def paths(self) -> dict[str, str]:
         """The name of the path by which large frames travel, for each kind of memory."""
-        return {"host": "stream"}
+        return dict(self._channel.choice.paths)
+
+    @property
+    def refused_paths(self) -> dict[str, str]:
+        """The paths that are not in use, each with the reason."""
+        return dict(self._channel.choice.refused)
 
     def statistics(self) -> dict[str, Any]:
         """Give the channel's counters with the addresses, stream and paths they belong to."""
@@ -97,6 +102,7 @@ class FabricComm(Comm):
             "peer_address": self._peer_addr,
             "control_stream": self.control_stream,
             "paths": self.paths,
+            "refused": self.refused_paths,
             **self._channel.statistics(),
         }
 
@@ -201,7 +207,7 @@ class FabricComm(Comm):
         self._channel.abort()
 
     def closed(self) -> bool:
-        return self._channel.closed
+        return self._channel.ended()
 
     def _raise_closed(self) -> None:
         try:

@@ -84,7 +84,7 @@ class FabricConnector(Connector):
         except (ValueError, OverflowError) as exc:  # UnicodeError is a ValueError
             raise OSError(f"{peer_addr} is no address that can be connected to: {exc}") from exc
         opened = None
-        if self.scheme.unix and settings.unix_sockets and ssl_context is None:
+        if self.scheme.fast and settings.unix_sockets and ssl_context is None:
             opened = await self._open_unix(loop, targets, settings)
         if opened is None:
             server_hostname = connection_args.get("server_hostname") or host
@@ -114,7 +114,7 @@ class FabricConnector(Connector):
         sock = await _connect_to_any(loop, targets)
         try:
             channel = make_channel(
-                self.scheme.name,
+                self.scheme,
                 loop,
                 sock,
                 settings,
@@ -147,7 +147,7 @@ class FabricConnector(Connector):
             return None
         try:
             channel = make_channel(
-                self.scheme.name,
+                self.scheme,
                 loop,
                 sock,
                 settings,

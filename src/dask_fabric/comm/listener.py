@@ -123,7 +123,7 @@ class FabricListener(BaseListener):
             self._loop.add_reader(sock, self._accept, sock, self._take)
         self._bound = self._sockets[0].getsockname()
         self._families = [sock.family for sock in self._sockets]
-        if self.scheme.unix and self._ssl_context is None and self._settings.unix_sockets:
+        if self.scheme.fast and self._ssl_context is None and self._settings.unix_sockets:
             self._listen_unix(backlog_count)
         runtime.watch_memory(self, getattr(self.comm_handler, "__self__", None))
 
@@ -239,7 +239,7 @@ class FabricListener(BaseListener):
     ) -> None:
         try:
             channel = make_channel(
-                self.scheme.name,
+                self.scheme,
                 self._loop,
                 sock,
                 self._settings,

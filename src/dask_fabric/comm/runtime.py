@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from dask_fabric import config
+from dask_fabric.comm.paths import allow_ptrace
 from dask_fabric.config import Settings
-from dask_fabric.engine import threads
+from dask_fabric.engine import native
 from dask_fabric.memory import pool
 
 _applied: Settings | None = None
@@ -25,11 +26,13 @@ def settings() -> Settings:
     global _applied
     current = config.load()
     if current is not _applied:
-        threads.configure(current.engine_thread_count)
+        native.configure(current.engine_thread_count)
         pool.configure(
             max_idle_bytes=current.pool_max_idle_bytes,
             idle_seconds=current.pool_idle_timeout_seconds,
         )
+        if current.cma_enabled and current.cma_allow_ptrace:
+            allow_ptrace()
         _applied = current
     return current
 

@@ -44,13 +44,13 @@ class Scheme:
         As in ``name://``.
     tls : {"never", "if given", "always"}
         Whether an ``ssl_context`` among the connection's arguments is used, or even required.
-    unix : bool
-        Whether a Unix socket may take the place of TCP within a host.
+    fast : bool
+        Whether anything may take the place of one TCP stream: a Unix socket, or another path.
     """
 
     name: str
     tls: Literal["never", "if given", "always"]
-    unix: bool = False
+    fast: bool = False
 
     @property
     def prefix(self) -> str:

@@ -163,9 +163,18 @@ def is_welcome(sock: socket.socket, name: object) -> bool:
 
 def peer_uid(sock: socket.socket) -> int:
     """Give the user who connected, or who listens, at the other end of a Unix socket."""
+    return _peer_credentials(sock)[1]
+
+
+def peer_pid(sock: socket.socket) -> int:
+    """Give the process that connected, or listens, as this one sees it; 0 where it does not."""
+    return _peer_credentials(sock)[0]
+
+
+def _peer_credentials(sock: socket.socket) -> tuple[int, int, int]:
     return _CREDENTIALS.unpack(
         sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    )[1]
+    )
 
 
 def client_address(target: str, name: bytes) -> str:

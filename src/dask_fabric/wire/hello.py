@@ -32,6 +32,7 @@ HELLO_BYTES_LIMIT = 65536
 TEXT_BYTES_LIMIT = 4096
 NAME_BYTES_LIMIT = 256
 ENTRY_COUNT_LIMIT = 256
+OMITTED_IF_EMPTY = ("refused", "boot", "cma", "address", "error")
 NESTING_LIMIT = 16
 
 
@@ -53,6 +54,13 @@ class Hello:
         Room for later versions: what the side can do and would use if both can.
     limits : mapping of str to int
         The most that this side takes: ``frames`` (count), ``header`` and ``message`` (bytes).
+    refused : mapping of str to str
+        Paths that this side will not use with this peer, each with the reason.
+    boot : str
+        What names the running system of this host, the same for all its processes.
+    cma : mapping
+        ``address`` (int) and ``nonce`` (bytes): what stands where in this process's memory, so that
+        the peer can find out whether it may read it.
     address : str
         Over a Unix socket: the ``host:port`` that a client wants, or that a server listens on.
     error : str
@@ -67,6 +75,9 @@ class Hello:
     authentication: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
     limits: Mapping[str, int] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+    boot: str = ""
+    cma: Mapping[str, int | bytes] = field(default_factory=dict)
     address: str = ""
     error: str = ""
 
@@ -79,7 +90,7 @@ class Hello:
             The hello is larger than the protocol allows.
         """
         content = {item.name: getattr(self, item.name) for item in fields(self)}
-        content = {k: v for k, v in content.items() if v or k not in ("address", "error")}
+        content = {k: v for k, v in content.items() if v or k not in OMITTED_IF_EMPTY}
         body = msgpack.packb(content)
         if len(body) > HELLO_BYTES_LIMIT:
             raise ValueError(f"a hello of {len(body)} bytes; at most {HELLO_BYTES_LIMIT} may be")
@@ -99,7 +110,7 @@ class Hello:
         ProtocolError
             *body* is not a msgpack map with the fields of a hello.
         """
-        content = _unpack(body)
+        content = unpack_map(body)
         if not content.get("error"):
             for key in ("scheme", "paths", "memory"):
                 if key not in content:
@@ -142,6 +153,19 @@ def _is_counts(value: object) -> bool:
     return isinstance(value, dict) and all(map(_is_count, value.values()))
 
 
+def is_reasons(value: object) -> bool:
+    """Whether a decoded value is a map of names to names."""
+    return isinstance(value, dict) and all(map(_is_name, value.values()))
+
+
+def _is_memory(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and _is_count(value.get("address"))
+        and isinstance(value.get("nonce"), bytes)
+    )
+
+
 FIELD_CHECKS: dict[str, Callable[[object], bool]] = {
     "scheme": _is_name,
     "software": _is_name,
@@ -151,12 +175,22 @@ FIELD_CHECKS: dict[str, Callable[[object], bool]] = {
     "authentication": _is_names,
     "features": _is_names,
     "limits": _is_counts,
+    "refused": is_reasons,
+    "boot": _is_name,
+    "cma": _is_memory,
     "address": _is_name,
     "error": _is_text,
 }
 
 
-def _unpack(body: bytes) -> dict:
+def unpack_map(body: bytes) -> dict:
+    """Decode one untrusted map, within narrow bounds.
+
+    Raises
+    ------
+    ProtocolError
+        It is something else, or larger.
+    """
     try:
         content = msgpack.unpackb(
             body,
@@ -249,9 +283,15 @@ class Handshake:
     refuse : callable, optional
         Called with the peer's good `Hello`; what it returns, unless empty, is the reason to turn
         the peer away.
+    answer : callable, optional
+        For a server: called with the client's good `Hello`; gives the hello to send in place of
+        *hello*.
 
     Attributes
     ----------
+    hello : Hello
+        What this side says, or said, of itself.
+    server_side : bool
     state : State
         Where the handshake stands.
     peer : Hello or None
@@ -265,15 +305,16 @@ class Handshake:
         hello: Hello,
         server_side: bool,
         refuse: Callable[[Hello], str | None] | None = None,
+        answer: Callable[[Hello], Hello] | None = None,
     ) -> None:
         self.hello = hello
         self.peer: Hello | None = None
         self.version: tuple[int, int] | None = None
         self.state = State.PREAMBLE if server_side else State.SILENT
-        self._server_side = server_side
+        self.server_side = server_side
         self._transitions = SERVER_TRANSITIONS if server_side else CLIENT_TRANSITIONS
         self._refuse = refuse
-        self._greeting = hello.encoded
+        self._answer = answer
         self._buffer = bytearray()
         self._wanted_bytes = PREAMBLE_BYTES
 
@@ -287,7 +328,7 @@ class Handshake:
         if self.state not in (State.SILENT, State.ANSWER):
             return b""
         self._advance(Event.SEND)
-        return self._greeting
+        return self.hello.encoded
 
     def receive(self, data: bytes | bytearray | memoryview) -> int:
         """Take bytes that arrived.
@@ -330,11 +371,11 @@ class Handshake:
         state, start = self.state, bytes(self._buffer)
         self._advance(Event.FAILURE)
         if state is State.PREAMBLE and not MAGIC.startswith(start[: len(MAGIC)]):
-            raise unknown(start, self.hello.scheme, self._server_side)
-        peer = "client" if self._server_side else "server"
+            raise unknown(start, self.hello.scheme, self.server_side)
+        peer = "client" if self.server_side else "server"
         if start or self.version:
             raise ProtocolError(f"the {peer} closed the connection in the middle of the handshake")
-        advice = "" if self._server_side else " (is the address right? does it want TLS?)"
+        advice = "" if self.server_side else " (is the address right? does it want TLS?)"
         raise ProtocolError(f"the {peer} closed the connection before its hello{advice}")
 
     def _advance(self, event: Event) -> None:
@@ -346,7 +387,7 @@ class Handshake:
     def _read(self) -> None:
         whole = len(self._buffer) == self._wanted_bytes
         if self.state is State.PREAMBLE:
-            raise_if_foreign(bytes(self._buffer), self.hello.scheme, self._server_side)
+            raise_if_foreign(bytes(self._buffer), self.hello.scheme, self.server_side)
             if whole:
                 self._read_preamble()
         elif whole:
@@ -372,11 +413,13 @@ class Handshake:
     def _read_hello(self) -> None:
         peer = _decoded(bytes(self._buffer))
         if peer.error:
-            side = "client" if self._server_side else "server"
+            side = "client" if self.server_side else "server"
             raise RefusedError(f"the {side} refused the connection: {_one_line(peer.error)}")
         reason = self._refuse(peer) if self._refuse else None
         if reason:
             raise RefusedError(reason, self._refusal(reason))
+        if self._answer:
+            self.hello = self._answer(peer)
         self._buffer.clear()
         self.peer = peer
         self._advance(Event.HELLO)
@@ -384,13 +427,13 @@ class Handshake:
     def _fail(self, error: ProtocolError) -> None:
         replied = isinstance(error, (ForeignProtocolError, RefusedError))
         # A client whose server speaks another version cannot know what that one would read.
-        if not replied and (self._server_side or self.version):
+        if not replied and (self.server_side or self.version):
             error.reply = self._refusal(str(error))
         self._advance(Event.FAILURE)
 
     def _refusal(self, reason: str) -> bytes:
         text = reason.encode()[:TEXT_BYTES_LIMIT].decode(errors="ignore")
-        if self._server_side:
+        if self.server_side:
             return Hello(scheme=self.hello.scheme, error=text).encode()
         return error_record(text)  # the server took our hello already: it reads records by now
 

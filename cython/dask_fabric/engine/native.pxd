@@ -1,0 +1,7 @@
+"""Native threads: starting them, and how many there shall be."""
+
+ctypedef void *(*ThreadMain)(void *) noexcept nogil
+
+cdef int thread_goal() noexcept nogil
+cdef int start_thread(ThreadMain main, void *argument) noexcept nogil
+cdef void prepare_thread(const char *name) noexcept nogil

@@ -1,0 +1,46 @@
+"""Native threads: starting them, and how many there shall be."""
+
+from dask_fabric.linux cimport (
+    SIG_SETMASK, pthread_create, pthread_detach, pthread_self, pthread_setname_np, pthread_sigmask,
+    pthread_t, sigfillset, sigset_t,
+)
+
+cdef enum:
+    THREAD_COUNT_LIMIT = 64
+
+cdef int thread_count_goal = 1
+
+
+def configure(int thread_count):
+    """Set the number of native threads of each kind; threads that run already stay.
+
+    Parameters
+    ----------
+    thread_count : int
+        From 1 to 64.
+    """
+    global thread_count_goal
+    if not 1 <= thread_count <= THREAD_COUNT_LIMIT:
+        raise ValueError(f"thread_count is {thread_count}: use 1 to {THREAD_COUNT_LIMIT}")
+    thread_count_goal = thread_count
+
+
+cdef int thread_goal() noexcept nogil:
+    return thread_count_goal
+
+
+cdef int start_thread(ThreadMain main, void *argument) noexcept nogil:
+    """Start a thread that nobody waits for; 0, or the errno."""
+    cdef pthread_t thread
+    cdef int error = pthread_create(&thread, NULL, main, argument)
+    if error == 0:
+        pthread_detach(thread)
+    return error
+
+
+cdef void prepare_thread(const char *name) noexcept nogil:
+    """What a thread does first: signals are for Python's main thread."""
+    cdef sigset_t signals
+    sigfillset(&signals)
+    pthread_sigmask(SIG_SETMASK, &signals, NULL)
+    pthread_setname_np(pthread_self(), name)

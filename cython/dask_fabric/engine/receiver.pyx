@@ -1,0 +1,387 @@
+"""The receiving half of a channel.
+
+The loop itself reads what is small; what is large is one job of the engine. Frames that the peer offers
+are fetched from its memory, into theirs, before their message is delivered.
+"""
+
+import os
+from collections import deque
+
+cimport cython
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+
+from dask_fabric.engine.copies cimport Copy
+from dask_fabric.engine.link cimport Link
+from dask_fabric.linux cimport MSG_DONTWAIT, recv
+from dask_fabric.paths.cma cimport read_memory
+from dask_fabric.paths.stream cimport COMPLETE, END_OF_STREAM, RECEIVE
+from dask_fabric.wire.framing cimport Assembler, Control, Offer, Offers
+from dask_fabric.wire.records cimport ACKNOWLEDGE, FRAMES, REQUEST, plain_record
+
+from dask_fabric.errors import ChannelClosedError, ProtocolError
+from dask_fabric.wire.records import error_record
+
+cdef enum:
+    TURN_BYTES = 1 << 20        # what the loop moves itself before it sees to others
+    FETCHED_INLINE_BYTES = 2 << 20      # what it copies itself: less time than the hop to a thread
+    MESSAGE_COST_BYTES = 1 << 10
+
+
+@cython.auto_pickle(False)
+@cython.final
+cdef class Arrived:
+    """A message that waits for its frames, or for somebody who wants it."""
+
+
+@cython.auto_pickle(False)
+cdef class Receiver(Link):
+    """The receiving half of a channel."""
+
+    def __init__(self, loop, sock, settings):
+        Link.__init__(self, loop, sock)
+        self.bulk_bytes = settings.stream_bulk_bytes
+        self.message_bytes_limit = settings.message_bytes_limit
+        self.assembler = Assembler(
+            settings.header_bytes_limit, settings.message_bytes_limit, settings.frame_count_limit
+        )
+        self.backlog = deque()
+
+    def receive_nowait(self):
+        """The next message, where it is here already.
+
+        Returns
+        -------
+        tuple of (bytes or memoryview, list of memoryview) or None
+            Header and frames.
+
+        Raises
+        ------
+        ProtocolError
+            The peer broke the protocol; the channel is closed.
+        """
+        if self.closed and self.error is None:
+            raise self._why_closed()    # this side closed, and wants to read no more
+        try:
+            message = self._next()
+            self._after_process()
+            return message
+        except BaseException as error:
+            self._fail(error)
+            raise
+
+    def receive(self):
+        """Wait for the next message.
+
+        Returns
+        -------
+        asyncio.Future
+            Of header and frames, as from `receive_nowait`. Who cancels it must abort the channel.
+
+        Raises
+        ------
+        ChannelClosedError
+            The channel is closed and every message that came before was received.
+        """
+        if self.waiter is not None and not self.closed:
+            raise RuntimeError("another receive() of this channel is pending")
+        message = self.receive_nowait()
+        if message is None:
+            self._check_open()
+        waiter = self.loop.create_future()
+        if message is not None:
+            waiter.set_result(message)
+            return waiter
+        self.waiter = waiter
+        self._read_bulk()
+        return waiter
+
+    # ------------------------------------------------------------ bytes
+
+    def _on_readable(self):
+        cdef Py_ssize_t moved = 0, turn_bytes = 0
+        try:
+            while turn_bytes < TURN_BYTES and not self.receive_job and not self.closed:
+                moved = self._read_some()
+                if moved <= 0:
+                    break
+                turn_bytes += moved
+                self.assembler.received(moved)
+                if self.assembler.missing_bytes == 0:
+                    self._process()
+                    if self.assembler.missing_bytes == 0:
+                        return
+            if moved == 0:
+                self._end_of_stream()
+        except Exception as error:
+            self._fail(error)
+
+    cdef Py_ssize_t _read_some(self) except -2:
+        """Read once; 0 at the end of the stream, -1 where nothing is there yet."""
+        cdef Py_ssize_t room_bytes = 0
+        cdef char *room = self.assembler.room(&room_bytes)
+        cdef ssize_t moved = recv(self.fd, room, min(room_bytes, <Py_ssize_t> TURN_BYTES), MSG_DONTWAIT)
+        if moved >= 0:
+            self.bytes_received += moved
+            return moved
+        if errno == EAGAIN or errno == EINTR:
+            return -1
+        raise OSError(errno, os.strerror(errno))
+
+    cdef _read_bulk(self):
+        """A receiver waits: let the engine fetch what is large, or the loop watch for the rest."""
+        if self.receive_job or self.fetch_job or self.closed:
+            return
+        if self.assembler.missing_bytes <= self.bulk_bytes:
+            self._watch_readable(True)
+            return
+        self._watch_readable(False)
+        self.receive_job_count += 1
+        self.receive_job = self.port.submit(
+            self.fd, RECEIVE, self.assembler.vectors + self.assembler.vector_index,
+            self.assembler.vector_count - self.assembler.vector_index, self,
+        )
+
+    def _job_ended(self, uint64_t job, int progress, int error, size_t moved_bytes):
+        try:
+            if job == self.receive_job:
+                self._received(progress, error, moved_bytes)
+            elif job == self.fetch_job:
+                self._fetched(error)
+        except Exception as failure:
+            self._fail(failure)
+
+    def _received(self, int progress, int error, size_t moved_bytes):
+        self.receive_job = 0
+        self.bytes_received += moved_bytes
+        if progress == COMPLETE:
+            self.assembler.filled()
+            self._watch_readable(True)
+            self._process()
+        elif progress == END_OF_STREAM:
+            self._end_of_stream()
+        else:
+            raise OSError(error, os.strerror(error))
+
+    cdef _read_rest(self):
+        """Nothing can be sent any more; what the peer sent before that is still of use."""
+        cdef Py_ssize_t moved = 1
+        while moved > 0 and not self.receive_job and not self.closed:
+            moved = self._read_some()
+            if moved > 0:
+                self.assembler.received(moved)
+                if self.assembler.missing_bytes == 0:
+                    self._process()
+
+    def _end_of_stream(self):
+        if self.assembler.close_received or self.assembler.ends_in_close():
+            text = "the peer closed the connection"
+        elif self.assembler.missing_bytes or self.assembler.staged_bytes() or self.fetch_job:
+            text = "the peer's end was lost in the middle of a message"
+        else:
+            text = "the peer's end was lost (its process died, or it aborted the connection)"
+        self._fail(ChannelClosedError(text))
+
+    # ------------------------------------------------------------ records
+
+    cdef _process(self):
+        """Do what the bytes that have arrived allow."""
+        if self.waiter is None or self.fetch_job:
+            self._process_unawaited()
+        elif not self._is_open():
+            self._process_handshake()
+        else:
+            message = self.receive_nowait()
+            if message is not None:
+                self._finish_waiter(message)
+                self._after_process()
+            else:
+                self._read_bulk()
+
+    cdef _process_unawaited(self):
+        """Nobody wants a message now; but answers are for this side's own frames."""
+        if not self._is_open():
+            return
+        if self._discards():
+            while self._take_record():
+                self.backlog.clear()
+        elif self.assembler.close_received or self.assembler.ends_in_close():
+            # The peer waits, not for long, until what it offered is fetched.
+            while self._take_record():
+                pass
+            self._fetch_ahead()
+        else:
+            while self.assembler.control_is_next():
+                self._take_record()
+        self._after_process()
+        if self.assembler.staging_is_full():
+            self._watch_readable(False)
+        elif self._discards():
+            self._read_bulk()
+
+    cdef _next(self):
+        """The next message that is whole and fetched, or None."""
+        cdef Arrived first
+        if not self.backlog:
+            record = self.assembler.next_record()
+            if record is None:
+                return None
+            if type(record) is tuple and self.assembler.offers is None:
+                return record           # nearly always
+            self._keep(record)
+        while True:
+            if self.backlog:
+                first = self.backlog[0]
+                if first.offers is None:
+                    self.backlog.popleft()
+                    self.backlog_bytes -= first.nbytes
+                    return first.message
+                if self.fetch_job:
+                    return None
+                if self.requested is None:
+                    self._fetch(first)
+                    continue
+            if not self._take_record():
+                return None
+
+    cdef bint _take_record(self) except -1:
+        """Act on the next record, or put it off if it is a message; False where none is whole."""
+        record = self.assembler.next_record()
+        if record is None:
+            return False
+        self._keep(record)
+        return True
+
+    cdef _keep(self, record):
+        cdef Arrived arrived
+        if type(record) is tuple:
+            arrived = Arrived.__new__(Arrived)
+            arrived.message = record
+            arrived.offers = self.assembler.take_offers()
+            arrived.nbytes = MESSAGE_COST_BYTES + len(record[0]) + sum(map(len, record[1]))
+            if self.backlog_bytes > self.message_bytes_limit:
+                text = "protocol violation: messages instead of the frames that were requested"
+                raise ProtocolError(text, error_record(text))
+            self.backlog_bytes += arrived.nbytes
+            self.backlog.append(arrived)
+        elif (<Control> record).kind == FRAMES:
+            requested, self.requested = self.requested, None
+            requested.offers = None
+        else:
+            self._on_control(record)
+
+    # ------------------------------------------------------------ fetching
+
+    cdef _fetch_ahead(self):
+        """Fetch for messages that nobody awaits yet."""
+        cdef Arrived arrived
+        for arrived in list(self.backlog):
+            if self.fetch_job or self.requested is not None:
+                return
+            if arrived.offers is not None:
+                self._fetch(arrived)
+
+    cdef _fetch(self, Arrived arrived):
+        """Fetch what is on offer: here and now where it is little, else by the engine."""
+        cdef Offers offers = arrived.offers
+        cdef uint32_t index
+        cdef Offer *offer
+        cdef int error = 0
+        if self.closed:                 # what came before the end is readable, but not fetchable
+            self.backlog.clear()
+            raise self._why_closed()
+        self.fetching = arrived
+        if offers.nbytes > FETCHED_INLINE_BYTES:
+            self._submit_fetch(offers)
+            return
+        for index in range(offers.count):
+            offer = &offers.items[index]
+            error = read_memory(self.peer_pid, offer.data, offer.address, offer.nbytes)
+            if error:
+                break
+        self._end_fetch(error)
+
+    cdef _submit_fetch(self, Offers offers):
+        cdef uint32_t index
+        cdef Copy *copies = <Copy *> malloc(offers.count * sizeof(Copy))
+        if copies == NULL:
+            raise MemoryError()
+        for index in range(offers.count):
+            copies[index] = Copy(
+                offers.items[index].data, offers.items[index].address, offers.items[index].nbytes
+            )
+        try:
+            self.fetch_job = self.port.submit_copies(self.peer_pid, copies, offers.count, self)
+        finally:
+            free(copies)
+
+    def _fetched(self, int error):
+        self.fetch_job = 0
+        self._end_fetch(error)
+        self._watch_readable(True)
+        self._process()
+        self._after_process()
+
+    cdef _end_fetch(self, int error):
+        """The frames are valid only if the peer, who may free them when it has gone, is still there.
+
+        What cannot be read, because of its pages or of a permission, shall be sent instead.
+        """
+        cdef Arrived arrived = self.fetching
+        cdef Offers offers = arrived.offers
+        self.fetching = None
+        if error:
+            self.fetch_failure_count += 1
+            self.requested = arrived
+            self.assembler.requested = offers
+            self._answer(plain_record(REQUEST, offers.sequence))
+            return
+        if self._peer_has_gone():
+            raise ChannelClosedError("the peer's end was lost while its frames were fetched")
+        arrived.offers = None
+        self.fetched_count += offers.count
+        self.fetched_bytes += offers.nbytes
+        self._answer(plain_record(ACKNOWLEDGE, offers.sequence))
+
+    # ------------------------------------------------------------ ends
+
+    cdef _finish_waiter(self, result):
+        waiter, self.waiter = self.waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(result)
+
+    cdef _stop_jobs(self):
+        if self.receive_job:
+            self.port.cancel(self.receive_job)
+        if self.fetch_job:
+            self.port.cancel(self.fetch_job)
+        self.receive_job = self.fetch_job = 0
+
+    cdef _settle(self):
+        self.assembler.abandon()
+        self.fetching = self.requested = None
+        # Without its frames, a message is none.
+        while self.backlog and (<Arrived> self.backlog[len(self.backlog) - 1]).offers is not None:
+            self.backlog.pop()
+        if self.waiter is not None and not self.loop.is_closed() and not self.waiter.done():
+            self.waiter.set_exception(self._why_closed())
+        self.waiter = None
+
+    cdef bint _is_open(self):
+        raise NotImplementedError
+
+    cdef _process_handshake(self):
+        raise NotImplementedError
+
+    cdef _answer(self, bytes record):
+        raise NotImplementedError
+
+    cdef _on_control(self, Control control):
+        raise NotImplementedError
+
+    cdef _after_process(self):
+        raise NotImplementedError
+
+    cdef bint _discards(self):
+        raise NotImplementedError

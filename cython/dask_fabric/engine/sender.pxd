@@ -1,0 +1,40 @@
+"""The sending half of a channel."""
+
+from libc.stdint cimport uint64_t
+
+from dask_fabric.engine.receiver cimport Receiver
+from dask_fabric.engine.sendqueue cimport SendQueue
+
+cdef class Sender(Receiver):
+    cdef SendQueue queue
+    cdef Py_ssize_t inline_bytes
+    cdef bint corked                    # something was sent in this turn of the loop: batch the rest
+    cdef bint answers_wait              # for the end of this turn, and for what else is sent in it
+    cdef uint64_t send_job
+    cdef object drained                 # the future of close(), done when the peer has everything
+    cdef object uncork_callback
+    cdef readonly uint64_t bytes_sent
+    cdef uint64_t send_job_count
+
+    # frames that are offered to the peer instead of being sent
+    cdef int path                       # by which; STREAM for none
+    cdef Py_ssize_t offer_bytes         # from this size on
+    cdef dict held                      # number of the message -> its frames, for the peer to fetch
+    cdef readonly Py_ssize_t held_bytes
+    cdef uint64_t offered_bytes
+    cdef uint64_t offered_count
+    cdef uint64_t fallback_count
+    cdef int fallback_streak
+
+    # what a subclass with another way to the socket replaces
+    cdef _write_some(self)
+
+    cdef _hold(self)
+    cdef list _take_held(self, uint64_t sequence)
+    cdef _acknowledged(self, uint64_t sequence)
+    cdef _send_held(self, uint64_t sequence)
+    cdef _cork(self)
+    cdef _flush(self)
+    cdef _write_bulk(self)
+    cdef _after_write(self)
+    cdef _drain(self)

@@ -1,0 +1,282 @@
+"""The sending half of a channel.
+
+The loop itself writes what is small; what is large is one job of the engine, or is offered to the peer,
+who fetches it from this process's memory: then it is held here until the peer says that it has it.
+"""
+
+import asyncio
+import logging
+import os
+import socket
+
+cimport cython
+from cpython.memoryview cimport PyMemoryView_GET_BUFFER
+from libc.stdint cimport uint64_t
+
+from dask_fabric.engine.receiver cimport Receiver
+from dask_fabric.engine.sendqueue cimport SendQueue
+from dask_fabric.engine.threads cimport moved_bytes
+from dask_fabric.paths.stream cimport (
+    FAILED, SEND, Progress, Transfer, advance, new_transfer,
+)
+from dask_fabric.wire.records cimport STREAM
+
+from dask_fabric.errors import ChannelClosedError, ProtocolError
+from dask_fabric.wire.records import error_record
+
+logger = logging.getLogger(__name__)
+
+cdef enum:
+    TURN_BYTES = 1 << 20        # what the loop moves itself before it sees to others
+    DRAIN_COUNT = 16            # reads that make room for a reply to be received
+    FALLBACK_STREAK = 4         # offers in a row that could not be fetched: no more are made
+
+
+@cython.auto_pickle(False)
+cdef class Sender(Receiver):
+    """The sending half of a channel."""
+
+    def __init__(self, loop, sock, settings):
+        Receiver.__init__(self, loop, sock, settings)
+        self.inline_bytes = settings.stream_inline_bytes
+        self.offer_bytes = settings.cma_threshold_bytes
+        self.path = STREAM
+        self.held = {}
+        self.queue = SendQueue()
+        self.uncork_callback = self._uncork
+
+    def send(self, header, list frames):
+        """Send one message, without waiting for the network or the peer.
+
+        Parameters
+        ----------
+        header : bytes or memoryview
+        frames : list of contiguous buffers
+            Those above the inline limit are sent from their own memory, later; they must not
+            change until then.
+
+        Returns
+        -------
+        int
+            Bytes of the message.
+        """
+        cdef Py_ssize_t nbytes
+        self._check_open()
+        if self.drained is not None:
+            raise ChannelClosedError("the comm is being closed on this side")
+        nbytes = self.queue.put_message(
+            header, frames, self.inline_bytes, self.path, self.offer_bytes
+        )
+        self.bytes_sent += nbytes
+        if self.queue.offered is not None:
+            self._hold()
+        if not self.corked or self.queue.pending_bytes > self.inline_bytes:
+            self._flush()
+            self._check_open()
+            self._cork()
+        return nbytes
+
+    @property
+    def pending_bytes(self):
+        """Bytes that were sent here and that the kernel has not yet taken."""
+        return self.queue.pending_bytes
+
+    # ------------------------------------------------------------ offers
+
+    cdef _hold(self):
+        """Keep the frames on offer until the peer has fetched them."""
+        cdef list offered = self.queue.offered
+        cdef Py_ssize_t nbytes = 0
+        self.queue.offered = None
+        for view in offered:
+            nbytes += PyMemoryView_GET_BUFFER(view).len
+        self.held[self.queue.message_count - 1] = offered
+        self.held_bytes += nbytes
+        self.offered_bytes += nbytes
+        self.offered_count += len(offered)
+
+    cdef list _take_held(self, uint64_t sequence):
+        offered = self.held.pop(sequence, None)
+        if offered is None:
+            text = f"protocol violation: an answer about message {sequence}, which offers nothing"
+            raise ProtocolError(text, error_record(text))
+        for view in offered:
+            self.held_bytes -= PyMemoryView_GET_BUFFER(view).len
+        return offered
+
+    cdef _acknowledged(self, uint64_t sequence):
+        self._take_held(sequence)
+        self.fallback_streak = 0
+        self._after_write()
+
+    cdef _send_held(self, uint64_t sequence):
+        """The peer cannot fetch: its frames go by the stream."""
+        self.queue.put_frames(sequence, self._take_held(sequence))
+        self.fallback_count += 1
+        self.fallback_streak += 1
+        logger.log(
+            logging.WARNING if self.fallback_count == 1 else logging.DEBUG,
+            "The peer %s cannot fetch frames from this process's memory; they are sent",
+            self.peer_sockname,
+        )
+        if self.fallback_streak == FALLBACK_STREAK:
+            self.path = STREAM
+        self._flush()
+
+    # ------------------------------------------------------------ bytes
+
+    cdef _answer(self, bytes record):
+        """Send with what else is sent in this turn of the loop; see `_after_process`."""
+        self.queue.put_bytes(record)
+        self.answers_wait = True
+
+    cdef _after_process(self):
+        # After the wake-up of who waits, so that the answer goes with what that one sends.
+        if self.answers_wait and not self.closed:
+            self.answers_wait = False
+            self._cork()
+
+    cdef _cork(self):
+        if not self.corked:
+            self.corked = True
+            self.loop.call_soon(self.uncork_callback)
+
+    def _uncork(self):
+        self.corked = False
+        if not self.closed:
+            self._flush()
+
+    cdef _flush(self):
+        """Send what is queued: here and now, as far as the socket has room, or by the engine."""
+        if self.queue.pending_bytes == 0 or self.send_job or self.watching_writable:
+            return
+        try:
+            if self.queue.pending_bytes <= self.bulk_bytes:
+                self._write_some()
+                self._after_write()
+            else:
+                self._write_bulk()
+        except OSError as error:
+            self._broken(error)
+
+    def _broken(self, error):
+        """Sending failed: the peer has gone. What it sent before stays readable."""
+        try:
+            self._read_rest()
+        except Exception:
+            pass        # the end of reading too, which `error` tells
+        self._fail(error)
+
+    cdef _write_some(self):
+        """Send what the socket takes now, at most `TURN_BYTES`."""
+        cdef SendQueue queue = self.queue
+        cdef Transfer transfer = new_transfer(
+            self.fd, SEND, queue.vectors + queue.first, queue.last - queue.first
+        )
+        cdef Progress progress = advance(&transfer, TURN_BYTES)
+        if progress == FAILED:
+            raise OSError(transfer.error, os.strerror(transfer.error))
+        queue.consumed(transfer.vector_index, transfer.moved_bytes)
+
+    cdef _write_bulk(self):
+        self.queue.seal()
+        self.send_job_count += 1
+        self.send_job = self.port.submit(
+            self.fd, SEND, self.queue.vectors + self.queue.first,
+            self.queue.last - self.queue.first, self,
+        )
+
+    def _job_ended(self, uint64_t job, int progress, int error, size_t moved_bytes):
+        if job == self.send_job:
+            self._bulk_written(progress, error, moved_bytes)
+        else:
+            Receiver._job_ended(self, job, progress, error, moved_bytes)
+
+    def _bulk_written(self, int progress, int error, size_t moved_bytes):
+        self.send_job = 0
+        if progress == FAILED:
+            self._broken(OSError(error, os.strerror(error)))
+            return
+        self.queue.sent(moved_bytes)
+        if self.queue.pending_bytes:
+            self._flush()
+        else:
+            self._after_write()
+
+    cdef _after_write(self):
+        if self.queue.pending_bytes:
+            if not self.send_job:
+                self._watch_writable(True)
+        elif self.drained is not None and not self.held and not self.drained.done():
+            self.drained.set_result(None)
+
+    def _on_writable(self):
+        self._watch_writable(False)
+        self._flush()
+
+    # ------------------------------------------------------------ ends
+
+    cdef bint _discards(self):
+        """Whether messages of the peer only stand before its answers about held frames."""
+        return self.drained is not None and len(self.held) > 0
+
+    async def _drained(self, timeout_seconds):
+        """Wait until the peer has everything, or takes no more."""
+        left_bytes = self._left_bytes()
+        while left_bytes and not self.closed:
+            await asyncio.wait([self.drained], timeout=timeout_seconds)
+            before_bytes, left_bytes = left_bytes, self._left_bytes()
+            if left_bytes == before_bytes:
+                logger.warning(
+                    "The comm from %s to %s is closed with %d bytes unsent: the peer took nothing "
+                    "for %s s (fabric.timeouts.close in Dask's configuration)",
+                    self.local_sockname, self.peer_sockname, left_bytes, timeout_seconds,
+                )
+                return
+
+    def _left_bytes(self):
+        """What the peer has not fetched and the kernel not taken; a job has moved more than the
+        queue knows."""
+        moved = moved_bytes(self.send_job) if self.send_job else 0
+        return self.held_bytes + self.queue.pending_bytes - moved
+
+    cdef _send_last(self, bytes reply):
+        """What was sent in this turn and held back, and the reply to a faulty peer: one try."""
+        if self.send_job or self.watching_writable:
+            return
+        if reply:
+            self.queue.put_bytes(reply)
+        try:
+            self._write_some()
+            if reply:
+                self._drain()
+        except OSError:
+            pass
+
+    cdef _drain(self):
+        """Closing with unread bytes resets the connection, and a reset can destroy the reply."""
+        self.sock.shutdown(socket.SHUT_WR)
+        for _ in range(DRAIN_COUNT):
+            if self._read_some() <= 0:
+                return
+
+    cdef _stop_jobs(self):
+        Receiver._stop_jobs(self)
+        if self.send_job:
+            self.port.cancel(self.send_job)
+        self.send_job = 0
+        if self.held:
+            # Seen by the peer before the frames are freed, whoever else has this socket open.
+            try:
+                self.sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+
+    cdef _settle(self):
+        self.queue.clear()
+        self.held.clear()
+        self.held_bytes = 0
+        self.uncork_callback = None
+        if self.drained is not None and not self.loop.is_closed() and not self.drained.done():
+            self.drained.set_result(None)
+        Receiver._settle(self)

@@ -1,0 +1,83 @@
+"""Records as they stand on the stream: their layout, and packing them.
+
+The format is written down in docs/wire-protocol.md. All integers are little-endian.
+"""
+
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memcpy
+
+PATH_NAMES = {STREAM: "stream", CMA: "cma", UCX: "ucx"}
+
+
+cdef uint32_t descriptor_bytes_of(int path) noexcept nogil:
+    """The bytes by which a frame is offered: of `cma`, its address in the sender."""
+    return sizeof(uint64_t) if path == CMA else 0
+
+
+cdef void pack_prefix(
+    char *out, RecordKind kind, uint32_t frame_count, uint64_t header_bytes, uint64_t sequence
+) noexcept nogil:
+    # Copied, since what it is written to has no alignment.
+    cdef Prefix prefix = Prefix(kind, 0, 0, frame_count, header_bytes, sequence)
+    memcpy(out, &prefix, PREFIX_BYTES)
+
+
+cdef void pack_entry(char *out, uint64_t nbytes, int path) noexcept nogil:
+    cdef Entry entry = Entry(nbytes, path, 0, 0, descriptor_bytes_of(path))
+    memcpy(out, &entry, ENTRY_BYTES)
+
+
+cdef bytes plain_record(RecordKind kind, uint64_t sequence):
+    """A record that is its prefix."""
+    cdef char out[PREFIX_BYTES]
+    pack_prefix(out, kind, 0, 0, sequence)
+    return PyBytes_FromStringAndSize(out, PREFIX_BYTES)
+
+
+def close_record():
+    """The record after which a side sends nothing more but answers about offered frames.
+
+    Returns
+    -------
+    bytes
+    """
+    return plain_record(CLOSE, 0)
+
+
+def error_record(text):
+    """The record that tells the peer why the connection is about to be closed.
+
+    Parameters
+    ----------
+    text : str
+        Cut to 4096 bytes of UTF-8.
+
+    Returns
+    -------
+    bytes
+    """
+    return _text_record(ERROR, text.encode("utf-8", "replace")[:TEXT_BYTES])
+
+
+def paths_record(content):
+    """The record by which a client completes the negotiation of paths.
+
+    Parameters
+    ----------
+    content : bytes
+        As `dask_fabric.wire.negotiation.encode_refusals` makes it.
+
+    Returns
+    -------
+    bytes
+    """
+    if len(content) > TEXT_BYTES:
+        raise ValueError(f"{len(content)} bytes of refusals; at most {TEXT_BYTES} may be")
+    return _text_record(PATHS, content)
+
+
+cdef bytes _text_record(RecordKind kind, bytes content):
+    cdef char out[PREFIX_BYTES]
+    pack_prefix(out, kind, 0, len(content), 0)
+    return PyBytes_FromStringAndSize(out, PREFIX_BYTES) + content
