@@ -39,3 +39,5 @@ cdef class Channel(Link):
     cdef _write_bulk(self)
     cdef _after_write(self)
     cdef _drain(self)
+    cdef _let_end_follow(self)
+    cdef _end_sending(self)

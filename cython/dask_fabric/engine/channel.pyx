@@ -65,30 +65,58 @@ cdef class Channel(Link):
 
     # ------------------------------------------------------------ opening
 
-    async def open(self):
-        """Exchange hellos with the peer; the caller bounds the time.
+    async def open(self, timeout_seconds=None):
+        """Exchange hellos with the peer. A channel that fails is closed.
+
+        Parameters
+        ----------
+        timeout_seconds : float, optional
+            How long to wait for the peer's.
 
         Raises
         ------
         ProtocolError
             The peer is no fabric peer of this version, or refuses.
-        ChannelClosedError, OSError
-            The peer, or the network, ended the connection.
+        ChannelClosedError
+            The peer closed the connection, or the time is over.
+        OSError
+            The connection broke (``ssl.SSLError`` is one).
         """
+        timer = None
         try:
             self._check_open()
-            self.queue.put_bytes(self.handshake.data_to_send())
-            self._flush()
-            if not self.handshake.done:
-                self._on_readable()     # a client's hello is mostly there when it is accepted
-                self._process_handshake()
-            self._check_open()
-            if not self.handshake.done:
-                self.waiter = self.loop.create_future()
-                await self.waiter
+            if not self._open_nowait():
+                if timeout_seconds is not None:
+                    timer = self.loop.call_later(timeout_seconds, self._give_up, timeout_seconds)
+                await self._opened()
         except BaseException as error:
             self.abort(error)
             raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def _open_nowait(self):
+        """Send what is due, and say whether the peer's hello was there already."""
+        greeting = self.handshake.data_to_send()
+        if greeting:
+            self.queue.put_bytes(greeting)
+            self._flush()
+        else:
+            self._on_readable()     # a client's hello is mostly there when it is accepted
+            self._process_handshake()
+        self._check_open()
+        return self.handshake.done
+
+    async def _opened(self):
+        self.waiter = self.loop.create_future()
+        await self.waiter
+
+    def _give_up(self, timeout_seconds):
+        self._fail(TimeoutError(
+            f"no handshake within {timeout_seconds} seconds (fabric.timeouts.handshake in Dask's "
+            "configuration)"
+        ))
 
     @property
     def peer(self):
@@ -102,12 +130,14 @@ cdef class Channel(Link):
             data = self.assembler.take_staged(staged)
             used = self.handshake.receive(data)
             self.assembler.start -= staged - used
-            answer = self.handshake.data_to_send()
-            if answer:
-                self.queue.put_bytes(answer)
-                self._flush()
         if self.handshake.done:
             self._finish_waiter(None)
+            # A server's hello leaves with its first message, and a client's first message with
+            # what else it says, where the one who opened goes on in the same turn.
+            answer = self.handshake.data_to_send()
+            self.queue.put_bytes(answer)
+            self.corked = not answer
+            self.loop.call_soon(self.uncork_callback)
 
     # ------------------------------------------------------------ receiving
 
@@ -149,6 +179,8 @@ cdef class Channel(Link):
             raise RuntimeError("another receive() of this channel is pending")
         message = self.receive_nowait()
         if message is None:
+            if self.assembler.close_received and not self.closed:
+                self._on_readable()     # the end of the stream is mostly there too
             self._check_open()
         waiter = self.loop.create_future()
         if message is not None:
@@ -169,7 +201,7 @@ cdef class Channel(Link):
                 self.assembler.received(moved)
                 if self.assembler.missing_bytes == 0:
                     self._process()
-                    if self.assembler.missing_bytes == 0:
+                    if self.assembler.missing_bytes == 0 and not self.assembler.close_received:
                         return
             if moved == 0:
                 self._end_of_stream()
@@ -354,17 +386,35 @@ cdef class Channel(Link):
         """
         if self.closed:
             return
+        is_awaited = self.waiter is not None
         try:
             if self.drained is None:
                 self.drained = self.loop.create_future()
                 if self.handshake.done:
                     self.queue.put_bytes(close_record())
+                self._let_end_follow()
                 self._flush()
-            await self._drained(timeout_seconds)
+            if not self.closed and self.queue.pending_bytes:
+                await self._drained(timeout_seconds)
+            self._end_sending()
         finally:
             self.abort()
-        # One turn of the loop: who was waiting in `receive` knows of the end when this returns.
-        await asyncio.sleep(0)
+        if is_awaited:
+            # One turn of the loop: who waits in `receive` knows of the end when this returns.
+            await asyncio.sleep(0)
+
+    cdef _let_end_follow(self):
+        """What is sent from now on leaves with the end of the stream, as far as one segment goes."""
+        if type(self.local_sockname) is tuple and not self.closed:
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+
+    cdef _end_sending(self):
+        # Before the socket is closed: closing with unread bytes drops what has not left.
+        if type(self.local_sockname) is tuple and not self.closed:
+            try:
+                self.sock.shutdown(socket.SHUT_WR)
+            except OSError:     # the peer was faster
+                pass
 
     async def _drained(self, timeout_seconds):
         """Wait until the queue is empty, or the peer takes no more."""

@@ -57,24 +57,16 @@ cdef class TLSChannel(Channel):
         """Name, protocol and secret bits of the cipher in use."""
         return self.cipher_
 
-    async def open(self):
-        """Secure the socket, then exchange hellos.
+    def _open_nowait(self):
+        return False
 
-        Raises
-        ------
-        ssl.SSLError
-            TLS refused: certificates, versions, or a peer without TLS.
-        ProtocolError, ChannelClosedError, OSError
-            As `Channel.open`.
-        """
+    async def _opened(self):
+        """Secure the socket, then exchange hellos."""
         self.waiter = waiter = self.loop.create_future()
         self._secure()
-        try:
-            await waiter
-        except BaseException as error:
-            self.abort(error)
-            raise
-        await Channel.open(self)
+        await waiter
+        if not Channel._open_nowait(self):
+            await Channel._opened(self)
 
     def _secure(self):
         try:

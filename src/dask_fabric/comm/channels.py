@@ -1,4 +1,4 @@
-"""The one place where channels are made and opened, plain or under TLS."""
+"""The one place where channels are made, plain or under TLS."""
 
 from __future__ import annotations
 
@@ -82,25 +82,3 @@ def _hello(scheme: str, settings: Settings, pid: int, address: str) -> Hello:
         "message": settings.message_bytes_limit,
     }
     return Hello(scheme=scheme, pid=pid, limits=limits, address=address)
-
-
-async def open_channel(channel: Any, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
-    """Shake hands with the peer, within so many seconds. A channel that fails is closed.
-
-    Raises
-    ------
-    ProtocolError
-        The peer is not one of ours, or not of our version.
-    ChannelClosedError
-        The peer closed the connection, or the time is over.
-    OSError
-        The connection broke (``ssl.SSLError`` is one).
-    """
-    error = TimeoutError(
-        f"no handshake within {seconds} seconds (fabric.timeouts.handshake in Dask's configuration)"
-    )
-    timer = loop.call_later(seconds, channel.abort, error)
-    try:
-        await channel.open()
-    finally:
-        timer.cancel()
