@@ -1,6 +1,6 @@
 """A channel: messages over one connected socket, in one event loop."""
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint64_t
 
 from dask_fabric.engine.link cimport Link
 from dask_fabric.engine.sendqueue cimport SendQueue
@@ -20,7 +20,8 @@ cdef class Channel(Link):
     cdef uint64_t receive_job_count
 
     # sending
-    cdef bint corked                    # something was sent in this turn of the loop: batch the rest
+    cdef bint corked                    # what is sent waits for the end of this turn of the loop
+    cdef int64_t flushed_ns             # when something was last sent
     cdef uint64_t send_job
     cdef object drained                 # the future of close(), done when the queue is empty
     cdef object uncork_callback

@@ -12,7 +12,8 @@ import socket
 
 cimport cython
 from libc.errno cimport EAGAIN, EINTR, errno
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint64_t
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from dask_fabric.engine.link cimport Link
 from dask_fabric.engine.sendqueue cimport SendQueue
@@ -31,6 +32,13 @@ logger = logging.getLogger(__name__)
 cdef enum:
     TURN_BYTES = 1 << 20        # what the loop moves itself before it sees to others
     DRAIN_COUNT = 16            # reads that make room for a reply to be received
+    BURST_NS = 20_000           # a message so soon after another waits for those that follow
+
+
+cdef int64_t _now_ns() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return now.tv_sec * 1_000_000_000 + now.tv_nsec
 
 
 @cython.auto_pickle(False)
@@ -109,6 +117,7 @@ cdef class Channel(Link):
         return self.handshake.done
 
     async def _opened(self):
+        self._watch_readable(True)
         self.waiter = self.loop.create_future()
         await self.waiter
 
@@ -137,7 +146,7 @@ cdef class Channel(Link):
             answer = self.handshake.data_to_send()
             self.queue.put_bytes(answer)
             self.corked = not answer
-            self.loop.call_soon(self.uncork_callback)
+            self.loop.call_soon(self._begin_turns)
 
     # ------------------------------------------------------------ receiving
 
@@ -303,12 +312,17 @@ cdef class Channel(Link):
             raise ChannelClosedError("the comm is being closed on this side")
         nbytes = self.queue.put_message(header, frames, self.inline_bytes)
         self.bytes_sent += nbytes
-        if not self.corked or self.queue.pending_bytes > self.inline_bytes:
+        if self.queue.pending_bytes > self.inline_bytes:
             self._flush()
             self._check_open()
-            if not self.corked:
+        elif not self.corked:
+            if _now_ns() - self.flushed_ns < BURST_NS:
                 self.corked = True
                 self.loop.call_soon(self.uncork_callback)
+            else:
+                self._flush()
+                self._check_open()
+                self.flushed_ns = _now_ns()
         return nbytes
 
     @property
@@ -316,10 +330,18 @@ cdef class Channel(Link):
         """Bytes that were sent here and that the kernel has not yet taken."""
         return self.queue.pending_bytes
 
+    def _begin_turns(self):
+        """After the turn in which the channel opened: what came first had no time to lose."""
+        if not self.closed:
+            if not self.receive_job and not self.assembler.staging_is_full():
+                self._watch_readable(True)
+            self._uncork()
+
     def _uncork(self):
         self.corked = False
         if not self.closed:
             self._flush()
+            self.flushed_ns = _now_ns()
 
     cdef _flush(self):
         """Send what is queued: here and now, as far as the socket has room, or by the engine."""

@@ -62,6 +62,7 @@ cdef class TLSChannel(Channel):
 
     async def _opened(self):
         """Secure the socket, then exchange hellos."""
+        self._watch_readable(True)
         self.waiter = waiter = self.loop.create_future()
         self._secure()
         await waiter

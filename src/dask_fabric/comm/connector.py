@@ -216,8 +216,8 @@ async def _connect_to(
 ) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        tune(sock)
         code = sock.connect_ex(sockaddr)
+        tune(sock)
         if code in _IN_PROGRESS:
             # On this host the handshake of TCP is over by now, and the second call says so.
             code = sock.connect_ex(sockaddr)

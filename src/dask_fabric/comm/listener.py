@@ -43,8 +43,6 @@ from dask_fabric.errors import FabricError
 
 logger = logging.getLogger(__name__)
 
-# Accepted in one turn of the loop at most, so that a storm of connections starves nobody else.
-_ACCEPT_BATCH_COUNT = 64
 # The process, or the host, is out of descriptors or memory; the connection waits in the backlog.
 _OUT_OF_RESOURCES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 _ACCEPT_PAUSE_SECONDS = 1.0
@@ -180,19 +178,16 @@ class FabricListener(BaseListener):
         return advertised_host(self._families, _scheduler_host(_server_of(self)))
 
     def _accept(self, listening: socket.socket, take: Callable) -> None:
-        """Accept what waits, one task for each; called by the loop."""
-        for _ in range(_ACCEPT_BATCH_COUNT):
-            try:
-                sock, sockname = listening.accept()
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError as exc:
-                if exc.errno in _OUT_OF_RESOURCES:
-                    self._pause(listening, take, exc)
-                    return
-                continue  # the connection was gone before it was accepted
-            sock.setblocking(False)
-            take(sock, sockname)
+        """Accept one connection; called by the loop, again and again while one waits."""
+        try:
+            sock, sockname = listening.accept()
+        except OSError as exc:
+            # Of the others, none is news: the connection was gone before it was accepted.
+            if exc.errno in _OUT_OF_RESOURCES:
+                self._pause(listening, take, exc)
+            return
+        sock.setblocking(False)
+        take(sock, sockname)
 
     def _take(self, sock: socket.socket, sockname: tuple) -> None:
         """Begin to serve an accepted connection."""
