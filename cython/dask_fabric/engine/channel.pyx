@@ -6,6 +6,7 @@ large is one job of the engine, which costs one wake-up of the loop when the who
 """
 
 import asyncio
+import socket
 
 cimport cython
 
@@ -52,31 +53,60 @@ cdef class Channel(Sender):
 
     # ------------------------------------------------------------ opening
 
-    async def open(self):
-        """Exchange hellos with the peer; the caller bounds the time.
+    async def open(self, timeout_seconds=None):
+        """Exchange hellos with the peer. A channel that fails is closed.
+
+        Parameters
+        ----------
+        timeout_seconds : float, optional
+            How long to wait for the peer's.
 
         Raises
         ------
         ProtocolError
             The peer is no fabric peer of this version, or refuses.
-        ChannelClosedError, OSError
-            The peer, or the network, ended the connection.
+        ChannelClosedError
+            The peer closed the connection, or the time is over.
+        OSError
+            The connection broke (``ssl.SSLError`` is one).
         """
+        timer = None
         try:
             self._check_open()
-            self.queue.put_bytes(self.handshake.data_to_send())
-            self._flush()
-            if not self.handshake.done:
-                self._on_readable()     # a client's hello is mostly there when it is accepted
-                self._process_handshake()
-            self._check_open()
-            if not self.handshake.done:
-                self.waiter = self.loop.create_future()
-                await self.waiter
+            if not self._open_nowait():
+                if timeout_seconds is not None:
+                    timer = self.loop.call_later(timeout_seconds, self._give_up, timeout_seconds)
+                await self._opened()
             self._negotiate()
         except BaseException as error:
             self.abort(error)
             raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def _open_nowait(self):
+        """Send what is due, and say whether the peer's hello was there already."""
+        greeting = self.handshake.data_to_send()
+        if greeting:
+            self.queue.put_bytes(greeting)
+            self._flush()
+        else:
+            self._on_readable()     # a client's hello is mostly there when it is accepted
+            self._process_handshake()
+        self._check_open()
+        return self.handshake.done
+
+    async def _opened(self):
+        self._watch_readable(True)
+        self.waiter = self.loop.create_future()
+        await self.waiter
+
+    def _give_up(self, timeout_seconds):
+        self._fail(TimeoutError(
+            f"no handshake within {timeout_seconds} seconds (fabric.timeouts.handshake in Dask's "
+            "configuration)"
+        ))
 
     @property
     def peer(self):
@@ -93,12 +123,21 @@ cdef class Channel(Sender):
             data = self.assembler.take_staged(staged)
             used = self.handshake.receive(data)
             self.assembler.start -= staged - used
-            answer = self.handshake.data_to_send()
-            if answer:
-                self.queue.put_bytes(answer)
-                self._flush()
         if self.handshake.done:
             self._finish_waiter(None)
+            # A server's hello leaves with its first message, and a client's first message with
+            # what else it says, where the one who opened goes on in the same turn.
+            answer = self.handshake.data_to_send()
+            self.queue.put_bytes(answer)
+            self.corked = not answer
+            self.loop.call_soon(self._begin_turns)
+
+    def _begin_turns(self):
+        """After the turn in which the channel opened: what came first had no time to lose."""
+        if not self.closed:
+            if not self.receive_job and not self.assembler.staging_is_full():
+                self._watch_readable(True)
+            self._uncork()
 
     def _end_of_stream(self):
         if not self.handshake.done:
@@ -160,19 +199,37 @@ cdef class Channel(Sender):
         """
         if self.closed:
             return
+        is_awaited = self.waiter is not None
         try:
             if self.drained is None:
                 self.drained = self.loop.create_future()
                 if self.handshake.done:
                     self.queue.put_bytes(close_record())
+                self._let_end_follow()
                 self._flush()
                 if self.held:
                     self._process()
-            await self._drained(timeout_seconds)
+            if not self.closed and (self.queue.pending_bytes or self.held):
+                await self._drained(timeout_seconds)
+            self._end_sending()
         finally:
             self.abort()
-        # One turn of the loop: who was waiting in `receive` knows of the end when this returns.
-        await asyncio.sleep(0)
+        if is_awaited:
+            # One turn of the loop: who waits in `receive` knows of the end when this returns.
+            await asyncio.sleep(0)
+
+    cdef _let_end_follow(self):
+        """What is sent from now on leaves with the end of the stream, as far as one segment goes."""
+        if type(self.local_sockname) is tuple and not self.closed and not self.held:
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+
+    cdef _end_sending(self):
+        # Before the socket is closed: closing with unread bytes drops what has not left.
+        if type(self.local_sockname) is tuple and not self.closed:
+            try:
+                self.sock.shutdown(socket.SHUT_WR)
+            except OSError:     # the peer was faster
+                pass
 
     def statistics(self):
         """What this channel has moved.

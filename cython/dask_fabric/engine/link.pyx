@@ -53,13 +53,12 @@ cdef class Link:
         self.peer_sockname = sock.getpeername()
 
     cdef _begin(self):
-        """Everything is in place: start to watch the socket."""
+        """Everything is in place; whoever opens the link starts to watch the socket."""
         port = <Port> port_of(self.loop)
         port.open()
         self.port = port
         self.closed = False
         _links.add(self)
-        self._watch_readable(True)
 
     def __del__(self):
         if Py_IsInitialized():

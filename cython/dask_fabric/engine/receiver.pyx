@@ -88,6 +88,8 @@ cdef class Receiver(Link):
             raise RuntimeError("another receive() of this channel is pending")
         message = self.receive_nowait()
         if message is None:
+            if self.assembler.close_received and not self.closed:
+                self._on_readable()     # the end of the stream is mostly there too
             self._check_open()
         waiter = self.loop.create_future()
         if message is not None:
@@ -110,7 +112,7 @@ cdef class Receiver(Link):
                 self.assembler.received(moved)
                 if self.assembler.missing_bytes == 0:
                     self._process()
-                    if self.assembler.missing_bytes == 0:
+                    if self.assembler.missing_bytes == 0 and not self.assembler.close_received:
                         return
             if moved == 0:
                 self._end_of_stream()

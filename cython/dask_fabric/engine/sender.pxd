@@ -1,6 +1,6 @@
 """The sending half of a channel."""
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint64_t
 
 from dask_fabric.engine.receiver cimport Receiver
 from dask_fabric.engine.sendqueue cimport SendQueue
@@ -8,7 +8,8 @@ from dask_fabric.engine.sendqueue cimport SendQueue
 cdef class Sender(Receiver):
     cdef SendQueue queue
     cdef Py_ssize_t inline_bytes
-    cdef bint corked                    # something was sent in this turn of the loop: batch the rest
+    cdef bint corked                    # what is sent waits for the end of this turn of the loop
+    cdef int64_t flushed_ns             # when something was last sent
     cdef bint answers_wait              # for the end of this turn, and for what else is sent in it
     cdef uint64_t send_job
     cdef object drained                 # the future of close(), done when the peer has everything

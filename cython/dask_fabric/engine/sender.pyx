@@ -11,7 +11,8 @@ import socket
 
 cimport cython
 from cpython.memoryview cimport PyMemoryView_GET_BUFFER
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint64_t
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from dask_fabric.engine.receiver cimport Receiver
 from dask_fabric.engine.sendqueue cimport SendQueue
@@ -30,6 +31,13 @@ cdef enum:
     TURN_BYTES = 1 << 20        # what the loop moves itself before it sees to others
     DRAIN_COUNT = 16            # reads that make room for a reply to be received
     FALLBACK_STREAK = 4         # offers in a row that could not be fetched: no more are made
+    BURST_NS = 20_000           # a message so soon after another waits for those that follow
+
+
+cdef int64_t _now_ns() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return now.tv_sec * 1_000_000_000 + now.tv_nsec
 
 
 @cython.auto_pickle(False)
@@ -70,10 +78,16 @@ cdef class Sender(Receiver):
         self.bytes_sent += nbytes
         if self.queue.offered is not None:
             self._hold()
-        if not self.corked or self.queue.pending_bytes > self.inline_bytes:
+        if self.queue.pending_bytes > self.inline_bytes:
             self._flush()
             self._check_open()
-            self._cork()
+        elif not self.corked:
+            if _now_ns() - self.flushed_ns < BURST_NS:
+                self._cork()
+            else:
+                self._flush()
+                self._check_open()
+                self.flushed_ns = _now_ns()
         return nbytes
 
     @property
@@ -145,6 +159,7 @@ cdef class Sender(Receiver):
         self.corked = False
         if not self.closed:
             self._flush()
+            self.flushed_ns = _now_ns()
 
     cdef _flush(self):
         """Send what is queued: here and now, as far as the socket has room, or by the engine."""

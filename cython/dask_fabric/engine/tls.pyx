@@ -38,7 +38,8 @@ cdef class TLSChannel(Channel):
     cdef object cipher_
 
     def __init__(
-        self, loop, sock, handshake, settings, negotiator=None, *, ssl_context, server_side, server_hostname=None
+        self, loop, sock, handshake, settings, negotiator=None, *, ssl_context, server_side,
+        server_hostname=None,
     ):
         sock = ssl_context.wrap_socket(
             sock, server_side=server_side, server_hostname=server_hostname,
@@ -57,24 +58,17 @@ cdef class TLSChannel(Channel):
         """Name, protocol and secret bits of the cipher in use."""
         return self.cipher_
 
-    async def open(self):
-        """Secure the socket, then exchange hellos.
+    def _open_nowait(self):
+        return False
 
-        Raises
-        ------
-        ssl.SSLError
-            TLS refused: certificates, versions, or a peer without TLS.
-        ProtocolError, ChannelClosedError, OSError
-            As `Channel.open`.
-        """
+    async def _opened(self):
+        """Secure the socket, then exchange hellos."""
+        self._watch_readable(True)
         self.waiter = waiter = self.loop.create_future()
         self._secure()
-        try:
-            await waiter
-        except BaseException as error:
-            self.abort(error)
-            raise
-        await Channel.open(self)
+        await waiter
+        if not Channel._open_nowait(self):
+            await Channel._opened(self)
 
     def _secure(self):
         try:

@@ -1,4 +1,4 @@
-"""The one place where channels are made and opened, plain or under TLS."""
+"""The one place where channels are made, plain or under TLS."""
 
 from __future__ import annotations
 
@@ -79,25 +79,3 @@ def make_channel(
         server_side=server_side,
         server_hostname=server_hostname,
     )
-
-
-async def open_channel(channel: Any, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
-    """Shake hands with the peer, within so many seconds. A channel that fails is closed.
-
-    Raises
-    ------
-    ProtocolError
-        The peer is not one of ours, or not of our version.
-    ChannelClosedError
-        The peer closed the connection, or the time is over.
-    OSError
-        The connection broke (``ssl.SSLError`` is one).
-    """
-    error = TimeoutError(
-        f"no handshake within {seconds} seconds (fabric.timeouts.handshake in Dask's configuration)"
-    )
-    timer = loop.call_later(seconds, channel.abort, error)
-    try:
-        await channel.open()
-    finally:
-        timer.cancel()

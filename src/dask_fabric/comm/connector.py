@@ -18,7 +18,7 @@ from distributed.comm.core import Connector
 
 from dask_fabric.comm import runtime, unix
 from dask_fabric.comm.addressing import Target, format_address, resolve
-from dask_fabric.comm.channels import make_channel, open_channel
+from dask_fabric.comm.channels import make_channel
 from dask_fabric.comm.comm import FabricComm
 from dask_fabric.comm.security import Scheme, comm_error, tls_info
 from dask_fabric.comm.socket_options import tune
@@ -122,7 +122,7 @@ class FabricConnector(Connector):
                 server_side=False,
                 server_hostname=server_hostname,
             )
-            await open_channel(channel, loop, settings.handshake_timeout_seconds)
+            await channel.open(settings.handshake_timeout_seconds)
         except (FabricError, OSError) as exc:
             sock.close()
             raise comm_error(peer_addr, exc) from exc
@@ -156,9 +156,7 @@ class FabricConnector(Connector):
                 refuse=functools.partial(unix.refuse_server, listener),
                 address=target,
             )
-            await open_channel(
-                channel, loop, min(_UNIX_PATIENCE_SECONDS, settings.handshake_timeout_seconds)
-            )
+            await channel.open(min(_UNIX_PATIENCE_SECONDS, settings.handshake_timeout_seconds))
         except (FabricError, OSError) as exc:
             sock.close()
             if isinstance(exc.__cause__, TimeoutError):
@@ -218,8 +216,8 @@ async def _connect_to(
 ) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        tune(sock)
         code = sock.connect_ex(sockaddr)
+        tune(sock)
         if code in _IN_PROGRESS:
             # On this host the handshake of TCP is over by now, and the second call says so.
             code = sock.connect_ex(sockaddr)

@@ -28,7 +28,7 @@ from dask_fabric.comm.addressing import (
 )
 from dask_fabric.comm.arrival import Arrival
 from dask_fabric.comm.binding import bind
-from dask_fabric.comm.channels import make_channel, open_channel
+from dask_fabric.comm.channels import make_channel
 from dask_fabric.comm.comm import FabricComm
 from dask_fabric.comm.security import (
     TLS_FIRST_BYTE,
@@ -43,8 +43,6 @@ from dask_fabric.errors import FabricError
 
 logger = logging.getLogger(__name__)
 
-# Accepted in one turn of the loop at most, so that a storm of connections starves nobody else.
-_ACCEPT_BATCH_COUNT = 64
 # The process, or the host, is out of descriptors or memory; the connection waits in the backlog.
 _OUT_OF_RESOURCES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 _ACCEPT_PAUSE_SECONDS = 1.0
@@ -180,19 +178,16 @@ class FabricListener(BaseListener):
         return advertised_host(self._families, _scheduler_host(_server_of(self)))
 
     def _accept(self, listening: socket.socket, take: Callable) -> None:
-        """Accept what waits, one task for each; called by the loop."""
-        for _ in range(_ACCEPT_BATCH_COUNT):
-            try:
-                sock, sockname = listening.accept()
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError as exc:
-                if exc.errno in _OUT_OF_RESOURCES:
-                    self._pause(listening, take, exc)
-                    return
-                continue  # the connection was gone before it was accepted
-            sock.setblocking(False)
-            take(sock, sockname)
+        """Accept one connection; called by the loop, again and again while one waits."""
+        try:
+            sock, sockname = listening.accept()
+        except OSError as exc:
+            # Of the others, none is news: the connection was gone before it was accepted.
+            if exc.errno in _OUT_OF_RESOURCES:
+                self._pause(listening, take, exc)
+            return
+        sock.setblocking(False)
+        take(sock, sockname)
 
     def _take(self, sock: socket.socket, sockname: tuple) -> None:
         """Begin to serve an accepted connection."""
@@ -253,9 +248,7 @@ class FabricListener(BaseListener):
             self._log_refusal(peer_addr, exc, 0)
             return
         self._opening.add(channel)
-        task = self._loop.create_task(self._serve(channel, peer_addr))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.add(self._loop.create_task(self._serve(channel, peer_addr)))
 
     def _pause(self, listening: socket.socket, take: Callable, exc: OSError) -> None:
         logger.error(
@@ -274,9 +267,15 @@ class FabricListener(BaseListener):
 
     async def _serve(self, channel: Any, peer_addr: str) -> None:
         """Take one connection from its first byte to the handler's end."""
-        comm = await self._open(channel, peer_addr)
-        if comm is None:
-            return
+        try:
+            comm = await self._open(channel, peer_addr)
+            if comm is not None and await self._introduce(comm):
+                await self._handle(comm)
+        finally:
+            self._tasks.discard(asyncio.current_task())
+
+    async def _introduce(self, comm: FabricComm) -> bool:
+        """Go through Dask's own handshake, and say whether that went well."""
         logger.debug("Incoming connection from %s to %s", comm.peer_address, comm.local_address)
         # Dask itself waits without end for a client that says nothing more.
         timer = self._loop.call_later(self._settings.handshake_timeout_seconds, comm.abort)
@@ -284,13 +283,16 @@ class FabricListener(BaseListener):
             await self.on_connection(comm)
         except CommClosedError:
             logger.info("Connection from %s closed before its handshake", comm.peer_address)
-            return
+            return False
         except Exception:
             logger.exception("The handshake with %s failed", comm.peer_address)
             comm.abort()
-            return
+            return False
         finally:
             timer.cancel()
+        return True
+
+    async def _handle(self, comm: FabricComm) -> None:
         try:
             handled = self.comm_handler(comm)
             if inspect.isawaitable(handled):
@@ -302,7 +304,7 @@ class FabricListener(BaseListener):
     async def _open(self, channel: Any, peer_addr: str) -> FabricComm | None:
         """Shake hands; None where that failed, which was logged."""
         try:
-            await open_channel(channel, self._loop, self._settings.handshake_timeout_seconds)
+            await channel.open(self._settings.handshake_timeout_seconds)
         except (FabricError, OSError) as exc:
             self._log_refusal(peer_addr, exc, channel.statistics()["bytes_received"])
             return None

@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 SEND_BUFFER_BYTES = 2 << 20
 _NAME_PREFIX = b"\0dask-fabric/"
 _WILDCARDS = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
+_WILDCARD_LISTENERS = ("0.0.0.0:", "[::]:")
 _DISCARD_PORT = 9  # any: nothing is sent
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 # What the kernel calls a socket that is bound to no name in particular; see unix(7), autobind.
@@ -108,27 +109,27 @@ def dial(targets: Iterable[Target]) -> tuple[socket.socket, str, str] | None:
 
 
 def _connect(listener: str) -> socket.socket | None:
-    with contextlib.ExitStack() as on_failure:
-        try:
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-            on_failure.callback(sock.close)
-            sock.bind("")  # the kernel gives it a name of its own, for the listener to see
-            sock.connect(_name(listener))
-            if peer_uid(sock) in (os.geteuid(), _ROOT):
-                on_failure.pop_all()
-                tune(sock)
-                return sock
-        except OSError:  # no such name; or its backlog is full, and TCP can wait for a place
-            return None
-    logger.debug("The Unix socket of %s is another user's; using TCP", listener)
+    try:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        sock.bind("")  # the kernel gives it a name of its own, for the listener to see
+        sock.connect(_name(listener))
+        if peer_uid(sock) in (os.geteuid(), _ROOT):
+            tune(sock)
+            return sock
+        logger.debug("The Unix socket of %s is another user's; using TCP", listener)
+    except OSError:
+        pass  # no such name; or its backlog is full, and TCP can wait for a place
+    sock.close()
     return None
 
 
 def tune(sock: socket.socket) -> None:
     """Give *sock* room for more than the default 208 KiB, as far as net.core.wmem_max allows."""
-    with contextlib.suppress(OSError):
-        # The kernel doubles what it is given; see socket(7).
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES // 2)
+    # The kernel doubles what it is given, and takes less where that is too much; see socket(7).
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES // 2)
 
 
 def is_own(family: int, sockaddr: tuple) -> bool:
@@ -189,7 +190,7 @@ def client_address(target: str, name: bytes) -> str:
     """
     found = _AUTOBOUND.fullmatch(name)
     port = _FIRST_PORT + int(found[1], 16) if found else 0
-    return unparse_host_port(parse_host_port(target)[0], port)
+    return f"{target.rpartition(':')[0]}:{port}"
 
 
 def refuse_server(listener: str, hello: Hello) -> str:
@@ -208,9 +209,11 @@ def refuse_client(listener: str, hello: Hello) -> str:
 
 def _reaches(target: str, listener: str) -> bool:
     """Whether a connection to *target*, an untrusted text, is one for *listener*."""
+    if target == listener:
+        return not listener.startswith(_WILDCARD_LISTENERS)
     host, port = parse_host_port(listener)
     if host not in WILDCARD_HOSTS:
-        return target == listener
+        return False
     try:
         numeric = numeric_address(*parse_host_port(target))
     except (ValueError, OverflowError):

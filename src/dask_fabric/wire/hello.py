@@ -227,7 +227,8 @@ def _check_nesting(value: object, levels: int) -> None:
             _check_nesting(item, levels - 1)
 
 
-class State(enum.Enum):
+# Strings too, for these have a fast hash: both are looked up in every step of a handshake.
+class State(str, enum.Enum):
     """Where a handshake stands."""
 
     SILENT = "our hello is not sent yet"
@@ -238,7 +239,7 @@ class State(enum.Enum):
     FAILED = "an error ended it"
 
 
-class Event(enum.Enum):
+class Event(str, enum.Enum):
     """What may happen in a handshake."""
 
     SEND = "our hello is taken for sending"
@@ -387,7 +388,8 @@ class Handshake:
     def _read(self) -> None:
         whole = len(self._buffer) == self._wanted_bytes
         if self.state is State.PREAMBLE:
-            raise_if_foreign(bytes(self._buffer), self.hello.scheme, self.server_side)
+            if not whole or not self._buffer.startswith(MAGIC):
+                raise_if_foreign(bytes(self._buffer), self.hello.scheme, self.server_side)
             if whole:
                 self._read_preamble()
         elif whole:
