@@ -20,7 +20,7 @@ cdef class Channel(Link):
     cdef uint64_t receive_job_count
 
     # sending
-    cdef bint corked                    # something was sent in this turn of the loop: batch the rest
+    cdef bint corked                    # something was sent in this turn of the loop: batch more
     cdef uint64_t send_job
     cdef object drained                 # the future of close(), done when the queue is empty
     cdef object uncork_callback

@@ -1,8 +1,8 @@
 """A channel: messages over one connected socket, in one event loop.
 
 The loop itself reads and writes what is small, with the GIL held: a call that moves some KiB takes
-microseconds, and letting go of the GIL may cost 5 ms to get it back (dask/distributed#6325). What is
-large is one job of the engine, which costs one wake-up of the loop when the whole message is there.
+microseconds, and letting go of the GIL may cost 5 ms to get it back (dask/distributed#6325). What
+is large is one job of the engine, which costs one wake-up of the loop when all of it is there.
 """
 
 import asyncio
@@ -180,7 +180,8 @@ cdef class Channel(Link):
         """Read once; 0 at the end of the stream, -1 where nothing is there yet."""
         cdef Py_ssize_t room_bytes = 0
         cdef char *room = self.assembler.room(&room_bytes)
-        cdef ssize_t moved = recv(self.fd, room, min(room_bytes, <Py_ssize_t> TURN_BYTES), MSG_DONTWAIT)
+        room_bytes = min(room_bytes, <Py_ssize_t> TURN_BYTES)
+        cdef ssize_t moved = recv(self.fd, room, room_bytes, MSG_DONTWAIT)
         if moved >= 0:
             self.bytes_received += moved
             return moved

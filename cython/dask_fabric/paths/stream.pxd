@@ -1,4 +1,4 @@
-"""The `stream` path: frames travel on the control stream, between their own memory and the socket."""
+"""The `stream` path: frames travel on the control stream, from their own memory into their own."""
 
 from dask_fabric.linux cimport iovec
 

@@ -1,4 +1,4 @@
-"""The `stream` path: frames travel on the control stream, between their own memory and the socket."""
+"""The `stream` path: frames travel on the control stream, from their own memory into their own."""
 
 import os
 import re
@@ -11,10 +11,24 @@ from dask_fabric.linux cimport (
     recv, recvmsg, send, sendmsg, setsockopt,
 )
 
-# Earlier kernels may wait for ever below a low-water mark (their commit 24adbc1676af, of 5.8).
-cdef bint has_sound_low_water = (
-    tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2]) >= (5, 8)
-)
+
+
+def is_low_water_sound(release):
+    """Whether a kernel wakes a reader that waits for much, also where memory is short.
+
+    Before 5.12 it may never do so, with a message half received: small packets fill the receive
+    buffer first (mended in 5.7 by 24adbc1676af), or the kernel's memory for TCP is used up
+    (mended by "tcp: fix SO_RCVLOWAT related hangs under mem pressure").
+
+    Parameters
+    ----------
+    release : str
+        As `os.uname` gives it, such as ``5.14.0-503.el9.x86_64``. What is no version is not sound.
+    """
+    return tuple(int(part) for part in re.findall(r"\d+", release)[:2]) >= (5, 12)
+
+
+cdef bint has_sound_low_water = is_low_water_sound(os.uname().release)
 
 cdef enum:
     VECTORS_PER_CALL = 512      # the kernel refuses more than IOV_MAX, 1024
