@@ -1,4 +1,4 @@
-"""The law of imports for compiled modules; import-linter sees only those in Python."""
+"""The laws that no tool holds sources to: imports of compiled modules, and how long things are."""
 
 import re
 from pathlib import Path
@@ -20,6 +20,15 @@ LAYERS = (
 FOR_ALL = {"config", "errors"}
 MEETS_DISTRIBUTED = {"comm", "gpu", "cli"}
 FROM = r"from\s+(?P<module>[\w.]+)\s+c?import\s+(?P<names>[^#\n]+)"
+COLUMNS_LIMIT = 100
+LINES_LIMIT = 400
+LONGER_FOR_NOW = {"cython/dask_fabric/engine/channel.pyx"}  # is to be split
+MEASURED = sorted(
+    str(path.relative_to(CYTHON.parent))
+    for folder in (CYTHON, CYTHON.parent / "src")
+    for path in folder.rglob("*.p[yx]*")
+    if path.suffix in (".py", ".pyx", ".pxd")
+)
 IMPORT = re.compile(rf"^\s*(?:{FROM}|c?import\s+(?P<plain>[\w., ]+))", re.MULTILINE)
 
 
@@ -103,3 +112,29 @@ def test_a_right_import_is_allowed(layer, line):
 
 def test_there_is_something_to_check():
     assert any(path.suffix == ".pyx" for path in SOURCES)
+    assert {Path(name).suffix for name in MEASURED} == {".py", ".pyx", ".pxd"}
+
+
+def excesses(name: str, source: str) -> list[str]:
+    """What is too long in one source; ruff measures the columns of those in Python."""
+    lines = source.splitlines()
+    found = [
+        f"{name}:{number} has {len(line)} columns"
+        for number, line in enumerate(lines, 1)
+        if len(line) > COLUMNS_LIMIT
+    ]
+    if len(lines) > LINES_LIMIT and name not in LONGER_FOR_NOW:
+        found.append(f"{name} has {len(lines)} lines")
+    return found
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_sources_are_short_and_narrow(name):
+    assert excesses(name, (CYTHON.parent / name).read_text()) == []
+
+
+def test_what_is_too_long_is_seen():
+    assert excesses("a.pyx", "x" * 100 + "\n" * 400) == []
+    assert excesses("a.pyx", "\n" + "é" * 101) == ["a.pyx:2 has 101 columns"]
+    assert excesses("a.py", "\n" * 401) == ["a.py has 401 lines"]
+    assert LONGER_FOR_NOW.issubset(MEASURED)

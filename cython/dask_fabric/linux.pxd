@@ -45,6 +45,12 @@ cdef extern from "<sys/socket.h>" nogil:
     int MSG_DONTWAIT
     int MSG_NOSIGNAL
 
+cdef extern from "<netinet/in.h>" nogil:
+    int IPPROTO_TCP
+
+cdef extern from "<netinet/tcp.h>" nogil:
+    int TCP_CORK
+
 cdef extern from "<sys/epoll.h>" nogil:
     ctypedef union epoll_data_t:
         uint64_t u64

@@ -7,6 +7,8 @@ import contextlib
 import errno
 import functools
 import socket
+import subprocess
+import sys
 
 import pytest
 from distributed.comm import connect, listen
@@ -137,3 +139,62 @@ def test_an_address_before_the_start_is_a_valueerror():
     listener = listen("fabric://127.0.0.1", ignore)
     with pytest.raises(ValueError, match="not started"):
         _ = listener.contact_address
+
+
+FORK = """
+import asyncio, errno, os, socket, sys
+from distributed.comm import connect, listen
+from distributed.security import Security
+from dask_fabric.comm import unix
+
+scheme, *reached = sys.argv[1:]
+security = Security.temporary() if scheme == "fabric+tls" else Security()
+
+async def greet(comm):
+    await comm.write("hello")
+    await comm.close()
+
+async def main():
+    listener = await listen(f"{scheme}://127.0.0.1", greet, **security.get_listen_args("worker"))
+    host, port = listener.get_host_port()
+    silent = socket.create_connection((host, port))
+    while not listener._opening:
+        await asyncio.sleep(0)
+    (child_reads, parent_writes), (parent_reads, child_writes) = os.pipe(), os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(parent_writes)
+        listener.stop()  # as an ending interpreter may
+        os.write(child_writes, b"x")
+        os.read(child_reads, 1)  # until the parent is done, or gone
+        os._exit(7)
+    os.read(parent_reads, 1)
+    for name in reached:  # the loop of the parent goes on
+        address = f"{name}://{host}:{port}"
+        comm = await connect(address, **security.get_connection_args("client"))
+        assert await comm.read() == "hello"
+        print(comm.control_stream)
+        comm.abort()
+    listener.stop()
+    assert silent.recv(1) == b""
+    silent.close()
+    for family, name in (
+        (socket.AF_INET, (host, port)), (socket.AF_UNIX, unix._name(f"{host}:{port}"))
+    ):
+        with socket.socket(family) as probe:
+            assert probe.connect_ex(name) == errno.ECONNREFUSED
+    os.close(parent_writes)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("reached", "streams"),
+    [(["fabric", "fabric", "fabric+tcp"], ["unix", "tcp"]), (["fabric+tls"] * 2, ["tcp"])],
+)
+def test_a_forked_child_keeps_no_socket_and_the_parent_goes_on(reached, streams):
+    command = [sys.executable, "-c", FORK, *reached]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stdout.split() == streams, done.stderr

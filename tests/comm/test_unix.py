@@ -355,9 +355,29 @@ async def test_a_squatter_that_never_answers_is_waited_for_once(serve, squat, po
 
 async def test_dask_may_be_less_patient(serve, squat, port, monkeypatch):
     monkeypatch.setattr(connector, "_UNIX_PATIENCE_SECONDS", 1e6)
+    monkeypatch.setattr(connector, "_UNIX_SILENCE_SECONDS", 0)
     squat()
     listener = await serve(f"fabric://127.0.0.1:{port}")
     assert await stream_to(listener.contact_address, timeout=2) == "tcp"
+
+
+async def test_a_connect_that_is_cancelled_early_says_nothing_of_the_server(
+    serve, squat, port, monkeypatch
+):
+    monkeypatch.setattr(connector, "_UNIX_SILENCE_SECONDS", 1e6)
+    sock = squat()
+    listener = await serve(f"fabric://127.0.0.1:{port}")
+    task = asyncio.ensure_future(connect(listener.contact_address))
+    accepted, _ = await asyncio.get_running_loop().sock_accept(sock)
+    with accepted:
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert accepted.recv(8) == b"\x89fabric\x8a"
+    monkeypatch.setattr(connector, "_UNIX_PATIENCE_SECONDS", 0.01)
+    assert await stream_to(listener.contact_address) == "tcp"
+    with sock.accept()[0] as accepted:
+        assert accepted.recv(8) == b"\x89fabric\x8a"  # it was tried again
 
 
 async def test_a_full_backlog(serve, squat, port):

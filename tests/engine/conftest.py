@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import socket
 from dataclasses import replace
 
@@ -31,6 +32,24 @@ def new_channel(sock, server_side, **settings):
         Handshake(Hello(scheme="fabric+tcp"), server_side=server_side),
         replace(config.load(), **settings),
     )
+
+
+def fd_of(channel):
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            sock = socket.socket(fileno=os.dup(int(fd)))
+        except OSError:
+            continue
+        with sock:
+            if sock.family == socket.AF_INET and sock.getsockname() == channel.local_sockname:
+                return int(fd)
+    raise AssertionError("the channel has no socket")
+
+
+def low_water_bytes(fd):
+    """Below how many bytes the socket does not count as readable."""
+    with socket.socket(fileno=os.dup(fd)) as sock:
+        return sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from dask_fabric.engine import threads
 from dask_fabric.errors import ChannelClosedError, LimitError, ProtocolError
 from dask_fabric.wire.hello import Hello
 
-from .conftest import new_channel, tcp_pair
+from .conftest import fd_of, new_channel, tcp_pair
 
 SIZES = [0, 1, 100, 65_535, 65_536, 70_000, 1 << 20, (1 << 20) + 1, 5_000_000, 40_000_000]
 
@@ -209,23 +209,11 @@ async def test_a_truncated_message_is_an_error():
 
 async def test_a_violation_is_answered_with_an_error_record(channels):
     async with channels() as (near, far):
-        os.write(near_fd(near), b"\xff" * 24)
+        os.write(fd_of(near), b"\xff" * 24)
         with pytest.raises(ProtocolError, match="reserved"):
             await receive(far)
         with pytest.raises(ProtocolError, match=r"the peer ended the connection.*reserved"):
             await receive(near)
-
-
-def near_fd(channel):
-    for fd in os.listdir("/proc/self/fd"):
-        try:
-            sock = socket.socket(fileno=os.dup(int(fd)))
-        except OSError:
-            continue
-        with sock:
-            if sock.family == socket.AF_INET and sock.getsockname() == channel.local_sockname:
-                return int(fd)
-    raise AssertionError("the channel has no socket")
 
 
 async def test_a_limit_is_kept(channels):

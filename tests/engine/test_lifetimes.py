@@ -250,3 +250,80 @@ def test_the_pool_is_trimmed_where_no_job_ever_ran():
         """
     )
     assert done.stdout == "fine\n", done.stderr
+
+
+def test_an_open_comm_alone_lets_the_threads_sleep_long():
+    done = run(
+        """
+        import asyncio, os, sys
+        from conftest import new_channel, tcp_pair
+        from dask_fabric.memory import pool
+
+        def timeout_ms():
+            # The arguments of the call that the thread is in, epoll_wait's: its fourth is the time.
+            for task in os.listdir("/proc/self/task"):
+                with open(f"/proc/self/task/{task}/comm") as file:
+                    if file.read().strip() != "fabric-receive":
+                        continue
+                try:
+                    with open(f"/proc/self/task/{task}/syscall") as file:
+                        call = file.read().split()
+                except OSError:
+                    print("unreadable")
+                    sys.exit()
+                if len(call) > 4:
+                    return int(call[4], 16)
+
+        async def main():
+            near, far = tcp_pair()
+            near, far = new_channel(near, False), new_channel(far, True)
+            await asyncio.gather(near.open(), far.open())
+            assert pool.statistics()["in_use_count"] and not pool.has_idle_memory()
+            found = None
+            while found is None:
+                await asyncio.sleep(0)
+                found = timeout_ms()
+            print(found)
+            near.abort(), far.abort()
+        asyncio.run(main())
+        """
+    )
+    if done.stdout == "unreadable\n":
+        pytest.skip("the kernel does not say what system call a thread is in")
+    assert done.stdout == "10000\n", done.stderr
+
+
+def test_a_native_thread_that_dies_is_not_counted():
+    done = run(
+        """
+        import asyncio, os, select
+        from conftest import new_channel, tcp_pair
+        from dask_fabric.engine import threads
+
+        def epolls():
+            links = {int(fd): f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")}
+            return {
+                fd for fd, link in links.items()
+                if os.path.exists(link) and "eventpoll" in os.readlink(link)
+            }
+
+        async def main():
+            known = epolls()
+            near, far = tcp_pair()
+            near, far = new_channel(near, False), new_channel(far, True)
+            await asyncio.gather(near.open(), far.open())
+            assert threads.statistics()["receive_thread_count"] == 1
+            (fd,) = epolls() - known
+            alive = select.epoll.fromfd(os.dup(fd))
+            os.dup2(os.open(os.devnull, os.O_RDONLY), fd)   # no set to wait for any more
+            reads, writes = os.pipe()
+            os.write(writes, b"x")
+            alive.register(reads, select.EPOLLIN | select.EPOLLONESHOT)     # the last wake-up
+            while threads.statistics()["receive_thread_count"]:
+                await asyncio.sleep(0)
+            near.abort(), far.abort()
+        asyncio.run(main())
+        print("fine")
+        """
+    )
+    assert done.stdout == "fine\n", done.stderr

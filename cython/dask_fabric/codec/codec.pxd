@@ -4,7 +4,6 @@ cdef class Codec:
     cdef readonly object dialect
     cdef tuple markers              # Serialize, Serialized, ToPickle, Pickled
     cdef dict unpack_options
-    cdef dict hooked_unpack_options
     cdef list idle_packings
 
     cpdef Encoding begin(self, object message, object serializers=*, object on_error=*,

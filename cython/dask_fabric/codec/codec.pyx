@@ -9,7 +9,7 @@ from types import BuiltinFunctionType, FunctionType
 import msgpack
 
 from dask_fabric.codec.arrays cimport encode_array, is_plain, ndarray
-from dask_fabric.codec.decoding cimport Decoding, holds_payloads
+from dask_fabric.codec.decoding cimport Decoding, holds_payloads, unpack_msgpack
 from dask_fabric.codec.layout cimport (
     KIND_FRAMED_PICKLE, KIND_PICKLE, KIND_PICKLED, KIND_SERIALIZED, Kind, PyMemoryView_Check,
     PyMemoryView_GET_BUFFER, body_entry, nbytes_of, prefix,
@@ -20,7 +20,6 @@ from dask_fabric.errors import ProtocolError
 
 cdef object Packer = msgpack.Packer
 cdef object packb = msgpack.packb
-cdef object unpackb = msgpack.unpackb
 
 cdef enum:
     MAX_IDLE_PACKINGS = 8
@@ -66,8 +65,6 @@ cdef class Codec:
         self.dialect = dialect
         self.markers = (dialect.Serialize, dialect.Serialized, dialect.ToPickle, dialect.Pickled)
         self.unpack_options = dict(dialect.msgpack_opts, use_list=False)
-        self.hooked_unpack_options = dict(
-            self.unpack_options, object_hook=dialect.msgpack_decode_default)
         self.idle_packings = []
 
     cpdef Encoding begin(self, object message, object serializers=None, object on_error="message",
@@ -173,7 +170,8 @@ cdef class Codec:
         Raises
         ------
         dask_fabric.errors.ProtocolError
-            Header and frames contradict themselves or each other; nothing was unpickled.
+            Header and frames contradict themselves or each other, and nothing was unpickled; or
+            the msgpack in the header cannot be decoded.
         """
         try:
             return self.unpack(header, frames, deserialize, deserializers)
@@ -189,7 +187,8 @@ cdef class Codec:
         if frames:
             raise ProtocolError(f"{len(frames)} frames came with a message without payloads")
         check_msgpack(header, &special)
-        return unpackb(header, **(self.hooked_unpack_options if special else self.unpack_options))
+        hook = self.dialect.msgpack_decode_default if special else None
+        return unpack_msgpack(header, hook, self.unpack_options)
 
 
 cdef class Encoding:

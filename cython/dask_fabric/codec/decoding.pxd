@@ -5,6 +5,7 @@ from cpython.buffer cimport Py_buffer
 from dask_fabric.codec.layout cimport Entry
 
 cdef bint holds_payloads(object header) except -1
+cdef object unpack_msgpack(object data, object function, dict options)
 
 
 cdef class Decoding:

@@ -29,6 +29,49 @@ cdef bint holds_payloads(object header) except -1:
     return is_marked
 
 
+cdef class Hook:
+    """Calls a hook of msgpack, and knows whether it was the hook that failed."""
+    cdef object function
+    cdef bint failed
+
+    def __call__(self, item):
+        self.failed = True
+        made = self.function(item)
+        self.failed = False
+        return made
+
+
+cdef object unpack_msgpack(object data, object function, dict options):
+    """Decode a message's own structure; only the hook, where objects are made, fails as it likes.
+
+    Raises
+    ------
+    ProtocolError
+        msgpack refuses: nested too deep, keys that cannot be keys, text that is no UTF-8...
+    """
+    cdef Hook hook = None
+    if function is not None:
+        hook = Hook.__new__(Hook)
+        hook.function = function
+    try:
+        return unpackb(data, object_hook=hook, **options)
+    except MemoryError:
+        raise
+    except Exception as error:
+        if hook is not None and hook.failed:
+            raise
+        raise ProtocolError(
+            f"the message's msgpack is malformed: {type(error).__name__}: {error}") from error
+
+
+cdef dict unpack_map(Entry *entry, object function, dict options):
+    """The header of one payload."""
+    header = unpack_msgpack(entry.body[:entry.body_nbytes], function, options)
+    if type(header) is not dict:
+        raise ProtocolError(f"the header of a payload is a {type(header).__name__}, not a map")
+    return header
+
+
 cdef class Decoding:
     """One header with a table of payloads, and its frames."""
 
@@ -79,7 +122,7 @@ cdef class Decoding:
         self.is_metered = bool(self.dialect.metered())
         main = PyMemoryView_FromMemory(
             <char *>self.view.buf + self.main_offset, self.view.len - self.main_offset, PyBUF_READ)
-        return unpackb(main, object_hook=self, **self.unpack_options)
+        return unpack_msgpack(main, self, self.unpack_options)
 
     def __call__(self, dict item):
         """Put a payload in the place of a reference to it."""
@@ -95,9 +138,7 @@ cdef class Decoding:
             return self.decode_array(entry, self.dtypes[index])
         cdef list frames = self.frames[entry.frame_start:entry.frame_start + entry.frame_count]
         if entry.kind == KIND_SERIALIZED:
-            header = unpackb(entry.body[:entry.body_nbytes],
-                             object_hook=self.dialect.msgpack_decode_default,
-                             **self.unpack_options)
+            header = unpack_map(entry, self.dialect.msgpack_decode_default, self.unpack_options)
             return self.decode_serialized(entry, header, frames)
         if entry.kind == KIND_PICKLED:
             return self.decode_pickled(entry, frames)
@@ -126,7 +167,9 @@ cdef class Decoding:
             header, self.decompress(header, frames), deserializers=self.deserializers)
 
     cdef object decode_pickled(self, Entry *entry, list frames):
-        header = unpackb(entry.body[:entry.body_nbytes])
+        cdef dict header = unpack_map(entry, None, {})
+        if "pickled-obj" not in header:
+            raise ProtocolError("a pickle is missing in the header that should hold it")
         return self.decode_pickle(header["pickled-obj"], self.decompress(header, frames))
 
     cdef object decode_pickle(self, object pickled, list frames):
@@ -134,6 +177,8 @@ cdef class Decoding:
 
     cdef list decompress(self, dict header, list frames):
         compression = header.get("compression")
+        if compression is not None and not isinstance(compression, (list, tuple)):
+            raise ProtocolError(f"the compressions of a payload are {compression!r:.80}")
         if compression is None or not (self.is_metered or any(compression)):
             return frames
         return self.dialect.decompress(header, frames)

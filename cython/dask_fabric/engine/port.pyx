@@ -1,6 +1,6 @@
 """A port: the place of one event loop in the engine.
 
-The loop watches the event fd of the port's mailbox; one wake-up hands over every job that has ended.
+The loop watches the event fd of the port's mailbox; one wake-up hands over every job that ended.
 """
 
 import os

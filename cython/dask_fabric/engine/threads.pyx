@@ -23,7 +23,7 @@ from dask_fabric.linux cimport (
     pthread_cond_init, pthread_cond_t, pthread_cond_wait, pthread_mutex_init, pthread_mutex_lock,
     pthread_mutex_t, pthread_mutex_unlock,
 )
-from dask_fabric.memory.pool cimport has_slabs, trim_idle
+from dask_fabric.memory.pool cimport has_idle_memory, trim_idle
 from dask_fabric.paths.stream cimport (
     BLOCKED, FAILED, RECEIVE, SEND, UNFINISHED, Direction, Progress, Transfer, advance,
     new_transfer, raise_low_water, reset_low_water,
@@ -239,7 +239,9 @@ cdef int _watch(int operation, Job *job) noexcept nogil:
     raise_low_water(&job.transfer)
     event.events = EPOLLONESHOT | (EPOLLIN if job.transfer.direction == RECEIVE else EPOLLOUT)
     event.data.u64 = job.name
-    return epoll_ctl(engine.epolls[<int> job.transfer.direction], operation, job.transfer.fd, &event)
+    return epoll_ctl(
+        engine.epolls[<int> job.transfer.direction], operation, job.transfer.fd, &event
+    )
 
 
 cdef void _unwatch(Job *job) noexcept nogil:
@@ -280,15 +282,19 @@ cdef void *_thread_main(void *argument) noexcept nogil:
         elif ready == 0:
             trim_idle()
         elif errno != EINTR:
-            return NULL
+            break
+    pthread_mutex_lock(&engine.mutex)
+    engine.thread_counts[<int> direction] -= 1
+    pthread_mutex_unlock(&engine.mutex)
+    return NULL
 
 
 cdef int _timeout_ms(Direction direction) noexcept nogil:
-    """Receiving threads trim the pool once a second while it holds slabs, and look now and then
-    whether it does: comms that need no jobs fill it too."""
+    """Receiving threads trim the pool once a second while something is idle, and look now and then
+    whether it is: comms that need no jobs fill it too."""
     if direction == SEND:
         return -1
-    return TRIM_INTERVAL_MS if has_slabs() else IDLE_INTERVAL_MS
+    return TRIM_INTERVAL_MS if has_idle_memory() else IDLE_INTERVAL_MS
 
 
 cdef void _run(uint64_t name) noexcept nogil:

@@ -1,4 +1,4 @@
-"""Receive buffers: memory that is recycled, because fresh pages cost more than the copy into them."""
+"""Receive buffers: memory that is recycled, for fresh pages cost more than the copy into them."""
 
 cimport cython
 from cpython.ref cimport PyObject
@@ -16,5 +16,4 @@ cpdef Buffer allocate(Py_ssize_t nbytes)
 
 # For the engine's native threads, which hold no GIL.
 cpdef bint has_idle_memory() noexcept nogil
-cdef bint has_slabs() noexcept nogil
 cpdef void trim_idle() noexcept nogil

@@ -76,7 +76,7 @@ cdef class Buffer:
     """
 
     def __init__(self):
-        raise TypeError("a Buffer cannot be made directly: call dask_fabric.memory.figures.allocate")
+        raise TypeError("a Buffer cannot be made directly: call dask_fabric.memory.pool.allocate")
 
     def __len__(self):
         return self.nbytes
@@ -159,11 +159,6 @@ cpdef Buffer allocate(Py_ssize_t nbytes):
 cpdef bint has_idle_memory() noexcept nogil:
     """Whether `trim_idle` may have something to do, now or later."""
     return snapshot().idle_count > 0
-
-
-cdef bint has_slabs() noexcept nogil:
-    """Whether the pool holds slabs, idle or in use (and so, sooner or later, idle)."""
-    return figures.in_use_count > 0 or figures.idle_count > 0
 
 
 cpdef void trim_idle() noexcept nogil:

@@ -1,6 +1,9 @@
-"""The `stream` path: frames travel on the control stream, between their own memory and the socket."""
+"""The `stream` path: frames travel on the control stream, from their own memory into their own."""
 
 from dask_fabric.linux cimport iovec
+
+cdef enum:
+    LOW_WATER_BYTES = 512 << 10
 
 cdef enum Direction:
     RECEIVE = 0
@@ -30,3 +33,5 @@ cdef Transfer new_transfer(
 cdef Progress advance(Transfer *transfer, size_t budget_bytes) noexcept nogil
 cdef void raise_low_water(Transfer *transfer) noexcept nogil
 cdef void reset_low_water(Transfer *transfer) noexcept nogil
+cdef void set_low_water(int fd, int nbytes) noexcept nogil
+cdef void cork(int fd, bint corked) noexcept nogil

@@ -1,4 +1,4 @@
-"""The `stream` path: frames travel on the control stream, between their own memory and the socket."""
+"""The `stream` path: frames travel on the control stream, from their own memory into their own."""
 
 import os
 import re
@@ -7,18 +7,31 @@ from libc.errno cimport EAGAIN, EINTR, errno
 from libc.string cimport memset
 
 from dask_fabric.linux cimport (
-    MSG_DONTWAIT, MSG_NOSIGNAL, SO_RCVLOWAT, SOL_SOCKET, iovec, msghdr, recv, recvmsg, send,
-    sendmsg, setsockopt,
+    IPPROTO_TCP, MSG_DONTWAIT, MSG_NOSIGNAL, SO_RCVLOWAT, SOL_SOCKET, TCP_CORK, iovec, msghdr,
+    recv, recvmsg, send, sendmsg, setsockopt,
 )
 
-# Earlier kernels may wait for ever below a low-water mark (their commit 24adbc1676af, of 5.8).
-cdef bint has_sound_low_water = (
-    tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2]) >= (5, 8)
-)
+
+
+def is_low_water_sound(release):
+    """Whether a kernel wakes a reader that waits for much, also where memory is short.
+
+    Before 5.12 it may never do so, with a message half received: small packets fill the receive
+    buffer first (mended in 5.7 by 24adbc1676af), or the kernel's memory for TCP is used up
+    (mended by "tcp: fix SO_RCVLOWAT related hangs under mem pressure").
+
+    Parameters
+    ----------
+    release : str
+        As `os.uname` gives it, such as ``5.14.0-503.el9.x86_64``. What is no version is not sound.
+    """
+    return tuple(int(part) for part in re.findall(r"\d+", release)[:2]) >= (5, 12)
+
+
+cdef bint has_sound_low_water = is_low_water_sound(os.uname().release)
 
 cdef enum:
     VECTORS_PER_CALL = 512      # the kernel refuses more than IOV_MAX, 1024
-    LOW_WATER_BYTES = 512 << 10
 
 
 cdef Transfer new_transfer(
@@ -71,9 +84,21 @@ cdef void reset_low_water(Transfer *transfer) noexcept nogil:
 
 
 cdef void _set_low_water(Transfer *transfer, int nbytes) noexcept nogil:
-    if has_sound_low_water and transfer.direction == RECEIVE and nbytes != transfer.low_water_bytes:
-        setsockopt(transfer.fd, SOL_SOCKET, SO_RCVLOWAT, &nbytes, sizeof(nbytes))
+    if transfer.direction == RECEIVE and nbytes != transfer.low_water_bytes:
+        set_low_water(transfer.fd, nbytes)
         transfer.low_water_bytes = nbytes
+
+
+cdef void set_low_water(int fd, int nbytes) noexcept nogil:
+    """Let the socket count as readable with so many bytes, where the kernel does that well."""
+    if has_sound_low_water:
+        setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &nbytes, sizeof(nbytes))
+
+
+cdef void cork(int fd, bint corked) noexcept nogil:
+    """Hold packets of TCP back until they are full, or until the cork is taken off."""
+    cdef int value = corked
+    setsockopt(fd, IPPROTO_TCP, TCP_CORK, &value, sizeof(value))
 
 
 cdef ssize_t _call(Transfer *transfer) noexcept nogil:

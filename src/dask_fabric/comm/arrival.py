@@ -42,6 +42,10 @@ class Arrival:
         self._release()
         self._sock.close()
 
+    def forked(self) -> None:
+        """In a forked child: close its copy, and leave the loop, which is the parent's, alone."""
+        self._sock.close()
+
     def _look(self) -> None:
         try:
             first = self._sock.recv(1, socket.MSG_PEEK)

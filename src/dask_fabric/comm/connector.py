@@ -33,6 +33,8 @@ _STAGGER_SECONDS = 0.25
 # For the hello of a server at a Unix socket: well within a fifth of Dask's connect timeout.
 _UNIX_PATIENCE_SECONDS = 2.0
 _UNIX_PAUSE_SECONDS = 60.0
+# Who was cancelled earlier learned nothing of the server: an idle one answers within milliseconds.
+_UNIX_SILENCE_SECONDS = 0.25
 
 
 class FabricConnector(Connector):
@@ -145,6 +147,7 @@ class FabricConnector(Connector):
         if self._silent_until.get(listener, 0.0) > loop.time():
             sock.close()
             return None
+        begin = loop.time()
         try:
             channel = make_channel(
                 self.scheme,
@@ -165,7 +168,8 @@ class FabricConnector(Connector):
             return None
         except asyncio.CancelledError:
             # Dask was less patient: its next attempt must not wait here again.
-            self._silent_until[listener] = loop.time() + _UNIX_PAUSE_SECONDS
+            if loop.time() - begin >= _UNIX_SILENCE_SECONDS:
+                self._silent_until[listener] = loop.time() + _UNIX_PAUSE_SECONDS
             raise
         return channel, self.prefix + unix.client_address(target, channel.local_sockname)
 

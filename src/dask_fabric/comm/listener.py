@@ -8,8 +8,10 @@ import errno
 import functools
 import inspect
 import logging
+import os
 import socket
 import ssl
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -46,6 +48,18 @@ logger = logging.getLogger(__name__)
 # The process, or the host, is out of descriptors or memory; the connection waits in the backlog.
 _OUT_OF_RESOURCES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 _ACCEPT_PAUSE_SECONDS = 1.0
+
+_listeners: weakref.WeakSet[FabricListener] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    """Close the child's copies: who connected to them would wait for ever for an answer."""
+    for listener in list(_listeners):
+        listener._forked()
+    _listeners.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 class FabricListener(BaseListener):
@@ -116,6 +130,7 @@ class FabricListener(BaseListener):
         self._settings = runtime.settings()
         backlog_count = int(dask.config.get("distributed.comm.socket-backlog"))
         self._sockets = bind(self.ip, self.port, backlog_count)
+        _listeners.add(self)
         for sock in self._sockets:
             tune(sock)
             self._loop.add_reader(sock, self._accept, sock, self._take)
@@ -142,6 +157,17 @@ class FabricListener(BaseListener):
                 self._loop.remove_reader(sock)
             sock.close()
         self._drop_opening()
+
+    def _forked(self) -> None:
+        """In a forked child: drop the sockets, and leave the loop, which is the parent's, alone."""
+        self._stopped = True
+        sockets, self._sockets = self._sockets, []
+        for sock in sockets:
+            sock.close()
+        opening, self._opening = self._opening, set()
+        for connection in opening:
+            if isinstance(connection, Arrival):  # a channel drops its own
+                connection.forked()
 
     def abort_handshaking_comms(self) -> None:
         """Abort every comm that is still in the handshake, in Dask's or in ours."""
