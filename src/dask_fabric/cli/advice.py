@@ -40,24 +40,21 @@ def advise(facts: Facts) -> tuple[Advice, ...]:
     return tuple(advice for rule in _RULES for advice in rule(facts))
 
 
-def remedy_for(path: str, facts: Facts) -> str:
-    """Say what would bring a path into use that is not; empty where nothing is known."""
-    return _REMEDIES[path](facts)
-
-
 def scheme_uses(facts: Facts) -> dict[str, SchemeUse]:
     """Say what every scheme would use between processes like this one."""
     must, can = facts.configuration.require_encryption, facts.configuration.certificates
     tls = SchemeUse("TLS", "TLS")
-    bare = "refused: no certificates in Dask's configuration"
-    plain = "refused: distributed.comm.require-encryption is set"
+    bare = "refused: no certificates"
+    plain = "refused: not encrypted"
     tcp = SchemeUse(plain, plain) if must else SchemeUse("TCP", "TCP")
     ucx = facts.path(UCX)
     return {
         "fabric": tls if can else SchemeUse(bare, bare) if must else _best(facts),
         "fabric+tcp": tcp,
         "fabric+tls": tls if can else SchemeUse(bare, bare),
-        "fabric+ucx": _by_ucx(facts) if ucx.works else SchemeUse(*2 * ["refused (see Paths)"]),
+        "fabric+ucx": _by_ucx(facts)
+        if ucx.works
+        else SchemeUse(*2 * ["refused: ucx does not work"]),
     }
 
 
@@ -150,7 +147,7 @@ def _paths(facts: Facts) -> Iterator[Advice]:
     for path in PATHS:
         result = facts.path(path)
         if not result.works:
-            yield Advice(path, result.reason, remedy_for(path, facts))
+            yield Advice(path, result.reason, _REMEDIES[path](facts))
 
 
 def _configuration(facts: Facts) -> Iterator[Advice]:
@@ -239,7 +236,12 @@ def _interfaces(facts: Facts) -> Iterator[Advice]:
 def _links(facts: Facts) -> Iterator[Advice]:
     for device in facts.rdma:  # an idle GPU slows its link down on purpose
         place = device.place
-        if place and place.link and place.best_link and _width(place.link) < _width(place.best_link):
+        if (
+            place
+            and place.link
+            and place.best_link
+            and _width(place.link) < _width(place.best_link)
+        ):
             yield Advice(
                 device.name,
                 f"its PCIe link is {place.link}, and it could be {place.best_link}",

@@ -14,7 +14,7 @@ _PATHS = ("stream", "unix", "tls", "cma", "ucx")
 
 
 @click.group()
-@click.version_option(package_name="dask-fabric")
+@click.version_option(package_name="dask-fabric", prog_name="dask-fabric")
 def fabric() -> None:
     """The fabric:// communication backend: what it uses here, and why."""
 
@@ -40,7 +40,10 @@ def doctor(as_json: bool, required: tuple[str, ...], peer: str | None) -> None:
 
     Tries every path between two processes, which takes about three seconds.
     """
-    reasons = _report_pair(peer, as_json, required) if peer else _report_host(as_json, required)
+    if peer is None:
+        reasons = _report_host(as_json, required)
+    else:
+        reasons = _report_pair(peer, as_json, required)
     for path, reason in reasons.items():
         click.echo(f"{path} is required and not in use: {reason}", err=True)
     sys.exit(bool(reasons))
@@ -48,7 +51,7 @@ def doctor(as_json: bool, required: tuple[str, ...], peer: str | None) -> None:
 
 def _report_host(as_json: bool, required: tuple[str, ...]) -> dict[str, str]:
     """Print the report; give the reasons of required paths that do not work."""
-    from dask_fabric.cli.advice import advise, remedy_for, scheme_uses
+    from dask_fabric.cli.advice import advise, scheme_uses
     from dask_fabric.cli.render import render, text_width
     from dask_fabric.cli.report import inspect_all
 
@@ -58,11 +61,11 @@ def _report_host(as_json: bool, required: tuple[str, ...]) -> dict[str, str]:
         _print_json(facts, schemes=uses, advice=advice)
     else:
         click.echo(render(facts, uses, advice, text_width()))
-    missing = [facts.path(path) for path in required if not facts.path(path).works]
-    remedies = {result.path: remedy_for(result.path, facts) for result in missing}
+    about_paths = {one.about: one for one in advice}
     return {
-        result.path: result.reason + (f" -> {remedies[result.path]}" if remedies[result.path] else "")
-        for result in missing
+        path: " -> ".join(filter(None, (about_paths[path].reason, about_paths[path].remedy)))
+        for path in required
+        if not facts.path(path).works
     }
 
 
@@ -75,7 +78,7 @@ def _report_pair(address: str, as_json: bool, required: tuple[str, ...]) -> dict
     try:
         pair = asyncio.run(ask(full_address(address)))
     except Exception as exc:
-        raise click.ClickException(f"{address}: {explain(exc)}") from exc
+        raise click.ClickException(f"cannot ask {address or 'no address'}: {explain(exc)}") from exc
     if as_json:
         _print_json(pair)
     else:

@@ -15,7 +15,7 @@ from dask_fabric.cli.pair import roles, round_trip, used_paths
 from dask_fabric.errors import UnavailableError
 
 _SCHEMES = ("fabric", "fabric+tcp", "fabric+tls", "fabric+ucx")
-_CONNECT_SECONDS = 10.0
+_CONNECT_SECONDS = 5.0
 _ANSWER_SECONDS = 10.0
 _PING = {"op": "echo", "data": 1, "reply": True}
 _TELL_VERSIONS = ("Scheduler", "Worker")
@@ -81,6 +81,8 @@ async def ask(address: str) -> Pair:
         There is no Dask server of ours at that address.
     """
     security = Security()
+    if address.startswith("fabric+tls://") and not roles(security):
+        raise UnavailableError("Dask's configuration has no certificates (distributed.comm.tls)")
     arguments = security.get_connection_args(next(iter(roles(security)), "client"))
     begin = time.perf_counter()
     comm = await connect(address, _CONNECT_SECONDS, **arguments)

@@ -12,9 +12,9 @@ from dask_fabric.cli.advice import Advice, SchemeUse
 from dask_fabric.cli.gpus import Gpu
 from dask_fabric.cli.host import Limit
 from dask_fabric.cli.network import Interface, RdmaDevice
+from dask_fabric.cli.pair import PATHS
 from dask_fabric.cli.remote import Pair
 from dask_fabric.cli.report import Facts
-from dask_fabric.cli.selftest import PathResult
 
 _UNKNOWN = "unknown"
 _WIDTHS = (80, 100)
@@ -27,13 +27,13 @@ def text_width() -> int:
     return max(low, min(high, shutil.get_terminal_size((high, 24)).columns))
 
 
-def render(
-    facts: Facts, uses: dict[str, SchemeUse], advice: Sequence[Advice], width: int
-) -> str:
+def render(facts: Facts, uses: dict[str, SchemeUse], advice: Sequence[Advice], width: int) -> str:
     """Write the report of this host, in lines of at most *width* characters where it can be."""
+    about_paths = {one.about: one for one in advice if one.about in PATHS}
+    others = [one for one in advice if one.about not in PATHS]
     sections = (
         ("", _head(facts)),
-        ("Paths, tried between two processes of this host", _paths(facts.paths)),
+        ("Paths, tried between two processes of this host", _paths(facts, about_paths)),
         ("Schemes", _schemes(uses)),
         ("Network interfaces", _interfaces(facts.interfaces)),
         ("RDMA devices", _rdma(facts.rdma)),
@@ -49,7 +49,7 @@ def render(
         table = _table(rows, width)
         if table:
             lines += [title] * bool(title) + table + [""]
-    return "\n".join(lines + _advice(advice, width))
+    return "\n".join(lines + _advice(others, width))
 
 
 def render_pair(pair: Pair, width: int) -> str:
@@ -95,17 +95,20 @@ def _head(facts: Facts) -> list[Sequence[str]]:
     ]
 
 
-def _paths(paths: Sequence[PathResult]) -> Iterable[Sequence[str]]:
-    for result in paths:
+def _paths(facts: Facts, advice: dict[str, Advice]) -> Iterator[Sequence[str]]:
+    for path in PATHS:
+        result = facts.path(path)
         if result.works:
             yield (
-                result.path,
+                path,
                 "works",
-                f"{speed(result.bandwidth_bytes_per_second):>10}  round trip "
+                f"{speed(result.bandwidth_bytes_per_second):>10}, round trip "
                 f"{duration(result.round_trip_seconds)}",
             )
         else:
-            yield result.path, "not in use", result.reason
+            yield path, "not in use", result.reason
+            if path in advice and advice[path].remedy:
+                yield "", "", f"-> {advice[path].remedy}"
 
 
 def _schemes(uses: dict[str, SchemeUse]) -> list[Sequence[str]]:
@@ -121,7 +124,7 @@ def _interfaces(interfaces: Sequence[Interface]) -> Iterator[Sequence[str]]:
                 one.name,
                 one.kind,
                 f"{mbit / 1000:g} Gb/s" if mbit else "speed unknown",
-                ", ".join(one.addresses) + " (a server here advertises it)" * one.advertised,
+                ", ".join(one.addresses) + " (advertised)" * one.advertised,
             )
         else:
             yield one.name, one.kind, "down", ""
@@ -225,14 +228,16 @@ def _pair(pair: Pair) -> Iterator[Sequence[str]]:
     yield "addresses", f"{pair.local_address} to {pair.peer_address}"
     yield "connect", duration(pair.connect_seconds)
     yield "round trip", duration(pair.round_trip_seconds)
+    same = [f"{name} {here}" for name, (here, there) in pair.versions.items() if here == there]
+    if same:
+        yield "same versions", ", ".join(same)
     for name, (here, there) in pair.versions.items():
-        yield name, here if here == there else f"{_said(here)} here, {_said(there)} there"
+        if here != there:
+            yield f"other {name}", f"{_said(here)} here, {_said(there)} there"
 
 
 def _advice(advice: Sequence[Advice], width: int) -> list[str]:
-    if not advice:
-        return ["Nothing to advise."]
-    lines = ["Not in use, or not at its best"]
+    lines = ["Advice"] if advice else ["No advice."]
     for one in advice:
         lines += _wrap(f"{one.about}: {one.reason}", _GAP, width)
         if one.remedy:
