@@ -15,6 +15,7 @@ from dask_fabric.cli.network import Interface, RdmaDevice
 from dask_fabric.cli.pair import PATHS
 from dask_fabric.cli.remote import Pair
 from dask_fabric.cli.report import Facts
+from dask_fabric.cli.ucx import Library
 
 _UNKNOWN = "unknown"
 _WIDTHS = (80, 100)
@@ -164,11 +165,18 @@ def _gpus(gpus: Sequence[Gpu], modules: Sequence[str]) -> Iterator[Sequence[str]
 
 def _ucx(facts: Facts) -> Iterator[Sequence[str]]:
     ucx = facts.ucx
-    for one in ucx.libraries:
-        state = "chosen" if one.path == ucx.chosen else "not chosen"
-        yield state, f"{_said(one.version)} ({one.origin})", one.path
-        yield "", "", one.problem or " ".join(one.transports) or "no transports"
-    yield "why" if ucx.libraries else "none", ucx.reason
+    yield "looked for" if ucx.wanted else "not looked for", ucx.why_wanted
+    if ucx.chosen is None:
+        yield "none", ucx.reason
+    else:
+        yield "chosen", f"{_library(ucx.chosen)}: {ucx.reason}"
+        yield "", f"transports: {' '.join(ucx.chosen.transports) or 'none'}"
+    for one in ucx.others:
+        yield "not chosen", f"{_library(one)}: {one.refusal}"
+
+
+def _library(one: Library) -> str:
+    return f"{one.version or 'unknown version'} at {one.path} ({one.source})"
 
 
 def _limits(facts: Facts) -> list[Sequence[str]]:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+from dask_fabric import config
+from dask_fabric.errors import UnavailableError
 
 
 @dataclass(frozen=True)
 class Library:
-    """One UCX that was found; its problem is empty where it can be used."""
+    """One UCX that was found; its refusal is empty where it is the one that is taken."""
 
     path: str
-    origin: str
+    source: str
     version: str | None
     transports: tuple[str, ...]
     has_rdma: bool
     has_gpu: bool
-    problem: str
+    refusal: str
 
 
 @dataclass(frozen=True)
@@ -24,30 +28,57 @@ class Ucx:
 
     Attributes
     ----------
-    supported : bool
-        Whether this version of dask-fabric can use UCX at all.
-    chosen : str or None
-        The path of the library that is taken.
+    wanted : bool
+        Whether processes here look for UCX at all.
+    why_wanted : str
+        The reason for that.
+    chosen : Library or None
+        The library that is taken.
     reason : str
         Why it is taken, or why none is.
+    others : tuple of Library
+        Those that are not taken.
     """
 
-    supported: bool = False
-    libraries: tuple[Library, ...] = ()
-    chosen: str | None = None
+    wanted: bool = False
+    why_wanted: str = "unknown"
+    chosen: Library | None = None
     reason: str = "unknown"
-
-    @property
-    def has_rdma(self) -> bool:
-        """Whether the chosen library was built for RDMA devices."""
-        return any(one.has_rdma for one in self.libraries if one.path == self.chosen)
-
-    @property
-    def has_gpu(self) -> bool:
-        """Whether the chosen library was built for GPUs."""
-        return any(one.has_gpu for one in self.libraries if one.path == self.chosen)
+    others: tuple[Library, ...] = ()
 
 
 def inspect_ucx() -> Ucx:
-    """Ask the loader, which probes in processes of its own."""
-    return Ucx(reason="this version of dask-fabric has no UCX path")
+    """Ask the loader, which probes every library in a process of its own."""
+    try:
+        from dask_fabric.paths import ucx_candidates, ucx_library
+    except ImportError:
+        reason = "this version of dask-fabric does not use UCX"
+        return Ucx(why_wanted=reason, reason=reason)
+    settings = config.load()
+    host = ucx_candidates.look()
+    wanted, why_wanted = ucx_candidates.is_wanted(settings.ucx_enabled, host)
+    try:
+        choice = ucx_library.choose(settings.ucx_library, settings.ucx_options, host, survey=True)
+    except UnavailableError as exc:
+        return Ucx(wanted, why_wanted, None, str(exc))
+    return Ucx(
+        wanted=wanted,
+        why_wanted=why_wanted,
+        chosen=choice.library and _library(choice.library),
+        reason=choice.reason,
+        others=tuple(_library(library, refusal) for library, refusal in choice.refused),
+    )
+
+
+def _library(found: Any, refusal: str = "") -> Library:
+    from dask_fabric.paths.ucx_candidates import CUDA, ROCM, VERBS
+
+    return Library(
+        path=found.path,
+        source=found.source,
+        version=".".join(map(str, found.version)) or None,
+        transports=found.transports,
+        has_rdma=found.has(VERBS),
+        has_gpu=found.has(CUDA + ROCM),
+        refusal=refusal,
+    )
