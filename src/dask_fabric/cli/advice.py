@@ -47,14 +47,12 @@ def scheme_uses(facts: Facts) -> dict[str, SchemeUse]:
     bare = "refused: no certificates"
     plain = "refused: not encrypted"
     tcp = SchemeUse(plain, plain) if must else SchemeUse("TCP", "TCP")
-    ucx = facts.path(UCX)
+    no_ucx = SchemeUse("refused: ucx does not work", "refused: ucx does not work")
     return {
         "fabric": tls if can else SchemeUse(bare, bare) if must else _best(facts),
         "fabric+tcp": tcp,
         "fabric+tls": tls if can else SchemeUse(bare, bare),
-        "fabric+ucx": _by_ucx(facts)
-        if ucx.works
-        else SchemeUse(*2 * ["refused: ucx does not work"]),
+        "fabric+ucx": _by_ucx(facts) if facts.path(UCX).works else no_ucx,
     }
 
 
@@ -76,7 +74,8 @@ def _by_ucx(facts: Facts) -> SchemeUse:
 def _has_rdma(facts: Facts) -> bool:
     """Whether UCX works, and has a device to reach other hosts by."""
     usable = any(device.active and device.may_use_verbs for device in facts.rdma)
-    return facts.path(UCX).works and facts.ucx.has_rdma and usable
+    built = facts.ucx.chosen is not None and facts.ucx.chosen.has_rdma
+    return facts.path(UCX).works and built and usable
 
 
 # ---- remedies of paths
@@ -121,14 +120,14 @@ def _remedy_for_cma(facts: Facts) -> str:
 
 def _remedy_for_ucx(facts: Facts) -> str:
     if facts.configuration.value("ucx.enabled") is False:
-        return "set fabric.ucx.enabled: true"
+        return "set fabric.ucx.enabled: auto"
     if facts.configuration.require_encryption:
         return _remedy_for_unix(facts)
-    if facts.ucx.libraries or not facts.ucx.supported:
-        return ""
-    if facts.rdma:
+    if facts.rdma and facts.ucx.chosen is None:
         return "load your site's UCX (such as: module load ucx), which knows your devices"
-    return "pip install 'dask-fabric[ucx]'; worth it with InfiniBand or GPUs only"
+    if facts.gpus and facts.ucx.chosen is None:
+        return "pip install 'dask-fabric[ucx]'"
+    return "" if facts.rdma or facts.gpus else "none needed without RDMA devices and GPUs"
 
 
 _REMEDIES: dict[str, Callable[[Facts], str]] = {
@@ -188,10 +187,10 @@ def _rdma_memory(facts: Facts) -> Iterator[Advice]:
 
 def _rdma_library(facts: Facts) -> Iterator[Advice]:
     active = any(device.active for device in facts.rdma)
-    if active and facts.ucx.chosen and not facts.ucx.has_rdma:
+    if active and facts.ucx.chosen and not facts.ucx.chosen.has_rdma:
         yield Advice(
             "UCX",
-            f"{facts.ucx.chosen} is built without verbs and cannot use {facts.rdma[0].name}",
+            f"{facts.ucx.chosen.path} is built without verbs and cannot use {facts.rdma[0].name}",
             "load your site's UCX (such as: module load ucx) before Python starts",
         )
 
@@ -206,10 +205,10 @@ def _gpus(facts: Facts) -> Iterator[Advice]:
                 "load its driver; in a container: docker run --gpus all",
             )
     usable = [gpu for gpu in facts.gpus if gpu.usable]
-    if usable and facts.ucx.chosen and not facts.ucx.has_gpu:
+    if usable and facts.ucx.chosen and not facts.ucx.chosen.has_gpu:
         yield Advice(
             "UCX",
-            f"{facts.ucx.chosen} knows nothing of GPUs",
+            f"{facts.ucx.chosen.path} knows nothing of GPUs",
             "a UCX that is built with CUDA or ROCm, such as libucx-cu12",
         )
     peers = {"nvidia_peermem", "nv_peer_mem"} & set(facts.gpu_modules)
@@ -236,15 +235,11 @@ def _interfaces(facts: Facts) -> Iterator[Advice]:
 def _links(facts: Facts) -> Iterator[Advice]:
     for device in facts.rdma:  # an idle GPU slows its link down on purpose
         place = device.place
-        if (
-            place
-            and place.link
-            and place.best_link
-            and _width(place.link) < _width(place.best_link)
-        ):
+        links = (place.link, place.best_link) if place else (None, None)
+        if all(links) and _gigatransfers(links[0]) < _gigatransfers(links[1]):
             yield Advice(
                 device.name,
-                f"its PCIe link is {place.link}, and it could be {place.best_link}",
+                f"its PCIe link is {links[0]}, and it could be {links[1]}",
                 "another slot, or the firmware's settings for this one",
             )
 
@@ -340,6 +335,6 @@ def _mib(count: Limit) -> str:
     return f"{count // (1 << 20)} MiB" if isinstance(count, int) else str(count)
 
 
-def _width(link: str) -> float:
+def _gigatransfers(link: str) -> float:
     speed, _, width = link.partition(" GT/s x")
     return float(speed) * int(width)

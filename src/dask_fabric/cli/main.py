@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
+import logging
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -40,13 +43,26 @@ def doctor(as_json: bool, required: tuple[str, ...], peer: str | None) -> None:
 
     Tries every path between two processes, which takes about three seconds.
     """
-    if peer is None:
-        reasons = _report_host(as_json, required)
-    else:
-        reasons = _report_pair(peer, as_json, required)
+    with _quiet():
+        if peer is None:
+            reasons = _report_host(as_json, required)
+        else:
+            reasons = _report_pair(peer, as_json, required)
     for path, reason in reasons.items():
         click.echo(f"{path} is required and not in use: {reason}", err=True)
     sys.exit(bool(reasons))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the log off the terminal: the report says it all."""
+    logger = logging.getLogger("dask_fabric")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _report_host(as_json: bool, required: tuple[str, ...]) -> dict[str, str]:

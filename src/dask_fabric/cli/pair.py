@@ -122,9 +122,8 @@ def _scheme_of(path: str) -> str:
 
 
 async def _try_path(path: str, address: str) -> dict[str, Any]:
-    comm = await connect(
-        address, _CONNECT_SECONDS, **_arguments(address.split(":")[0], "connection")
-    )
+    arguments = _arguments(address.partition("://")[0], "connection")
+    comm = await connect(address, _CONNECT_SECONDS, **arguments)
     try:
         told = comm.statistics()
         if path not in used_paths(told, comm.extra_info):

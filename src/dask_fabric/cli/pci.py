@@ -76,10 +76,9 @@ def nearness(one: Place | None, other: Place | None) -> str:
     """Say how near two devices are, in one of the words of `NEARNESS`."""
     if one is None or other is None:
         return "unknown"
-    shared = os.path.commonprefix([one.bridges, other.bridges])
-    if len(shared) > 1:
+    if one.bridges[:2] == other.bridges[:2] and len(one.bridges) > 1:
         return "same PCIe switch"
-    if shared:
+    if one.bridges[:1] == other.bridges[:1]:
         return "same PCIe root"
     if one.numa_node is None or other.numa_node is None:
         return "unknown"
