@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from dask_fabric.cli.configuration import SOCKET_BACKLOG
 from dask_fabric.cli.host import Limit
-from dask_fabric.cli.pair import CMA, PATHS, STREAM, TLS, UCX, UNIX
+from dask_fabric.cli.pair import CMA, PATHS, SCHEMES, STREAM, TLS, UCX, UNIX
 from dask_fabric.cli.report import Facts
 from dask_fabric.comm.unix import SEND_BUFFER_BYTES
 
@@ -42,18 +42,21 @@ def advise(facts: Facts) -> tuple[Advice, ...]:
 
 def scheme_uses(facts: Facts) -> dict[str, SchemeUse]:
     """Say what every scheme would use between processes like this one."""
+    if facts.configuration.error:
+        return dict.fromkeys(SCHEMES, _refused("the configuration"))
     must, can = facts.configuration.require_encryption, facts.configuration.certificates
-    tls = SchemeUse("TLS", "TLS")
-    bare = "refused: no certificates"
-    plain = "refused: not encrypted"
-    tcp = SchemeUse(plain, plain) if must else SchemeUse("TCP", "TCP")
-    no_ucx = SchemeUse("refused: ucx does not work", "refused: ucx does not work")
+    tls = SchemeUse("TLS", "TLS") if can else _refused("no certificates")
+    tcp = _refused("not encrypted") if must else SchemeUse("TCP", "TCP")
     return {
-        "fabric": tls if can else SchemeUse(bare, bare) if must else _best(facts),
+        "fabric": tls if can or must else _best(facts),
         "fabric+tcp": tcp,
-        "fabric+tls": tls if can else SchemeUse(bare, bare),
-        "fabric+ucx": _by_ucx(facts) if facts.path(UCX).works else no_ucx,
+        "fabric+tls": tls,
+        "fabric+ucx": _by_ucx(facts) if facts.path(UCX).works else _refused("no ucx"),
     }
+
+
+def _refused(reason: str) -> SchemeUse:
+    return SchemeUse(f"refused: {reason}", f"refused: {reason}")
 
 
 def _best(facts: Facts) -> SchemeUse:
@@ -67,8 +70,7 @@ def _best(facts: Facts) -> SchemeUse:
 
 
 def _by_ucx(facts: Facts) -> SchemeUse:
-    by_rdma = _has_rdma(facts)
-    return SchemeUse("ucx", "ucx by RDMA" if by_rdma else "refused: no RDMA device in use")
+    return SchemeUse("ucx", "ucx by RDMA" if _has_rdma(facts) else "ucx without RDMA")
 
 
 def _has_rdma(facts: Facts) -> bool:

@@ -25,7 +25,7 @@ from distributed.utils import wait_for
 from dask_fabric import config
 
 STREAM, UNIX, TLS, CMA, UCX = PATHS = ("stream", "unix", "tls", "cma", "ucx")
-_SCHEMES = ("fabric", "fabric+tcp", "fabric+tls", "fabric+ucx")
+SCHEMES = ("fabric", "fabric+tcp", "fabric+tls", "fabric+ucx")
 # What must be off so that a path is met alone, where this version has it.
 _FASTER = {UNIX: ("cma.enabled",)}
 
@@ -61,7 +61,7 @@ async def serve() -> None:
     """Listen on every scheme, print the addresses or the reasons, and serve until stdin ends."""
     addresses: dict[str, str] = {}
     refusals: dict[str, str] = {}
-    for scheme in _SCHEMES:
+    for scheme in SCHEMES:
         try:
             listener = await listen(
                 f"{scheme}://127.0.0.1:0", _answer, **_arguments(scheme, "listen")
@@ -173,9 +173,15 @@ async def _exchange(comm: Any, message: Any) -> float:
 
 def explain(error: BaseException) -> str:
     """Say in one line why something failed."""
-    while type(error) is OSError and error.__cause__ is not None:
-        error = error.__cause__  # Dask's own only says how long it tried
-    return " ".join(str(error).split()) or error.__class__.__name__
+    # Dask's own error only says how long it tried.
+    while type(error) is OSError and error.__cause__ is not None and str(error.__cause__):
+        error = error.__cause__
+    return printable(str(error)) or error.__class__.__name__
+
+
+def printable(text: str) -> str:
+    """Put a text on one line, without what a terminal would take for an order."""
+    return "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))
 
 
 if __name__ == "__main__":

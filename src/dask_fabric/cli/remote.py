@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,10 +12,9 @@ from distributed.security import Security
 from distributed.utils import wait_for
 from distributed.versions import get_versions
 
-from dask_fabric.cli.pair import roles, round_trip, used_paths
+from dask_fabric.cli.pair import SCHEMES, roles, round_trip, used_paths
 from dask_fabric.errors import UnavailableError
 
-_SCHEMES = ("fabric", "fabric+tcp", "fabric+tls", "fabric+ucx")
 _CONNECT_SECONDS = 5.0
 _ANSWER_SECONDS = 10.0
 _PING = {"op": "echo", "data": 1, "reply": True}
@@ -66,8 +66,8 @@ def full_address(address: str) -> str:
     scheme, separator, _ = address.rpartition("://")
     if not separator:
         return f"fabric://{address}"
-    if scheme not in _SCHEMES:
-        known = ", ".join(f"{name}://" for name in _SCHEMES)
+    if scheme not in SCHEMES:
+        known = ", ".join(f"{name}://" for name in SCHEMES)
         raise UnavailableError(f"{scheme}:// is not one of dask-fabric's schemes, {known}")
     return address
 
@@ -85,10 +85,15 @@ async def ask(address: str) -> Pair:
         raise UnavailableError("Dask's configuration has no certificates (distributed.comm.tls)")
     arguments = security.get_connection_args(next(iter(roles(security)), "client"))
     begin = time.perf_counter()
-    comm = await connect(address, _CONNECT_SECONDS, **arguments)
+    # What is asked for is plain data: nothing that a peer sends needs to be unpickled.
+    comm = await connect(address, _CONNECT_SECONDS, deserialize=False, **arguments)
     connect_seconds = time.perf_counter() - begin
     try:
         return await wait_for(_ask(comm, address, connect_seconds), _ANSWER_SECONDS)
+    except asyncio.TimeoutError:
+        raise UnavailableError(
+            f"it is connected, and gave no answer within {_ANSWER_SECONDS:g} seconds"
+        ) from None
     finally:
         comm.abort()
 

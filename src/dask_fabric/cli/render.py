@@ -12,7 +12,7 @@ from dask_fabric.cli.advice import Advice, SchemeUse
 from dask_fabric.cli.gpus import Gpu
 from dask_fabric.cli.host import Limit
 from dask_fabric.cli.network import Interface, RdmaDevice
-from dask_fabric.cli.pair import PATHS
+from dask_fabric.cli.pair import PATHS, printable
 from dask_fabric.cli.remote import Pair
 from dask_fabric.cli.report import Facts
 from dask_fabric.cli.ucx import Library
@@ -76,7 +76,7 @@ def _table(rows: Iterable[Sequence[str]], width: int) -> list[str]:
 
 def _wrap(text: str, start: str, width: int) -> list[str]:
     return textwrap.wrap(
-        text,
+        printable(text),
         width,
         initial_indent=start,
         subsequent_indent=" " * min(len(start), width // 2),

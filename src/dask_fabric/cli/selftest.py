@@ -8,12 +8,14 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import dask.config
 
 from dask_fabric.cli.pair import PATHS
 
+COMMAND = (sys.executable, "-m", "dask_fabric.cli.pair", "measure")
 # Each path has less than this and the whole takes two seconds or three, unless something hangs.
 _PATIENCE_SECONDS = 15.0
 
@@ -36,12 +38,18 @@ class PathResult:
 
 
 class SelfTest:
-    """A self-test that runs beside the caller, from its making until `finish`."""
+    """A self-test that runs beside the caller, from its making until `finish`.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    command : sequence of str
+        The program that tries the paths, and prints a line for each.
+    """
+
+    def __init__(self, command: Sequence[str] = COMMAND) -> None:
         settings = dask.config.serialize(dask.config.global_config)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "dask_fabric.cli.pair", "measure"],
+            command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
