@@ -44,7 +44,7 @@ def test_gpus_of_nvidia_smi(tree, devices):
 def test_gpus_of_the_driver_without_nvidia_smi(tree, devices):
     tree.write(
         "proc/driver/nvidia/gpus/0000:17:00.0/information",
-        "Model: \t\t NVIDIA H200\nIRQ:   \t\t 97\nGPU UUID: \t GPU-aaa\nBus Location: \t 0000:17:00.0",
+        "Model: \t\t NVIDIA H200\nIRQ:   \t\t 97\nGPU UUID: \t GPU-aaa",
     )
     tree.write(
         "proc/driver/nvidia/version",

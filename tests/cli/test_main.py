@@ -110,7 +110,8 @@ class TestPeer:
             "import asyncio, sys\n"
             "from distributed import Scheduler\n"
             "async def main():\n"
-            "    async with Scheduler('fabric://127.0.0.1:0', dashboard=False) as scheduler:\n"
+            "    where = {'protocol': 'fabric', 'host': '127.0.0.1', 'port': 0}\n"
+            "    async with Scheduler(**where, dashboard=False) as scheduler:\n"
             "        print(scheduler.address, flush=True)\n"
             "        await asyncio.to_thread(sys.stdin.read)\n"
             "asyncio.run(main())\n"
@@ -127,9 +128,8 @@ class TestPeer:
         done = run("doctor", "--peer", address, "--require", "stream")
         assert (done.exit_code, done.stderr) == (0, "")
         assert done.stdout.startswith(f"{address}\n") and "Scheduler-" in done.stdout
-        done = run(
-            "doctor", "--peer", address.removeprefix("fabric://"), "--json", "--require", "tls"
-        )
+        bare = address.removeprefix("fabric://")
+        done = run("doctor", "--peer", bare, "--json", "--require", "tls")
         assert done.exit_code == 1
         assert json.loads(done.stdout)["kind"] == "Scheduler"
         assert done.stderr.startswith("tls is required and not in use: ")
