@@ -120,7 +120,12 @@ def test_text_of_a_pair():
         refused={"cma": "another host"},
         connect_seconds=0.012,
         round_trip_seconds=48e-6,
-        versions={"dask": ("1", "1"), "python": ("3.11", "3.12"), "lz4": ("4", None)},
+        versions={
+            "dask": ("1", "1"),
+            "python": ("3.11", "3.12"),
+            "lz4": ("4", None),
+            "x": (None, None),
+        },
     )
     text = render_pair(pair, 100)
     assert "\x1b" not in text
@@ -133,6 +138,6 @@ def test_text_of_a_pair():
         "round trip 48 us",
         "same versions dask 1",
         "other python 3.11 here, 3.12 there",
-        "other lz4 4 here, unknown there",
+        "other lz4 4 here, none there",
     ):
         assert row in rows

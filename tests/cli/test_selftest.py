@@ -93,6 +93,13 @@ def test_paths_of_this_host():
         assert found[name].works or found[name].reason
 
 
+def test_a_path_that_is_switched_off():
+    with dask.config.set({"fabric": {"unix-sockets": False}}):
+        found = by_path(SelfTest().finish(60))
+    assert found["stream"].works
+    assert found["unix"].reason == "fabric.unix-sockets is false"
+
+
 def test_what_dask_is_configured_to_is_kept_to(certificates):
     settings = {"distributed.comm.require-encryption": True, **certificates}
     with dask.config.set({"fabric": {"unix-sockets": False}, **settings}):

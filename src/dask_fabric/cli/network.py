@@ -81,26 +81,10 @@ def inspect_interfaces(
     addresses = psutil.net_if_addrs() if addresses is None else addresses
     states = psutil.net_if_stats() if states is None else states
     advertised = advertised_host((socket.AF_INET,)) if advertised is None else advertised
-    found = []
-    for name, state in states.items():
-        own = tuple(
-            entry.address
-            for entry in addresses.get(name, ())
-            if entry.family in (socket.AF_INET, socket.AF_INET6)
-        )
-        folder = root / "sys/class/net" / name
-        found.append(
-            Interface(
-                name=name,
-                kind=_kind(folder),
-                up=state.isup,
-                addresses=own,
-                advertised=advertised in own,
-                speed_mbit=state.speed if 0 < state.speed < 2**31 else None,
-                mtu_bytes=state.mtu,
-                place=place_of(folder / "device", root),
-            )
-        )
+    found = [
+        _interface(name, state, addresses.get(name, ()), advertised, root)
+        for name, state in states.items()
+    ]
     return tuple(sorted(found, key=lambda interface: not interface.up))
 
 
@@ -119,6 +103,24 @@ def inspect_rdma(root: Path = Path("/")) -> tuple[RdmaDevice, ...]:
             place=place_of(devices / name / "device", root),
         )
         for name in names_in(devices)
+    )
+
+
+def _interface(
+    name: str, state: Any, addresses: Sequence[Any], advertised: str, root: Path
+) -> Interface:
+    folder = root / "sys/class/net" / name
+    families = (socket.AF_INET, socket.AF_INET6)
+    own = tuple(entry.address for entry in addresses if entry.family in families)
+    return Interface(
+        name=name,
+        kind=_kind(folder),
+        up=state.isup,
+        addresses=own,
+        advertised=advertised in own,
+        speed_mbit=state.speed if 0 < state.speed < 2**31 else None,
+        mtu_bytes=state.mtu,
+        place=place_of(folder / "device", root),
     )
 
 

@@ -26,8 +26,8 @@ from dask_fabric import config
 
 STREAM, UNIX, TLS, CMA, UCX = PATHS = ("stream", "unix", "tls", "cma", "ucx")
 SCHEMES = ("fabric", "fabric+tcp", "fabric+tls", "fabric+ucx")
-# What must be off so that a path is met alone, where this version has it.
-_FASTER = {UNIX: ("cma.enabled",)}
+# Off while the Unix socket is tried, so that the frames take it; some versions lack the keys.
+_FASTER = ("cma.enabled", "ucx.enabled")
 
 _FRAME_BYTES = 64 << 20
 _WARM_UP_COUNT = 2
@@ -103,9 +103,8 @@ async def _measure_path(
         return {"path": path, "reason": "Dask's configuration has no certificates"}
     if scheme not in addresses:
         return {"path": path, "reason": refusals[scheme]}
-    off = {
-        f"{config.SECTION}.{name}": False for name in _FASTER.get(path, ()) if name in config.KEYS
-    }
+    faster = [name for name in _FASTER if name in config.KEYS] if path == UNIX else []
+    off = {f"{config.SECTION}.{name}": False for name in faster}
     try:
         with dask.config.set(off):
             return await wait_for(_try_path(path, addresses[scheme]), _PATH_SECONDS)
@@ -127,8 +126,8 @@ async def _try_path(path: str, address: str) -> dict[str, Any]:
     try:
         told = comm.statistics()
         if path not in used_paths(told, comm.extra_info):
-            absent = f"this version of dask-fabric has no {path} path"
-            return {"path": path, "reason": told.get("refused", {}).get(path, absent)}
+            reason = told.get("refused", {}).get(path) or _why_not(path)
+            return {"path": path, "reason": reason}
         return {
             "path": path,
             "bandwidth_bytes_per_second": await _bandwidth(comm),
@@ -136,6 +135,15 @@ async def _try_path(path: str, address: str) -> dict[str, Any]:
         }
     finally:
         comm.abort()
+
+
+def _why_not(path: str) -> str:
+    """Give the reason for a path that the comm itself has no word for."""
+    if path != UNIX:
+        return f"this version of dask-fabric has no {path} path"
+    if not config.load().unix_sockets:
+        return "fabric.unix-sockets is false"
+    return "the connection was made by TCP: the name of the Unix socket could not be had"
 
 
 def used_paths(told: dict[str, Any], extra_info: dict[str, Any]) -> set[str]:

@@ -166,9 +166,9 @@ def _gpus(gpus: Sequence[Gpu], modules: Sequence[str]) -> Iterator[Sequence[str]
 def _ucx(facts: Facts) -> Iterator[Sequence[str]]:
     ucx = facts.ucx
     yield "looked for" if ucx.wanted else "not looked for", ucx.why_wanted
-    if ucx.chosen is None:
+    if ucx.chosen is None and ucx.reason != ucx.why_wanted:
         yield "none", ucx.reason
-    else:
+    elif ucx.chosen is not None:
         yield "chosen", f"{_library(ucx.chosen)}: {ucx.reason}"
         yield "", f"transports: {' '.join(ucx.chosen.transports) or 'none'}"
     for one in ucx.others:
@@ -236,12 +236,13 @@ def _pair(pair: Pair) -> Iterator[Sequence[str]]:
     yield "addresses", f"{pair.local_address} to {pair.peer_address}"
     yield "connect", duration(pair.connect_seconds)
     yield "round trip", duration(pair.round_trip_seconds)
-    same = [f"{name} {here}" for name, (here, there) in pair.versions.items() if here == there]
+    versions = {name: both for name, both in pair.versions.items() if any(both)}
+    same = [f"{name} {here}" for name, (here, there) in versions.items() if here == there]
     if same:
         yield "same versions", ", ".join(same)
-    for name, (here, there) in pair.versions.items():
+    for name, (here, there) in versions.items():
         if here != there:
-            yield f"other {name}", f"{_said(here)} here, {_said(there)} there"
+            yield f"other {name}", f"{here or 'none'} here, {there or 'none'} there"
 
 
 def _advice(advice: Sequence[Advice], width: int) -> list[str]:
