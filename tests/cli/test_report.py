@@ -13,8 +13,10 @@ from dask_fabric.cli.remote import Pair
 from dask_fabric.cli.render import render, render_pair
 from dask_fabric.cli.report import Facts, inspect_all
 from dask_fabric.cli.selftest import PathResult
+from dask_fabric.cli.ucx import Library, Ucx
 
 RESULTS = (PathResult("stream", True, "", 2.5e9, 48e-6), PathResult("cma", False, "no\x1b[31m"))
+LIBRARY = Library("/opt/ucx/libucp.so.0", "site", "1.15.0", ("rc_mlx5/mlx5_0:1",), True, False, "")
 
 
 class Test:
@@ -35,8 +37,9 @@ def text_of(facts: Facts, width: int = 100) -> str:
 
 
 @pytest.fixture
-def large(tree):
+def large(tree, monkeypatch):
     """A tree with something in every section."""
+    monkeypatch.setattr(report, "inspect_ucx", lambda: Ucx(True, "it has mlx5_0", LIBRARY, "best"))
     card = tree.pci("pci0000:15", "0000:15:01.0", "0000:18:00.0", numa_node=0)
     gpu = {"vendor": "0x10de", "class": "0x030200", "device": "0x2335"}
     tree.pci("pci0000:15", "0000:15:01.0", "0000:17:00.0", numa_node=0, **gpu)
@@ -64,6 +67,7 @@ def test_text_of_a_large_host(large, width):
     assert text.isascii() and "\x1b" not in text
     for words in (
         "2.50 GB/s, round trip 48 us",
+        "chosen 1.15.0 at /opt/ucx/libucp.so.0 (site): best",
         "InfiniBand  ACTIVE",
         "nearest: mlx5_0, mlx5_1",
         "mlx5_1: no port of it is active (init)",
