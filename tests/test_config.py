@@ -182,6 +182,11 @@ def test_what_is_not_given_has_its_default(section):
         assert load() == expected
 
 
+def test_given_values_are_told_as_they_are():
+    with dask.config.set({"fabric": {"pool": {"max_idle": "5 GiB"}, "odd": {"er": 1}}}):
+        assert config.given() == {"pool.max-idle": "5 GiB", "odd.er": 1}
+
+
 # ---- unknown keys
 
 

@@ -85,6 +85,17 @@ def load() -> Settings:
     return settings
 
 
+def given() -> dict[str, object]:
+    """Return what Dask's configuration holds under ``fabric:`` now, unchecked, by dotted name.
+
+    Raises
+    ------
+    ConfigError
+        A value stands where a section belongs.
+    """
+    return dict(_flatten(dask.config.get(SECTION, None), ""))
+
+
 def _check(section: object) -> Settings:
     values = {**DEFAULTS, **dict(_flatten(section, ""))}
     for name in sorted(values.keys() - KEYS.keys()):

@@ -1,0 +1,342 @@
+"""From facts to reasons and remedies: why something is not in use, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from dask_fabric.cli.configuration import SOCKET_BACKLOG
+from dask_fabric.cli.host import Limit
+from dask_fabric.cli.pair import CMA, PATHS, SCHEMES, STREAM, TLS, UCX, UNIX
+from dask_fabric.cli.report import Facts
+from dask_fabric.comm.unix import SEND_BUFFER_BYTES
+
+_MEMLOCK_BYTES = 64 << 30
+_OPEN_FILE_COUNT = 4096
+_SHM_BYTES = 1 << 30
+_TCP_BUFFER_BYTES = 16 << 20
+_FAST_MBIT = 10_000
+
+
+@dataclass(frozen=True)
+class Advice:
+    """Something that costs speed, or does not work, and what to do about it."""
+
+    about: str
+    reason: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class SchemeUse:
+    """What comms of a scheme use."""
+
+    within_host: str
+    between_hosts: str
+
+
+def advise(facts: Facts) -> tuple[Advice, ...]:
+    """Give the advice that fits, the most important first."""
+    return tuple(advice for rule in _RULES for advice in rule(facts))
+
+
+def scheme_uses(facts: Facts) -> dict[str, SchemeUse]:
+    """Say what every scheme would use between processes like this one."""
+    if facts.configuration.error:
+        return dict.fromkeys(SCHEMES, _refused("the configuration"))
+    must, can = facts.configuration.require_encryption, facts.configuration.certificates
+    tls = SchemeUse("TLS", "TLS") if can else _refused("no certificates")
+    tcp = _refused("not encrypted") if must else SchemeUse("TCP", "TCP")
+    return {
+        "fabric": tls if can or must else _best(facts),
+        "fabric+tcp": tcp,
+        "fabric+tls": tls,
+        "fabric+ucx": _by_ucx(facts) if facts.path(UCX).works else _refused("no ucx"),
+    }
+
+
+def _refused(reason: str) -> SchemeUse:
+    return SchemeUse(f"refused: {reason}", f"refused: {reason}")
+
+
+def _best(facts: Facts) -> SchemeUse:
+    within = "TCP"
+    if facts.path(UNIX).works:
+        within = "Unix socket"
+    for path in (UCX, CMA):
+        if facts.path(path).works:
+            within = f"{path} for large frames"
+    return SchemeUse(within, "ucx for large frames" if _has_rdma(facts) else "TCP")
+
+
+def _by_ucx(facts: Facts) -> SchemeUse:
+    return SchemeUse("ucx", "ucx by RDMA" if _has_rdma(facts) else "ucx without RDMA")
+
+
+def _has_rdma(facts: Facts) -> bool:
+    """Whether UCX works, and has a device to reach other hosts by."""
+    usable = any(device.active and device.may_use_verbs for device in facts.rdma)
+    built = facts.ucx.chosen is not None and facts.ucx.chosen.has_rdma
+    return facts.path(UCX).works and built and usable
+
+
+# ---- remedies of paths
+
+
+def _remedy_for_stream(facts: Facts) -> str:
+    if facts.configuration.error:
+        return "correct the configuration"
+    if facts.configuration.require_encryption and not facts.configuration.certificates:
+        return _remedy_for_tls(facts)
+    return ""
+
+
+def _remedy_for_unix(facts: Facts) -> str:
+    if facts.configuration.value("unix-sockets") is False:
+        return "set fabric.unix-sockets: true"
+    if facts.configuration.require_encryption:
+        return "none: what must be encrypted travels by TLS only"
+    return _remedy_for_stream(facts)
+
+
+def _remedy_for_tls(facts: Facts) -> str:
+    return (
+        "if you want encryption: name your certificates under distributed.comm.tls, or give a "
+        "Security object to cluster and client"
+    )
+
+
+def _remedy_for_cma(facts: Facts) -> str:
+    limits = facts.limits
+    if facts.configuration.value("cma.enabled") is False:
+        return "set fabric.cma.enabled: true"
+    if (limits.ptrace_scope or 0) > 1 and not limits.may_trace_all:
+        return "sysctl -w kernel.yama.ptrace_scope=1 (or 0), or CAP_SYS_PTRACE"
+    if limits.seccomp:
+        return (
+            "the container's seccomp filter may forbid process_vm_readv: docker run --cap-add "
+            "SYS_PTRACE; Kubernetes: securityContext.capabilities.add: [SYS_PTRACE]"
+        )
+    return _remedy_for_unix(facts) if facts.configuration.require_encryption else ""
+
+
+def _remedy_for_ucx(facts: Facts) -> str:
+    if facts.configuration.value("ucx.enabled") is False:
+        return "set fabric.ucx.enabled: auto"
+    if facts.configuration.require_encryption:
+        return _remedy_for_unix(facts)
+    if facts.rdma and facts.ucx.chosen is None:
+        return "load your site's UCX (such as: module load ucx), which knows your devices"
+    if facts.gpus and facts.ucx.chosen is None:
+        return "pip install 'dask-fabric[ucx]'"
+    return "" if facts.rdma or facts.gpus else "none needed without RDMA devices and GPUs"
+
+
+_REMEDIES: dict[str, Callable[[Facts], str]] = {
+    STREAM: _remedy_for_stream,
+    UNIX: _remedy_for_unix,
+    TLS: _remedy_for_tls,
+    CMA: _remedy_for_cma,
+    UCX: _remedy_for_ucx,
+}
+
+
+# ---- rules; each yields what it has to say
+
+
+def _paths(facts: Facts) -> Iterator[Advice]:
+    for path in PATHS:
+        result = facts.path(path)
+        if not result.works:
+            yield Advice(path, result.reason, _REMEDIES[path](facts))
+
+
+def _configuration(facts: Facts) -> Iterator[Advice]:
+    if facts.configuration.error:
+        yield Advice("configuration", facts.configuration.error, "correct it: nothing else works")
+    for name in facts.configuration.unknown:
+        yield Advice("configuration", f"{name} means nothing and is ignored", "see `dask config`")
+
+
+def _rdma_devices(facts: Facts) -> Iterator[Advice]:
+    for device in facts.rdma:
+        if not device.active:
+            states = ", ".join(str(port.state or "unknown").lower() for port in device.ports)
+            yield Advice(
+                device.name,
+                f"no port of it is active ({states or 'it has none'})",
+                "down: cable or switch; init: no subnet manager runs (opensm); for RoCE: "
+                "ip link set ... up",
+            )
+        elif not device.may_use_verbs:
+            yield Advice(
+                device.name,
+                f"this process may not open {device.verbs or '/dev/infiniband/uverbs*'}",
+                "in a container: --device=/dev/infiniband; else the module ib_uverbs, and its "
+                "udev rules (rdma-core)",
+            )
+
+
+def _rdma_memory(facts: Facts) -> Iterator[Advice]:
+    if facts.rdma and _below(facts.limits.memlock_bytes, _MEMLOCK_BYTES):
+        yield Advice(
+            "locked memory",
+            f"memory for RDMA must be locked, and {_mib(facts.limits.memlock_bytes)} may be",
+            "memlock unlimited in /etc/security/limits.conf, LimitMEMLOCK=infinity for slurmd "
+            "and its like, docker run --ulimit memlock=-1",
+        )
+
+
+def _rdma_library(facts: Facts) -> Iterator[Advice]:
+    active = any(device.active for device in facts.rdma)
+    if active and facts.ucx.chosen and not facts.ucx.chosen.has_rdma:
+        yield Advice(
+            "UCX",
+            f"{facts.ucx.chosen.path} is built without verbs and cannot use {facts.rdma[0].name}",
+            "load your site's UCX (such as: module load ucx) before Python starts",
+        )
+
+
+def _gpus(facts: Facts) -> Iterator[Advice]:
+    for gpu in facts.gpus:
+        if not gpu.usable:
+            yield Advice(
+                gpu.name,
+                f"it is on the bus at {gpu.place.address if gpu.place else 'an unknown place'}, "
+                "but no driver offers it here",
+                "load its driver; in a container: docker run --gpus all",
+            )
+    usable = [gpu for gpu in facts.gpus if gpu.usable]
+    if usable and facts.ucx.chosen and not facts.ucx.chosen.has_gpu:
+        yield Advice(
+            "UCX",
+            f"{facts.ucx.chosen.path} knows nothing of GPUs",
+            "a UCX that is built with CUDA or ROCm, such as libucx-cu12",
+        )
+    peers = {"nvidia_peermem", "nv_peer_mem"} & set(facts.gpu_modules)
+    if usable and any(device.active for device in facts.rdma) and not peers:
+        yield Advice(
+            "GPUDirect",
+            "no module lets the network card reach the memory of the GPU",
+            "modprobe nvidia_peermem; not needed where the open kernel driver has dma-buf",
+        )
+
+
+def _interfaces(facts: Facts) -> Iterator[Advice]:
+    own = [one for one in facts.interfaces if one.advertised and one.kind != "loopback"]
+    for one in facts.interfaces:
+        known = one.up and one.addresses and one.speed_mbit and one.kind != "virtual"
+        if known and own and own[0].speed_mbit and one.speed_mbit > own[0].speed_mbit:
+            yield Advice(
+                one.name,
+                f"it is faster than {own[0].name}, whose address a server here advertises",
+                f"--interface {one.name} for scheduler and workers",
+            )
+
+
+def _links(facts: Facts) -> Iterator[Advice]:
+    for device in facts.rdma:  # an idle GPU slows its link down on purpose
+        place = device.place
+        links = (place.link, place.best_link) if place else (None, None)
+        if all(links) and _gigatransfers(links[0]) < _gigatransfers(links[1]):
+            yield Advice(
+                device.name,
+                f"its PCIe link is {links[0]}, and it could be {links[1]}",
+                "another slot, or the firmware's settings for this one",
+            )
+
+
+def _shared_memory(facts: Facts) -> Iterator[Advice]:
+    if facts.path(UCX).works and _below(facts.limits.shm_bytes, _SHM_BYTES):
+        yield Advice(
+            "/dev/shm",
+            f"it has {_mib(facts.limits.shm_bytes)}, and UCX shares memory through it",
+            "docker run --shm-size=4g; Kubernetes: an emptyDir of medium Memory",
+        )
+
+
+def _pids(facts: Facts) -> Iterator[Advice]:
+    if facts.path(CMA).works and facts.identity.has_own_pids:
+        yield Advice(
+            CMA,
+            "it works within this PID namespace only, so not between containers",
+            "docker run --pid=host; Kubernetes: shareProcessNamespace in one pod, or hostPID",
+        )
+
+
+def _open_files(facts: Facts) -> Iterator[Advice]:
+    if _below(facts.limits.open_file_count, _OPEN_FILE_COUNT):
+        yield Advice(
+            "open files",
+            f"{facts.limits.open_file_count} per process are few for a scheduler of many workers",
+            "ulimit -n 65536, or nofile in /etc/security/limits.conf",
+        )
+
+
+def _huge_pages(facts: Facts) -> Iterator[Advice]:
+    if facts.limits.transparent_huge_pages == "never":
+        yield Advice(
+            "huge pages",
+            "they are switched off, and large frames are received into small pages",
+            "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled",
+        )
+
+
+def _backlog(facts: Facts) -> Iterator[Advice]:
+    wanted = facts.configuration.socket_backlog_count
+    if wanted is not None and _below(facts.limits.somaxconn_count, wanted):
+        yield Advice(
+            "somaxconn",
+            f"{facts.limits.somaxconn_count} is less than {SOCKET_BACKLOG}, {wanted}: many "
+            "workers that start at once may have to connect again",
+            f"sysctl -w net.core.somaxconn={wanted}",
+        )
+
+
+def _buffers(facts: Facts) -> Iterator[Advice]:
+    wanted = SEND_BUFFER_BYTES // 2  # the kernel doubles it
+    if facts.path(UNIX).works and _below(facts.limits.wmem_max_bytes, wanted):
+        yield Advice(
+            "wmem_max",
+            f"{facts.limits.wmem_max_bytes} bytes are less than Unix sockets gain from",
+            f"sysctl -w net.core.wmem_max={wanted}",
+        )
+    fast = [one for one in facts.interfaces if one.up and (one.speed_mbit or 0) >= _FAST_MBIT]
+    for name in ("tcp_rmem", "tcp_wmem"):
+        if fast and _below(getattr(facts.limits, f"{name}_max_bytes"), _TCP_BUFFER_BYTES):
+            yield Advice(
+                name,
+                f"its maximum is small for {fast[0].name}, {fast[0].speed_mbit // 1000} Gb/s",
+                f"sysctl -w net.ipv4.{name}='4096 131072 {_TCP_BUFFER_BYTES}'",
+            )
+
+
+_RULES: tuple[Callable[[Facts], Iterator[Advice]], ...] = (
+    _configuration,
+    _paths,
+    _rdma_devices,
+    _rdma_library,
+    _rdma_memory,
+    _gpus,
+    _interfaces,
+    _links,
+    _pids,
+    _shared_memory,
+    _open_files,
+    _huge_pages,
+    _backlog,
+    _buffers,
+)
+
+
+def _below(limit: Limit, wanted: int) -> bool:
+    return isinstance(limit, int) and limit < wanted
+
+
+def _mib(count: Limit) -> str:
+    return f"{count // (1 << 20)} MiB" if isinstance(count, int) else str(count)
+
+
+def _gigatransfers(link: str) -> float:
+    speed, _, width = link.partition(" GT/s x")
+    return float(speed) * int(width)

@@ -1,0 +1,163 @@
+"""GPUs of this host, and the network devices nearest to them."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import subprocess
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from dask_fabric.cli.files import names_in, read_fields, read_text
+from dask_fabric.cli.pci import NEARNESS, Place, nearness, place_of
+
+_VENDORS = {"0x10de": "NVIDIA", "0x1002": "AMD"}
+# Display controllers, and AMD's "processing accelerators"; see pci.ids.
+_GPU_CLASSES = ("0x0300", "0x0302", "0x0380", "0x1200")
+_QUERY = ("index", "name", "uuid", "pci.bus_id", "memory.total", "driver_version")
+_PATIENCE_SECONDS = 10
+_MODULES = ("nvidia_peermem", "nv_peer_mem", "gdrdrv")
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU; what is None is unknown.
+
+    Attributes
+    ----------
+    usable : bool
+        Whether its driver knows it; else it was only found on the bus.
+    nearest : tuple of str
+        The network devices that are nearer than all others.
+    nearest_by : str
+        How near these are: one of the words of `dask_fabric.cli.pci.NEARNESS`.
+    """
+
+    name: str
+    usable: bool
+    uuid: str | None
+    memory_bytes: int | None
+    driver: str | None
+    place: Place | None
+    nearest: tuple[str, ...] = ()
+    nearest_by: str = "unknown"
+
+
+def ask_nvidia_smi() -> str:
+    """Give the table that ``nvidia-smi`` prints, or nothing where it is absent or fails."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return ""
+    command = [program, f"--query-gpu={','.join(_QUERY)}", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=_PATIENCE_SECONDS
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout if done.returncode == 0 else ""
+
+
+def inspect_gpus(
+    root: Path = Path("/"),
+    devices: Iterable[tuple[str, Place | None]] = (),
+    ask: Callable[[], str] = ask_nvidia_smi,
+) -> tuple[Gpu, ...]:
+    """List the GPUs: of the driver, and of the bus those that the driver does not know.
+
+    Parameters
+    ----------
+    root : Path
+        Where ``proc`` and ``sys`` are mounted.
+    devices : iterable of (str, Place or None)
+        Names and places of the network devices.
+    ask : callable
+        Gives what ``nvidia-smi`` says.
+    """
+    found = _of_nvidia_smi(root, ask()) or _of_driver(root)
+    known = {gpu.place.address for gpu in found if gpu.place}
+    found += [gpu for gpu in _of_bus(root) if gpu.place and gpu.place.address not in known]
+    devices = tuple(devices)
+    return tuple(_with_nearest(gpu, devices) for gpu in found)
+
+
+def inspect_modules(root: Path = Path("/")) -> tuple[str, ...]:
+    """Name the loaded kernel modules that let network cards reach the memory of GPUs."""
+    return tuple(name for name in _MODULES if (root / "sys/module" / name).exists())
+
+
+def _of_nvidia_smi(root: Path, table: str) -> list[Gpu]:
+    rows = [[cell.strip() for cell in row] for row in csv.reader(table.splitlines())]
+    return [
+        Gpu(
+            name=name,
+            usable=True,
+            uuid=uuid,
+            memory_bytes=int(memory) << 20 if memory.isdecimal() else None,
+            driver=driver,
+            place=_place(root, bus),
+        )
+        for _, name, uuid, bus, memory, driver in (row for row in rows if len(row) == len(_QUERY))
+    ]
+
+
+def _of_driver(root: Path) -> list[Gpu]:
+    folder = root / "proc/driver/nvidia"
+    found = []
+    for name in names_in(folder / "gpus"):
+        told = read_fields(folder / "gpus" / name / "information")
+        found.append(
+            Gpu(
+                name=told.get("Model") or "NVIDIA GPU",
+                usable=True,
+                uuid=told.get("GPU UUID"),
+                memory_bytes=None,
+                driver=_driver_version(folder),
+                place=_place(root, name),
+            )
+        )
+    return found
+
+
+def _driver_version(folder: Path) -> str | None:
+    # NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 ...
+    words = (read_text(folder / "version") or "").partition("Module")[2].split()
+    return next((word for word in words if word[0].isdigit()), None)
+
+
+def _of_bus(root: Path) -> list[Gpu]:
+    folder = root / "sys/bus/pci/devices"
+    found = []
+    for address in names_in(folder):
+        vendor = _VENDORS.get(read_text(folder / address / "vendor") or "")
+        if vendor and (read_text(folder / address / "class") or "").startswith(_GPU_CLASSES):
+            driver = (folder / address / "driver").resolve().name
+            usable = vendor == "AMD" and driver == "amdgpu"
+            device = read_text(folder / address / "device") or "of unknown kind"
+            found.append(
+                Gpu(
+                    name=f"{vendor} {device}",
+                    usable=usable,
+                    uuid=None,
+                    memory_bytes=None,
+                    driver=None if driver == "driver" else driver,
+                    place=_place(root, address),
+                )
+            )
+    return found
+
+
+def _place(root: Path, bus: str) -> Place | None:
+    domain, _, rest = bus.lower().partition(":")
+    # nvidia-smi writes eight digits of the domain, and sys four.
+    return place_of(root / "sys/bus/pci/devices" / f"{domain[-4:]}:{rest}", root)
+
+
+def _with_nearest(gpu: Gpu, devices: tuple[tuple[str, Place | None], ...]) -> Gpu:
+    by_rank = [(NEARNESS.index(nearness(gpu.place, place)), name) for name, place in devices]
+    best = min((rank for rank, _ in by_rank), default=len(NEARNESS) - 1)
+    if NEARNESS[best] == "unknown":
+        return gpu
+    names = tuple(name for rank, name in by_rank if rank == best)
+    return Gpu(**{**vars(gpu), "nearest": names, "nearest_by": NEARNESS[best]})

@@ -1,0 +1,115 @@
+"""The commands. Dask imports this module for each of its own commands, so it imports little."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+_PATHS = ("stream", "unix", "tls", "cma", "ucx")
+
+
+@click.group()
+@click.version_option(package_name="dask-fabric", prog_name="dask-fabric")
+def fabric() -> None:
+    """The fabric:// communication backend: what it uses here, and why."""
+
+
+@fabric.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.option(
+    "--require",
+    "required",
+    metavar="PATH",
+    multiple=True,
+    type=click.Choice(_PATHS),
+    help=f"Exit with status 1 unless this path works; may be repeated. One of {', '.join(_PATHS)}.",
+)
+@click.option(
+    "--peer",
+    "peer",
+    metavar="ADDRESS",
+    help="Connect to the Dask server at this address, and explain what the two use.",
+)
+def doctor(as_json: bool, required: tuple[str, ...], peer: str | None) -> None:
+    """Report how processes of this host can talk, what they cannot use, why, and the remedy.
+
+    Tries every path between two processes, which takes about three seconds.
+    """
+    with _quiet():
+        if peer is None:
+            reasons = _report_host(as_json, required)
+        else:
+            reasons = _report_pair(peer, as_json, required)
+    for path, reason in reasons.items():
+        click.echo(f"{path} is required and not in use: {reason}", err=True)
+    sys.exit(bool(reasons))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the log off the terminal: the report says it all."""
+    logger = logging.getLogger("dask_fabric")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _report_host(as_json: bool, required: tuple[str, ...]) -> dict[str, str]:
+    """Print the report; give the reasons of required paths that do not work."""
+    from dask_fabric.cli.advice import advise, scheme_uses
+    from dask_fabric.cli.render import render, text_width
+    from dask_fabric.cli.report import inspect_all
+
+    facts = inspect_all()
+    uses, advice = scheme_uses(facts), advise(facts)
+    if as_json:
+        _print_json(facts, schemes=uses, advice=advice)
+    else:
+        click.echo(render(facts, uses, advice, text_width()))
+    about_paths = {one.about: one for one in advice}
+    return {
+        path: " -> ".join(filter(None, (about_paths[path].reason, about_paths[path].remedy)))
+        for path in required
+        if not facts.path(path).works
+    }
+
+
+def _report_pair(address: str, as_json: bool, required: tuple[str, ...]) -> dict[str, str]:
+    """Print what the pair uses; give the reasons of required paths that it does not."""
+    from dask_fabric.cli.pair import explain
+    from dask_fabric.cli.remote import ask, full_address
+    from dask_fabric.cli.render import render_pair, text_width
+
+    try:
+        pair = asyncio.run(ask(full_address(address)))
+    except Exception as exc:
+        raise click.ClickException(f"cannot ask {address or 'no address'}: {explain(exc)}") from exc
+    if as_json:
+        _print_json(pair)
+    else:
+        click.echo(render_pair(pair, text_width()))
+    return {
+        path: pair.refused.get(path, f"the pair uses {', '.join(pair.used)}")
+        for path in required
+        if path not in pair.used
+    }
+
+
+def _print_json(report: Any, **more: Any) -> None:
+    content = {**dataclasses.asdict(report), **more}
+    click.echo(json.dumps(content, indent=2, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else str(value)

@@ -1,0 +1,196 @@
+"""Two processes of this host that measure each path between them.
+
+``python -m dask_fabric.cli.pair measure`` starts the other one, ``... serve``, and prints a line of
+JSON for every path. They are processes of their own so that nothing they meet, a crash in a
+foreign library included, harms whoever asks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+import dask.config
+import numpy as np
+from distributed.comm import CommClosedError, connect, listen
+from distributed.protocol import to_serialize
+from distributed.security import Security
+from distributed.utils import wait_for
+
+from dask_fabric import config
+
+STREAM, UNIX, TLS, CMA, UCX = PATHS = ("stream", "unix", "tls", "cma", "ucx")
+SCHEMES = ("fabric", "fabric+tcp", "fabric+tls", "fabric+ucx")
+# Off while the Unix socket is tried, so that the frames take it; some versions lack the keys.
+_FASTER = ("cma.enabled", "ucx.enabled")
+
+_FRAME_BYTES = 64 << 20
+_WARM_UP_COUNT = 2
+_SEND_COUNT = 20
+_SEND_SECONDS = 0.4
+_PING_COUNT = 100
+_CONNECT_SECONDS = 3.0
+_PATH_SECONDS = 4.0
+
+
+def roles(security: Security) -> list[str]:
+    """Name the roles for which Dask's configuration has certificates."""
+    return [
+        role
+        for role in ("worker", "scheduler", "client")
+        if security.tls_ca_file and security.get_tls_config_for_role(role)["cert"]
+    ]
+
+
+def _arguments(scheme: str, of: str) -> dict[str, Any]:
+    """Give what a listener or connector of the scheme needs, by Dask's configuration."""
+    security = Security()
+    arguments = {"require_encryption": security.require_encryption}
+    if scheme == "fabric+tls":
+        role = next(iter(roles(security)), "client")
+        arguments |= getattr(security, f"get_{of}_args")(role)
+    return arguments
+
+
+async def serve() -> None:
+    """Listen on every scheme, print the addresses or the reasons, and serve until stdin ends."""
+    addresses: dict[str, str] = {}
+    refusals: dict[str, str] = {}
+    for scheme in SCHEMES:
+        try:
+            listener = await listen(
+                f"{scheme}://127.0.0.1:0", _answer, **_arguments(scheme, "listen")
+            )
+            addresses[scheme] = listener.contact_address
+        except Exception as exc:
+            refusals[scheme] = explain(exc)
+    print(json.dumps([addresses, refusals]), flush=True)
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+
+
+async def _answer(comm: Any) -> None:
+    try:
+        while True:
+            await comm.read()  # the message is dropped before it is answered
+            await comm.write("taken")
+    except CommClosedError:
+        pass
+
+
+async def measure() -> None:
+    """Start the other process, and print what became of each path as soon as it is known."""
+    command = [sys.executable, "-m", __spec__.name, "serve"]
+    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        addresses, refusals = json.loads(other.stdout.readline())
+        for path in PATHS:
+            print(json.dumps(await _measure_path(path, addresses, refusals)), flush=True)
+    finally:
+        other.kill()
+        other.communicate()
+
+
+async def _measure_path(
+    path: str, addresses: dict[str, str], refusals: dict[str, str]
+) -> dict[str, Any]:
+    scheme = _scheme_of(path)
+    if path == TLS and not roles(Security()):
+        return {"path": path, "reason": "Dask's configuration has no certificates"}
+    if scheme not in addresses:
+        return {"path": path, "reason": refusals[scheme]}
+    faster = [name for name in _FASTER if name in config.KEYS] if path == UNIX else []
+    off = {f"{config.SECTION}.{name}": False for name in faster}
+    try:
+        with dask.config.set(off):
+            return await wait_for(_try_path(path, addresses[scheme]), _PATH_SECONDS)
+    except asyncio.TimeoutError:
+        return {"path": path, "reason": f"it did not answer within {_PATH_SECONDS:.0f} seconds"}
+    except Exception as exc:
+        return {"path": path, "reason": explain(exc)}
+
+
+def _scheme_of(path: str) -> str:
+    if path == STREAM:
+        return "fabric+tls" if Security().require_encryption else "fabric+tcp"
+    return {TLS: "fabric+tls", UCX: "fabric+ucx"}.get(path, "fabric")
+
+
+async def _try_path(path: str, address: str) -> dict[str, Any]:
+    arguments = _arguments(address.partition("://")[0], "connection")
+    comm = await connect(address, _CONNECT_SECONDS, **arguments)
+    try:
+        told = comm.statistics()
+        if path not in used_paths(told, comm.extra_info):
+            reason = told.get("refused", {}).get(path) or _why_not(path)
+            return {"path": path, "reason": reason}
+        return {
+            "path": path,
+            "bandwidth_bytes_per_second": await _bandwidth(comm),
+            "round_trip_seconds": await round_trip(comm, "ping"),
+        }
+    finally:
+        comm.abort()
+
+
+def _why_not(path: str) -> str:
+    """Give the reason for a path that the comm itself has no word for."""
+    if path != UNIX:
+        return f"this version of dask-fabric has no {path} path"
+    if not config.load().unix_sockets:
+        return "fabric.unix-sockets is false"
+    return "the connection was made by TCP: the name of the Unix socket could not be had"
+
+
+def used_paths(told: dict[str, Any], extra_info: dict[str, Any]) -> set[str]:
+    """Name the paths in use between a pair, by the statistics of its comm."""
+    found = {STREAM, *told["paths"].values()}
+    if told["control_stream"] == "unix":
+        found.add(UNIX)
+    if extra_info.get("cipher"):
+        found.add(TLS)
+    return found
+
+
+async def _bandwidth(comm: Any) -> float:
+    """Give the best over some large frames, each acknowledged, in bytes per second."""
+    message = {"frame": to_serialize(np.ones(_FRAME_BYTES, "u1"))}
+    for _ in range(_WARM_UP_COUNT):
+        await _exchange(comm, message)
+    seconds: list[float] = []
+    while len(seconds) < _SEND_COUNT and sum(seconds) < _SEND_SECONDS:
+        seconds.append(await _exchange(comm, message))
+    return _FRAME_BYTES / min(seconds)  # what the path can do, whatever else the host does
+
+
+async def round_trip(comm: Any, message: Any) -> float:
+    """Give the median over some round trips of a small message, in seconds."""
+    return statistics.median([await _exchange(comm, message) for _ in range(_PING_COUNT)])
+
+
+async def _exchange(comm: Any, message: Any) -> float:
+    begin = time.perf_counter()
+    await comm.write(message)
+    await comm.read()
+    return time.perf_counter() - begin
+
+
+def explain(error: BaseException) -> str:
+    """Say in one line why something failed."""
+    # Dask's own error only says how long it tried.
+    while type(error) is OSError and error.__cause__ is not None and str(error.__cause__):
+        error = error.__cause__
+    return printable(str(error)) or error.__class__.__name__
+
+
+def printable(text: str) -> str:
+    """Put a text on one line, without what a terminal would take for an order."""
+    return "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))
+
+
+if __name__ == "__main__":
+    asyncio.run({"serve": serve, "measure": measure}[sys.argv[1]]())

@@ -1,0 +1,91 @@
+"""Places of devices on the PCI bus, and how near two of them are."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from dask_fabric.cli.files import read_int, read_text
+
+# The words of `nvidia-smi topo`, in ours; the nearest first.
+NEARNESS = (
+    "same PCIe switch",
+    "same PCIe root",
+    "same NUMA node",
+    "other NUMA node",
+    "unknown",
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a device is plugged in.
+
+    Attributes
+    ----------
+    address : str
+        Such as ``0000:17:00.0``.
+    bridges : tuple of str
+        What leads there, from the root of the bus, without the device itself.
+    numa_node : int or None
+        The memory that it is nearest to.
+    link, best_link : str or None
+        Speed and width of its PCIe link as it is, and as the device could have it.
+    """
+
+    address: str
+    bridges: tuple[str, ...]
+    numa_node: int | None
+    link: str | None
+    best_link: str | None
+
+
+def place_of(device: Path, root: Path = Path("/")) -> Place | None:
+    """Give the place of a device by its folder in ``sys``, or None where it is not on PCI.
+
+    Parameters
+    ----------
+    device : Path
+        Such as ``/sys/bus/pci/devices/0000:17:00.0`` or ``/sys/class/net/eth0/device``.
+    root : Path
+        Where ``sys`` is mounted.
+    """
+    try:
+        parts = Path(os.path.realpath(device)).relative_to(os.path.realpath(root)).parts
+    except ValueError:
+        return None
+    addresses = [part for part in parts if re.fullmatch(r"[\da-f]{4,}:[\da-f]{2}:.*", part)]
+    if not addresses or not device.exists():
+        return None
+    # A network card of a virtual machine may be a child of its PCI device (virtio).
+    last = parts.index(addresses[-1])
+    folder = Path(os.path.realpath(root), *parts[: last + 1])
+    node = read_int(folder / "numa_node")
+    return Place(
+        address=addresses[-1],
+        bridges=tuple(part for part in parts[:last] if part.startswith("pci") or part in addresses),
+        numa_node=None if node is None or node < 0 else node,
+        link=_link(folder, "current"),
+        best_link=_link(folder, "max"),
+    )
+
+
+def nearness(one: Place | None, other: Place | None) -> str:
+    """Say how near two devices are, in one of the words of `NEARNESS`."""
+    if one is None or other is None:
+        return "unknown"
+    if one.bridges[:2] == other.bridges[:2] and len(one.bridges) > 1:
+        return "same PCIe switch"
+    if one.bridges[:1] == other.bridges[:1]:
+        return "same PCIe root"
+    if one.numa_node is None or other.numa_node is None:
+        return "unknown"
+    return "same NUMA node" if one.numa_node == other.numa_node else "other NUMA node"
+
+
+def _link(folder: Path, which: str) -> str | None:
+    speed = re.match(r"[\d.]+ GT/s", read_text(folder / f"{which}_link_speed") or "")
+    width = read_int(folder / f"{which}_link_width")
+    return f"{speed[0]} x{width}" if speed and width else None

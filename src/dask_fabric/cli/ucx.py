@@ -1,0 +1,84 @@
+"""The UCX libraries of this host, as the loader sees them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from dask_fabric import config
+from dask_fabric.errors import UnavailableError
+
+
+@dataclass(frozen=True)
+class Library:
+    """One UCX that was found; its refusal is empty where it is the one that is taken."""
+
+    path: str
+    source: str
+    version: str | None
+    transports: tuple[str, ...]
+    has_rdma: bool
+    has_gpu: bool
+    refusal: str
+
+
+@dataclass(frozen=True)
+class Ucx:
+    """What was found, what was taken of it, and why.
+
+    Attributes
+    ----------
+    wanted : bool
+        Whether processes here look for UCX at all.
+    why_wanted : str
+        The reason for that.
+    chosen : Library or None
+        The library that is taken.
+    reason : str
+        Why it is taken, or why none is.
+    others : tuple of Library
+        Those that are not taken.
+    """
+
+    wanted: bool = False
+    why_wanted: str = "unknown"
+    chosen: Library | None = None
+    reason: str = "unknown"
+    others: tuple[Library, ...] = ()
+
+
+def inspect_ucx() -> Ucx:
+    """Ask the loader, which probes every library in a process of its own."""
+    try:
+        from dask_fabric.paths import ucx_candidates, ucx_library
+    except ImportError:
+        reason = "this version of dask-fabric does not use UCX"
+        return Ucx(why_wanted=reason, reason=reason)
+    settings = config.load()
+    host = ucx_candidates.look()
+    wanted, why_wanted = ucx_candidates.is_wanted(settings.ucx_enabled, host)
+    try:
+        choice = ucx_library.choose(settings.ucx_library, settings.ucx_options, host, survey=True)
+    except UnavailableError as exc:
+        return Ucx(wanted, why_wanted, None, str(exc))
+    return Ucx(
+        wanted=wanted,
+        why_wanted=why_wanted,
+        chosen=choice.library and _library(choice.library),
+        reason=choice.reason,
+        others=tuple(_library(library, refusal) for library, refusal in choice.refused),
+    )
+
+
+def _library(found: Any, refusal: str = "") -> Library:
+    from dask_fabric.paths.ucx_candidates import CUDA, ROCM, VERBS
+
+    return Library(
+        path=found.path,
+        source=found.source,
+        version=".".join(map(str, found.version)) or None,
+        transports=found.transports,
+        has_rdma=found.has(VERBS),
+        has_gpu=found.has(CUDA + ROCM),
+        refusal=refusal,
+    )

@@ -1,0 +1,109 @@
+"""The self-test: what real processes tell, and what is made of those that do not."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import dask.config
+import psutil
+import pytest
+
+from dask_fabric.cli.pair import PATHS
+from dask_fabric.cli.selftest import PathResult, SelfTest, how_it_ended, read_results
+
+WORKS = {"path": "stream", "bandwidth_bytes_per_second": 2e9, "round_trip_seconds": 5e-5}
+REFUSED = {"path": "unix", "reason": "somebody took the name"}
+
+
+def python(program: str) -> SelfTest:
+    return SelfTest([sys.executable, "-c", f"import os, sys, time\n{program}"])
+
+
+def by_path(results) -> dict[str, PathResult]:
+    assert [result.path for result in results] == list(PATHS)
+    return {result.path: result for result in results}
+
+
+@pytest.mark.parametrize("tail", ["", '{"path": "cma"', "5", "[]", '{"odd": 1}', "UCX  WARN"])
+def test_results_are_read_as_far_as_they_go(tail):
+    output = f"{json.dumps(WORKS)}\n{json.dumps(REFUSED)}\n{tail}"
+    found = by_path(read_results(output, "it was not tried"))
+    assert found["stream"] == PathResult("stream", True, "", 2e9, 5e-5)
+    assert found["unix"] == PathResult("unix", False, "somebody took the name")
+    assert found["cma"] == PathResult("cma", False, "it was not tried")
+
+
+@pytest.mark.parametrize(
+    ("status", "errors", "expected"),
+    [
+        (-11, "", "SIGSEGV"),
+        (-6, "a\nassertion failed\n", "SIGABRT assertion failed"),
+        (1, "Traceback ...\nImportError: no numpy\n", "ImportError: no numpy"),
+        (3, "", "exit status 3"),
+    ],
+)
+def test_the_end_of_a_process_in_words(status, errors, expected):
+    assert how_it_ended(status, errors) == expected
+
+
+def test_a_crash_leaves_the_paths_that_were_tried():
+    program = f"print({json.dumps(WORKS)!r}, flush=True); os.kill(os.getpid(), 11)"
+    found = by_path(python(program).finish())
+    assert found["stream"].works
+    assert found["ucx"].reason == "the self-test gave no result: SIGSEGV"
+
+
+def test_a_path_that_hangs_is_ended_with_all_processes():
+    program = f"""
+if child := os.fork():
+    print({json.dumps(WORKS)!r})
+    print({{"child": child}}, flush=True)
+time.sleep(600)
+"""
+    test = python(program)
+    try:
+        # It must have begun: only what was printed can be looked at.
+        children = psutil.Process(test._process.pid)
+        while not children.children():
+            assert test._process.poll() is None
+        (child,) = children.children()
+        found = by_path(test.finish(patience_seconds=1))
+    finally:
+        test.stop()
+    assert found["cma"].reason == "the self-test gave no result: it was stopped after 1 seconds"
+    psutil.wait_procs([child], timeout=30)
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_program_that_cannot_start():
+    with pytest.raises(OSError):
+        SelfTest(["/no/such/program"])
+
+
+def test_paths_of_this_host():
+    with dask.config.set({"fabric": {}}):
+        found = by_path(SelfTest().finish(60))
+    for name in ("stream", "unix"):
+        assert found[name].works, found[name].reason
+        assert found[name].bandwidth_bytes_per_second > 1e6
+        assert 0 < found[name].round_trip_seconds < 1
+    assert found["tls"].reason == "Dask's configuration has no certificates"
+    for name in ("cma", "ucx"):
+        assert found[name].works or found[name].reason
+
+
+def test_a_path_that_is_switched_off():
+    with dask.config.set({"fabric": {"unix-sockets": False}}):
+        found = by_path(SelfTest().finish(60))
+    assert found["stream"].works
+    assert found["unix"].reason == "fabric.unix-sockets is false"
+
+
+def test_what_dask_is_configured_to_is_kept_to(certificates):
+    settings = {"distributed.comm.require-encryption": True, **certificates}
+    with dask.config.set({"fabric": {"unix-sockets": False}, **settings}):
+        found = by_path(SelfTest().finish(60))
+    assert found["tls"].works and found["stream"].works
+    for name in ("unix", "cma"):
+        assert "encryption" in found[name].reason

@@ -1,0 +1,60 @@
+"""What the loader of UCX says, and what is made of it."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import dask.config
+import pytest
+
+from dask_fabric.cli.ucx import Ucx, inspect_ucx
+
+LOADER = importlib.util.find_spec("dask_fabric.paths.ucx_library")
+
+
+@pytest.mark.skipif(LOADER is not None, reason="there is a loader")
+def test_without_a_loader():
+    found = inspect_ucx()
+    assert found.chosen is None and not found.wanted
+    assert found.reason == "this version of dask-fabric does not use UCX"
+
+
+@pytest.fixture
+def loader(monkeypatch):
+    """The loader, whose probes answer at once."""
+    library = pytest.importorskip("dask_fabric.paths.ucx_library")
+    found = {}
+    monkeypatch.setattr(library, "probe", lambda path, source, variables: found[path])
+    monkeypatch.setattr(
+        library,
+        "candidates",
+        lambda explicit: [library.Candidate("test", path) for path in found],
+    )
+    with dask.config.set({"fabric": {}}):
+        yield library, found
+
+
+def test_the_choice_and_the_rest(loader):
+    library, found = loader
+    names = ("rc_mlx5/mlx5_0:1", "cuda_copy/cuda")
+    found["/a"] = library.Library("/a", "site", (1, 15, 0), names, ("host", "cuda"))
+    found["/b"] = library.Library("/b", "wheel", (), (), (), "undefined symbol")
+    told = inspect_ucx()
+    chosen = told.chosen
+    assert (chosen.path, chosen.version, chosen.transports) == ("/a", "1.15.0", names)
+    assert chosen.has_rdma and chosen.has_gpu and chosen.refusal == ""
+    (other,) = told.others
+    assert (other.version, other.refusal) == (None, "undefined symbol")
+    assert told.reason and told.why_wanted
+
+
+def test_an_explicit_library_that_does_not_work(loader):
+    library, found = loader
+    found["/b"] = library.Library("/b", "explicit", error="undefined symbol")
+    with dask.config.set({"fabric.ucx.library": "/b"}):
+        told = inspect_ucx()
+    assert told.chosen is None and "undefined symbol" in told.reason
+
+
+def test_none():
+    assert Ucx().chosen is None and Ucx().others == ()
