@@ -10,7 +10,8 @@ import pytest
 
 from dask_fabric import config
 from dask_fabric.engine.channel import Channel
-from dask_fabric.wire.hello import Handshake, Hello
+from dask_fabric.wire.handshake import Handshake
+from dask_fabric.wire.hello import Hello
 
 
 def tcp_pair():

@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from dask_fabric.errors import ChannelClosedError
-from dask_fabric.wire.records import close_record
 from dask_fabric.wire.hello import Hello
+from dask_fabric.wire.records import close_record
 
 from .conftest import new_channel, tcp_pair
 

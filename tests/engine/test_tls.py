@@ -10,7 +10,8 @@ import pytest
 from dask_fabric import config
 from dask_fabric.engine.tls import TLSChannel
 from dask_fabric.errors import ChannelClosedError
-from dask_fabric.wire.hello import Handshake, Hello
+from dask_fabric.wire.handshake import Handshake
+from dask_fabric.wire.hello import Hello
 
 from .conftest import fd_of, low_water_bytes, tcp_pair
 

@@ -19,7 +19,8 @@ import pytest
 
 from dask_fabric.errors import ForeignProtocolError, ProtocolError
 from dask_fabric.wire.foreign import PREAMBLE_BYTES, SEEN_BY_CLIENT, SEEN_BY_SERVER
-from dask_fabric.wire.hello import Handshake, Hello
+from dask_fabric.wire.handshake import Handshake
+from dask_fabric.wire.hello import Hello
 
 HELLO = Hello(scheme="fabric")
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from dask_fabric.errors import LimitError, ProtocolError
 from dask_fabric.memory import pool
 from dask_fabric.memory.pool import statistics
-from dask_fabric.wire.framing import Assembler, Control
+from dask_fabric.wire.framing import Assembler
+from dask_fabric.wire.offers import Control
 from dask_fabric.wire.records import close_record, error_record, paths_record
 
 PREFIX = struct.Struct("<BBHIQQ")

@@ -1,8 +1,8 @@
 """A channel: messages over one connected socket, in one event loop.
 
 The loop itself reads and writes what is small, with the GIL held: a call that moves some KiB takes
-microseconds, and letting go of the GIL may cost 5 ms to get it back (dask/distributed#6325). What is
-large is one job of the engine, which costs one wake-up of the loop when the whole message is there.
+microseconds, and letting go of the GIL may cost 5 ms to get it back (dask/distributed#6325). What
+is large is one job of the engine, which costs one wake-up of the loop when all of it is there.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import socket
 cimport cython
 
 from dask_fabric.engine.sender cimport Sender
-from dask_fabric.wire.framing cimport Control
+from dask_fabric.wire.offers cimport Control
 from dask_fabric.wire.records cimport ACKNOWLEDGE, CMA, REQUEST, STREAM
 
 from dask_fabric.errors import ProtocolError
@@ -219,7 +219,7 @@ cdef class Channel(Sender):
             await asyncio.sleep(0)
 
     cdef _let_end_follow(self):
-        """What is sent from now on leaves with the end of the stream, as far as one segment goes."""
+        """What is sent from now on leaves with the end of the stream, if one segment holds it."""
         if type(self.local_sockname) is tuple and not self.closed and not self.held:
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
 

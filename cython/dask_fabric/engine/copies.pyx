@@ -1,7 +1,8 @@
 """Copies out of the memory of other processes, by native threads.
 
-A job is all that one message has to fetch from one process. The threads take slices of `SLICE_BYTES`
-from the jobs in turn, so that many jobs share them fairly, and one alone is copied by all of them.
+A job is all that one message has to fetch from one process. The threads take slices of
+`SLICE_BYTES` from the jobs in turn, so that many jobs share them fairly, and one alone is copied by
+all of them.
 """
 
 import os

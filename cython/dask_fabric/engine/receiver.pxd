@@ -3,7 +3,8 @@
 from libc.stdint cimport uint64_t
 
 from dask_fabric.engine.link cimport Link
-from dask_fabric.wire.framing cimport Assembler, Control, Offers
+from dask_fabric.wire.framing cimport Assembler
+from dask_fabric.wire.offers cimport Control, Offers
 
 cdef class Arrived:
     cdef tuple message

@@ -1,7 +1,7 @@
 """The receiving half of a channel.
 
-The loop itself reads what is small; what is large is one job of the engine. Frames that the peer offers
-are fetched from its memory, into theirs, before their message is delivered.
+The loop itself reads what is small; what is large is one job of the engine. Frames that the peer
+offers are fetched from its memory before their message is delivered.
 """
 
 import os
@@ -17,7 +17,8 @@ from dask_fabric.engine.link cimport Link
 from dask_fabric.linux cimport MSG_DONTWAIT, recv
 from dask_fabric.paths.cma cimport read_memory
 from dask_fabric.paths.stream cimport COMPLETE, END_OF_STREAM, RECEIVE
-from dask_fabric.wire.framing cimport Assembler, Control, Offer, Offers
+from dask_fabric.wire.framing cimport Assembler
+from dask_fabric.wire.offers cimport Control, Offer, Offers
 from dask_fabric.wire.records cimport ACKNOWLEDGE, FRAMES, REQUEST, plain_record
 
 from dask_fabric.errors import ChannelClosedError, ProtocolError
@@ -123,7 +124,8 @@ cdef class Receiver(Link):
         """Read once; 0 at the end of the stream, -1 where nothing is there yet."""
         cdef Py_ssize_t room_bytes = 0
         cdef char *room = self.assembler.room(&room_bytes)
-        cdef ssize_t moved = recv(self.fd, room, min(room_bytes, <Py_ssize_t> TURN_BYTES), MSG_DONTWAIT)
+        room_bytes = min(room_bytes, <Py_ssize_t> TURN_BYTES)
+        cdef ssize_t moved = recv(self.fd, room, room_bytes, MSG_DONTWAIT)
         if moved >= 0:
             self.bytes_received += moved
             return moved
@@ -326,7 +328,7 @@ cdef class Receiver(Link):
         self._after_process()
 
     cdef _end_fetch(self, int error):
-        """The frames are valid only if the peer, who may free them when it has gone, is still there.
+        """Frames are valid only if the peer, who may free them when it goes, is still there.
 
         What cannot be read, because of its pages or of a permission, shall be sent instead.
         """

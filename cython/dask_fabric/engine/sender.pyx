@@ -1,7 +1,7 @@
 """The sending half of a channel.
 
-The loop itself writes what is small; what is large is one job of the engine, or is offered to the peer,
-who fetches it from this process's memory: then it is held here until the peer says that it has it.
+The loop itself writes what is small; what is large is one job of the engine, or is offered to the
+peer, who fetches it from this process's memory: it is held here until the peer says that it has it.
 """
 
 import asyncio

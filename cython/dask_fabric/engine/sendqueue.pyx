@@ -16,7 +16,8 @@ from libc.string cimport memcpy, memmove
 from dask_fabric.memory.pool cimport Buffer, allocate
 from dask_fabric.linux cimport iovec
 from dask_fabric.wire.records cimport (
-    ENTRY_BYTES, FRAMES, MESSAGE, PREFIX_BYTES, STREAM, descriptor_bytes_of, pack_entry, pack_prefix,
+    ENTRY_BYTES, FRAMES, MESSAGE, PREFIX_BYTES, STREAM, descriptor_bytes_of, pack_entry,
+    pack_prefix,
 )
 
 cdef enum:

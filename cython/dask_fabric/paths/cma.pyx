@@ -1,7 +1,7 @@
 """The `cma` path: a frame is read out of the memory of its sender, a process of this host.
 
-Cross memory attach is process_vm_readv(2): one copy, made by the reader alone. Whether a process may
-do that is found out by doing it: each process has a secret at an address that it tells its peers.
+Cross memory attach is process_vm_readv(2): one copy, made by the reader alone. Whether a process
+may do that is found out by doing it: each has a secret at an address that it tells its peers.
 """
 
 import os

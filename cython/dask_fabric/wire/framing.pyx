@@ -9,11 +9,12 @@ from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndS
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.memoryview cimport PyMemoryView_FromObject
 from libc.stdint cimport uint64_t
-from libc.stdlib cimport free, malloc, realloc
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy
 
 from dask_fabric.memory.arrays cimport data_of, new_array
 from dask_fabric.wire.landing cimport Landing
+from dask_fabric.wire.offers cimport Control, Offers
 from dask_fabric.wire.records cimport (
     ACKNOWLEDGE, CLOSE, CMA, ENTRY_BYTES, ERROR, FRAMES, MESSAGE, OFFER_BYTES, PATHS, PREFIX_BYTES,
     REQUEST, STREAM, TEXT_BYTES, Entry, Prefix, descriptor_bytes_of, pack_prefix,
@@ -26,45 +27,9 @@ cdef enum:
     # A message up to this is awaited whole in the staging buffer and copied out of it.
     COPIED_BYTES = 64 << 10
     POOLED_BYTES = 64 << 10
-    # Memory for small frames, which is touched as it is taken, is at most so much ahead of the stream.
+    # Memory for small frames is touched as it is taken: at most so much ahead of the stream.
     AHEAD_BYTES = 1 << 20
     FRAME_COST_BYTES = 256      # of a frame's Python objects
-
-
-@cython.auto_pickle(False)
-cdef class Control:
-    """A record that is no message: an answer about offered frames, or what paths there are."""
-
-
-@cython.auto_pickle(False)
-cdef class Offers:
-    """The frames of one message that are to be fetched."""
-
-    def __cinit__(self, sequence):
-        self.sequence = sequence
-        self.frames = []
-
-    def __dealloc__(self):
-        free(self.items)
-
-    cdef _add(self, char *data, Py_ssize_t index, const Entry *entry, const char *descriptor):
-        cdef Offer *grown
-        cdef Offer *item
-        if self.count == self.capacity:
-            self.capacity = max(4, 2 * self.capacity)
-            grown = <Offer *> realloc(self.items, self.capacity * sizeof(Offer))
-            if grown == NULL:
-                raise MemoryError()
-            self.items = grown
-        item = &self.items[self.count]
-        item.data = data
-        item.nbytes = entry.nbytes
-        item.index = index
-        item.path = entry.path
-        item.address = 0
-        memcpy(&item.address, descriptor, descriptor_bytes_of(entry.path))
-        self.count += 1
-        self.nbytes += entry.nbytes
 
 
 @cython.auto_pickle(False)

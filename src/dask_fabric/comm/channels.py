@@ -13,7 +13,8 @@ from dask_fabric.comm.paths import Negotiator, describe
 from dask_fabric.comm.security import Scheme
 from dask_fabric.config import Settings
 from dask_fabric.engine.channel import Channel
-from dask_fabric.wire.hello import Handshake, Hello
+from dask_fabric.wire.handshake import Handshake
+from dask_fabric.wire.hello import Hello
 
 
 def make_channel(

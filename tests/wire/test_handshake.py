@@ -18,14 +18,13 @@ from dask_fabric.errors import (
 )
 from dask_fabric.wire import hello as hello_module
 from dask_fabric.wire.foreign import MAGIC, PREAMBLE_BYTES
-from dask_fabric.wire.hello import (
+from dask_fabric.wire.handshake import (
     CLIENT_TRANSITIONS,
-    HELLO_BYTES_LIMIT,
     SERVER_TRANSITIONS,
     Handshake,
-    Hello,
     State,
 )
+from dask_fabric.wire.hello import HELLO_BYTES_LIMIT, Hello
 
 CLIENT_HELLO = Hello(scheme="fabric", pid=1, limits={"frames": 10})
 SERVER_HELLO = Hello(scheme="fabric+tcp", pid=2, features=("shrink",))
