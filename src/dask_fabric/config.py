@@ -9,6 +9,7 @@ import difflib
 import functools
 import logging
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -48,6 +49,9 @@ class Settings:
     cma_enabled: bool
     cma_threshold_bytes: int
     cma_allow_ptrace: bool
+    ucx_enabled: bool | None  # None: where this host has a use for it
+    ucx_library: str | None
+    ucx_options: tuple[tuple[str, str], ...]
     frame_count_limit: int
     header_bytes_limit: int
     message_bytes_limit: int
@@ -176,6 +180,36 @@ def _switch(value: object) -> bool:
     return value
 
 
+def _switch_or_auto(value: object) -> bool | None:
+    return None if value == "auto" else _switch(value)
+
+
+def _library(value: object) -> str | None:
+    if value is None:
+        return None
+    if type(value) is not str:
+        raise TypeError(value)
+    if "\0" in value or not Path(value).expanduser().is_absolute():
+        raise ValueError(value)
+    return value
+
+
+def _ucx_options(value: object) -> tuple[tuple[str, str], ...]:
+    if not isinstance(value, dict):
+        raise TypeError(value)
+    return tuple(sorted(_ucx_option(name, setting) for name, setting in value.items()))
+
+
+def _ucx_option(name: object, value: object) -> tuple[str, str]:
+    """Write one setting as UCX reads it in the environment, which Dask gives in lower case."""
+    if type(name) is not str or type(value) not in (str, int, float, bool):
+        raise TypeError(name)
+    name = name.upper().replace("-", "_")
+    if not re.fullmatch(r"(?!UCX_)[A-Z][A-Z0-9_]*", name) or "\0" in str(value):
+        raise ValueError(name)
+    return name, ("n", "y")[value] if type(value) is bool else str(value)
+
+
 def _threads(value: object) -> int:
     if value is None:
         return min(4, max(1, CPU_COUNT // 2))
@@ -244,6 +278,15 @@ KEYS = {
         f"{SIZE}, at least {OFFER_BYTES_LEAST}",
     ),
     "cma.allow-ptrace": Key("cma_allow_ptrace", _switch, "true or false"),
+    "ucx.enabled": Key("ucx_enabled", _switch_or_auto, "auto, true or false"),
+    "ucx.library": Key(
+        "ucx_library", _library, "null, or the full path of a libucp.so.0 or of its folder"
+    ),
+    "ucx.options": Key(
+        "ucx_options",
+        _ucx_options,
+        "a mapping of UCX's settings, named without UCX_, to text or numbers",
+    ),
     "limits.frames": Key(
         "frame_count_limit",
         functools.partial(_count, high=FRAME_COUNT_LIMIT),

@@ -53,5 +53,19 @@ class ForkedError(ChannelClosedError):
     """The channel belongs to the parent of this forked process."""
 
 
+class UCXError(FabricError):
+    """A call of UCX failed.
+
+    Attributes
+    ----------
+    status : int
+        UCX's own number; negative.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 class UnavailableError(FabricError):
     """What was asked for cannot be had here; the message says why and what to do."""

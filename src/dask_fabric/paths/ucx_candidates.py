@@ -1,0 +1,156 @@
+"""Where UCX libraries may be on this host, and what of the host makes one better than another."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dask_fabric.errors import UnavailableError
+
+SONAME = "libucp.so.0"
+SITE_VARIABLES = ("EBROOTUCX", "UCX_ROOT", "UCX_HOME", "UCX_DIR")  # set by environment modules
+SYSTEM_FOLDERS = ("/usr/lib64", "/usr/lib", "/usr/local/lib64", "/usr/local/lib")
+VENDOR_FOLDERS = ("/opt/hpcx/ucx/lib", "/opt/ucx/lib")
+# Prefixes of the transports that need such a device; names are those of UCX.
+VERBS = ("rc_", "dc_", "ud_", "srd", "gga_")
+CUDA, ROCM = ("cuda",), ("rocm",)
+_MAPPED = re.compile(r"\S+ \S+ \S+ \S+ \S+ +(/.*/libuc[mstp]\.so\S*)")
+
+
+@dataclass(frozen=True)
+class Host:
+    """What of this host makes one UCX better than another."""
+
+    rdma_devices: tuple[str, ...] = ()
+    has_nvidia_gpu: bool = False
+    has_amd_gpu: bool = False
+
+    @property
+    def needs(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """What a library should have here, most important first: a name, and its prefixes."""
+        needs = []
+        if self.rdma_devices:
+            needs.append((f"verbs for {', '.join(self.rdma_devices)}", VERBS))
+        if self.has_nvidia_gpu:
+            needs.append(("CUDA for the NVIDIA GPU", CUDA))
+        if self.has_amd_gpu:
+            needs.append(("ROCm for the AMD GPU", ROCM))
+        return tuple(needs)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A place where UCX may be: a path to open, or the soname for the system to find."""
+
+    source: str
+    path: str
+
+
+def look(root: Path = Path("/")) -> Host:
+    """Find the devices of this host that concern UCX; reads some names only.
+
+    Parameters
+    ----------
+    root : Path
+        Where ``dev``, ``proc`` and ``sys`` are mounted.
+
+    Returns
+    -------
+    Host
+    """
+    try:
+        devices = sorted(os.listdir(root / "sys/class/infiniband"))
+    except OSError:
+        devices = []
+    nvidia = (root / "dev/nvidiactl", root / "proc/driver/nvidia")
+    return Host(tuple(devices), any(map(os.path.exists, nvidia)), (root / "dev/kfd").exists())
+
+
+def is_wanted(enabled: bool | None, host: Host) -> tuple[bool, str]:
+    """Decide by ``fabric.ucx.enabled`` whether to look for UCX at all, with the reason.
+
+    Parameters
+    ----------
+    enabled : bool or None
+        None stands for auto.
+    host : Host
+
+    Returns
+    -------
+    (bool, str)
+    """
+    if enabled is not None:
+        return enabled, f"fabric.ucx.enabled is {str(enabled).lower()}"
+    if host.needs:
+        return True, f"this host has use for {', '.join(name for name, _ in host.needs)}"
+    return False, "this host has neither RDMA devices nor GPUs (fabric.ucx.enabled is auto)"
+
+
+def candidates(explicit: str | None = None) -> list[Candidate]:
+    """List the places to look at, in their order; not all of them need to exist.
+
+    A process can only ever use the UCX that it has loaded, so that one is the only candidate.
+
+    Raises
+    ------
+    UnavailableError
+        Another UCX than the explicit one is loaded.
+    """
+    loaded = _loaded_library()
+    if explicit:
+        path = _library_file(Path(explicit).expanduser())
+        if loaded and os.path.realpath(path) != os.path.realpath(loaded):
+            raise UnavailableError(
+                f"fabric.ucx.library is {explicit!r}, but this process has loaded {loaded}, and a "
+                "second UCX would crash it: import dask_fabric first, or let both be the same"
+            )
+        return [Candidate("fabric.ucx.library", str(path))]
+    if loaded:
+        return [Candidate("already loaded", loaded)]
+    return list(_search_path())
+
+
+def _search_path() -> Iterator[Candidate]:
+    # The system looks in LD_LIBRARY_PATH, as it was at the start, and in the cache of ldconfig.
+    yield Candidate("LD_LIBRARY_PATH or ld.so.cache", SONAME)
+    environment = os.environ
+    for name in SITE_VARIABLES:
+        for folder in ("lib", "lib64") if environment.get(name) else ():
+            yield from _if_there(f"${name}", Path(environment[name], folder))
+    if environment.get("CONDA_PREFIX"):
+        yield from _if_there("$CONDA_PREFIX", Path(environment["CONDA_PREFIX"], "lib"))
+    multiarch = sysconfig.get_config_var("MULTIARCH")
+    own = (f"/usr/lib/{multiarch}",) if multiarch else ()
+    for folder in (*own, *SYSTEM_FOLDERS, *VENDOR_FOLDERS):
+        yield from _if_there("system directory", Path(folder))
+    wheel = importlib.util.find_spec("libucx")
+    for folder in wheel.submodule_search_locations or () if wheel else ():
+        yield from _if_there("PyPI wheel", Path(folder, "lib"))
+
+
+def _if_there(source: str, folder: Path) -> Iterator[Candidate]:
+    path = folder / SONAME
+    if path.exists():
+        yield Candidate(source, str(path))
+
+
+def _library_file(path: Path) -> Path:
+    return path / SONAME if path.is_dir() else path
+
+
+def _loaded_library() -> str | None:
+    """Give the libucp of the UCX of which any part is mapped into this process."""
+    try:
+        maps = Path("/proc/self/maps").read_text(errors="surrogateescape")
+    except OSError:
+        return None
+    mapped = [match[1] for match in _MAPPED.finditer(maps)]
+    for path in mapped:
+        if "/libucp.so" in path:
+            return path
+    return str(Path(mapped[0]).parent / SONAME) if mapped else None
