@@ -92,6 +92,7 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_create(pthread_t *thread, void *attributes, void *(*main)(void *) noexcept nogil,
                        void *argument)
     int pthread_detach(pthread_t thread)
+    int pthread_join(pthread_t thread, void **result)
     pthread_t pthread_self()
     int pthread_setname_np(pthread_t thread, const char *name)
     int pthread_mutex_init(pthread_mutex_t *mutex, void *attributes)
@@ -104,3 +105,24 @@ cdef extern from "<pthread.h>" nogil:
 
 cdef extern from "<unistd.h>" nogil:
     int close(int fd)
+
+cdef extern from "<poll.h>" nogil:
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    int poll(pollfd *fds, unsigned long count, int timeout_ms)
+    int POLLIN
+
+cdef extern from "<dlfcn.h>" nogil:
+    ctypedef struct Dl_info:
+        const char *dli_fname
+    void *dlopen(const char *path, int flags)
+    void *dlsym(void *library, const char *name)
+    char *dlerror()
+    int dladdr(const void *address, Dl_info *info)
+    int RTLD_LAZY
+    int RTLD_LOCAL
+
+cdef extern from "<errno.h>" nogil:
+    int ECANCELED               # libc.errno has it not

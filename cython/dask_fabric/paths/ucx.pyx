@@ -1,0 +1,430 @@
+"""The `ucx` path: frames as active messages, from the sender's memory into the receiver's.
+
+A frame is one message with a header that names the receiver's endpoint, the message of the comm and
+the frame in it. The receiver posts where a frame is to go, before or after it comes. Nothing that
+a peer claims is believed: a length other than the posted one fails the receive.
+"""
+
+from libc.errno cimport EBADF, EMSGSIZE
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport free
+from libc.string cimport memcpy, memset
+
+from dask_fabric.errors import UCXError
+from dask_fabric.paths import libucp, ucx_peers, ucx_worker
+
+from dask_fabric.linux cimport ECANCELED
+from dask_fabric.paths.libucp cimport (
+    AM_FLAG_PERSISTENT_DATA, AM_FLAG_WHOLE_MSG, AM_HANDLER_PARAM_FIELD_CB,
+    AM_HANDLER_PARAM_FIELD_FLAGS, AM_HANDLER_PARAM_FIELD_ID, AM_RECV_ATTR_FIELD_REPLY_EP,
+    AM_RECV_ATTR_FLAG_DATA, AM_RECV_ATTR_FLAG_RNDV, ERROR_REJECTED, HOST, IN_PROGRESS, OK,
+    OP_ATTR_FIELD_CALLBACK, OP_ATTR_FIELD_MEMORY_TYPE, OP_ATTR_FIELD_USER_DATA, HandlerParams,
+    ReceiveAttributes, RequestParams, Status, errno_of, status_of, ucp,
+)
+from dask_fabric.paths.ucx_inbox cimport discard, keep, take_kept
+from dask_fabric.paths.ucx_operations cimport (
+    end, find_operation, is_reporting, new_operation, operation_count, put, release, release_all,
+    release_ended_of,
+)
+from dask_fabric.paths.ucx_peers cimport (
+    add_endpoint, break_connection, find_endpoint, register, remove_endpoint, send_frame,
+)
+from dask_fabric.paths.ucx_state cimport (
+    BROKEN, HELD, IN_FLIGHT, POSTED, READY, REPORTING, Endpoint, FrameHeader, Kept, OnEnd,
+    Operation,
+)
+from dask_fabric.paths.ucx_worker cimport (
+    await_change, lock, unlock, unlock_and_wake, worker,
+)
+
+cdef enum:
+    AM_FRAME = 0
+
+cdef size_t refused_count = 0   # messages that nobody was to send
+
+
+def start(library, options=(), estimated_endpoints=64):
+    """Start UCX in this process; without effect where it runs on that library.
+
+    Parameters
+    ----------
+    library : dask_fabric.paths.ucx_library.Library
+        What the loader has chosen.
+    options : iterable of (str, str)
+        UCX's settings, without ``UCX_``. The environment wins.
+    estimated_endpoints : int
+        How many peers to expect: UCX chooses transports that scale by it.
+
+    Raises
+    ------
+    ForkedError
+        This is a forked child, where UCX cannot be used.
+    UnavailableError
+        The library cannot be loaded, or another one runs already.
+    UCXError
+        UCX does not start.
+    """
+    cdef bint registered
+    ucx_worker.start(library, options, estimated_endpoints)
+    with nogil:
+        lock()
+        registered = worker.attend != NULL or (register() and _register_frames())
+        unlock_and_wake()
+    if not registered:
+        raise UCXError("UCX does not take a handler of active messages", -1)
+
+
+def version():
+    """Give the version of UCX that runs here; both ends of a connection must have the same one.
+
+    Returns
+    -------
+    tuple of int
+        Three numbers.
+    """
+    return libucp.version()
+
+
+def address():
+    """Give the address of this process for its peers.
+
+    Returns
+    -------
+    bytes
+    """
+    return ucx_worker.address()
+
+
+def statistics():
+    """Endpoints, connections and operations of this process.
+
+    Returns
+    -------
+    dict
+        That of :func:`ucx_peers.statistics`, with ``operation_count`` (not yet reported) and
+        ``refused_count`` (messages that were of no endpoint or did not fit).
+    """
+    lock()
+    try:
+        return {
+            **ucx_peers.statistics(),
+            "operation_count": operation_count(),
+            "refused_count": refused_count,
+        }
+    finally:
+        unlock()
+
+
+# ---------------------------------------------------------------- endpoints
+
+cdef bint open_endpoint(
+    const char *address, size_t address_length, uint64_t own_token, uint64_t peer_token
+) noexcept nogil:
+    """Open an endpoint to the endpoint `peer_token` of the worker at `address`.
+
+    Returns
+    -------
+    bool
+        False where UCX cannot be used, memory is short or the own token is taken.
+    """
+    cdef bint is_open = (
+        lock() and find_endpoint(own_token) == NULL
+        and add_endpoint(address, address_length, own_token, peer_token)
+    )
+    unlock_and_wake()
+    return is_open
+
+
+cdef void close_endpoint(uint64_t own_token) noexcept nogil:
+    """Close an endpoint: then nothing uses memory of its operations, and no callback comes.
+
+    What is in flight can only be ended with the connection, so that other endpoints to the same
+    peer fail too.
+    """
+    cdef Endpoint *endpoint = NULL
+    cdef Operation *operation
+    if lock():
+        endpoint = find_endpoint(own_token)
+    if endpoint != NULL:
+        release_all(&endpoint.held)
+        release_all(&endpoint.posted)
+        operation = endpoint.in_flight.first
+        while operation != NULL:
+            operation.is_cancelled = True
+            operation = operation.next
+        _await_quiet(endpoint)
+        release_ended_of(endpoint)
+        while is_reporting(endpoint) and not worker.is_stopping:
+            await_change()
+        remove_endpoint(endpoint)
+    unlock_and_wake()
+
+
+cdef void fail(uint64_t own_token) noexcept nogil:
+    """End all operations of an endpoint with errors, and with them its connection.
+
+    Afterwards nothing uses their memory; the callbacks come soon, as always.
+    """
+    cdef Endpoint *endpoint = NULL
+    if lock():
+        endpoint = find_endpoint(own_token)
+    if endpoint != NULL:
+        break_connection(endpoint.peer, ECANCELED)
+        _await_quiet(endpoint)
+    unlock_and_wake()
+
+
+cdef void _await_quiet(Endpoint *endpoint) noexcept nogil:
+    """Wait until UCX uses no memory of an endpoint, whose connection breaks for it."""
+    if endpoint.in_flight.first != NULL:
+        break_connection(endpoint.peer, ECANCELED)
+        ucp.worker_signal(worker.handle)
+    while endpoint.in_flight.first != NULL and not worker.is_stopping:
+        await_change()
+
+
+cdef int endpoint_error(uint64_t own_token) noexcept nogil:
+    """The errno of a broken endpoint; 0 where it can be used."""
+    cdef Endpoint *endpoint = NULL
+    cdef int error = EBADF
+    if lock():
+        endpoint = find_endpoint(own_token)
+    if endpoint != NULL:
+        error = endpoint.error
+    unlock()
+    return error
+
+
+cdef bint is_wired(uint64_t own_token) noexcept nogil:
+    """Whether the peer's endpoint has greeted, so that frames are sent at once."""
+    cdef Endpoint *endpoint = NULL
+    cdef bint wired = False
+    if lock():
+        endpoint = find_endpoint(own_token)
+        wired = endpoint != NULL and endpoint.state == READY
+    unlock()
+    return wired
+
+
+# ---------------------------------------------------------------- operations
+
+cdef uint64_t offer(
+    uint64_t own_token, uint64_t sequence, uint32_t index, void *memory, size_t nbytes,
+    int memory_kind, OnEnd on_end, void *context
+) noexcept nogil:
+    """Send a frame; `on_end` is called when its memory is free again.
+
+    Returns
+    -------
+    int
+        The operation's name; 0 where there is no such endpoint, or memory is short.
+    """
+    cdef Operation *operation = NULL
+    cdef uint64_t name = 0
+    if lock():
+        operation = _begin(
+            own_token, sequence, index, memory, nbytes, memory_kind, on_end, context
+        )
+    if operation != NULL:
+        name = operation.name
+        operation.header.token = operation.endpoint.peer_token
+        if operation.endpoint.state == BROKEN:
+            end(operation, operation.endpoint.error)
+        elif operation.endpoint.state == READY:
+            send_frame(operation)
+        else:
+            put(operation, &operation.endpoint.held, HELD)
+    unlock_and_wake()
+    return name
+
+
+cdef uint64_t post(
+    uint64_t own_token, uint64_t sequence, uint32_t index, void *memory, size_t nbytes,
+    int memory_kind, OnEnd on_end, void *context
+) noexcept nogil:
+    """Say where a frame goes; `on_end` is called when it is there whole, or will not come.
+
+    Returns
+    -------
+    int
+        The operation's name; 0 where there is no such endpoint, or memory is short.
+    """
+    cdef Operation *operation = NULL
+    cdef uint64_t name = 0
+    cdef Kept *kept
+    if lock():
+        operation = _begin(
+            own_token, sequence, index, memory, nbytes, memory_kind, on_end, context
+        )
+    if operation != NULL:
+        name = operation.name
+        kept = take_kept(operation.endpoint, sequence, index)
+        if operation.endpoint.state == BROKEN:
+            end(operation, operation.endpoint.error)
+        elif kept == NULL:
+            put(operation, &operation.endpoint.posted, POSTED)
+        else:
+            _receive_kept(operation, kept)
+    unlock_and_wake()
+    return name
+
+
+cdef Operation *_begin(
+    uint64_t own_token, uint64_t sequence, uint32_t index, void *memory, size_t nbytes,
+    int memory_kind, OnEnd on_end, void *context
+) noexcept nogil:
+    cdef Endpoint *endpoint = find_endpoint(own_token)
+    cdef Operation *operation = NULL
+    if endpoint != NULL:
+        operation = new_operation(memory, nbytes, memory_kind, on_end, context)
+    if operation != NULL:
+        operation.endpoint = endpoint
+        operation.header.sequence = sequence
+        operation.header.index = index
+    return operation
+
+
+cdef bint cancel(uint64_t name) noexcept nogil:
+    """End an operation: then nothing uses its memory, and its callback is not called.
+
+    Returns
+    -------
+    bool
+        False where it was over already: its callback was called.
+    """
+    cdef Operation *operation = NULL
+    if lock():
+        operation = find_operation(name)
+    if operation != NULL and operation.state == IN_FLIGHT:
+        # It cannot be ended alone: UCX's own cancelling does nothing for a rendezvous.
+        operation.is_cancelled = True
+        break_connection(operation.endpoint.peer, ECANCELED)
+        ucp.worker_signal(worker.handle)
+        while find_operation(name) != NULL and not worker.is_stopping:
+            await_change()
+    elif operation != NULL and operation.state != REPORTING:
+        release(operation)
+    elif operation != NULL:
+        while find_operation(name) != NULL and not worker.is_stopping:
+            await_change()
+        operation = NULL
+    unlock_and_wake()
+    return operation != NULL
+
+
+# ---------------------------------------------------------------- what comes in
+
+cdef bint _register_frames() noexcept nogil:
+    cdef HandlerParams params
+    memset(&params, 0, sizeof(params))
+    params.field_mask = (
+        AM_HANDLER_PARAM_FIELD_ID | AM_HANDLER_PARAM_FIELD_FLAGS | AM_HANDLER_PARAM_FIELD_CB
+    )
+    params.id = AM_FRAME
+    params.flags = AM_FLAG_WHOLE_MSG | AM_FLAG_PERSISTENT_DATA
+    params.callback = _frame_came
+    return ucp.worker_set_am_recv_handler(worker.handle, &params) == OK
+
+
+cdef Status _frame_came(
+    void *argument, const void *raw_header, size_t header_length, void *data, size_t length,
+    const ReceiveAttributes *attributes
+) noexcept nogil:
+    """Called by UCX. Says whether it keeps the data; a refusal reaches the sender as an error."""
+    global refused_count
+    cdef FrameHeader header
+    cdef Endpoint *endpoint = NULL
+    cdef Operation *operation
+    cdef bint is_rendezvous = attributes.flags & AM_RECV_ATTR_FLAG_RNDV
+    cdef bint is_persistent = attributes.flags & (AM_RECV_ATTR_FLAG_DATA | AM_RECV_ATTR_FLAG_RNDV)
+    if header_length == sizeof(FrameHeader):
+        memcpy(&header, raw_header, sizeof(FrameHeader))
+        endpoint = _endpoint_for(&header, attributes, length)
+    if endpoint != NULL:
+        operation = _posted(endpoint, header.sequence, header.index)
+        if operation != NULL and operation.header.nbytes == length:
+            if is_rendezvous or (operation.memory_kind != HOST and length > 0):
+                return _start_receive(operation, data)
+            _copy(operation, data)
+            return OK
+        if operation != NULL:
+            end(operation, EMSGSIZE)
+        elif (is_persistent or length == 0) and keep(
+            endpoint, &header, data if is_persistent else NULL, length, is_rendezvous
+        ):
+            return IN_PROGRESS if is_persistent else OK
+    refused_count += 1
+    return ERROR_REJECTED if is_rendezvous else OK
+
+
+cdef Endpoint *_endpoint_for(
+    const FrameHeader *header, const ReceiveAttributes *attributes, size_t length
+) noexcept nogil:
+    """The endpoint that a frame may be for: it came on the connection that closing would end."""
+    cdef Endpoint *endpoint = find_endpoint(header.token)
+    if (
+        endpoint == NULL or endpoint.state == BROKEN or header.nbytes != length
+        or not attributes.flags & AM_RECV_ATTR_FIELD_REPLY_EP
+        or attributes.reply_endpoint != endpoint.peer.handle
+    ):
+        return NULL
+    return endpoint
+
+
+cdef Operation *_posted(Endpoint *endpoint, uint64_t sequence, uint32_t index) noexcept nogil:
+    cdef Operation *operation = endpoint.posted.first
+    while operation != NULL and (
+        operation.header.sequence != sequence or operation.header.index != index
+    ):
+        operation = operation.next
+    return operation
+
+
+cdef void _receive_kept(Operation *operation, Kept *kept) noexcept nogil:
+    if kept.nbytes != operation.header.nbytes:
+        end(operation, EMSGSIZE)
+        discard(kept)
+    elif kept.is_rendezvous or (operation.memory_kind != HOST and kept.nbytes > 0):
+        _start_receive(operation, kept.descriptor)
+        free(kept)              # UCX sees to the descriptor
+    else:
+        _copy(operation, kept.descriptor)
+        discard(kept)
+
+
+cdef void _copy(Operation *operation, const void *data) noexcept nogil:
+    if operation.header.nbytes:
+        memcpy(operation.memory, data, operation.header.nbytes)
+    end(operation, 0)
+
+
+cdef Status _start_receive(Operation *operation, void *descriptor) noexcept nogil:
+    """Let UCX fill an operation's memory; says whether it still uses the descriptor."""
+    cdef RequestParams params
+    cdef Status status
+    memset(&params, 0, sizeof(params))
+    params.attribute_mask = (
+        OP_ATTR_FIELD_CALLBACK | OP_ATTR_FIELD_USER_DATA | OP_ATTR_FIELD_MEMORY_TYPE
+    )
+    params.callback = <void *> _frame_received
+    params.user_data = operation
+    params.memory_type = operation.memory_kind
+    # First, because the callback may come before the call returns.
+    put(operation, &operation.endpoint.in_flight, IN_FLIGHT)
+    status = status_of(ucp.am_recv_data_nbx(
+        worker.handle, descriptor, operation.memory, operation.header.nbytes, &params
+    ))
+    if status != IN_PROGRESS:
+        end(operation, errno_of(status))
+    return IN_PROGRESS if status == IN_PROGRESS else OK
+
+
+cdef void _frame_received(
+    void *request, Status status, size_t length, void *user_data
+) noexcept nogil:
+    cdef Operation *operation = <Operation *> user_data
+    ucp.request_free(request)
+    if status == OK and length != operation.header.nbytes:
+        end(operation, EMSGSIZE)
+    else:
+        end(operation, errno_of(status))

@@ -1,0 +1,380 @@
+"""Peers of the `ucx` path, their connections, and the endpoints that share them.
+
+All of this needs the worker's lock. A connection is made in the progress thread, and with it each
+endpoint greets its counterpart by a small message: UCX may hang on a large one before it is wired
+up. An offer waits until the counterpart has greeted or answered.
+
+UCX pairs the n-th connection of one side with the n-th of the other. A side that has closed its one
+alone is ahead; a greeting tells its number, and who is behind breaks its own and catches up. So
+both ends always mean the same connection, and closing it ends the receives as well as the sends.
+"""
+
+from libc.errno cimport ECONNRESET
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcmp, memcpy, memset
+
+from dask_fabric.paths.libucp cimport (
+    AM_HANDLER_PARAM_FIELD_CB, AM_HANDLER_PARAM_FIELD_ID, AM_SEND_FLAG_EAGER, AM_SEND_FLAG_REPLY,
+    AM_SEND_FLAG_RNDV, ERR_HANDLING_MODE_PEER, EP_CLOSE_FLAG_FORCE, EP_PARAM_FIELD_ERR_HANDLER,
+    EP_PARAM_FIELD_ERR_HANDLING_MODE, EP_PARAM_FIELD_REMOTE_ADDRESS, IN_PROGRESS, OK,
+    OP_ATTR_FIELD_CALLBACK, OP_ATTR_FIELD_FLAGS, OP_ATTR_FIELD_MEMORY_TYPE,
+    OP_ATTR_FIELD_USER_DATA, EndpointHandle, EndpointParams, HandlerParams, ReceiveAttributes,
+    RequestParams, Status, StatusPointer, errno_of, status_of, ucp,
+)
+from dask_fabric.paths.ucx_inbox cimport discard_all
+from dask_fabric.paths.ucx_operations cimport end, end_all, put, report
+from dask_fabric.paths.ucx_state cimport (
+    BROKEN, IN_FLIGHT, READY, WIRING, Endpoint, FrameHeader, Greeting, Operation, Peer,
+)
+from dask_fabric.paths.ucx_worker cimport worker
+
+cdef enum:
+    AM_FRAME = 0
+    AM_GREETING = 1
+    ATTEMPT_LIMIT = 3           # connections that broke before the counterpart has greeted
+    CATCH_UP_LIMIT = 1000       # connections: a peer may claim any number
+    BUCKET_BITS = 12
+    BUCKET_COUNT = 1 << BUCKET_BITS
+
+cdef Endpoint *buckets[BUCKET_COUNT]
+cdef Peer *peers = NULL
+cdef bint any_due = False
+cdef size_t endpoint_count = 0, break_count = 0
+
+memset(buckets, 0, sizeof(buckets))
+
+
+def statistics():
+    """Endpoints and connections of this process.
+
+    Returns
+    -------
+    dict
+        ``endpoint_count``, ``peer_count`` (that UCX was asked to connect to), ``connection_count``
+        (open) and ``break_count`` (connections given up while in use).
+    """
+    cdef Peer *peer = peers
+    cdef size_t peer_count = 0, connection_count = 0
+    while peer != NULL:
+        peer_count += 1
+        connection_count += peer.handle != NULL
+        peer = peer.next
+    return {
+        "endpoint_count": endpoint_count,
+        "peer_count": peer_count,
+        "connection_count": connection_count,
+        "break_count": break_count,
+    }
+
+
+# ---------------------------------------------------------------- endpoints
+
+cdef Endpoint **_bucket_of(uint64_t token) noexcept nogil:
+    return &buckets[(token * <uint64_t> 0x9E3779B97F4A7C15) >> (64 - BUCKET_BITS)]
+
+
+cdef Endpoint *find_endpoint(uint64_t token) noexcept nogil:
+    cdef Endpoint *endpoint = _bucket_of(token)[0]
+    while endpoint != NULL and endpoint.own_token != token:
+        endpoint = endpoint.next_of_bucket
+    return endpoint
+
+
+cdef bint add_endpoint(
+    const char *address, size_t address_length, uint64_t own_token, uint64_t peer_token
+) noexcept nogil:
+    """Have an endpoint that the thread will wire up; False where memory is short."""
+    global endpoint_count
+    cdef Endpoint **bucket = _bucket_of(own_token)
+    cdef Peer *peer = _peer_at(address, address_length)
+    cdef Endpoint *endpoint = NULL
+    if peer != NULL:
+        endpoint = <Endpoint *> calloc(1, sizeof(Endpoint))
+    if endpoint == NULL:
+        return False
+    endpoint.own_token = own_token
+    endpoint.peer_token = peer_token
+    endpoint.peer = peer
+    endpoint.is_greeting_due = True
+    endpoint.next_of_peer = peer.endpoints
+    peer.endpoints = endpoint
+    endpoint.next_of_bucket = bucket[0]
+    bucket[0] = endpoint
+    endpoint_count += 1
+    _call_for(peer)
+    return True
+
+
+cdef void remove_endpoint(Endpoint *endpoint) noexcept nogil:
+    """Free an endpoint without operations; the last one of a peer closes the connection."""
+    global endpoint_count
+    cdef Peer *peer = endpoint.peer
+    cdef Endpoint **link = &peer.endpoints
+    while link[0] != endpoint:
+        link = &link[0].next_of_peer
+    link[0] = endpoint.next_of_peer
+    link = _bucket_of(endpoint.own_token)
+    while link[0] != endpoint:
+        link = &link[0].next_of_bucket
+    link[0] = endpoint.next_of_bucket
+    if peer.endpoints == NULL:
+        _close_connection(peer)
+    discard_all(endpoint)
+    free(endpoint)
+    endpoint_count -= 1
+
+
+# ---------------------------------------------------------------- connections
+
+cdef Peer *_peer_at(const char *address, size_t address_length) noexcept nogil:
+    global peers
+    cdef Peer *peer = peers
+    while peer != NULL:
+        if (
+            peer.address_length == address_length
+            and memcmp(peer.address, address, address_length) == 0
+        ):
+            return peer
+        peer = peer.next
+    peer = <Peer *> calloc(1, sizeof(Peer))
+    if peer == NULL:
+        return NULL
+    peer.address = <char *> malloc(address_length)
+    if peer.address == NULL:
+        free(peer)
+        return NULL
+    memcpy(peer.address, address, address_length)
+    peer.address_length = address_length
+    peer.next = peers
+    peers = peer
+    return peer
+
+
+cdef void _call_for(Peer *peer) noexcept nogil:
+    """Have the thread attend to a peer."""
+    global any_due
+    peer.is_due = any_due = True
+
+
+cdef int _connect(Peer *peer) noexcept nogil:
+    """Make the peer's next connection; the errno."""
+    cdef EndpointParams params
+    cdef Status status
+    memset(&params, 0, sizeof(params))
+    params.field_mask = (
+        EP_PARAM_FIELD_REMOTE_ADDRESS | EP_PARAM_FIELD_ERR_HANDLING_MODE | EP_PARAM_FIELD_ERR_HANDLER
+    )
+    params.address = peer.address
+    params.error_mode = ERR_HANDLING_MODE_PEER
+    params.error_handler.callback = _connection_failed
+    params.error_handler.argument = peer
+    peer.serial += 1            # UCX counts also those that fail
+    status = ucp.ep_create(worker.handle, &params, &peer.handle)
+    if status != OK:
+        peer.handle = NULL
+    return errno_of(status)
+
+
+cdef void _connection_failed(
+    void *argument, EndpointHandle handle, Status status
+) noexcept nogil:
+    cdef Peer *peer = <Peer *> argument
+    if peer.handle == handle:
+        peer.error = errno_of(status)
+        _call_for(peer)
+
+
+cdef void _close_connection(Peer *peer) noexcept nogil:
+    """End all that is in flight: each callback comes, if not at once then soon."""
+    cdef RequestParams params
+    cdef EndpointHandle handle = peer.handle
+    peer.handle = NULL
+    peer.error = 0
+    if handle == NULL:
+        return
+    memset(&params, 0, sizeof(params))
+    params.attribute_mask = OP_ATTR_FIELD_FLAGS | OP_ATTR_FIELD_CALLBACK
+    params.flags = EP_CLOSE_FLAG_FORCE
+    params.callback = <void *> _closed
+    ucp.ep_close_nbx(handle, &params)
+
+
+cdef void _closed(void *request, Status status, void *user_data) noexcept nogil:
+    ucp.request_free(request)
+
+
+cdef void break_connection(Peer *peer, int error) noexcept nogil:
+    """Give up a connection; its endpoints fail, but those that nobody has used yet try again."""
+    global break_count
+    cdef Endpoint *endpoint = peer.endpoints
+    break_count += peer.handle != NULL
+    _close_connection(peer)
+    while endpoint != NULL:
+        endpoint.attempt_count += 1
+        if (
+            endpoint.state != WIRING or endpoint.in_flight.first != NULL or endpoint.kept != NULL
+            or endpoint.attempt_count >= ATTEMPT_LIMIT
+        ):
+            _break_endpoint(endpoint, error)
+        else:
+            endpoint.is_greeting_due = True
+            _call_for(peer)
+        endpoint = endpoint.next_of_peer
+
+
+cdef void _break_endpoint(Endpoint *endpoint, int error) noexcept nogil:
+    if endpoint.state != BROKEN:
+        endpoint.state = BROKEN
+        endpoint.error = error
+    endpoint.is_greeting_due = endpoint.is_answer_due = False
+    end_all(&endpoint.held, error)
+    end_all(&endpoint.posted, error)
+    discard_all(endpoint)
+
+
+# ---------------------------------------------------------------- greetings
+
+cdef bint register() noexcept nogil:
+    """Have UCX and the thread call this module; False where UCX refuses."""
+    cdef HandlerParams params
+    memset(&params, 0, sizeof(params))
+    params.field_mask = AM_HANDLER_PARAM_FIELD_ID | AM_HANDLER_PARAM_FIELD_CB
+    params.id = AM_GREETING
+    params.callback = _greeted
+    worker.attend = _attend
+    return ucp.worker_set_am_recv_handler(worker.handle, &params) == OK
+
+
+cdef Status _greeted(
+    void *argument, const void *header, size_t header_length, void *data, size_t length,
+    const ReceiveAttributes *attributes
+) noexcept nogil:
+    cdef Greeting greeting
+    cdef Endpoint *endpoint
+    if header_length == sizeof(greeting):
+        memcpy(&greeting, header, sizeof(greeting))
+        endpoint = find_endpoint(greeting.token)
+        if endpoint != NULL and endpoint.state != BROKEN:
+            _take_greeting(endpoint, &greeting)
+    return OK
+
+
+cdef void _take_greeting(Endpoint *endpoint, const Greeting *greeting) noexcept nogil:
+    cdef Peer *peer = endpoint.peer
+    if greeting.serial > peer.serial:
+        if greeting.serial - peer.serial <= CATCH_UP_LIMIT:
+            peer.wanted_serial = greeting.serial
+    elif greeting.serial < peer.serial:
+        if endpoint.state == WIRING:    # tell the peer that it is behind
+            endpoint.is_greeting_due = True
+    elif peer.handle != NULL:
+        if endpoint.state == WIRING:
+            endpoint.state = READY
+        if not greeting.is_answer:
+            endpoint.is_answer_due = True
+    _call_for(peer)
+
+
+cdef bint _attend() noexcept nogil:
+    """Between two rounds of progress: see to the peers that are due, then report what has ended."""
+    global any_due
+    cdef Peer *peer = peers
+    cdef bint was_due = any_due
+    if any_due:
+        any_due = False
+        while peer != NULL:
+            if peer.is_due:
+                peer.is_due = False
+                _attend_to(peer)
+            peer = peer.next
+    return report() or was_due
+
+
+cdef void _attend_to(Peer *peer) noexcept nogil:
+    cdef Endpoint *endpoint
+    cdef int error = peer.error
+    if error:
+        break_connection(peer, error)
+    while peer.endpoints != NULL and peer.serial < peer.wanted_serial:
+        break_connection(peer, ECONNRESET)
+        error = _connect(peer)
+    endpoint = peer.endpoints
+    while endpoint != NULL:
+        _attend_to_endpoint(endpoint)
+        endpoint = endpoint.next_of_peer
+
+
+cdef void _attend_to_endpoint(Endpoint *endpoint) noexcept nogil:
+    cdef Peer *peer = endpoint.peer
+    cdef int error = 0
+    if endpoint.is_greeting_due or endpoint.is_answer_due:
+        if peer.handle == NULL:
+            error = _connect(peer)
+        if not error:
+            error = _greet(endpoint)
+        if error:
+            _break_endpoint(endpoint, error)
+    while endpoint.state == READY and endpoint.held.first != NULL:
+        send_frame(endpoint.held.first)
+
+
+cdef int _greet(Endpoint *endpoint) noexcept nogil:
+    """Send a greeting, or the answer to one; the errno."""
+    cdef RequestParams params
+    cdef Status status
+    cdef Greeting *greeting = <Greeting *> malloc(sizeof(Greeting))
+    if greeting == NULL:
+        return errno_of(-4)
+    greeting[0] = Greeting(
+        endpoint.peer_token, endpoint.peer.serial, not endpoint.is_greeting_due
+    )
+    endpoint.is_greeting_due = endpoint.is_answer_due = False
+    memset(&params, 0, sizeof(params))
+    params.attribute_mask = (
+        OP_ATTR_FIELD_CALLBACK | OP_ATTR_FIELD_USER_DATA | OP_ATTR_FIELD_FLAGS
+    )
+    params.flags = AM_SEND_FLAG_EAGER
+    params.callback = <void *> _greeting_sent
+    params.user_data = greeting
+    status = status_of(ucp.am_send_nbx(
+        endpoint.peer.handle, AM_GREETING, greeting, sizeof(Greeting), NULL, 0, &params
+    ))
+    if status != IN_PROGRESS:
+        free(greeting)
+    return errno_of(status)
+
+
+cdef void _greeting_sent(void *request, Status status, void *user_data) noexcept nogil:
+    free(user_data)
+    ucp.request_free(request)
+
+
+# ---------------------------------------------------------------- frames
+
+cdef void send_frame(Operation *operation) noexcept nogil:
+    """Hand an offer to UCX, on the connection of its endpoint."""
+    cdef RequestParams params
+    cdef Status status
+    memset(&params, 0, sizeof(params))
+    params.attribute_mask = (
+        OP_ATTR_FIELD_CALLBACK | OP_ATTR_FIELD_USER_DATA | OP_ATTR_FIELD_FLAGS
+        | OP_ATTR_FIELD_MEMORY_TYPE
+    )
+    params.flags = AM_SEND_FLAG_REPLY | AM_SEND_FLAG_RNDV
+    params.callback = <void *> _frame_sent
+    params.user_data = operation
+    params.memory_type = operation.memory_kind
+    # First, because the callback may come before the call returns.
+    put(operation, &operation.endpoint.in_flight, IN_FLIGHT)
+    status = status_of(ucp.am_send_nbx(
+        operation.endpoint.peer.handle, AM_FRAME, &operation.header, sizeof(FrameHeader),
+        operation.memory, operation.header.nbytes, &params
+    ))
+    if status != IN_PROGRESS:
+        end(operation, errno_of(status))
+
+
+cdef void _frame_sent(void *request, Status status, void *user_data) noexcept nogil:
+    ucp.request_free(request)
+    end(<Operation *> user_data, errno_of(status))

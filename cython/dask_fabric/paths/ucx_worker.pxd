@@ -1,0 +1,24 @@
+"""The one UCX worker of a process, its lock, and the thread that makes it progress."""
+
+from dask_fabric.linux cimport pthread_cond_t, pthread_mutex_t, pthread_t
+from dask_fabric.paths.libucp cimport Context, WorkerHandle
+
+cdef struct Worker:
+    WorkerHandle handle         # NULL until it is started
+    Context context
+    int event_fd
+    bint is_stopping
+    bint is_foreign             # this is a forked child, and it is the parent's
+    pthread_mutex_t mutex       # guards UCX and everything of the `ucx` path
+    pthread_mutex_t queue       # who waits for the mutex holds it: the thread comes last
+    pthread_cond_t changed
+    pthread_t thread
+    # What else the thread does between two rounds of progress; True where there was something.
+    bint (*attend)() noexcept nogil
+
+cdef Worker worker
+
+cdef bint lock() noexcept nogil
+cdef void unlock() noexcept nogil
+cdef void unlock_and_wake() noexcept nogil
+cdef void await_change() noexcept nogil

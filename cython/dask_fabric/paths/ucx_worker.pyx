@@ -1,0 +1,265 @@
+"""The one UCX worker of a process, its lock, and the thread that makes it progress.
+
+The thread never takes the GIL. It sleeps on the worker's event fd, at no cost, and holds the lock
+only for as long as one round of progress takes.
+"""
+
+import atexit
+import contextlib
+import os
+
+from libc.stddef cimport size_t
+from libc.string cimport memset
+from posix.unistd cimport usleep
+
+from dask_fabric.errors import ForkedError, UnavailableError
+from dask_fabric.paths import libucp
+from dask_fabric.paths.ucx_library import environment
+
+from dask_fabric.linux cimport (
+    POLLIN, SIG_SETMASK, poll, pollfd, pthread_cond_broadcast, pthread_cond_init, pthread_cond_wait,
+    pthread_create, pthread_join, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
+    pthread_self, pthread_setname_np, pthread_sigmask, sigfillset, sigset_t,
+)
+from dask_fabric.paths.libucp cimport (
+    ERROR_BUSY, FEATURE_AM, FEATURE_WAKEUP, OK, PARAM_FIELD_ESTIMATED_NUM_EPS,
+    PARAM_FIELD_FEATURES, THREAD_MODE_SERIALIZED, WORKER_ATTR_FIELD_ADDRESS,
+    WORKER_PARAM_FIELD_THREAD_MODE, Config, ContextParams, Status, WorkerAttributes, WorkerParams,
+    check, ucp,
+)
+
+cdef enum:
+    # Some microseconds in which the next fragment of a message mostly comes: a sleep costs 20.
+    ROUNDS_BEFORE_SLEEP = 64
+    RETRY_MICROSECONDS = 1000
+
+_address = b""
+_library_path = ""
+
+
+def start(library, options=(), estimated_endpoints=64):
+    """Start the worker of this process on a UCX library; without effect where it runs on that one.
+
+    Parameters
+    ----------
+    library : dask_fabric.paths.ucx_library.Library
+        What the loader has chosen.
+    options : iterable of (str, str)
+        UCX's settings, without ``UCX_``. The environment wins.
+    estimated_endpoints : int
+        How many peers to expect: UCX chooses transports that scale by it.
+
+    Raises
+    ------
+    ForkedError
+        This is a forked child, where UCX cannot be used.
+    UnavailableError
+        The library cannot be loaded, or another one runs already.
+    UCXError
+        UCX does not start.
+    """
+    global _library_path
+    _refuse_forked()
+    if worker.handle != NULL:
+        if library.path != _library_path:
+            raise UnavailableError(f"UCX runs already, from {_library_path}, not {library.path}")
+        return
+    # Variables reach all of UCX's settings in each of its versions; its functions do not. They
+    # are gone when it has read them: programs started from here are not ours to tune.
+    with _set_for_now(environment(options, library.version)):
+        libucp.open_library(library.path)
+        _create(estimated_endpoints)
+    _library_path = library.path
+    atexit.register(_stop)
+
+
+def is_running():
+    """Whether the worker runs, and in this very process."""
+    return worker.handle != NULL and not worker.is_foreign
+
+
+def address():
+    """Give the address of the worker, which a peer needs to open an endpoint.
+
+    Returns
+    -------
+    bytes
+    """
+    _refuse_forked()
+    if worker.handle == NULL:
+        raise UnavailableError("UCX does not run in this process")
+    return _address
+
+
+@contextlib.contextmanager
+def _set_for_now(variables):
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name in variables:
+            os.environ.pop(name, None)
+
+
+def _create(size_t estimated_endpoints):
+    global _address
+    cdef WorkerAttributes attributes
+    cdef WorkerParams params
+    memset(&attributes, 0, sizeof(attributes))
+    memset(&params, 0, sizeof(params))
+    params.field_mask = WORKER_PARAM_FIELD_THREAD_MODE
+    params.thread_mode = THREAD_MODE_SERIALIZED
+    _create_context(estimated_endpoints)
+    try:
+        check(ucp.worker_create(worker.context, &params, &worker.handle), "ucp_worker_create")
+        check(ucp.worker_get_efd(worker.handle, &worker.event_fd), "ucp_worker_get_efd")
+        attributes.field_mask = WORKER_ATTR_FIELD_ADDRESS
+        check(ucp.worker_query(worker.handle, &attributes), "ucp_worker_query")
+        _address = (<char *> attributes.address)[: attributes.address_length]
+        ucp.worker_release_address(worker.handle, attributes.address)
+        if pthread_create(&worker.thread, NULL, _thread_main, NULL):
+            raise OSError("no thread for UCX: is the limit of processes (ulimit -u) reached?")
+    except BaseException:
+        _destroy()
+        raise
+
+
+def _create_context(size_t estimated_endpoints):
+    cdef ContextParams params
+    cdef Config config = NULL
+    cdef Status status
+    major, minor, _ = libucp.version()
+    memset(&params, 0, sizeof(params))
+    params.field_mask = PARAM_FIELD_FEATURES | PARAM_FIELD_ESTIMATED_NUM_EPS
+    params.features = FEATURE_AM | FEATURE_WAKEUP
+    params.estimated_num_eps = estimated_endpoints
+    check(ucp.config_read(NULL, NULL, &config), "ucp_config_read")
+    status = ucp.init_version(major, minor, &params, config, &worker.context)
+    ucp.config_release(config)
+    check(status, "ucp_init")
+
+
+cdef void _destroy() noexcept nogil:
+    if worker.handle != NULL:
+        ucp.worker_destroy(worker.handle)
+    ucp.cleanup(worker.context)
+    worker.handle = worker.context = NULL
+
+
+def _stop():
+    """At the end of the interpreter: UCX's own end must not meet its thread."""
+    if worker.handle == NULL or worker.is_foreign:
+        return
+    with nogil:
+        lock()
+        worker.is_stopping = True
+        unlock_and_wake()
+        pthread_join(worker.thread, NULL)
+        # Not destroyed: peers notice the end by themselves, and the memory goes with the process.
+
+
+def _refuse_forked():
+    if worker.is_foreign:
+        raise ForkedError(
+            "UCX belongs to the parent of this forked process and cannot be used here: start "
+            "processes by spawn or forkserver instead of fork"
+        )
+
+
+def _after_fork_in_child():
+    # Its locks may be held by the parent's threads: nothing of it is touched any more.
+    if worker.handle != NULL:
+        worker.is_foreign = True
+
+
+memset(&worker, 0, sizeof(worker))
+pthread_mutex_init(&worker.mutex, NULL)
+pthread_mutex_init(&worker.queue, NULL)
+pthread_cond_init(&worker.changed, NULL)
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+# ---------------------------------------------------------------- the lock
+
+cdef bint lock() noexcept nogil:
+    """Take the lock, and say whether the worker may be used: it must be let go in any case."""
+    if worker.is_foreign:
+        return False
+    _enter()
+    return worker.handle != NULL and not worker.is_stopping
+
+
+cdef void unlock() noexcept nogil:
+    if not worker.is_foreign:
+        pthread_mutex_unlock(&worker.mutex)
+
+
+cdef void unlock_and_wake() noexcept nogil:
+    """Let go of the lock after something that the thread must see.
+
+    Without a signal after each request that was posted, messages can be stuck for ever.
+    """
+    if worker.is_foreign:
+        return
+    if worker.handle != NULL:
+        ucp.worker_signal(worker.handle)
+    pthread_mutex_unlock(&worker.mutex)
+
+
+cdef void await_change() noexcept nogil:
+    """Let go of the lock until the thread has ended something."""
+    pthread_cond_wait(&worker.changed, &worker.mutex)
+
+
+cdef void _enter() noexcept nogil:
+    pthread_mutex_lock(&worker.queue)
+    pthread_mutex_lock(&worker.mutex)
+    pthread_mutex_unlock(&worker.queue)
+
+
+# ---------------------------------------------------------------- the thread
+
+cdef void *_thread_main(void *argument) noexcept nogil:
+    cdef sigset_t signals
+    cdef int idle_rounds = 0
+    sigfillset(&signals)        # signals are for Python's main thread
+    pthread_sigmask(SIG_SETMASK, &signals, NULL)
+    pthread_setname_np(pthread_self(), b"fabric-ucx")
+    _enter()
+    while not worker.is_stopping:
+        if _advance():
+            idle_rounds = 0
+        elif idle_rounds < ROUNDS_BEFORE_SLEEP:
+            idle_rounds += 1
+        else:
+            idle_rounds = 0
+            _sleep()
+            continue
+        pthread_mutex_unlock(&worker.mutex)
+        _enter()
+    pthread_cond_broadcast(&worker.changed)
+    pthread_mutex_unlock(&worker.mutex)
+    return NULL
+
+
+cdef bint _advance() noexcept nogil:
+    """One round; True where anything happened."""
+    cdef bint moved = ucp.worker_progress(worker.handle) != 0
+    return (worker.attend != NULL and worker.attend()) or moved
+
+
+cdef void _sleep() noexcept nogil:
+    """Wait for an event of UCX, unless there is one already."""
+    cdef pollfd watched
+    cdef Status status = ucp.worker_arm(worker.handle)
+    if status == ERROR_BUSY:
+        return
+    pthread_mutex_unlock(&worker.mutex)
+    if status == OK:
+        watched.fd = worker.event_fd
+        watched.events = POLLIN
+        watched.revents = 0
+        poll(&watched, 1, -1)
+    else:
+        usleep(RETRY_MICROSECONDS)
+    _enter()
