@@ -124,5 +124,8 @@ cdef extern from "<dlfcn.h>" nogil:
     int RTLD_LAZY
     int RTLD_LOCAL
 
+cdef extern from "<sched.h>" nogil:
+    int sched_yield()
+
 cdef extern from "<errno.h>" nogil:
     int ECANCELED               # libc.errno has it not

@@ -23,7 +23,7 @@ from dask_fabric.paths.libucp cimport (
 )
 from dask_fabric.paths.ucx_inbox cimport discard, keep, take_kept
 from dask_fabric.paths.ucx_operations cimport (
-    end, find_operation, is_reporting, new_operation, operation_count, put, release, release_all,
+    count_of, end, find_operation, is_reporting, new_operation, put, release, release_all,
     release_ended_of,
 )
 from dask_fabric.paths.ucx_peers cimport (
@@ -101,14 +101,17 @@ def statistics():
     Returns
     -------
     dict
-        That of :func:`ucx_peers.statistics`, with ``operation_count`` (not yet reported) and
-        ``refused_count`` (messages that were of no endpoint or did not fit).
+        That of :func:`ucx_peers.statistics`, with ``held_count`` (offers that wait for the peer to
+        be wired up), ``posted_count`` (receives that wait for their frame), ``in_flight_count``
+        and ``refused_count`` (messages that were of no endpoint or did not fit).
     """
     lock()
     try:
         return {
             **ucx_peers.statistics(),
-            "operation_count": operation_count(),
+            "held_count": count_of(HELD),
+            "posted_count": count_of(POSTED),
+            "in_flight_count": count_of(IN_FLIGHT),
             "refused_count": refused_count,
         }
     finally:

@@ -16,4 +16,4 @@ cdef void release_all(OperationList *operations) noexcept nogil
 cdef void release_ended_of(void *endpoint) noexcept nogil
 cdef bint is_reporting(void *endpoint) noexcept nogil
 cdef bint report() noexcept nogil
-cdef size_t operation_count() noexcept nogil
+cdef size_t count_of(OperationState state) noexcept nogil

@@ -53,8 +53,12 @@ cdef Operation *find_operation(uint64_t name) noexcept nogil:
     return operations[slot]
 
 
-cdef size_t operation_count() noexcept nogil:
-    return slot_count - free_count
+cdef size_t count_of(OperationState state) noexcept nogil:
+    cdef size_t count = 0
+    cdef uint32_t slot
+    for slot in range(slot_count):
+        count += operations[slot].state == state
+    return count
 
 
 cdef bint _grow() noexcept nogil:

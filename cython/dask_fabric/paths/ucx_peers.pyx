@@ -52,18 +52,25 @@ def statistics():
     -------
     dict
         ``endpoint_count``, ``peer_count`` (that UCX was asked to connect to), ``connection_count``
-        (open) and ``break_count`` (connections given up while in use).
+        (open), ``kept_count`` (frames that came before they were posted) and ``break_count``
+        (connections given up while in use).
     """
     cdef Peer *peer = peers
-    cdef size_t peer_count = 0, connection_count = 0
+    cdef Endpoint *endpoint
+    cdef size_t peer_count = 0, connection_count = 0, kept_count = 0
     while peer != NULL:
         peer_count += 1
         connection_count += peer.handle != NULL
+        endpoint = peer.endpoints
+        while endpoint != NULL:
+            kept_count += endpoint.kept_count
+            endpoint = endpoint.next_of_peer
         peer = peer.next
     return {
         "endpoint_count": endpoint_count,
         "peer_count": peer_count,
         "connection_count": connection_count,
+        "kept_count": kept_count,
         "break_count": break_count,
     }
 

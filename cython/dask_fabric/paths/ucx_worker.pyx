@@ -17,7 +17,7 @@ from dask_fabric.paths import libucp
 from dask_fabric.paths.ucx_library import environment
 
 from dask_fabric.linux cimport (
-    POLLIN, SIG_SETMASK, poll, pollfd, pthread_cond_broadcast, pthread_cond_init, pthread_cond_wait,
+    POLLIN, SIG_SETMASK, poll, pollfd, sched_yield, pthread_cond_broadcast, pthread_cond_init, pthread_cond_wait,
     pthread_create, pthread_join, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
     pthread_self, pthread_setname_np, pthread_sigmask, sigfillset, sigset_t,
 )
@@ -30,7 +30,7 @@ from dask_fabric.paths.libucp cimport (
 
 cdef enum:
     # Some microseconds in which the next fragment of a message mostly comes: a sleep costs 20.
-    ROUNDS_BEFORE_SLEEP = 64
+    ROUNDS_BEFORE_SLEEP = 100
     RETRY_MICROSECONDS = 1000
 
 _address = b""
@@ -252,7 +252,10 @@ cdef void _sleep() noexcept nogil:
     """Wait for an event of UCX, unless there is one already."""
     cdef pollfd watched
     cdef Status status = ucp.worker_arm(worker.handle)
-    if status == ERROR_BUSY:
+    if status == ERROR_BUSY:    # it has more to send than there is room for now
+        pthread_mutex_unlock(&worker.mutex)
+        sched_yield()
+        _enter()
         return
     pthread_mutex_unlock(&worker.mutex)
     if status == OK:
