@@ -39,6 +39,8 @@ from dask_fabric.paths.ucx_worker cimport (
 
 cdef enum:
     AM_FRAME = 0
+    ADDRESS_BYTES_MIN = 16
+    ADDRESS_BYTES_LIMIT = 64 << 10
 
 cdef size_t refused_count = 0   # messages that nobody was to send
 
@@ -128,10 +130,13 @@ cdef bint open_endpoint(
     Returns
     -------
     bool
-        False where UCX cannot be used, memory is short or the own token is taken.
+        False where UCX cannot be used, memory is short, the own token is taken, or the address is
+        none at first sight. UCX ends the process for one that is malformed: ask only those for it
+        who may run code here.
     """
     cdef bint is_open = (
-        lock() and find_endpoint(own_token) == NULL
+        lock() and ADDRESS_BYTES_MIN <= address_length <= ADDRESS_BYTES_LIMIT
+        and address[0] == worker.address_mark and find_endpoint(own_token) == NULL
         and add_endpoint(address, address_length, own_token, peer_token)
     )
     unlock_and_wake()

@@ -89,7 +89,7 @@ cdef class UCXEndpoint:
         with nogil:
             is_open = ucx.open_endpoint(data, nbytes, own_token, peer_token)
         if not is_open:
-            raise UnavailableError("UCX takes no such endpoint: is its token in use?")
+            raise UnavailableError("UCX takes no such endpoint: bad address, or token in use")
 
     def __dealloc__(self):
         if self.results != NULL:

@@ -7,6 +7,7 @@ cdef struct Worker:
     WorkerHandle handle         # NULL until it is started
     Context context
     int event_fd
+    char address_mark           # the first byte of every address of this UCX
     bint is_stopping
     bint is_foreign             # this is a forked child, and it is the parent's
     pthread_mutex_t mutex       # guards UCX and everything of the `ucx` path

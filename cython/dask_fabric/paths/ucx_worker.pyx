@@ -116,6 +116,7 @@ def _create(size_t estimated_endpoints):
         attributes.field_mask = WORKER_ATTR_FIELD_ADDRESS
         check(ucp.worker_query(worker.handle, &attributes), "ucp_worker_query")
         _address = (<char *> attributes.address)[: attributes.address_length]
+        worker.address_mark = (<char *> attributes.address)[0]
         ucp.worker_release_address(worker.handle, attributes.address)
         if pthread_create(&worker.thread, NULL, _thread_main, NULL):
             raise OSError("no thread for UCX: is the limit of processes (ulimit -u) reached?")

@@ -1,0 +1,330 @@
+"""Frames by UCX between two processes, for each UCX library of this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from .conftest import join
+
+SIZES = [0, 1, 100, 8_191, 65_536, 1_000_000, 10_000_001, 100_000_000]
+IN_FLIGHT = "ucx.statistics()['in_flight_count'] > 0"
+BIG, MANY = 60_000_000, 8
+
+
+# ---- frames
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("first", ["offer", "post"])
+def test_a_frame_arrives_as_it_was(pair, size, first):
+    near, far = pair
+    if first == "post":
+        receive = near(f"post(1, {size})")
+    send = far(f"offer(2, {size})")
+    if first == "offer":
+        receive = near(f"post(1, {size})")
+    assert near(f"received(1, {receive}, {size})")
+    assert far(f"wait(2, {send})") == size
+    assert near.figure("refused_count") == far.figure("refused_count") == 0
+
+
+def test_many_frames_in_flight_both_ways(pair):
+    near, far = pair
+    sizes = [(index * 7919) % 400_000 for index in range(200)]
+    sends, receives = {}, {}
+    for half in (0, 1):
+        for index, size in enumerate(sizes):
+            for peer, token in ((near, 1), (far, 2)):
+                kind = "offer" if index % 2 == half else "post"
+                into = sends if kind == "offer" else receives
+                other = f"{kind}({token}, {size}, {index})"
+                into[token, index] = peer(other)
+                kind = "post" if kind == "offer" else "offer"
+                into = sends if kind == "offer" else receives
+                if half and (token, index) not in into:
+                    into[token, index] = peer(f"{kind}({token}, {size}, {index})")
+    for peer, token in ((near, 1), (far, 2)):
+        for index, size in enumerate(sizes):
+            assert peer(f"received({token}, {receives[token, index]}, {size}, {index})")
+            assert peer(f"wait({token}, {sends[token, index]})") == size
+        assert peer.figure("in_flight_count") == peer.figure("kept_count") == 0
+
+
+def test_frames_of_one_process_to_itself(new_peer):
+    peer = new_peer()
+    peer.address = peer.start()
+    join(peer, peer, 1, 2)
+    receive, send = peer("post(1, 5000000)"), peer("offer(2, 5000000)")
+    assert peer(f"received(1, {receive}, 5000000)")
+    assert peer(f"wait(2, {send})") == 5_000_000
+    receive, send = peer("post(2, 10)"), peer("offer(1, 10)")
+    assert peer(f"received(2, {receive}, 10)")
+    peer("close(1)")
+    peer("close(2)")
+    assert peer.figure("connection_count") == 0
+
+
+# ---- what a peer may not do
+
+
+@pytest.mark.parametrize("first", ["offer", "post"])
+@pytest.mark.parametrize("size", [99, 101, 0, 5_000_000])
+def test_a_frame_of_another_length_fails_the_receive(pair, size, first):
+    near, far = pair
+    if first == "post":
+        receive = near("post(1, 100)")
+    far(f"offer(2, {size})")
+    if first == "offer":
+        near.until("ucx.statistics()['kept_count'] == 1")
+        receive = near("post(1, 100)")
+    assert near(f"wait(1, {receive})") == "EMSGSIZE"
+    assert near(f"untouched(1, {receive})")
+    # and the connection is as good as before
+    receive, _ = near("post(1, 2000000, 1)"), far("offer(2, 2000000, 1)")
+    assert near(f"received(1, {receive}, 2000000, 1)")
+
+
+def test_a_frame_for_a_closed_endpoint_is_refused(pair):
+    near, far = pair
+    join(near, far, 3, 4)
+    receive, _ = near("post(3, 10)"), far("offer(4, 10)")
+    assert near(f"received(3, {receive}, 10)")
+    near("close(3)")
+    send = far("offer(4, 3000000)")
+    assert far(f"wait(4, {send})") != 3_000_000
+    assert near.figure("refused_count") == 1
+    assert near.figure("kept_count") == 0
+
+
+def test_an_unknown_token_is_never_wired(pair):
+    near, far = pair
+    near(f"connect({far.address!r}, 5, 666)")
+    send = near("offer(5, 1000)")
+    receive, _ = near("post(1, 10)"), far("offer(2, 10)")  # the others are not disturbed
+    assert near(f"received(1, {receive}, 10)")
+    assert not near("endpoints[5].is_wired")
+    assert near(f"endpoints[5].cancel({send})")
+    near("close(5)")
+    assert near.figure("held_count") == 0
+
+
+def test_frames_that_nobody_wants_go_with_their_endpoint(pair):
+    near, far = pair
+    for index in range(10):
+        far(f"offer(2, {index * 100000}, {index})")
+    near.until("ucx.statistics()['kept_count'] == 10")
+    near("close(1)")
+    assert near.figure("kept_count") == near.figure("endpoint_count") == 0
+
+
+# ---- endpoints
+
+
+def test_endpoints_to_one_process_share_a_connection(pair):
+    near, far = pair
+    for token in (11, 21):
+        join(near, far, token, token + 1)
+    for token in (1, 11, 21):
+        receive, _ = near(f"post({token}, 1000000)"), far(f"offer({token + 1}, 1000000)")
+        assert near(f"received({token}, {receive}, 1000000)")
+    assert near.figure("connection_count") == far.figure("connection_count") == 1
+    near("close(1)")
+    near("close(11)")
+    receive, _ = near("post(21, 1000000)"), far("offer(22, 1000000)")
+    assert near(f"received(21, {receive}, 1000000)")
+    near("close(21)")
+    assert near.figure("connection_count") == near.figure("endpoint_count") == 0
+    assert near.figure("break_count") == 0
+
+
+@pytest.mark.parametrize("closes_first", [0, 1])
+def test_a_pair_meets_again_and_again(pair, closes_first):
+    for meeting in range(5):
+        near, far = pair
+        token = 100 + 2 * meeting
+        # One side still has the old connection when the other makes its next one.
+        pair[closes_first](
+            f"close({(1, 2)[closes_first] if not meeting else token - 2 + closes_first})"
+        )
+        join(near, far, token, token + 1)
+        receive, send = near(f"post({token}, 3000000)"), far(f"offer({token + 1}, 3000000)")
+        assert near(f"received({token}, {receive}, 3000000)")
+        assert far(f"wait({token + 1}, {send})") == 3_000_000
+        receive, send = far(f"post({token + 1}, 100)"), near(f"offer({token}, 100)")
+        assert far(f"received({token + 1}, {receive}, 100)")
+
+
+def test_a_token_names_one_endpoint(pair):
+    near, far = pair
+    with pytest.raises(AssertionError, match="token in use"):
+        near(f"connect({far.address!r}, 1, 2)")
+
+
+def test_a_closed_endpoint_takes_nothing(pair):
+    near, _ = pair
+    near("endpoints[1].close()")
+    with pytest.raises(AssertionError, match="UnavailableError: the endpoint is closed"):
+        near("offer(1, 10)")
+    assert near("endpoints[1].error") != 0
+
+
+@pytest.mark.parametrize("address", [b"", b"no address", b"\xff" * 200, bytes(100_000)])
+def test_an_address_that_is_none(pair, address):
+    near, _ = pair
+    with pytest.raises(AssertionError, match="UnavailableError: .* bad address"):
+        near(f"connect({address!r}, 5, 6)")
+
+
+# ---- cancelling
+
+
+def test_a_receive_that_waits_is_cancelled_alone(pair):
+    near, far = pair
+    first, second = near("post(1, 1000, 0)"), near("post(1, 1000, 1)")
+    assert near(f"endpoints[1].cancel({first})")
+    far("offer(2, 1000, 0)")
+    far("offer(2, 1000, 1)")
+    assert near(f"received(1, {second}, 1000, 1)")
+    near.until("ucx.statistics()['kept_count'] == 1")
+    assert near(f"untouched(1, {first})")
+    assert not near(f"endpoints[1].cancel({first})")
+
+
+@pytest.mark.parametrize("role", ["sender", "receiver"])
+def test_what_is_in_flight_is_cancelled_with_its_connection(pair, role):
+    near, far = pair
+    sends = [far(f"offer(2, {BIG}, {index})") for index in range(MANY)]
+    receives = [near(f"post(1, {BIG}, {index})") for index in range(MANY)]
+    peer, token, last = (far, 2, sends[-1]) if role == "sender" else (near, 1, receives[-1])
+    os.kill((near if role == "sender" else far).process.pid, signal.SIGSTOP)
+    was_running = peer(f"endpoints[{token}].cancel({last})")
+    os.kill((near if role == "sender" else far).process.pid, signal.SIGCONT)
+    if was_running and role == "receiver":
+        assert peer("endpoints[1].error") == 0 or peer.figure("break_count") == 1
+    assert peer.figure("in_flight_count") == 0 or not was_running
+
+
+# ---- faults
+
+
+def begin_transfer(sender, receiver, tokens):
+    """Have large frames on their way, and give the operations of both."""
+    receives = [receiver(f"post({tokens[1]}, {BIG}, {index})") for index in range(MANY)]
+    sends = [sender(f"offer({tokens[0]}, {BIG}, {index})") for index in range(MANY)]
+    return sends, receives
+
+
+@pytest.mark.parametrize("dies", ["sender", "receiver"])
+def test_death_in_the_middle(pair, dies):
+    near, far = pair
+    sends, receives = begin_transfer(far, near, (2, 1))
+    dying, living = (far, near) if dies == "sender" else (near, far)
+    token, operations = (1, receives) if dies == "sender" else (2, sends)
+    living.until(IN_FLIGHT)
+    dying.kill()
+    living(f"endpoints[{token}].fail()")
+    assert living.figure("in_flight_count") == 0
+    ends = [living(f"wait({token}, {operation})") for operation in operations]
+    assert set(ends) - {BIG}  # not all can have passed
+    assert "none yet" not in ends
+    living(f"close({token})")
+    assert living.figure("connection_count") == living.figure("posted_count") == 0
+    assert living.end() == 0
+
+
+@pytest.mark.parametrize("stops", ["sender", "receiver"])
+def test_a_stopped_peer_is_left_and_met_again(pair, stops):
+    near, far = pair
+    sends, receives = begin_transfer(far, near, (2, 1))
+    stopped, running = (far, near) if stops == "sender" else (near, far)
+    token, operations = (1, receives) if stops == "sender" else (2, sends)
+    running.until(IN_FLIGHT)
+    os.kill(stopped.process.pid, signal.SIGSTOP)
+    running(f"endpoints[{token}].fail()")
+    ends = [running(f"wait({token}, {operation})") for operation in operations]
+    assert "none yet" not in ends and running.figure("in_flight_count") == 0
+    os.kill(stopped.process.pid, signal.SIGCONT)
+    # The stopped one knows nothing yet: a new endpoint tells it.
+    join(near, far, 3, 4)
+    receive, send = near("post(3, 2000000)"), far("offer(4, 2000000)")
+    assert near(f"received(3, {receive}, 2000000)")
+    assert far(f"wait(4, {send})") == 2_000_000
+    near("close(1)")
+    far("close(2)")
+    receive, send = near("post(3, 2000000, 1)"), far("offer(4, 2000000, 1)")
+    assert near(f"received(3, {receive}, 2000000, 1)")
+
+
+def test_a_broken_endpoint_fails_what_comes_later(pair):
+    near, far = pair
+    receive, _ = near("post(1, 10)"), far("offer(2, 10)")
+    assert near(f"received(1, {receive}, 10)")
+    waiting = near("post(1, 10, 1)")
+    near("endpoints[1].fail()")
+    for operation in (waiting, near("offer(1, 10, 2)"), near("post(1, 10, 3)")):
+        assert near(f"wait(1, {operation})") == "ECANCELED"
+    assert near("endpoints[1].error") != 0
+
+
+# ---- the process
+
+
+def test_idle_costs_nothing(pair):
+    near, far = pair
+    receive, _ = near("post(1, 5000000)"), far("offer(2, 5000000)")
+    assert near(f"received(1, {receive}, 5000000)")
+    near.until("thread_figures()[0] == 'S'")
+    before = near("thread_figures()")
+    for _ in range(200):
+        far("thread_figures()")
+    assert near("thread_figures()") == before
+
+
+def test_a_forked_child_gets_a_clear_error(pair):
+    near, far = pair
+    for expression in ("ucx.address()", "offer(1, 10)", "post(1, 10)", "ucx_worker.start(None)",
+                       f"connect({far.address!r}, 5, 6)"):  # fmt: skip
+        assert "ForkedError" in near(f"in_forked_child({expression!r})")
+    assert "ended" in near("in_forked_child('close(1), \"ended\"')")
+    receive, _ = near("post(1, 10)"), far("offer(2, 10)")
+    assert near(f"received(1, {receive}, 10)")
+
+
+def test_an_end_in_the_middle_is_orderly(pair):
+    near, far = pair
+    begin_transfer(far, near, (2, 1))
+    assert far.end() == 0
+    assert near.end() == 0
+
+
+def test_settings_are_ucxs_alone(new_peer):
+    peer = new_peer()
+    variables = "sorted(name for name in os.environ if name.startswith('UCX_'))"
+    before = peer(variables)
+    peer.start(TLS="self,tcp")
+    assert peer(variables) == before
+
+
+def test_options_reach_ucx(new_peer):
+    peer, plain = new_peer(), new_peer()
+    assert len(peer.start(TLS="self,tcp")) < len(plain.start())
+
+
+def test_a_process_has_one_ucx(new_peer):
+    peer = new_peer()
+    assert peer.start() == peer.start()
+    assert tuple(peer("ucx.version()")) == peer.library.version
+    with pytest.raises(AssertionError, match=r"UnavailableError: UCX runs already, from "):
+        peer("start(\"Library('/other/libucp.so.0', 'x', (1, 22, 0))\")")
+
+
+def test_no_ucx(new_peer):
+    peer = new_peer()
+    with pytest.raises(AssertionError, match="UnavailableError: UCX does not run"):
+        peer("ucx.address()")
+    with pytest.raises(AssertionError, match="UnavailableError: UCX cannot be loaded: /no/libucm"):
+        peer("start(\"Library('/no/libucp.so.0', 'x', (1, 22, 0))\")")
+    assert peer("ucx.statistics()['endpoint_count']") == 0
