@@ -10,7 +10,6 @@ import pytest
 from .conftest import join
 
 SIZES = [0, 1, 100, 8_191, 65_536, 1_000_000, 10_000_001, 100_000_000]
-IN_FLIGHT = "ucx.statistics()['in_flight_count'] > 0"
 BIG, MANY = 60_000_000, 8
 
 
@@ -34,22 +33,19 @@ def test_a_frame_arrives_as_it_was(pair, size, first):
 def test_many_frames_in_flight_both_ways(pair):
     near, far = pair
     sizes = [(index * 7919) % 400_000 for index in range(200)]
-    sends, receives = {}, {}
-    for half in (0, 1):
+    sides = ((near, 1), (far, 2))
+    operations = {}
+    # Every other frame is posted before it is offered, the rest after.
+    for early, late in (("post", "offer"), ("offer", "post")):
         for index, size in enumerate(sizes):
-            for peer, token in ((near, 1), (far, 2)):
-                kind = "offer" if index % 2 == half else "post"
-                into = sends if kind == "offer" else receives
-                other = f"{kind}({token}, {size}, {index})"
-                into[token, index] = peer(other)
-                kind = "post" if kind == "offer" else "offer"
-                into = sends if kind == "offer" else receives
-                if half and (token, index) not in into:
-                    into[token, index] = peer(f"{kind}({token}, {size}, {index})")
-    for peer, token in ((near, 1), (far, 2)):
+            for peer, token in sides:
+                kind = early if index % 2 else late
+                operations[kind, token, index] = peer(f"{kind}({token}, {size}, {index})")
+    for peer, token in sides:
         for index, size in enumerate(sizes):
-            assert peer(f"received({token}, {receives[token, index]}, {size}, {index})")
-            assert peer(f"wait({token}, {sends[token, index]})") == size
+            receive, send = (operations[kind, token, index] for kind in ("post", "offer"))
+            assert peer(f"received({token}, {receive}, {size}, {index})")
+            assert peer(f"wait({token}, {send})") == size
         assert peer.figure("in_flight_count") == peer.figure("kept_count") == 0
 
 
@@ -140,21 +136,18 @@ def test_endpoints_to_one_process_share_a_connection(pair):
     assert near.figure("break_count") == 0
 
 
-@pytest.mark.parametrize("closes_first", [0, 1])
-def test_a_pair_meets_again_and_again(pair, closes_first):
-    for meeting in range(5):
-        near, far = pair
-        token = 100 + 2 * meeting
-        # One side still has the old connection when the other makes its next one.
-        pair[closes_first](
-            f"close({(1, 2)[closes_first] if not meeting else token - 2 + closes_first})"
-        )
-        join(near, far, token, token + 1)
+@pytest.mark.parametrize("closes", ["near", "far"])
+def test_a_pair_meets_again_and_again(pair, closes):
+    near, far = pair
+    for token in range(1, 11, 2):
         receive, send = near(f"post({token}, 3000000)"), far(f"offer({token + 1}, 3000000)")
         assert near(f"received({token}, {receive}, 3000000)")
         assert far(f"wait({token + 1}, {send})") == 3_000_000
         receive, send = far(f"post({token + 1}, 100)"), near(f"offer({token}, 100)")
         assert far(f"received({token + 1}, {receive}, 100)")
+        # One side still has the old connection when the other makes its next one.
+        near(f"close({token})") if closes == "near" else far(f"close({token + 1})")
+        join(near, far, token + 2, token + 3)
 
 
 def test_a_token_names_one_endpoint(pair):
@@ -174,7 +167,7 @@ def test_a_closed_endpoint_takes_nothing(pair):
 @pytest.mark.parametrize("address", [b"", b"no address", b"\xff" * 200, bytes(100_000)])
 def test_an_address_that_is_none(pair, address):
     near, _ = pair
-    with pytest.raises(AssertionError, match="UnavailableError: .* bad address"):
+    with pytest.raises(AssertionError, match="bad address"):
         near(f"connect({address!r}, 5, 6)")
 
 
@@ -193,20 +186,6 @@ def test_a_receive_that_waits_is_cancelled_alone(pair):
     assert not near(f"endpoints[1].cancel({first})")
 
 
-@pytest.mark.parametrize("role", ["sender", "receiver"])
-def test_what_is_in_flight_is_cancelled_with_its_connection(pair, role):
-    near, far = pair
-    sends = [far(f"offer(2, {BIG}, {index})") for index in range(MANY)]
-    receives = [near(f"post(1, {BIG}, {index})") for index in range(MANY)]
-    peer, token, last = (far, 2, sends[-1]) if role == "sender" else (near, 1, receives[-1])
-    os.kill((near if role == "sender" else far).process.pid, signal.SIGSTOP)
-    was_running = peer(f"endpoints[{token}].cancel({last})")
-    os.kill((near if role == "sender" else far).process.pid, signal.SIGCONT)
-    if was_running and role == "receiver":
-        assert peer("endpoints[1].error") == 0 or peer.figure("break_count") == 1
-    assert peer.figure("in_flight_count") == 0 or not was_running
-
-
 # ---- faults
 
 
@@ -223,29 +202,46 @@ def test_death_in_the_middle(pair, dies):
     sends, receives = begin_transfer(far, near, (2, 1))
     dying, living = (far, near) if dies == "sender" else (near, far)
     token, operations = (1, receives) if dies == "sender" else (2, sends)
-    living.until(IN_FLIGHT)
+    first = living(f"wait({token}, {operations[0]})")
     dying.kill()
     living(f"endpoints[{token}].fail()")
     assert living.figure("in_flight_count") == 0
-    ends = [living(f"wait({token}, {operation})") for operation in operations]
-    assert set(ends) - {BIG}  # not all can have passed
+    ends = [first, *(living(f"wait({token}, {operation})") for operation in operations[1:])]
     assert "none yet" not in ends
     living(f"close({token})")
     assert living.figure("connection_count") == living.figure("posted_count") == 0
     assert living.end() == 0
 
 
+def begin_against_stopped(pair, stops):
+    """Have frames in flight of which none can arrive, and give the running side's."""
+    near, far = pair
+    if stops == "receiver":
+        begun = near, far, "post(1, {}, {})", "offer(2, {}, {})"
+    else:
+        begun = far, near, "offer(2, {}, {})", "post(1, {}, {})"
+    stopped, running, theirs, ours = begun
+    for index in range(MANY):
+        stopped(theirs.format(BIG, index))
+    if stops == "sender":
+        running.until(f"ucx.statistics()['kept_count'] == {MANY}")
+    else:
+        running.until("endpoints[2].is_wired")
+    os.kill(stopped.process.pid, signal.SIGSTOP)
+    operations = [running(ours.format(BIG, index)) for index in range(MANY)]
+    assert running.figure("in_flight_count") == MANY
+    return stopped, running, operations
+
+
 @pytest.mark.parametrize("stops", ["sender", "receiver"])
 def test_a_stopped_peer_is_left_and_met_again(pair, stops):
     near, far = pair
-    sends, receives = begin_transfer(far, near, (2, 1))
-    stopped, running = (far, near) if stops == "sender" else (near, far)
-    token, operations = (1, receives) if stops == "sender" else (2, sends)
-    running.until(IN_FLIGHT)
-    os.kill(stopped.process.pid, signal.SIGSTOP)
+    stopped, running, operations = begin_against_stopped(pair, stops)
+    token = 1 if stops == "sender" else 2
     running(f"endpoints[{token}].fail()")
-    ends = [running(f"wait({token}, {operation})") for operation in operations]
-    assert "none yet" not in ends and running.figure("in_flight_count") == 0
+    assert running.figure("in_flight_count") == 0
+    ends = {running(f"wait({token}, {operation})") for operation in operations}
+    assert not ends & {BIG, "none yet"}
     os.kill(stopped.process.pid, signal.SIGCONT)
     # The stopped one knows nothing yet: a new endpoint tells it.
     join(near, far, 3, 4)
@@ -256,6 +252,26 @@ def test_a_stopped_peer_is_left_and_met_again(pair, stops):
     far("close(2)")
     receive, send = near("post(3, 2000000, 1)"), far("offer(4, 2000000, 1)")
     assert near(f"received(3, {receive}, 2000000, 1)")
+
+
+@pytest.mark.parametrize("stops", ["sender", "receiver"])
+def test_what_is_in_flight_is_cancelled_with_its_connection(pair, stops):
+    _, running, operations = begin_against_stopped(pair, stops)
+    token = 1 if stops == "sender" else 2
+    assert running(f"endpoints[{token}].cancel({operations[3]})")
+    assert running.figure("break_count") == 1
+    del operations[3]
+    ends = {running(f"wait({token}, {operation})") for operation in operations}
+    assert not ends & {BIG, "none yet"}
+
+
+@pytest.mark.parametrize("stops", ["sender", "receiver"])
+def test_closing_ends_what_is_in_flight(pair, stops):
+    _, running, _ = begin_against_stopped(pair, stops)
+    running(f"close({1 if stops == 'sender' else 2})")
+    figures = running("ucx.statistics()")
+    del figures["peer_count"], figures["break_count"]
+    assert set(figures.values()) == {0}
 
 
 def test_a_broken_endpoint_fails_what_comes_later(pair):

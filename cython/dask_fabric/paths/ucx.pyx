@@ -5,23 +5,15 @@ the frame in it. The receiver posts where a frame is to go, before or after it c
 a peer claims is believed: a length other than the posted one fails the receive.
 """
 
-from libc.errno cimport EBADF, EMSGSIZE
+from libc.errno cimport EBADF
 from libc.stdint cimport uint32_t, uint64_t
-from libc.stdlib cimport free
-from libc.string cimport memcpy, memset
 
 from dask_fabric.errors import UCXError
 from dask_fabric.paths import libucp, ucx_peers, ucx_worker
 
 from dask_fabric.linux cimport ECANCELED
-from dask_fabric.paths.libucp cimport (
-    AM_FLAG_PERSISTENT_DATA, AM_FLAG_WHOLE_MSG, AM_HANDLER_PARAM_FIELD_CB,
-    AM_HANDLER_PARAM_FIELD_FLAGS, AM_HANDLER_PARAM_FIELD_ID, AM_RECV_ATTR_FIELD_REPLY_EP,
-    AM_RECV_ATTR_FLAG_DATA, AM_RECV_ATTR_FLAG_RNDV, ERROR_REJECTED, HOST, IN_PROGRESS, OK,
-    OP_ATTR_FIELD_CALLBACK, OP_ATTR_FIELD_MEMORY_TYPE, OP_ATTR_FIELD_USER_DATA, HandlerParams,
-    ReceiveAttributes, RequestParams, Status, errno_of, status_of, ucp,
-)
-from dask_fabric.paths.ucx_inbox cimport discard, keep, take_kept
+from dask_fabric.paths.libucp cimport ucp
+from dask_fabric.paths.ucx_inbox cimport take_kept
 from dask_fabric.paths.ucx_operations cimport (
     count_of, end, find_operation, is_reporting, new_operation, put, release, release_all,
     release_ended_of,
@@ -29,20 +21,15 @@ from dask_fabric.paths.ucx_operations cimport (
 from dask_fabric.paths.ucx_peers cimport (
     add_endpoint, break_connection, find_endpoint, register, remove_endpoint, send_frame,
 )
+from dask_fabric.paths.ucx_receive cimport receive_kept, refused_count, register_frames
 from dask_fabric.paths.ucx_state cimport (
-    BROKEN, HELD, IN_FLIGHT, POSTED, READY, REPORTING, Endpoint, FrameHeader, Kept, OnEnd,
-    Operation,
+    BROKEN, HELD, IN_FLIGHT, POSTED, READY, REPORTING, Endpoint, Kept, OnEnd, Operation,
 )
-from dask_fabric.paths.ucx_worker cimport (
-    await_change, lock, unlock, unlock_and_wake, worker,
-)
+from dask_fabric.paths.ucx_worker cimport await_change, lock, unlock, unlock_and_wake, worker
 
 cdef enum:
-    AM_FRAME = 0
     ADDRESS_BYTES_MIN = 16
     ADDRESS_BYTES_LIMIT = 64 << 10
-
-cdef size_t refused_count = 0   # messages that nobody was to send
 
 
 def start(library, options=(), estimated_endpoints=64):
@@ -70,7 +57,7 @@ def start(library, options=(), estimated_endpoints=64):
     ucx_worker.start(library, options, estimated_endpoints)
     with nogil:
         lock()
-        registered = worker.attend != NULL or (register() and _register_frames())
+        registered = worker.attend != NULL or (register() and register_frames())
         unlock_and_wake()
     if not registered:
         raise UCXError("UCX does not take a handler of active messages", -1)
@@ -114,7 +101,7 @@ def statistics():
             "held_count": count_of(HELD),
             "posted_count": count_of(POSTED),
             "in_flight_count": count_of(IN_FLIGHT),
-            "refused_count": refused_count,
+            "refused_count": refused_count(),
         }
     finally:
         unlock()
@@ -272,7 +259,7 @@ cdef uint64_t post(
         elif kept == NULL:
             put(operation, &operation.endpoint.posted, POSTED)
         else:
-            _receive_kept(operation, kept)
+            receive_kept(operation, kept)
     unlock_and_wake()
     return name
 
@@ -318,121 +305,3 @@ cdef bint cancel(uint64_t name) noexcept nogil:
         operation = NULL
     unlock_and_wake()
     return operation != NULL
-
-
-# ---------------------------------------------------------------- what comes in
-
-cdef bint _register_frames() noexcept nogil:
-    cdef HandlerParams params
-    memset(&params, 0, sizeof(params))
-    params.field_mask = (
-        AM_HANDLER_PARAM_FIELD_ID | AM_HANDLER_PARAM_FIELD_FLAGS | AM_HANDLER_PARAM_FIELD_CB
-    )
-    params.id = AM_FRAME
-    params.flags = AM_FLAG_WHOLE_MSG | AM_FLAG_PERSISTENT_DATA
-    params.callback = _frame_came
-    return ucp.worker_set_am_recv_handler(worker.handle, &params) == OK
-
-
-cdef Status _frame_came(
-    void *argument, const void *raw_header, size_t header_length, void *data, size_t length,
-    const ReceiveAttributes *attributes
-) noexcept nogil:
-    """Called by UCX. Says whether it keeps the data; a refusal reaches the sender as an error."""
-    global refused_count
-    cdef FrameHeader header
-    cdef Endpoint *endpoint = NULL
-    cdef Operation *operation
-    cdef bint is_rendezvous = attributes.flags & AM_RECV_ATTR_FLAG_RNDV
-    cdef bint is_persistent = attributes.flags & (AM_RECV_ATTR_FLAG_DATA | AM_RECV_ATTR_FLAG_RNDV)
-    if header_length == sizeof(FrameHeader):
-        memcpy(&header, raw_header, sizeof(FrameHeader))
-        endpoint = _endpoint_for(&header, attributes, length)
-    if endpoint != NULL:
-        operation = _posted(endpoint, header.sequence, header.index)
-        if operation != NULL and operation.header.nbytes == length:
-            if is_rendezvous or (operation.memory_kind != HOST and length > 0):
-                return _start_receive(operation, data)
-            _copy(operation, data)
-            return OK
-        if operation != NULL:
-            end(operation, EMSGSIZE)
-        elif (is_persistent or length == 0) and keep(
-            endpoint, &header, data if is_persistent else NULL, length, is_rendezvous
-        ):
-            return IN_PROGRESS if is_persistent else OK
-    refused_count += 1
-    return ERROR_REJECTED if is_rendezvous else OK
-
-
-cdef Endpoint *_endpoint_for(
-    const FrameHeader *header, const ReceiveAttributes *attributes, size_t length
-) noexcept nogil:
-    """The endpoint that a frame may be for: it came on the connection that closing would end."""
-    cdef Endpoint *endpoint = find_endpoint(header.token)
-    if (
-        endpoint == NULL or endpoint.state == BROKEN or header.nbytes != length
-        or not attributes.flags & AM_RECV_ATTR_FIELD_REPLY_EP
-        or attributes.reply_endpoint != endpoint.peer.handle
-    ):
-        return NULL
-    return endpoint
-
-
-cdef Operation *_posted(Endpoint *endpoint, uint64_t sequence, uint32_t index) noexcept nogil:
-    cdef Operation *operation = endpoint.posted.first
-    while operation != NULL and (
-        operation.header.sequence != sequence or operation.header.index != index
-    ):
-        operation = operation.next
-    return operation
-
-
-cdef void _receive_kept(Operation *operation, Kept *kept) noexcept nogil:
-    if kept.nbytes != operation.header.nbytes:
-        end(operation, EMSGSIZE)
-        discard(kept)
-    elif kept.is_rendezvous or (operation.memory_kind != HOST and kept.nbytes > 0):
-        _start_receive(operation, kept.descriptor)
-        free(kept)              # UCX sees to the descriptor
-    else:
-        _copy(operation, kept.descriptor)
-        discard(kept)
-
-
-cdef void _copy(Operation *operation, const void *data) noexcept nogil:
-    if operation.header.nbytes:
-        memcpy(operation.memory, data, operation.header.nbytes)
-    end(operation, 0)
-
-
-cdef Status _start_receive(Operation *operation, void *descriptor) noexcept nogil:
-    """Let UCX fill an operation's memory; says whether it still uses the descriptor."""
-    cdef RequestParams params
-    cdef Status status
-    memset(&params, 0, sizeof(params))
-    params.attribute_mask = (
-        OP_ATTR_FIELD_CALLBACK | OP_ATTR_FIELD_USER_DATA | OP_ATTR_FIELD_MEMORY_TYPE
-    )
-    params.callback = <void *> _frame_received
-    params.user_data = operation
-    params.memory_type = operation.memory_kind
-    # First, because the callback may come before the call returns.
-    put(operation, &operation.endpoint.in_flight, IN_FLIGHT)
-    status = status_of(ucp.am_recv_data_nbx(
-        worker.handle, descriptor, operation.memory, operation.header.nbytes, &params
-    ))
-    if status != IN_PROGRESS:
-        end(operation, errno_of(status))
-    return IN_PROGRESS if status == IN_PROGRESS else OK
-
-
-cdef void _frame_received(
-    void *request, Status status, size_t length, void *user_data
-) noexcept nogil:
-    cdef Operation *operation = <Operation *> user_data
-    ucp.request_free(request)
-    if status == OK and length != operation.header.nbytes:
-        end(operation, EMSGSIZE)
-    else:
-        end(operation, errno_of(status))

@@ -25,13 +25,12 @@ from dask_fabric.paths.libucp cimport (
 from dask_fabric.paths.ucx_inbox cimport discard_all
 from dask_fabric.paths.ucx_operations cimport end, end_all, put, report
 from dask_fabric.paths.ucx_state cimport (
-    BROKEN, IN_FLIGHT, READY, WIRING, Endpoint, FrameHeader, Greeting, Operation, Peer,
+    AM_FRAME, AM_GREETING, BROKEN, IN_FLIGHT, READY, WIRING, Endpoint, FrameHeader, Greeting,
+    Operation, Peer,
 )
 from dask_fabric.paths.ucx_worker cimport worker
 
 cdef enum:
-    AM_FRAME = 0
-    AM_GREETING = 1
     ATTEMPT_LIMIT = 3           # connections that broke before the counterpart has greeted
     CATCH_UP_LIMIT = 1000       # connections: a peer may claim any number
     BUCKET_BITS = 12

@@ -14,7 +14,11 @@ cdef enum:
     COMPLETE = 0
     FAILED = 4
 
-# On the wire, as the headers of active messages.
+# On the wire: the ids and headers of active messages.
+cdef enum:
+    AM_FRAME = 0
+    AM_GREETING = 1
+
 cdef struct FrameHeader:
     uint64_t token              # of the receiving endpoint
     uint64_t sequence
