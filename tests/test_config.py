@@ -152,7 +152,6 @@ BAD = {
     "cma.enabled": BAD_SWITCHES,
     "cma.threshold": [*BAD_SIZES, None, 65535],
     "cma.allow-ptrace": BAD_SWITCHES,
-    "unix-sockets": [None, 0, 1, "yes", "false", [], {}],
     "ucx.enabled": [None, 0, "yes", "", [], {}],
     "ucx.library": ["", "ucx", "./lib", "/a\0b", 5, True, [], {}],
     "ucx.options": [

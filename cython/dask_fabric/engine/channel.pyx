@@ -12,12 +12,11 @@ cimport cython
 
 from dask_fabric.engine.sender cimport Sender
 from dask_fabric.wire.offers cimport Control
-from dask_fabric.wire.records cimport ACKNOWLEDGE, CMA, REQUEST, STREAM
+from dask_fabric.paths.ucx cimport open_endpoint
+from dask_fabric.wire.records cimport ACKNOWLEDGE, CMA, OFFER_BYTES, REQUEST, UCX
 
 from dask_fabric.errors import ProtocolError
-from dask_fabric.wire.records import PATH_NAMES, close_record, error_record, paths_record
-
-PATHS_BY_NAME = {name: path for path, name in PATH_NAMES.items()}
+from dask_fabric.wire.records import close_record, error_record, paths_record
 
 
 @cython.auto_pickle(False)
@@ -155,20 +154,41 @@ cdef class Channel(Sender):
             negotiator, self.negotiator = self.negotiator, None
             negotiator.complete_as_client(self)
 
-    def use_path(self, name, peer_pid=0):
-        """Offer large frames by a path, and take those that the peer offers by it.
+    def use_cma(self, peer_pid):
+        """Let large frames be read from their sender's memory, in both directions.
 
         Parameters
         ----------
-        name : str
-            As in `PATH_NAMES`.
         peer_pid : int
-            For ``cma``: the process that was found to be the peer.
+            The process that was found to be the peer.
         """
-        self.path = PATHS_BY_NAME[name]
-        if self.path == CMA:
-            self.assembler.paths |= 1 << CMA
-            self.peer_pid = peer_pid
+        self.peer_pid = peer_pid
+        self.path = CMA
+        self.assembler.paths |= 1 << CMA
+
+    def use_ucx(self, own_token, peer_token, bytes address):
+        """Let large frames travel by UCX, in both directions.
+
+        Parameters
+        ----------
+        own_token, peer_token : int
+            What names the two ends.
+        address : bytes
+            Of the peer's worker.
+
+        Returns
+        -------
+        bool
+            Whether UCX has taken the address; if not, frames of this side go by the stream.
+        """
+        cdef const char *data = address
+        cdef bint taken = open_endpoint(data, len(address), own_token, peer_token)
+        self.assembler.paths |= 1 << UCX
+        if taken:
+            self.ucx_token = own_token
+            self.path = UCX
+            self.offer_bytes = OFFER_BYTES
+        return taken
 
     def tell_paths(self, content):
         """Complete the negotiation, as the client: with the next message, or soon."""

@@ -4,6 +4,7 @@ from libc.stdint cimport uint64_t
 
 from dask_fabric.engine.copies cimport Copy
 from dask_fabric.engine.mailbox cimport Mailbox
+from dask_fabric.engine.transits cimport Piece
 from dask_fabric.linux cimport iovec
 from dask_fabric.paths.stream cimport Direction
 
@@ -21,5 +22,9 @@ cdef class Port:
     ) except 0
     cdef uint64_t submit_copies(
         self, int pid, const Copy *copies, size_t copy_count, object link
+    ) except 0
+    cdef uint64_t submit_transit(
+        self, uint64_t token, uint64_t sequence, const Piece *pieces, size_t piece_count,
+        bint sending, object link
     ) except 0
     cdef cancel(self, uint64_t job)

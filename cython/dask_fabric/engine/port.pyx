@@ -14,6 +14,7 @@ from dask_fabric.engine.mailbox cimport (
     Completion, close_mailbox, forget_all, next_completion, open_mailbox,
 )
 from dask_fabric.engine.threads cimport cancel, start, submit
+from dask_fabric.engine.transits cimport Piece, cancel_transit, submit_transit
 from dask_fabric.linux cimport eventfd_read, iovec
 from dask_fabric.paths.stream cimport Direction
 
@@ -107,6 +108,17 @@ cdef class Port:
         self.jobs[job] = weakref.ref(link)
         return job
 
+    cdef uint64_t submit_transit(
+        self, uint64_t token, uint64_t sequence, const Piece *pieces, size_t piece_count,
+        bint sending, object link
+    ) except 0:
+        """As `submit`, for frames by UCX."""
+        cdef uint64_t job = submit_transit(
+            self.mailbox, token, sequence, pieces, piece_count, sending
+        )
+        self.jobs[job] = weakref.ref(link)
+        return job
+
     cdef cancel(self, uint64_t job):
         """End a job; afterwards nothing uses its memory, and its callback is not called."""
         if job in self.jobs:
@@ -114,6 +126,7 @@ cdef class Port:
                 # The name is of one of them only.
                 cancel(job)
                 cancel_copies(job)
+                cancel_transit(job)
             del self.jobs[job]
 
     def _forked(self):

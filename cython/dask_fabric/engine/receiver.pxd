@@ -21,7 +21,9 @@ cdef class Receiver(Link):
     cdef uint64_t receive_job_count
 
     # frames that the peer offers instead of sending them
-    cdef int peer_pid                   # whose memory may be read; 0 where none may
+    cdef int peer_pid                   # whose memory may be read, for `cma`
+    cdef uint64_t ucx_token             # names this side's end of the frames by `ucx`; 0: none
+    cdef object fetch_timer
     cdef uint64_t fetch_job
     cdef Arrived fetching               # whose frames are being fetched
     cdef Arrived requested              # whose frames the peer shall send instead
@@ -48,7 +50,7 @@ cdef class Receiver(Link):
     cdef _keep(self, record)
     cdef _fetch_ahead(self)
     cdef _fetch(self, Arrived arrived)
-    cdef _submit_fetch(self, Offers offers)
+    cdef _stop_fetch_timer(self)
     cdef _end_fetch(self, int error)
     cdef _read_bulk(self)
     cdef _read_rest(self)

@@ -8,21 +8,23 @@ import os
 from collections import deque
 
 cimport cython
-from libc.errno cimport EAGAIN, EINTR, errno
-from libc.stdint cimport uint32_t, uint64_t
-from libc.stdlib cimport free, malloc
+from libc.errno cimport EAGAIN, EINTR, ETIMEDOUT, errno
+from libc.stdint cimport uint64_t
 
-from dask_fabric.engine.copies cimport Copy
+from dask_fabric.engine.fetching cimport fetch_here, start_copies, start_receive
 from dask_fabric.engine.link cimport Link
 from dask_fabric.linux cimport MSG_DONTWAIT, recv
-from dask_fabric.paths.cma cimport read_memory
-from dask_fabric.paths.stream cimport COMPLETE, END_OF_STREAM, RECEIVE
+from dask_fabric.paths.stream cimport COMPLETE, END_OF_STREAM, FAILED, RECEIVE
 from dask_fabric.wire.framing cimport Assembler
-from dask_fabric.wire.offers cimport Control, Offer, Offers
-from dask_fabric.wire.records cimport ACKNOWLEDGE, FRAMES, REQUEST, plain_record
+from dask_fabric.wire.offers cimport Control, Offers
+from dask_fabric.wire.records cimport ACKNOWLEDGE, FRAMES, REQUEST, UCX, plain_record
 
 from dask_fabric.errors import ChannelClosedError, ProtocolError
 from dask_fabric.wire.records import error_record
+
+# Until a fetch by UCX is given up: what its own timeouts take, and the time of the slowest link.
+PATIENCE_SECONDS = 10.0
+SLOWEST_BYTES_PER_SECOND = 50e6
 
 cdef enum:
     TURN_BYTES = 1 << 20        # what the loop moves itself before it sees to others
@@ -289,39 +291,34 @@ cdef class Receiver(Link):
     cdef _fetch(self, Arrived arrived):
         """Fetch what is on offer: here and now where it is little, else by the engine."""
         cdef Offers offers = arrived.offers
-        cdef uint32_t index
-        cdef Offer *offer
-        cdef int error = 0
+        cdef bint by_ucx = offers.items[0].path == UCX
         if self.closed:                 # what came before the end is readable, but not fetchable
             self.backlog.clear()
             raise self._why_closed()
         self.fetching = arrived
-        if offers.nbytes > FETCHED_INLINE_BYTES:
-            self._submit_fetch(offers)
-            return
-        for index in range(offers.count):
-            offer = &offers.items[index]
-            error = read_memory(self.peer_pid, offer.data, offer.address, offer.nbytes)
-            if error:
-                break
-        self._end_fetch(error)
+        if by_ucx:
+            self.fetch_job = start_receive(self.port, self.ucx_token, offers, self)
+            # A fabric that is broken may never bring them.
+            patience_seconds = PATIENCE_SECONDS + offers.nbytes / SLOWEST_BYTES_PER_SECOND
+            self.fetch_timer = self.loop.call_later(patience_seconds, self._lose_patience)
+        elif offers.nbytes > FETCHED_INLINE_BYTES:
+            self.fetch_job = start_copies(self.port, self.peer_pid, offers, self)
+        else:
+            self._end_fetch(fetch_here(self.peer_pid, offers))
 
-    cdef _submit_fetch(self, Offers offers):
-        cdef uint32_t index
-        cdef Copy *copies = <Copy *> malloc(offers.count * sizeof(Copy))
-        if copies == NULL:
-            raise MemoryError()
-        for index in range(offers.count):
-            copies[index] = Copy(
-                offers.items[index].data, offers.items[index].address, offers.items[index].nbytes
-            )
-        try:
-            self.fetch_job = self.port.submit_copies(self.peer_pid, copies, offers.count, self)
-        finally:
-            free(copies)
+    def _lose_patience(self):
+        if self.fetch_job:
+            self.port.cancel(self.fetch_job)
+            self._job_ended(self.fetch_job, FAILED, ETIMEDOUT, 0)
+
+    cdef _stop_fetch_timer(self):
+        timer, self.fetch_timer = self.fetch_timer, None
+        if timer is not None:
+            timer.cancel()
 
     def _fetched(self, int error):
         self.fetch_job = 0
+        self._stop_fetch_timer()
         self._end_fetch(error)
         self._watch_readable(True)
         self._process()
@@ -360,6 +357,7 @@ cdef class Receiver(Link):
             self.port.cancel(self.receive_job)
         if self.fetch_job:
             self.port.cancel(self.fetch_job)
+        self._stop_fetch_timer()
         self.receive_job = self.fetch_job = 0
 
     cdef _settle(self):

@@ -21,6 +21,7 @@ cdef class Sender(Receiver):
     cdef int path                       # by which; STREAM for none
     cdef Py_ssize_t offer_bytes         # from this size on
     cdef dict held                      # number of the message -> its frames, for the peer to fetch
+    cdef dict transits                  # job -> frames that UCX is sending
     cdef readonly Py_ssize_t held_bytes
     cdef uint64_t offered_bytes
     cdef uint64_t offered_count
@@ -30,7 +31,9 @@ cdef class Sender(Receiver):
     # what a subclass with another way to the socket replaces
     cdef _write_some(self)
 
-    cdef _hold(self)
+    cdef _hold(self, list frames)
+    cdef _submit_send(self, uint64_t sequence, list offered, list frames)
+    cdef _stop_offering(self)
     cdef list _take_held(self, uint64_t sequence)
     cdef _acknowledged(self, uint64_t sequence)
     cdef _send_held(self, uint64_t sequence)

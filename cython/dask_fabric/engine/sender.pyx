@@ -12,18 +12,21 @@ import socket
 cimport cython
 from cpython.memoryview cimport PyMemoryView_GET_BUFFER
 from libc.stdint cimport int64_t, uint64_t
+from libc.stdlib cimport free, malloc
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from dask_fabric.engine.receiver cimport Receiver
 from dask_fabric.engine.sendqueue cimport SendQueue
 from dask_fabric.engine.threads cimport moved_bytes
+from dask_fabric.engine.transits cimport Piece
+from dask_fabric.paths.ucx cimport close_endpoint, fail
 from dask_fabric.paths.stream cimport (
     FAILED, SEND, Progress, Transfer, advance, new_transfer,
 )
-from dask_fabric.wire.records cimport STREAM
+from dask_fabric.wire.records cimport STREAM, UCX
 
 from dask_fabric.errors import ChannelClosedError, ProtocolError
-from dask_fabric.wire.records import error_record
+from dask_fabric.wire.records import PATH_NAMES, error_record
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +53,7 @@ cdef class Sender(Receiver):
         self.offer_bytes = settings.cma_threshold_bytes
         self.path = STREAM
         self.held = {}
+        self.transits = {}
         self.queue = SendQueue()
         self.uncork_callback = self._uncork
 
@@ -77,7 +81,7 @@ cdef class Sender(Receiver):
         )
         self.bytes_sent += nbytes
         if self.queue.offered is not None:
-            self._hold()
+            self._hold(frames)
         if self.queue.pending_bytes > self.inline_bytes:
             self._flush()
             self._check_open()
@@ -97,17 +101,55 @@ cdef class Sender(Receiver):
 
     # ------------------------------------------------------------ offers
 
-    cdef _hold(self):
+    cdef _hold(self, list frames):
         """Keep the frames on offer until the peer has fetched them."""
         cdef list offered = self.queue.offered
+        cdef uint64_t sequence = self.queue.message_count - 1
         cdef Py_ssize_t nbytes = 0
         self.queue.offered = None
         for view in offered:
             nbytes += PyMemoryView_GET_BUFFER(view).len
-        self.held[self.queue.message_count - 1] = offered
+        self.held[sequence] = offered
         self.held_bytes += nbytes
         self.offered_bytes += nbytes
         self.offered_count += len(offered)
+        if self.path == UCX:
+            self._submit_send(sequence, offered, frames)
+
+    cdef _submit_send(self, uint64_t sequence, list offered, list frames):
+        """Have UCX send the frames; it keeps them also when the peer has acknowledged them."""
+        cdef size_t count = 0
+        cdef Py_ssize_t index, nbytes
+        cdef Piece *pieces = <Piece *> malloc(len(offered) * sizeof(Piece))
+        if pieces == NULL:
+            raise MemoryError()
+        for index, frame in enumerate(frames):
+            nbytes = memoryview(frame).nbytes
+            if nbytes >= self.offer_bytes:
+                view = offered[count]
+                pieces[count] = Piece(PyMemoryView_GET_BUFFER(view).buf, nbytes, index)
+                count += 1
+        try:
+            job = self.port.submit_transit(
+                self.ucx_token, sequence, pieces, count, True, self
+            )
+        finally:
+            free(pieces)
+        self.transits[job] = offered
+
+    def _sent_by_ucx(self, uint64_t job, int error):
+        del self.transits[job]
+        if error:
+            self._stop_offering()
+
+    cdef _stop_offering(self):
+        """The other path is broken: the stream has to do, until this channel ends."""
+        if self.path != STREAM:
+            logger.warning(
+                "Frames to %s go by the stream from now on: the path %s is broken",
+                self.peer_sockname, PATH_NAMES[self.path],
+            )
+        self.path = STREAM
 
     cdef list _take_held(self, uint64_t sequence):
         offered = self.held.pop(sequence, None)
@@ -130,11 +172,13 @@ cdef class Sender(Receiver):
         self.fallback_streak += 1
         logger.log(
             logging.WARNING if self.fallback_count == 1 else logging.DEBUG,
-            "The peer %s cannot fetch frames from this process's memory; they are sent",
-            self.peer_sockname,
+            "The peer %s cannot fetch frames by the path %s; they are sent",
+            self.peer_sockname, PATH_NAMES[self.path],
         )
-        if self.fallback_streak == FALLBACK_STREAK:
-            self.path = STREAM
+        if self.fallback_streak == FALLBACK_STREAK or self.path == UCX:
+            self._stop_offering()
+            with nogil:
+                fail(self.ucx_token)
         self._flush()
 
     # ------------------------------------------------------------ bytes
@@ -204,6 +248,8 @@ cdef class Sender(Receiver):
     def _job_ended(self, uint64_t job, int progress, int error, size_t moved_bytes):
         if job == self.send_job:
             self._bulk_written(progress, error, moved_bytes)
+        elif job in self.transits:
+            self._sent_by_ucx(job, error)
         else:
             Receiver._job_ended(self, job, progress, error, moved_bytes)
 
@@ -280,6 +326,11 @@ cdef class Sender(Receiver):
         if self.send_job:
             self.port.cancel(self.send_job)
         self.send_job = 0
+        for job in self.transits:
+            self.port.cancel(job)
+        if self.ucx_token:
+            with nogil:
+                close_endpoint(self.ucx_token)
         if self.held:
             # Seen by the peer before the frames are freed, whoever else has this socket open.
             try:
@@ -290,6 +341,7 @@ cdef class Sender(Receiver):
     cdef _settle(self):
         self.queue.clear()
         self.held.clear()
+        self.transits.clear()
         self.held_bytes = 0
         self.uncork_callback = None
         if self.drained is not None and not self.loop.is_closed() and not self.drained.done():

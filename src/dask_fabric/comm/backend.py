@@ -6,14 +6,12 @@ import socket
 from typing import Any, ClassVar
 
 from distributed.comm.addressing import parse_host_port, unparse_host_port
-from distributed.comm.core import FatalCommClosedError
 from distributed.comm.registry import Backend
 
 from dask_fabric.comm.addressing import advertised_host, resolve_blocking, route_source
 from dask_fabric.comm.connector import FabricConnector
 from dask_fabric.comm.listener import FabricListener
 from dask_fabric.comm.security import Scheme
-from dask_fabric.errors import UnavailableError
 
 
 class FabricBackend(Backend):
@@ -62,31 +60,7 @@ class TLSBackend(FabricBackend):
     scheme = Scheme("fabric+tls", tls="always")
 
 
-class SchemeUnavailableError(UnavailableError, FatalCommClosedError):
-    """The scheme is known, but nothing can be sent by it; Dask does not try again."""
-
-
 class UCXBackend(FabricBackend):
-    """``fabric+ucx://``: reserved, and refused with the remedy."""
+    """``fabric+ucx://``: large frames travel by UCX, or nothing does."""
 
-    scheme = Scheme("fabric+ucx", tls="never")
-
-    def __init__(self) -> None:
-        self._connector = _UnavailableConnector(self.scheme)
-
-    def get_listener(
-        self, loc: str, handle_comm: Any, deserialize: bool, **connection_args: Any
-    ) -> FabricListener:
-        raise _ucx_unavailable(loc)
-
-
-class _UnavailableConnector(FabricConnector):
-    async def connect(self, address: str, deserialize: bool = True, **connection_args: Any) -> Any:
-        raise _ucx_unavailable(address)
-
-
-def _ucx_unavailable(location: str) -> SchemeUnavailableError:
-    return SchemeUnavailableError(
-        f"cannot use fabric+ucx://{location}: this version of dask-fabric has no UCX path. "
-        f"Use fabric://{location}, which takes the best path that both ends have."
-    )
+    scheme = Scheme("fabric+ucx", tls="never", fast=True)

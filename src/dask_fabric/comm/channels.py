@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from dask_fabric.comm.paths import Negotiator, describe
@@ -57,14 +58,15 @@ def make_channel(
     OSError
         The connection is gone already.
     """
-    hello = describe(
-        scheme.name, settings, ssl_context is not None, scheme.fast, os.getpid(), address
-    )
-    negotiator = Negotiator(sock, hello)
+    encrypted = ssl_context is not None
+    negotiator = Negotiator(sock, describe(scheme, settings, encrypted, os.getpid(), address))
     if server_side:
-        handshake = Handshake(hello, server_side, refuse, negotiator.answer)
+        reasons = (refuse, negotiator.refuse) if refuse else (negotiator.refuse,)
+        handshake = Handshake(
+            negotiator.hello, True, functools.partial(_first_reason, reasons), negotiator.answer
+        )
     else:
-        handshake = Handshake(hello, server_side, refuse)
+        handshake = Handshake(negotiator.hello, False, refuse)
     if ssl_context is None:
         return Channel(loop, sock, handshake, settings, negotiator)
 
@@ -80,3 +82,7 @@ def make_channel(
         server_side=server_side,
         server_hostname=server_hostname,
     )
+
+
+def _first_reason(refusers: Iterable[Callable[[Hello], str | None]], hello: Hello) -> str:
+    return next(filter(None, (refuse(hello) for refuse in refusers)), "")

@@ -3,42 +3,49 @@
 from __future__ import annotations
 
 import functools
+import logging
+import secrets
 import socket
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dask_fabric.comm import unix
+from dask_fabric.comm.security import Scheme
+from dask_fabric.comm.ucx import local_ucx
 from dask_fabric.config import Settings
+from dask_fabric.errors import RefusedError
 from dask_fabric.paths import cma
 from dask_fabric.wire.hello import Hello
 from dask_fabric.wire.negotiation import (
     REASON_LENGTH_LIMIT,
+    UCX_SCHEME,
     Choice,
     candidates,
     choose,
     decode_found,
     encode_found,
+    insists_on_ucx,
+    objection,
 )
+
+logger = logging.getLogger(__name__)
 
 _PTRACE_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 @functools.lru_cache(maxsize=256)
-def describe(
-    scheme: str, settings: Settings, encrypted: bool, fast: bool, pid: int, address: str
-) -> Hello:
+def describe(scheme: Scheme, settings: Settings, encrypted: bool, pid: int, address: str) -> Hello:
     """Say of this process what a peer may need to know.
 
     Parameters
     ----------
-    scheme : str
+    scheme : Scheme
     settings : dask_fabric.config.Settings
     encrypted : bool
         Whether the stream is: frames then stay on it.
-    fast : bool
-        Whether the scheme wants other paths than the stream.
     pid : int
         This process's: a forked one must not say the same.
     address : str
@@ -49,27 +56,57 @@ def describe(
         "header": settings.header_bytes_limit,
         "message": settings.message_bytes_limit,
     }
-    hello = Hello(scheme=scheme, pid=pid, limits=limits, address=address)
-    reason = _why_not_cma(scheme, settings, encrypted, fast)
+    hello = Hello(scheme=scheme.name, pid=pid, limits=limits, address=address, boot=boot_id())
+    for add in (_add_cma, _add_ucx):
+        hello = add(hello, scheme, settings, encrypted)
+    return hello
+
+
+def _add_cma(hello: Hello, scheme: Scheme, settings: Settings, encrypted: bool) -> Hello:
+    reason = _only_stream(scheme, encrypted)
+    if not reason and scheme.name == UCX_SCHEME:
+        reason = f"{UCX_SCHEME}:// insists on UCX"
+    elif not reason and not settings.cma_enabled:
+        reason = "fabric.cma.enabled is false in its configuration"
+    elif not reason and not hello.boot:
+        reason = f"{_BOOT_ID} cannot be read"
     if reason:
-        return replace(hello, refused={"cma": reason})
+        return _refusing(hello, {"cma": reason})
     memory_address, nonce = cma.secret()
-    return replace(
-        hello,
-        paths=("stream", "cma"),
-        boot=boot_id(),
-        cma={"address": memory_address, "nonce": nonce},
-    )
+    described = {"address": memory_address, "nonce": nonce}
+    return replace(hello, paths=(*hello.paths, "cma"), cma=described)
 
 
-def _why_not_cma(scheme: str, settings: Settings, encrypted: bool, fast: bool) -> str:
-    if not fast:
-        return f"{scheme}:// uses nothing but its stream"
-    if encrypted:
-        return "the connection is encrypted, and its frames never leave it"
-    if not settings.cma_enabled:
-        return "fabric.cma.enabled is false in its configuration"
-    return "" if boot_id() else f"{_BOOT_ID} cannot be read"
+def _add_ucx(hello: Hello, scheme: Scheme, settings: Settings, encrypted: bool) -> Hello:
+    local, reason = None, _only_stream(scheme, encrypted)
+    if not reason:
+        local, reason = local_ucx(settings, scheme.name == UCX_SCHEME)
+    if local is None:
+        return _refusing(hello, {"ucx": reason})
+    described = {
+        "version": local.version,
+        "transports": local.transports,
+        "address": local.address,
+        "token": 0,
+    }
+    return replace(hello, paths=(*hello.paths, "ucx"), ucx=described)
+
+
+def _only_stream(scheme: Scheme, encrypted: bool) -> str:
+    if not scheme.fast:
+        return f"{scheme.name}:// uses nothing but its stream"
+    return "the connection is encrypted, and its frames never leave it" if encrypted else ""
+
+
+def _refusing(hello: Hello, reasons: Mapping[str, str]) -> Hello:
+    """Add reasons, as names that a hello may hold."""
+    reasons = {path: _as_name(reason) for path, reason in reasons.items()}
+    return replace(hello, refused={**hello.refused, **reasons})
+
+
+def _as_name(text: str) -> str:
+    text = "".join(letter if letter.isprintable() else " " for letter in text)
+    return text[:REASON_LENGTH_LIMIT]
 
 
 @functools.cache
@@ -100,34 +137,53 @@ class Negotiator:
     sock : socket.socket
         Of the connection.
     hello : Hello
-        What this side says of itself.
+        What this process says of itself.
+
+    Attributes
+    ----------
+    hello : Hello
+        What this side says to this peer.
     """
 
     def __init__(self, sock: socket.socket, hello: Hello) -> None:
         self._sock = sock
-        self._hello = hello
+        if hello.ucx:  # a token for each connection, which nobody can guess
+            token = 1 + secrets.randbits(62)
+            hello = replace(hello, ucx={**hello.ucx, "token": token})
+        self.hello = hello
+
+    def refuse(self, client: Hello) -> str:
+        """As a server, give the reason to turn a client away, or ""."""
+        reason = objection("ucx", client, self.hello, {})
+        if reason and insists_on_ucx(client, self.hello):
+            return f"{UCX_SCHEME}:// cannot be used between the two: {reason}"
+        return ""
 
     def answer(self, client: Hello) -> Hello:
         """As a server, give the hello for a client whose own is known: with what was found out."""
-        found = self._find_out(candidates(client, self._hello), client)
+        found = self._find_out(candidates(client, self.hello), client)
         if found:
-            self._hello = replace(self._hello, refused={**self._hello.refused, **found})
-        return self._hello
+            self.hello = _refusing(self.hello, found)
+        return self.hello
 
     def complete_as_client(self, channel: Any) -> None:
         """Find out the rest, choose, and tell the server."""
         server = channel.peer
-        paths = candidates(self._hello, server)
+        paths = candidates(self.hello, server)
         found = self._find_out(paths, server)
         if paths:
             channel.tell_paths(encode_found(found))
-        self._use(channel, choose(self._hello, server, found))
+        choice = choose(self.hello, server, found)
+        if insists_on_ucx(self.hello, server) and choice.paths["host"] != "ucx":
+            reason = choice.refused["ucx"]
+            raise RefusedError(f"{UCX_SCHEME}:// cannot be used between the two: {reason}")
+        self._use(channel, choice)
 
     def await_client(self, channel: Any) -> None:
         """As a server, use the stream until the client has told what it found out."""
-        paths = candidates(channel.peer, self._hello)
+        paths = candidates(channel.peer, self.hello)
         channel.choice = choose(
-            channel.peer, self._hello, dict.fromkeys(paths, "it has not answered yet")
+            channel.peer, self.hello, dict.fromkeys(paths, "it has not answered yet")
         )
 
     def complete_as_server(self, channel: Any, content: bytes) -> None:
@@ -138,7 +194,7 @@ class Negotiator:
         ProtocolError
             What it told makes no sense.
         """
-        self._use(channel, choose(channel.peer, self._hello, decode_found(content)))
+        self._use(channel, choose(channel.peer, self.hello, decode_found(content)))
 
     def _find_out(self, paths: list[str], peer: Hello) -> dict[str, str]:
         """Try the paths on which both hellos agree; give those that fail, with the reasons."""
@@ -146,7 +202,7 @@ class Negotiator:
         if "cma" in paths:
             reason = cma.probe(self._pid_of(peer), peer.cma["address"], peer.cma["nonce"])
             if reason:
-                found["cma"] = reason[:REASON_LENGTH_LIMIT]
+                found["cma"] = _as_name(reason)
         return found
 
     def _pid_of(self, peer: Hello) -> int:
@@ -155,5 +211,11 @@ class Negotiator:
 
     def _use(self, channel: Any, choice: Choice) -> None:
         channel.choice = choice
-        if choice.paths["host"] == "cma":
-            channel.use_path("cma", self._pid_of(channel.peer))
+        peer = channel.peer
+        path = choice.paths["host"]
+        if path == "cma":
+            channel.use_cma(self._pid_of(peer))
+        elif path == "ucx":
+            own_token, peer_token = self.hello.ucx["token"], peer.ucx["token"]
+            if not channel.use_ucx(own_token, peer_token, peer.ucx["address"]):
+                logger.warning("UCX does not take the address of %s", channel.peer_sockname)

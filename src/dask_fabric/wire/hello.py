@@ -24,7 +24,7 @@ HELLO_BYTES_LIMIT = 65536
 TEXT_BYTES_LIMIT = 4096
 NAME_BYTES_LIMIT = 256
 ENTRY_COUNT_LIMIT = 256
-OMITTED_IF_EMPTY = ("refused", "boot", "cma", "address", "error")
+OMITTED_IF_EMPTY = ("refused", "boot", "cma", "ucx", "address", "error")
 NESTING_LIMIT = 16
 
 
@@ -53,6 +53,9 @@ class Hello:
     cma : mapping
         ``address`` (int) and ``nonce`` (bytes): what stands where in this process's memory, so that
         the peer can find out whether it may read it.
+    ucx : mapping
+        ``version`` (str), ``transports`` (list of str), ``address`` (bytes) of the worker, and
+        ``token`` (int), which names this side's end of this connection's frames.
     address : str
         Over a Unix socket: the ``host:port`` that a client wants, or that a server listens on.
     error : str
@@ -70,6 +73,7 @@ class Hello:
     refused: Mapping[str, str] = field(default_factory=dict)
     boot: str = ""
     cma: Mapping[str, int | bytes] = field(default_factory=dict)
+    ucx: Mapping[str, object] = field(default_factory=dict)
     address: str = ""
     error: str = ""
 
@@ -159,6 +163,16 @@ def _is_memory(value: object) -> bool:
     )
 
 
+def _is_ucx(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and _is_name(value.get("version"))
+        and _is_names(value.get("transports"))
+        and isinstance(value.get("address"), bytes)
+        and _is_count(value.get("token"))
+    )
+
+
 FIELD_CHECKS: dict[str, Callable[[object], bool]] = {
     "scheme": _is_name,
     "software": _is_name,
@@ -171,6 +185,7 @@ FIELD_CHECKS: dict[str, Callable[[object], bool]] = {
     "refused": is_reasons,
     "boot": _is_name,
     "cma": _is_memory,
+    "ucx": _is_ucx,
     "address": _is_name,
     "error": _is_text,
 }

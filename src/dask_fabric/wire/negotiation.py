@@ -15,7 +15,11 @@ from dask_fabric.errors import ProtocolError
 from dask_fabric.wire.hello import Hello, is_reasons, unpack_map
 
 # The best first; `stream` is always there.
-PREFERENCE = {"host": ("cma", "stream")}
+PREFERENCE = {"host": ("cma", "ucx", "stream")}
+UCX_SCHEME = "fabric+ucx"
+# Beginnings of the names of UCX's transports.
+SHARED_MEMORY = ("posix", "sysv", "xpmem", "cma", "knem")
+RDMA = ("rc_", "dc_", "ud_", "srd", "gga_")
 REASON_LENGTH_LIMIT = 256  # of a name in a hello
 
 
@@ -50,11 +54,41 @@ def objection(path: str, client: Hello, server: Hello, found: Mapping[str, str])
             return f"{side}: {hello.refused[path]}"
         if path not in hello.paths:
             return f"{side}: its version does not know this path"
-    if path == "cma" and client.boot != server.boot:
-        return "the two processes are on different hosts"
+    if path == "cma":
+        if not (client.cma and server.cma):
+            return "a hello does not describe it"
+        if client.boot != server.boot:
+            return "the two processes are on different hosts"
+    elif path == "ucx":
+        reason = _objection_to_ucx(client, server)
+        if reason:
+            return reason
     if path in found:
         return f"client: {found[path]}"
     return ""
+
+
+def _objection_to_ucx(client: Hello, server: Hello) -> str:
+    if not (client.ucx and server.ucx):
+        return "a hello does not describe it"
+    versions = client.ucx["version"], server.ucx["version"]
+    if versions[0] != versions[1]:
+        return "client: UCX {}, server: UCX {}; both must have the same version".format(*versions)
+    if UCX_SCHEME in (client.scheme, server.scheme):
+        return ""
+    common = set(client.ucx["transports"]) & set(server.ucx["transports"])
+    if client.boot and client.boot == server.boot:
+        useful, what = SHARED_MEMORY, "shared memory"
+    else:
+        useful, what = RDMA, "RDMA"
+    if any(name.startswith(useful) for name in common):
+        return ""
+    return f"UCX has no {what} in common between the two, and the stream is as good as its TCP"
+
+
+def insists_on_ucx(client: Hello, server: Hello) -> bool:
+    """Whether one of the two schemes takes nothing but UCX for large frames."""
+    return UCX_SCHEME in (client.scheme, server.scheme)
 
 
 def candidates(client: Hello, server: Hello) -> list[str]:

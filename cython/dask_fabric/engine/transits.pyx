@@ -1,0 +1,172 @@
+"""Frames on their way through UCX: one job for all that one message sends or receives so.
+
+UCX ends each frame by itself, in its own thread; the last one ends the job.
+"""
+
+import os
+
+from libc.errno cimport ENOTCONN
+from libc.stdint cimport uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memset
+
+from dask_fabric.engine.mailbox cimport Completion, Ended, Mailbox, post
+from dask_fabric.linux cimport (
+    pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
+)
+from dask_fabric.paths cimport ucx
+from dask_fabric.paths.libucp cimport HOST
+from dask_fabric.paths.stream cimport COMPLETE, FAILED
+
+cdef uint64_t NAME_BIT = <uint64_t> 1 << 62     # apart from the names of other jobs
+
+cdef struct Transit:
+    uint64_t name
+    uint64_t *operations        # of UCX; 0 where it did not take one
+    size_t operation_count
+    size_t left_count           # of those that have not ended, and one more while they start
+    int error
+    size_t moved_bytes
+    Mailbox *mailbox
+    Ended *ended                # owned until it is posted
+    Transit *next
+
+cdef struct Engine:
+    pthread_mutex_t mutex       # guards everything below, and every transit
+    Transit *first              # all that have not ended
+    uint64_t transit_count      # ever
+
+cdef Engine engine
+
+
+def _reset():
+    """Also in a forked child, whose parent's transits are none of its own."""
+    memset(&engine, 0, sizeof(engine))
+    pthread_mutex_init(&engine.mutex, NULL)
+
+
+_reset()
+os.register_at_fork(after_in_child=_reset)
+
+
+cdef uint64_t submit_transit(
+    Mailbox *mailbox, uint64_t token, uint64_t sequence, const Piece *pieces, size_t piece_count,
+    bint sending
+) except 0:
+    """Send or receive frames by the endpoint `token`; the end is posted to the mailbox.
+
+    The memory of the pieces must live until the end or the cancellation.
+    """
+    cdef Transit *transit = _new_transit(mailbox, piece_count)
+    cdef uint64_t name, operation
+    cdef size_t index
+    if transit == NULL:
+        raise MemoryError()
+    name = transit.name
+    with nogil:
+        for index in range(piece_count):
+            if sending:
+                operation = ucx.offer(
+                    token, sequence, pieces[index].index, pieces[index].memory,
+                    pieces[index].nbytes, HOST, _on_end, transit,
+                )
+            else:
+                operation = ucx.post(
+                    token, sequence, pieces[index].index, pieces[index].memory,
+                    pieces[index].nbytes, HOST, _on_end, transit,
+                )
+            transit.operations[index] = operation
+            if operation == 0:
+                _count_down(transit, ENOTCONN, 0)
+        _count_down(transit, 0, 0)
+    return name
+
+
+cdef bint cancel_transit(uint64_t name) noexcept nogil:
+    """End a job now: when this returns, UCX does not use its memory.
+
+    Returns
+    -------
+    bool
+        False where it had ended already.
+    """
+    cdef Transit *transit
+    cdef size_t index
+    pthread_mutex_lock(&engine.mutex)
+    transit = engine.first
+    while transit != NULL and transit.name != name:
+        transit = transit.next
+    if transit != NULL:
+        transit.left_count += 1     # kept from ending, and from being freed, until below
+    pthread_mutex_unlock(&engine.mutex)
+    if transit == NULL:
+        return False
+    for index in range(transit.operation_count):
+        # What has ended is not known any more; its callback has returned.
+        ucx.cancel(transit.operations[index])
+    pthread_mutex_lock(&engine.mutex)
+    _remove(transit)
+    pthread_mutex_unlock(&engine.mutex)
+    _free(transit)
+    return True
+
+
+cdef void _on_end(
+    void *context, uint64_t operation, int progress, int error, size_t moved_bytes
+) noexcept nogil:
+    _count_down(<Transit *> context, error, moved_bytes)
+
+
+cdef void _count_down(Transit *transit, int error, size_t moved_bytes) noexcept nogil:
+    cdef Ended *ended = NULL
+    cdef Mailbox *mailbox = transit.mailbox
+    pthread_mutex_lock(&engine.mutex)
+    transit.moved_bytes += moved_bytes
+    if error:
+        transit.error = error
+    transit.left_count -= 1
+    if transit.left_count == 0:
+        _remove(transit)
+        ended, transit.ended = transit.ended, NULL
+        ended.completion = Completion(
+            transit.name, FAILED if transit.error else COMPLETE, transit.error,
+            transit.moved_bytes,
+        )
+        # Under the mutex: whoever cancels finds it there still, or posted.
+        post(mailbox, ended)
+        _free(transit)
+    pthread_mutex_unlock(&engine.mutex)
+
+
+cdef Transit *_new_transit(Mailbox *mailbox, size_t piece_count) noexcept nogil:
+    cdef Transit *transit = <Transit *> calloc(1, sizeof(Transit))
+    if transit == NULL:
+        return NULL
+    transit.operations = <uint64_t *> calloc(piece_count, sizeof(uint64_t))
+    transit.ended = <Ended *> malloc(sizeof(Ended))
+    if transit.operations == NULL or transit.ended == NULL:
+        _free(transit)
+        return NULL
+    transit.operation_count = piece_count
+    transit.left_count = piece_count + 1
+    transit.mailbox = mailbox
+    pthread_mutex_lock(&engine.mutex)
+    engine.transit_count += 1
+    transit.name = engine.transit_count | NAME_BIT
+    transit.next = engine.first
+    engine.first = transit
+    pthread_mutex_unlock(&engine.mutex)
+    return transit
+
+
+cdef void _remove(Transit *transit) noexcept nogil:
+    cdef Transit **place = &engine.first
+    while place[0] != transit:
+        place = &place[0].next
+    place[0] = transit.next
+
+
+cdef void _free(Transit *transit) noexcept nogil:
+    free(transit.operations)
+    free(transit.ended)
+    free(transit)

@@ -1,0 +1,68 @@
+"""UCX of this process: found and started once, when the first comm asks for it."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from dataclasses import dataclass
+
+from dask_fabric.config import Settings
+from dask_fabric.errors import FabricError
+from dask_fabric.paths import ucx
+from dask_fabric.paths.ucx_candidates import is_wanted, look
+from dask_fabric.paths.ucx_library import choose
+
+logger = logging.getLogger(__name__)
+
+_NAMES_LIMIT = 64
+
+
+@dataclass(frozen=True)
+class LocalUCX:
+    """What this process says of its UCX.
+
+    Attributes
+    ----------
+    version : str
+    address : bytes
+        Of the worker.
+    transports : tuple of str
+        Names, without devices.
+    """
+
+    version: str
+    address: bytes
+    transports: tuple[str, ...]
+
+
+def local_ucx(settings: Settings, insists: bool) -> tuple[LocalUCX | None, str]:
+    """Give this process's UCX, started now if need be, or the reason why there is none.
+
+    Parameters
+    ----------
+    settings : dask_fabric.config.Settings
+    insists : bool
+        Whether the scheme is ``fabric+ucx``: then it is wanted on every host.
+    """
+    host = look()
+    wanted, reason = is_wanted(settings.ucx_enabled, host)
+    if not wanted and not (insists and settings.ucx_enabled is None):
+        return None, reason
+    return _started(settings.ucx_library, settings.ucx_options)
+
+
+@functools.lru_cache(maxsize=8)
+def _started(
+    library: str | None, options: tuple[tuple[str, str], ...]
+) -> tuple[LocalUCX | None, str]:
+    try:
+        chosen = choose(library, options)
+        if chosen.library is None:
+            return None, chosen.reason
+        ucx.start(chosen.library, options)
+    except FabricError as exc:
+        logger.warning("UCX cannot be used: %s", exc)
+        return None, str(exc)
+    names = dict.fromkeys(name.partition("/")[0] for name in chosen.library.transports)
+    version = ".".join(map(str, ucx.version()))
+    return LocalUCX(version, ucx.address(), tuple(names)[:_NAMES_LIMIT]), ""
