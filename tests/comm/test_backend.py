@@ -61,11 +61,14 @@ def test_the_local_address_for_a_host_without_route(monkeypatch):
     assert get_local_address_for("fabric://10.1.2.3:4") == expected
 
 
-async def test_ucx_says_that_it_is_not_there_and_what_to_use():
-    with pytest.raises(FatalCommClosedError, match=r"no UCX path.*Use fabric://10\.1\.2\.3:4"):
-        await connect("fabric+ucx://10.1.2.3:4")
-    with pytest.raises(OSError, match="no UCX path") as caught:
-        await listen("fabric+ucx://0.0.0.0", print)
+async def test_without_ucx_the_scheme_says_so_and_what_to_do():
+    with dask.config.set({"fabric.ucx.enabled": False}):
+        with pytest.raises(
+            FatalCommClosedError, match=r"10\.1\.2\.3:4: fabric.ucx.enabled is false"
+        ):
+            await connect("fabric+ucx://10.1.2.3:4")
+        with pytest.raises(OSError, match="doctor --require ucx") as caught:
+            await listen("fabric+ucx://0.0.0.0", print)
     assert isinstance(caught.value, UnavailableError)
 
 

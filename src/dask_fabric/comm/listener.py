@@ -41,7 +41,9 @@ from dask_fabric.comm.security import (
     tls_info,
 )
 from dask_fabric.comm.socket_options import tune
+from dask_fabric.comm.ucx import check_available
 from dask_fabric.errors import FabricError
+from dask_fabric.wire.negotiation import UCX_SCHEME
 
 logger = logging.getLogger(__name__)
 
@@ -128,6 +130,8 @@ class FabricListener(BaseListener):
         """
         self._loop = asyncio.get_running_loop()
         self._settings = runtime.settings()
+        if self.scheme.name == UCX_SCHEME:
+            check_available(f"{self.prefix}{self.ip}:{self.port}", self._settings)
         backlog_count = int(dask.config.get("distributed.comm.socket-backlog"))
         self._sockets = bind(self.ip, self.port, backlog_count)
         _listeners.add(self)

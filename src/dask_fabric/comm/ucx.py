@@ -6,8 +6,10 @@ import functools
 import logging
 from dataclasses import dataclass
 
+from distributed.comm.core import FatalCommClosedError
+
 from dask_fabric.config import Settings
-from dask_fabric.errors import FabricError
+from dask_fabric.errors import FabricError, UnavailableError
 from dask_fabric.paths import ucx
 from dask_fabric.paths.ucx_candidates import is_wanted, look
 from dask_fabric.paths.ucx_library import choose
@@ -49,6 +51,26 @@ def local_ucx(settings: Settings, insists: bool) -> tuple[LocalUCX | None, str]:
     if not wanted and not (insists and settings.ucx_enabled is None):
         return None, reason
     return _started(settings.ucx_library, settings.ucx_options)
+
+
+class SchemeUnavailableError(UnavailableError, FatalCommClosedError):
+    """The scheme is known, but nothing can be sent by it; Dask does not try again."""
+
+
+def check_available(address: str, settings: Settings) -> None:
+    """Raise for an address of ``fabric+ucx://`` in a process that has no UCX.
+
+    Raises
+    ------
+    SchemeUnavailableError
+        With the reason and the remedy.
+    """
+    local, reason = local_ucx(settings, insists=True)
+    if local is None:
+        raise SchemeUnavailableError(
+            f"cannot use {address}: {reason}. `dask fabric doctor --require ucx` tells more; "
+            "fabric:// takes the best path that both ends have"
+        )
 
 
 @functools.lru_cache(maxsize=8)
