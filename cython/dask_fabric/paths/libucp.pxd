@@ -151,7 +151,9 @@ cdef struct RequestParams:
 
 cdef struct Ucp:
     const char *(*status_string)(Status status) noexcept nogil
-    void (*get_version)(unsigned int *major, unsigned int *minor, unsigned int *release) noexcept nogil
+    void (*get_version)(
+        unsigned int *major, unsigned int *minor, unsigned int *release
+    ) noexcept nogil
     Status (*config_read)(const char *prefix, const char *file, Config *config) noexcept nogil
     void (*config_release)(Config config) noexcept nogil
     Status (*init_version)(

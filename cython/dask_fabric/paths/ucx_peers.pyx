@@ -169,7 +169,8 @@ cdef int _connect(Peer *peer) noexcept nogil:
     cdef Status status
     memset(&params, 0, sizeof(params))
     params.field_mask = (
-        EP_PARAM_FIELD_REMOTE_ADDRESS | EP_PARAM_FIELD_ERR_HANDLING_MODE | EP_PARAM_FIELD_ERR_HANDLER
+        EP_PARAM_FIELD_REMOTE_ADDRESS | EP_PARAM_FIELD_ERR_HANDLING_MODE
+        | EP_PARAM_FIELD_ERR_HANDLER
     )
     params.address = peer.address
     params.error_mode = ERR_HANDLING_MODE_PEER

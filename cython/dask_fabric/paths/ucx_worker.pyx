@@ -8,7 +8,6 @@ import atexit
 import contextlib
 import os
 
-from libc.stddef cimport size_t
 from libc.string cimport memset
 from posix.unistd cimport usleep
 
@@ -17,9 +16,9 @@ from dask_fabric.paths import libucp
 from dask_fabric.paths.ucx_library import environment
 
 from dask_fabric.linux cimport (
-    POLLIN, SIG_SETMASK, poll, pollfd, sched_yield, pthread_cond_broadcast, pthread_cond_init, pthread_cond_wait,
+    POLLIN, SIG_SETMASK, poll, pollfd, pthread_cond_broadcast, pthread_cond_init, pthread_cond_wait,
     pthread_create, pthread_join, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
-    pthread_self, pthread_setname_np, pthread_sigmask, sigfillset, sigset_t,
+    pthread_self, pthread_setname_np, pthread_sigmask, sched_yield, sigfillset, sigset_t,
 )
 from dask_fabric.paths.libucp cimport (
     ERROR_BUSY, FEATURE_AM, FEATURE_WAKEUP, OK, PARAM_FIELD_ESTIMATED_NUM_EPS,
