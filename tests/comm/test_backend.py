@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 
+import dask
 import pytest
 from distributed.comm import (
     connect,

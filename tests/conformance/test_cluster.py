@@ -53,7 +53,7 @@ def test_a_client_by_address(scheme, security):
 
 
 def test_security_temporary_as_users_write_it(scheme):
-    if scheme in ("tcp", "fabric+tcp"):
+    if scheme in ("tcp", "fabric+tcp", "fabric+ucx"):
         pytest.skip("this scheme cannot encrypt")
     with (
         LocalCluster(

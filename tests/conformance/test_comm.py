@@ -304,5 +304,6 @@ async def test_statistics_count_messages_and_name_paths(pair):
     statistics = a.statistics()
     assert statistics["messages_sent"] == before + 1
     assert statistics["peer_address"] == a.peer_address
-    path = "cma" if a.local_address.startswith("fabric://") else "stream"
+    scheme = a.local_address.partition("://")[0]
+    path = {"fabric": "cma", "fabric+ucx": "ucx"}.get(scheme, "stream")
     assert statistics["paths"] == a.paths == {"host": path}
