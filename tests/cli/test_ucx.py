@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import dask.config
 import pytest
 
 from dask_fabric.cli.ucx import Ucx, inspect_ucx
-
-LOADER = importlib.util.find_spec("dask_fabric.paths.ucx_library")
-
-
-@pytest.mark.skipif(LOADER is not None, reason="there is a loader")
-def test_without_a_loader():
-    found = inspect_ucx()
-    assert found.chosen is None and not found.wanted
-    assert found.reason == "this version of dask-fabric does not use UCX"
+from dask_fabric.paths import ucx_library as library
 
 
 @pytest.fixture
 def loader(monkeypatch):
     """The loader, whose probes answer at once."""
-    library = pytest.importorskip("dask_fabric.paths.ucx_library")
     found = {}
     monkeypatch.setattr(library, "probe", lambda path, source, variables: found[path])
     monkeypatch.setattr(

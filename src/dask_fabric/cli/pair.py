@@ -126,7 +126,7 @@ async def _try_path(path: str, address: str) -> dict[str, Any]:
     try:
         told = comm.statistics()
         if path not in used_paths(told, comm.extra_info):
-            reason = told.get("refused", {}).get(path) or _why_not(path)
+            reason = told["refused"].get(path) or _why_not_unix()
             return {"path": path, "reason": reason}
         return {
             "path": path,
@@ -137,10 +137,8 @@ async def _try_path(path: str, address: str) -> dict[str, Any]:
         comm.abort()
 
 
-def _why_not(path: str) -> str:
-    """Give the reason for a path that the comm itself has no word for."""
-    if path != UNIX:
-        return f"this version of dask-fabric has no {path} path"
+def _why_not_unix() -> str:
+    """Give the reason for the one path that the comm itself has no word for."""
     if not config.load().unix_sockets:
         return "fabric.unix-sockets is false"
     return "the connection was made by TCP: the name of the Unix socket could not be had"

@@ -7,6 +7,7 @@ from typing import Any
 
 from dask_fabric import config
 from dask_fabric.errors import UnavailableError
+from dask_fabric.paths import ucx_candidates, ucx_library
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,6 @@ class Ucx:
 
 def inspect_ucx() -> Ucx:
     """Ask the loader, which probes every library in a process of its own."""
-    try:
-        from dask_fabric.paths import ucx_candidates, ucx_library
-    except ImportError:
-        reason = "this version of dask-fabric does not use UCX"
-        return Ucx(why_wanted=reason, reason=reason)
     settings = config.load()
     host = ucx_candidates.look()
     wanted, why_wanted = ucx_candidates.is_wanted(settings.ucx_enabled, host)
