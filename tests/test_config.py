@@ -89,7 +89,7 @@ def test_default_settings():
         ucx_enabled=None,
         ucx_library=None,
         ucx_options=(),
-        frame_count_limit=1048576,
+        frame_count_limit=16777216,
         header_bytes_limit=2**30,
         message_bytes_limit=settings.message_bytes_limit,
         handshake_timeout_seconds=30.0,

@@ -45,6 +45,10 @@ class LimitError(ProtocolError):
     """The peer claims a size above a configured limit; the message names the limit's key."""
 
 
+class MessageTooLargeError(FabricError):
+    """The peer has said that it refuses such a message, which therefore was not sent."""
+
+
 class ChannelClosedError(FabricError):
     """The channel is closed: by this side, by the peer, or by an error that it carries as cause."""
 

@@ -58,6 +58,31 @@ async def test_the_peers_end_is_noticed_without_a_read(pair, end):
     await noticed(b)
 
 
+@pytest.mark.own
+async def test_the_peers_end_is_noticed_behind_what_is_unread(pair):
+    a, b = pair
+    for _ in range(15):
+        await a.write("x" * 10_000)
+    await a.close()
+    await noticed(b)
+    for _ in range(15):
+        assert await b.read() == "x" * 10_000
+    with pytest.raises(CommClosedError):
+        await b.read()
+
+
+@pytest.mark.own
+async def test_what_the_peer_said_before_it_left_is_readable_after_a_failed_write(pair):
+    a, b = pair
+    await b.write("last words")
+    await b.close()
+    with pytest.raises(CommClosedError):
+        while True:
+            await a.write("x" * 100_000)
+            await asyncio.sleep(0)
+    assert await a.read() == "last words"
+
+
 async def test_abort_is_immediate_and_idempotent(pair):
     a, _ = pair
     reading = asyncio.ensure_future(a.read())

@@ -8,12 +8,15 @@ import inspect
 import logging
 import weakref
 
+import dask
 import numpy as np
 import pytest
 from distributed.comm import CommClosedError, connect, listen
 from distributed.comm.core import Comm
 from distributed.protocol import Serialized, deserialize, serialize, to_serialize
 from distributed.utils import wait_for
+
+from dask_fabric.errors import MessageTooLargeError
 
 MEBI = 1 << 20
 
@@ -293,6 +296,18 @@ async def test_a_comm_forgotten_while_open_is_closed_with_a_warning(
     with pytest.raises(CommClosedError):
         await wait_for(peer.read(), 5)
     await peer.close()
+
+
+@pytest.mark.own
+async def test_what_the_peer_would_refuse_is_not_sent(open_pair):
+    with dask.config.set({"fabric.limits.frames": 2, "fabric.limits.message": "1 MiB"}):
+        a, b = await open_pair()
+    with pytest.raises(MessageTooLargeError, match=r"3 frames.*fabric\.limits\.frames"):
+        await a.write([to_serialize(np.ones(10)) for _ in range(3)])
+    with pytest.raises(MessageTooLargeError, match=r"fabric\.limits\.message"):
+        await a.write(to_serialize(np.ones(1 << 20)))
+    await a.write("small")
+    assert await b.read() == "small"
 
 
 @pytest.mark.own

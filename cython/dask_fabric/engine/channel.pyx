@@ -11,6 +11,7 @@ import socket
 cimport cython
 
 from dask_fabric.engine.sender cimport Sender
+from dask_fabric.engine.sendqueue cimport PY_SSIZE_T_MAX
 from dask_fabric.wire.offers cimport Control
 from dask_fabric.paths.ucx cimport open_endpoint
 from dask_fabric.wire.records cimport ACKNOWLEDGE, CMA, OFFER_BYTES, REQUEST, UCX
@@ -146,6 +147,10 @@ cdef class Channel(Sender):
     # ------------------------------------------------------------ paths
 
     def _negotiate(self):
+        limits = self.handshake.peer.limits
+        self.queue.frame_count_limit = _limit(limits, "frames")
+        self.queue.header_bytes_limit = _limit(limits, "header")
+        self.queue.message_bytes_limit = _limit(limits, "message")
         if self.negotiator is None or self.choice is not None:
             return                      # the client's record came with its hello
         if self.handshake.server_side:
@@ -276,3 +281,8 @@ cdef class Channel(Sender):
             "fallbacks_sent": self.fallback_count,
             "fallbacks_received": self.fetch_failure_count,
         }
+
+
+cdef Py_ssize_t _limit(limits, name):
+    """What the peer says that it accepts; without a word, everything."""
+    return min(limits.get(name, PY_SSIZE_T_MAX), PY_SSIZE_T_MAX)

@@ -5,6 +5,9 @@ from libc.stdint cimport uint64_t
 from dask_fabric.memory.pool cimport Buffer
 from dask_fabric.linux cimport iovec
 
+cdef extern from "Python.h":
+    Py_ssize_t PY_SSIZE_T_MAX
+
 cdef class SendQueue:
     cdef iovec *vectors             # vectors[first:last] are still to be sent
     cdef size_t first
@@ -16,12 +19,16 @@ cdef class SendQueue:
     cdef bint tail_is_open          # the last vector ends where the chunk's free room begins
     cdef readonly Py_ssize_t pending_bytes
     cdef uint64_t message_count
+    cdef Py_ssize_t frame_count_limit       # what the peer accepts
+    cdef Py_ssize_t header_bytes_limit
+    cdef Py_ssize_t message_bytes_limit
 
     cdef list offered               # of the message that was put last: frames not in the queue
 
     cdef Py_ssize_t put_message(
         self, header, list frames, Py_ssize_t inline_bytes, int path, Py_ssize_t offer_bytes
     ) except -1
+    cdef _check_limits(self, Py_ssize_t frame_count, Py_ssize_t header_bytes, Py_ssize_t nbytes)
     cdef put_frames(self, uint64_t sequence, list views)
     cdef put_bytes(self, bytes data)
     cdef void sent(self, Py_ssize_t nbytes) except *

@@ -20,6 +20,8 @@ from dask_fabric.wire.records cimport (
     pack_prefix,
 )
 
+from dask_fabric.errors import MessageTooLargeError
+
 cdef enum:
     CHUNK_BYTES = 32 << 10
     COPIED_BYTES = 4 << 10      # of a large message, what is not worth a vector of its own
@@ -31,6 +33,7 @@ cdef class SendQueue:
 
     def __cinit__(self):
         self.owners = deque()
+        self.frame_count_limit = self.header_bytes_limit = self.message_bytes_limit = PY_SSIZE_T_MAX
 
     def __dealloc__(self):
         free(self.vectors)
@@ -50,18 +53,20 @@ cdef class SendQueue:
             Bytes of the whole message.
         """
         cdef Py_ssize_t frame_count = len(frames)
-        cdef Py_ssize_t nbytes, total_bytes, offered_bytes = 0
+        cdef Py_ssize_t nbytes, header_bytes, total_bytes, offered_bytes = 0
         cdef list views = [_bytes_of(frame) for frame in frames] if frames else frames
         cdef list offered = None
         cdef char *out
         header = _bytes_of(header)
-        total_bytes = PyMemoryView_GET_BUFFER(header).len
+        total_bytes = header_bytes = PyMemoryView_GET_BUFFER(header).len
+        for view in views:
+            total_bytes += PyMemoryView_GET_BUFFER(view).len
+        self._check_limits(frame_count, header_bytes, total_bytes)
         out = self._reserve(PREFIX_BYTES + frame_count * ENTRY_BYTES)
-        pack_prefix(out, MESSAGE, frame_count, total_bytes, self.message_count)
+        pack_prefix(out, MESSAGE, frame_count, header_bytes, self.message_count)
         out += PREFIX_BYTES
         for view in views:
             nbytes = PyMemoryView_GET_BUFFER(view).len
-            total_bytes += nbytes
             if path != STREAM and nbytes >= offer_bytes:
                 pack_entry(out, nbytes, path)
                 offered_bytes += nbytes
@@ -82,6 +87,15 @@ cdef class SendQueue:
                 self._put(view, inline_bytes)
         self.message_count += 1
         return PREFIX_BYTES + frame_count * ENTRY_BYTES + total_bytes
+
+    cdef _check_limits(self, Py_ssize_t frame_count, Py_ssize_t header_bytes, Py_ssize_t nbytes):
+        """Do not send what the peer has said that it refuses: that would end the connection."""
+        if frame_count > self.frame_count_limit:
+            raise _excess("frames", frame_count, self.frame_count_limit, "frames")
+        if header_bytes > self.header_bytes_limit:
+            raise _excess("bytes of header", header_bytes, self.header_bytes_limit, "header")
+        if nbytes > self.message_bytes_limit:
+            raise _excess("bytes", nbytes, self.message_bytes_limit, "message")
 
     cdef _put_descriptors(self, list offered, int path):
         cdef uint64_t address
@@ -197,6 +211,13 @@ cdef class SendQueue:
         self.owners.append(owner)
         self.pending_bytes += nbytes
         self.tail_is_open = False
+
+
+cdef _excess(what, size, limit, key):
+    return MessageTooLargeError(
+        f"a message of {size} {what}; the peer accepts {limit} "
+        f"(fabric.limits.{key} in its configuration)"
+    )
 
 
 cdef object _bytes_of(data):

@@ -12,7 +12,7 @@ from distributed.comm.core import Comm, CommClosedError
 from distributed.utils import offload
 
 from dask_fabric.comm.dialect import codec
-from dask_fabric.errors import ChannelClosedError, ProtocolError
+from dask_fabric.errors import ChannelClosedError, MessageTooLargeError, ProtocolError
 
 logger = logging.getLogger(__name__)
 
@@ -179,6 +179,9 @@ class FabricComm(Comm):
             raise
         try:
             nbytes = self._send(header, frames)
+        except MessageTooLargeError:
+            logger.exception("Could not send a message in %s", self)
+            raise
         except BaseException as exc:
             self._end(exc)
             raise
