@@ -35,11 +35,15 @@ cdef extern from "<sys/socket.h>" nogil:
         void *msg_control
         size_t msg_controllen
         int msg_flags
+    struct sockaddr:
+        unsigned short sa_family
     ssize_t sendmsg(int fd, const msghdr *message, int flags)
     ssize_t recvmsg(int fd, msghdr *message, int flags)
     ssize_t send(int fd, const void *data, size_t nbytes, int flags)
     ssize_t recv(int fd, void *data, size_t nbytes, int flags)
     int setsockopt(int fd, int level, int option, const void *value, unsigned int nbytes)
+    int connect(int fd, const sockaddr *address, unsigned int nbytes)
+    int AF_UNSPEC
     int SOL_SOCKET
     int SO_RCVLOWAT
     int MSG_DONTWAIT

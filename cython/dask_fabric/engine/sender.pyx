@@ -21,7 +21,7 @@ from dask_fabric.engine.threads cimport moved_bytes
 from dask_fabric.engine.transits cimport Piece
 from dask_fabric.paths.ucx cimport close_endpoint, fail
 from dask_fabric.paths.stream cimport (
-    FAILED, SEND, Progress, Transfer, advance, new_transfer,
+    FAILED, SEND, Progress, Transfer, advance, new_transfer, reset,
 )
 from dask_fabric.wire.records cimport STREAM, UCX
 
@@ -185,6 +185,8 @@ cdef class Sender(Receiver):
 
     cdef _answer(self, bytes record):
         """Send with what else is sent in this turn of the loop; see `_after_process`."""
+        if self.drained is not None:
+            return                      # no answer follows the close record
         self.queue.put_bytes(record)
         self.answers_wait = True
 
@@ -332,7 +334,9 @@ cdef class Sender(Receiver):
             with nogil:
                 close_endpoint(self.ucx_token)
         if self.held:
-            # Seen by the peer before the frames are freed, whoever else has this socket open.
+            # Seen by the peer before the frames are freed, whoever else has this socket open: the
+            # end of TCP would wait behind what the peer has not read.
+            reset(self.fd)
             try:
                 self.sock.shutdown(socket.SHUT_RDWR)
             except OSError:

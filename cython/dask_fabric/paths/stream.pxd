@@ -35,3 +35,4 @@ cdef void raise_low_water(Transfer *transfer) noexcept nogil
 cdef void reset_low_water(Transfer *transfer) noexcept nogil
 cdef void set_low_water(int fd, int nbytes) noexcept nogil
 cdef void cork(int fd, bint corked) noexcept nogil
+cdef void reset(int fd) noexcept nogil

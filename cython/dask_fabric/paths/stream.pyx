@@ -7,8 +7,8 @@ from libc.errno cimport EAGAIN, EINTR, errno
 from libc.string cimport memset
 
 from dask_fabric.linux cimport (
-    IPPROTO_TCP, MSG_DONTWAIT, MSG_NOSIGNAL, SO_RCVLOWAT, SOL_SOCKET, TCP_CORK, iovec, msghdr,
-    recv, recvmsg, send, sendmsg, setsockopt,
+    AF_UNSPEC, IPPROTO_TCP, MSG_DONTWAIT, MSG_NOSIGNAL, SO_RCVLOWAT, SOL_SOCKET, TCP_CORK, connect,
+    iovec, msghdr, recv, recvmsg, send, sendmsg, setsockopt, sockaddr,
 )
 
 
@@ -93,6 +93,14 @@ cdef void set_low_water(int fd, int nbytes) noexcept nogil:
     """Let the socket count as readable with so many bytes, where the kernel does that well."""
     if has_sound_low_water:
         setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &nbytes, sizeof(nbytes))
+
+
+cdef void reset(int fd) noexcept nogil:
+    """End a connection of TCP at once, in every process that has the socket; nothing else ends."""
+    cdef sockaddr nowhere
+    memset(&nowhere, 0, sizeof(nowhere))
+    nowhere.sa_family = AF_UNSPEC
+    connect(fd, &nowhere, sizeof(nowhere))
 
 
 cdef void cork(int fd, bint corked) noexcept nogil:
