@@ -10,6 +10,11 @@ from dask_fabric.paths.cma cimport read_memory
 from dask_fabric.wire.offers cimport Offer, Offers
 
 
+# Until a fetch by UCX is given up: what its own timeouts take, and the time of the slowest link.
+PATIENCE_SECONDS = 10.0
+SLOWEST_BYTES_PER_SECOND = 50e6
+
+
 cdef int fetch_here(int pid, Offers offers) noexcept:
     """Copy out of the peer's memory, here and now; 0, or the errno of what could not be read."""
     cdef Offer *offer
@@ -53,3 +58,7 @@ cdef uint64_t start_receive(Port port, uint64_t token, Offers offers, object lin
         return port.submit_transit(token, offers.sequence, pieces, offers.count, False, link)
     finally:
         free(pieces)
+
+
+cdef double patience_seconds(Offers offers) except -1:
+    return PATIENCE_SECONDS + offers.nbytes / SLOWEST_BYTES_PER_SECOND

@@ -45,6 +45,7 @@ cdef class Receiver(Link):
     cdef _process_handshake(self)
     cdef _process(self)
     cdef _process_unawaited(self)
+    cdef _take_answers(self)
     cdef _next(self)
     cdef bint _take_record(self) except -1
     cdef _keep(self, record)
@@ -55,3 +56,4 @@ cdef class Receiver(Link):
     cdef _read_bulk(self)
     cdef _read_rest(self)
     cdef _finish_waiter(self, result)
+    cdef _keep_whole(self)

@@ -6,12 +6,13 @@ offers are fetched from its memory before their message is delivered.
 
 import os
 from collections import deque
+from itertools import islice
 
 cimport cython
 from libc.errno cimport EAGAIN, EINTR, ETIMEDOUT, errno
 from libc.stdint cimport uint64_t
 
-from dask_fabric.engine.fetching cimport fetch_here, start_copies, start_receive
+from dask_fabric.engine.fetching cimport fetch_here, patience_seconds, start_copies, start_receive
 from dask_fabric.engine.link cimport Link
 from dask_fabric.linux cimport MSG_DONTWAIT, recv
 from dask_fabric.paths.stream cimport COMPLETE, END_OF_STREAM, FAILED, RECEIVE
@@ -21,10 +22,6 @@ from dask_fabric.wire.records cimport ACKNOWLEDGE, FRAMES, REQUEST, UCX, plain_r
 
 from dask_fabric.errors import ChannelClosedError, ProtocolError
 from dask_fabric.wire.records import error_record
-
-# Until a fetch by UCX is given up: what its own timeouts take, and the time of the slowest link.
-PATIENCE_SECONDS = 10.0
-SLOWEST_BYTES_PER_SECOND = 50e6
 
 cdef enum:
     TURN_BYTES = 1 << 20        # what the loop moves itself before it sees to others
@@ -68,6 +65,7 @@ cdef class Receiver(Link):
             raise self._why_closed()    # this side closed, and wants to read no more
         try:
             message = self._next()
+            self._take_answers()
             self._after_process()
             return message
         except BaseException as error:
@@ -90,9 +88,10 @@ cdef class Receiver(Link):
         if self.waiter is not None and not self.closed:
             raise RuntimeError("another receive() of this channel is pending")
         message = self.receive_nowait()
+        if message is None and self.assembler.close_received and not self.closed:
+            self._on_readable()         # the end of the stream is mostly there too
+            message = self.receive_nowait()
         if message is None:
-            if self.assembler.close_received and not self.closed:
-                self._on_readable()     # the end of the stream is mostly there too
             self._check_open()
         waiter = self.loop.create_future()
         if message is not None:
@@ -212,19 +211,27 @@ cdef class Receiver(Link):
         if self._discards():
             while self._take_record():
                 self.backlog.clear()
+                self.backlog_bytes = 0
+            if self.assembler.close_received:
+                self._fail(None)        # the peer does not acknowledge any more
+                return
         elif self.assembler.close_received or self.assembler.ends_in_close():
             # The peer waits, not for long, until what it offered is fetched.
-            while self._take_record():
+            while self.backlog_bytes <= self.message_bytes_limit and self._take_record():
                 pass
             self._fetch_ahead()
         else:
-            while self.assembler.control_is_next():
-                self._take_record()
+            self._take_answers()
         self._after_process()
         if self.assembler.staging_is_full():
             self._watch_readable(False)
         elif self._discards():
             self._read_bulk()
+
+    cdef _take_answers(self):
+        """What stands next and is no message is not left for the next reader."""
+        while self.assembler.control_is_next():
+            self._take_record()
 
     cdef _next(self):
         """The next message that is whole and fetched, or None."""
@@ -254,10 +261,9 @@ cdef class Receiver(Link):
     cdef bint _take_record(self) except -1:
         """Act on the next record, or put it off if it is a message; False where none is whole."""
         record = self.assembler.next_record()
-        if record is None:
-            return False
-        self._keep(record)
-        return True
+        if record is not None:
+            self._keep(record)
+        return record is not None
 
     cdef _keep(self, record):
         cdef Arrived arrived
@@ -265,7 +271,7 @@ cdef class Receiver(Link):
             arrived = Arrived.__new__(Arrived)
             arrived.message = record
             arrived.offers = self.assembler.take_offers()
-            arrived.nbytes = MESSAGE_COST_BYTES + len(record[0]) + sum(map(len, record[1]))
+            arrived.nbytes = MESSAGE_COST_BYTES + sum(map(len, (record[0], *record[1])))
             if self.backlog_bytes > self.message_bytes_limit:
                 text = "protocol violation: messages instead of the frames that were requested"
                 raise ProtocolError(text, error_record(text))
@@ -274,7 +280,7 @@ cdef class Receiver(Link):
         elif (<Control> record).kind == FRAMES:
             requested, self.requested = self.requested, None
             requested.offers = None
-        else:
+        elif not self.closed:           # nothing is held any more
             self._on_control(record)
 
     # ------------------------------------------------------------ fetching
@@ -293,14 +299,13 @@ cdef class Receiver(Link):
         cdef Offers offers = arrived.offers
         cdef bint by_ucx = offers.items[0].path == UCX
         if self.closed:                 # what came before the end is readable, but not fetchable
-            self.backlog.clear()
+            self._keep_whole()
             raise self._why_closed()
         self.fetching = arrived
         if by_ucx:
             self.fetch_job = start_receive(self.port, self.ucx_token, offers, self)
             # A fabric that is broken may never bring them.
-            patience_seconds = PATIENCE_SECONDS + offers.nbytes / SLOWEST_BYTES_PER_SECOND
-            self.fetch_timer = self.loop.call_later(patience_seconds, self._lose_patience)
+            self.fetch_timer = self.loop.call_later(patience_seconds(offers), self._lose_patience)
         elif offers.nbytes > FETCHED_INLINE_BYTES:
             self.fetch_job = start_copies(self.port, self.peer_pid, offers, self)
         else:
@@ -312,9 +317,9 @@ cdef class Receiver(Link):
             self._job_ended(self.fetch_job, FAILED, ETIMEDOUT, 0)
 
     cdef _stop_fetch_timer(self):
-        timer, self.fetch_timer = self.fetch_timer, None
-        if timer is not None:
-            timer.cancel()
+        if self.fetch_timer is not None:
+            self.fetch_timer.cancel()
+            self.fetch_timer = None
 
     def _fetched(self, int error):
         self.fetch_job = 0
@@ -334,8 +339,7 @@ cdef class Receiver(Link):
         self.fetching = None
         if error:
             self.fetch_failure_count += 1
-            self.requested = arrived
-            self.assembler.requested = offers
+            self.requested, self.assembler.requested = arrived, offers
             self._answer(plain_record(REQUEST, offers.sequence))
             return
         if self._peer_has_gone():
@@ -363,12 +367,19 @@ cdef class Receiver(Link):
     cdef _settle(self):
         self.assembler.abandon()
         self.fetching = self.requested = None
-        # Without its frames, a message is none.
-        while self.backlog and (<Arrived> self.backlog[len(self.backlog) - 1]).offers is not None:
-            self.backlog.pop()
+        self._keep_whole()
         if self.waiter is not None and not self.loop.is_closed() and not self.waiter.done():
             self.waiter.set_exception(self._why_closed())
         self.waiter = None
+
+    cdef _keep_whole(self):
+        """Without its frames a message is none, and what came behind it would be out of order."""
+        cdef Arrived arrived
+        for index, arrived in enumerate(self.backlog):
+            if arrived.offers is not None:
+                self.assembler.forget()
+                self.backlog = deque(islice(self.backlog, index))
+                return
 
     cdef bint _is_open(self):
         raise NotImplementedError

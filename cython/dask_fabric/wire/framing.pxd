@@ -32,6 +32,7 @@ cdef class Assembler(Landing):
     cdef next_record(self)
     cdef Offers take_offers(self)
     cdef void abandon(self) noexcept
+    cdef void forget(self) noexcept
 
     cdef _parse(self)
     cdef Py_ssize_t _check_prefix(self, Prefix *prefix) except -1

@@ -107,10 +107,16 @@ cdef class Assembler(Landing):
 
     cdef void abandon(self) noexcept:
         """Let go of the message that will never be whole; those that are stay."""
-        if self.missing_bytes > 0 or self.frame_count > 0:
+        self.requested = None
+        if self.missing_bytes > 0 or self.frame_count > 0 or self.filling_requested:
             self.missing_bytes = self.frame_count = 0
-            self.header = self.frames = self.offers = self.requested = None
+            self.header = self.frames = self.offers = None
             self.filling_requested = False
+
+    cdef void forget(self) noexcept:
+        """Let go of all that has arrived and was not given, after `abandon`."""
+        self.header = self.frames = self.offers = None
+        self.start = self.end
 
     cdef Offers take_offers(self):
         """What is to be fetched before the message that `next_record` gave is whole, or None."""
