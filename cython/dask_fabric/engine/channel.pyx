@@ -210,7 +210,10 @@ cdef class Channel(Sender):
             if negotiator is None or not self.handshake.server_side:
                 text = "protocol violation: paths that nobody asked for"
                 raise ProtocolError(text, error_record(text))
-            negotiator.complete_as_server(self, control.content)
+            try:
+                negotiator.complete_as_server(self, control.content)
+            except ProtocolError as error:
+                raise ProtocolError(str(error), error_record(str(error))) from error
 
     # ------------------------------------------------------------ closing
 

@@ -63,6 +63,25 @@ _reset()
 os.register_at_fork(after_in_child=_reset)
 
 
+def statistics():
+    """Threads and jobs that copy out of other processes.
+
+    Returns
+    -------
+    dict
+        ``thread_count`` and ``job_count`` (in flight).
+    """
+    cdef int job_count = 0
+    cdef Job *job
+    pthread_mutex_lock(&engine.mutex)
+    job = engine.first
+    while job != NULL:
+        job_count += 1
+        job = job.next
+    pthread_mutex_unlock(&engine.mutex)
+    return {"thread_count": engine.thread_count, "job_count": job_count}
+
+
 cdef uint64_t submit_copies(
     Mailbox *mailbox, int pid, const Copy *copies, size_t copy_count
 ) except 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from dask_fabric import config
@@ -13,6 +14,15 @@ from dask_fabric.memory import pool
 _applied: Settings | None = None
 # RSS above which the pool keeps nothing, by the server that has the memory limit.
 _pressure_limits_bytes: dict[Any, int] = {}
+
+
+def _after_fork_in_child() -> None:
+    global _applied
+    _applied = None
+    allow_ptrace.cache_clear()  # the permission was the parent's
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def settings() -> Settings:
