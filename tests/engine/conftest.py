@@ -26,6 +26,13 @@ def tcp_pair():
     return near, far
 
 
+def unix_pair():
+    pair = socket.socketpair()
+    for sock in pair:
+        sock.setblocking(False)
+    return pair
+
+
 def new_channel(sock, server_side, **settings):
     return Channel(
         asyncio.get_running_loop(),
@@ -63,6 +70,27 @@ def channels():
         pair = new_channel(near, False, **settings), new_channel(far, True, **settings)
         try:
             await asyncio.gather(*(channel.open() for channel in pair))
+            yield pair
+        finally:
+            for channel in pair:
+                channel.abort()
+
+    return opened
+
+
+@pytest.fixture(params=[tcp_pair, unix_pair])
+def cma_pair(request):
+    """An async context manager: two channels that may read this process's memory."""
+
+    @contextlib.asynccontextmanager
+    async def opened(**settings):
+        near, far = request.param()
+        opened.near_fd = near.fileno()
+        pair = new_channel(near, False, **settings), new_channel(far, True, **settings)
+        try:
+            await asyncio.gather(*(channel.open() for channel in pair))
+            for channel in pair:
+                channel.use_cma(os.getpid())
             yield pair
         finally:
             for channel in pair:
