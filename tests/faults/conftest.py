@@ -20,7 +20,7 @@ from distributed.protocol import to_serialize
 from distributed.security import Security
 from distributed.utils import wait_for
 
-from dask_fabric.engine import threads
+from dask_fabric.engine import copies, threads
 from dask_fabric.memory import pool
 
 PATIENCE_SECONDS = 30
@@ -118,7 +118,7 @@ def holdings() -> dict[str, int]:
     """What a comm may hold in this process."""
     gc.collect()
     return {
-        "jobs": threads.statistics()["job_count"],
+        "jobs": threads.statistics()["job_count"] + copies.statistics()["job_count"],
         "pool": pool.statistics()["in_use_bytes"],
         "descriptors": descriptor_count(),
     }

@@ -1,0 +1,118 @@
+"""Reading the memory of another process: who may, and what tells that it is the right one."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+
+import pytest
+
+from dask_fabric.paths import cma
+
+NOBODY = 65534
+
+
+@contextlib.contextmanager
+def child(main):
+    """A forked child that has told what *main* returns, and lives on until the end."""
+    mine, its = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.write(its, json.dumps(main()).encode())
+            signal.pause()
+        finally:
+            os._exit(1)
+    os.close(its)
+    try:
+        told = os.read(mine, 65536)
+        assert told, "the child failed"
+        yield pid, json.loads(told)
+    finally:
+        os.close(mine)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def told_secret():
+    address, nonce = cma.secret()
+    return [address, nonce.hex()]
+
+
+def test_the_secret_is_there():
+    address, nonce = cma.secret()
+    assert ctypes.string_at(address, len(nonce)) == nonce and len(nonce) == 16
+    assert cma.probe(os.getpid(), address, nonce) == ""
+
+
+def test_a_child_can_be_read_and_has_a_secret_of_its_own():
+    with child(told_secret) as (pid, (address, nonce)):
+        assert bytes.fromhex(nonce) != cma.secret()[1]
+        assert cma.probe(pid, address, bytes.fromhex(nonce)) == ""
+
+
+def test_a_parent_that_the_child_may_not_read_is_not_read():
+    """A process of another user: EPERM, with what may be the reason."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can be two users")
+    address, nonce = cma.secret()
+
+    def as_nobody():
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+        return cma.probe(os.getppid(), address, nonce)
+
+    with child(as_nobody) as (_, reason):
+        assert "not permitted" in reason and "ptrace_scope" in reason
+
+
+def test_another_process_is_not_taken_for_the_peer():
+    address, nonce = cma.secret()
+    wrong = bytes(16)
+    assert "another one here" in cma.probe(os.getpid(), address, wrong)
+    with child(told_secret) as (pid, _):
+        assert "another one here" in cma.probe(pid, address, nonce)
+
+
+def test_a_process_that_is_gone():
+    with child(told_secret) as (pid, (address, nonce)):
+        pass
+    assert f"no process {pid} here" in cma.probe(pid, address, bytes.fromhex(nonce))
+
+
+def test_a_process_out_of_sight():
+    """What SO_PEERCRED gives for a peer of another pid namespace."""
+    address, nonce = cma.secret()
+    assert "another pid namespace" in cma.probe(0, address, nonce)
+
+
+@pytest.mark.parametrize("address", [1, 4095, 2**47, 2**63 - 1, 2**63 - 16])
+def test_an_address_where_nothing_is(address):
+    assert "another one here" in cma.probe(os.getpid(), address, bytes(16))
+
+
+@pytest.mark.parametrize(
+    ("pid", "address", "nonce"),
+    [
+        (-1, 4096, bytes(16)),
+        (2**31, 4096, bytes(16)),
+        (2**64, 4096, bytes(16)),
+        (1, 0, bytes(16)),
+        (1, 2**63, bytes(16)),
+        (1, 2**64, bytes(16)),
+        (1, 4096, b""),
+        (1, 4096, bytes(15)),
+        (1, 4096, bytes(4096)),
+    ],
+)
+def test_what_makes_no_sense_is_not_tried(pid, address, nonce):
+    assert "makes no sense" in cma.probe(pid, address, nonce)
+
+
+def test_permission_for_peers_is_no_error_where_nothing_restricts():
+    cma.allow_peers()
+    assert cma.probe(os.getpid(), *cma.secret()) == ""

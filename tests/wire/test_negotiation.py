@@ -1,0 +1,156 @@
+"""Which path a pair takes: the table, and that both sides read the same from it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dask_fabric.errors import ProtocolError
+from dask_fabric.wire.hello import PREAMBLE, Hello
+from dask_fabric.wire.negotiation import (
+    candidates,
+    choose,
+    decode_found,
+    encode_found,
+    insists_on_ucx,
+    objection,
+)
+
+PLAIN = Hello()
+CMA = Hello(paths=("stream", "cma"), boot="one", cma={"address": 4096, "nonce": b"n" * 16})
+TRANSPORTS = ("posix", "tcp", "rc_mlx5")
+UCX = {"version": "1.18.0", "transports": TRANSPORTS, "address": b"a", "token": 1}
+BOTH = replace(CMA, paths=("stream", "cma", "ucx"), ucx=UCX)
+ELSEWHERE = replace(BOTH, boot="two")
+
+
+def off(hello, path, reason):
+    paths = tuple(known for known in hello.paths if known != path)
+    return replace(hello, paths=paths, refused={**hello.refused, path: reason})
+
+
+def with_ucx(hello, **changed):
+    return replace(hello, ucx={**hello.ucx, **changed})
+
+
+TABLE = {
+    "both can": (CMA, CMA, {}, "cma", {"ucx": "client: its version does not know this path"}),
+    "cma before ucx": (BOTH, BOTH, {}, "cma", {"ucx": "cma is better"}),
+    "an old client": (
+        PLAIN, CMA, {}, "stream", {"cma": "client: its version does not know this path"},
+    ),
+    "an old server": (
+        CMA, PLAIN, {}, "stream", {"cma": "server: its version does not know this path"},
+    ),
+    "the client will not": (off(CMA, "cma", "no"), CMA, {}, "stream", {"cma": "client: no"}),
+    "the server will not": (CMA, off(CMA, "cma", "no"), {}, "stream", {"cma": "server: no"}),
+    "neither will": (
+        off(CMA, "cma", "mine"), off(CMA, "cma", "yours"), {}, "stream", {"cma": "client: mine"},
+    ),
+    "the client cannot": (CMA, CMA, {"cma": "EPERM"}, "stream", {"cma": "client: EPERM"}),
+    "two hosts": (
+        CMA, replace(CMA, boot="two"), {}, "stream",
+        {"cma": "the two processes are on different hosts"},
+    ),
+    "nothing to try": (
+        replace(CMA, cma={}), CMA, {}, "stream", {"cma": "a hello does not describe it"},
+    ),
+    "nothing of ucx": (
+        replace(BOTH, ucx={}), ELSEWHERE, {}, "stream", {"ucx": "a hello does not describe it"},
+    ),
+    "rdma between hosts": (
+        BOTH, ELSEWHERE, {}, "ucx", {"cma": "the two processes are on different hosts"},
+    ),
+    "no rdma between hosts": (
+        with_ucx(BOTH, transports=("posix", "tcp")), ELSEWHERE, {}, "stream",
+        {"ucx": "UCX has no RDMA in common between the two, and the stream is as good as its TCP"},
+    ),
+    "shared memory where cma is off": (
+        off(BOTH, "cma", "no"), BOTH, {}, "ucx", {"cma": "client: no"},
+    ),
+    "versions of ucx": (
+        with_ucx(BOTH, version="1.13.1"), ELSEWHERE, {}, "stream",
+        {"ucx": "client: UCX 1.13.1, server: UCX 1.18.0; both must have the same version"},
+    ),
+    "ucx that is insisted on": (
+        replace(with_ucx(off(BOTH, "cma", "ucx only"), transports=("tcp",)), scheme="fabric+ucx"),
+        with_ucx(ELSEWHERE, transports=("tcp",)), {}, "ucx", {"cma": "client: ucx only"},
+    ),
+}  # fmt: skip
+
+
+def told(hello):
+    """The hello as the other side reads it."""
+    return Hello.decode(hello.encode()[PREAMBLE.size :])
+
+
+@pytest.mark.parametrize("row", TABLE)
+def test_the_table(row):
+    client, server, found, path, refused = TABLE[row]
+    choice = choose(client, server, found)
+    assert choice.paths == {"host": path}
+    assert {name: choice.refused.get(name) for name in refused} == refused
+    assert path not in choice.refused
+
+
+@pytest.mark.parametrize("row", TABLE)
+def test_both_sides_read_the_same_from_what_was_said(row):
+    client, server, found, _, _ = TABLE[row]
+    heard = decode_found(encode_found(found))
+    assert choose(client, told(server), found) == choose(told(client), server, heard)
+
+
+@pytest.mark.parametrize("row", TABLE)
+def test_only_what_neither_hello_objects_to_is_tried(row):
+    client, server, _, _, _ = TABLE[row]
+    tried = candidates(client, server)
+    assert "stream" not in tried
+    assert set(tried) == {
+        path for path in ("cma", "ucx") if not objection(path, client, server, {})
+    }
+
+
+def test_who_insists():
+    ucx = replace(PLAIN, scheme="fabric+ucx")
+    assert insists_on_ucx(ucx, PLAIN) and insists_on_ucx(PLAIN, ucx)
+    assert not insists_on_ucx(PLAIN, PLAIN)
+
+
+names = st.text(st.characters(categories=("L", "N", "P", "Zs")), max_size=20).filter(
+    str.isprintable
+)
+reasons = st.dictionaries(st.sampled_from(["cma", "ucx", "stream", "other"]), names, max_size=3)
+hellos = st.builds(
+    Hello,
+    scheme=st.sampled_from(["fabric", "fabric+tcp", "fabric+ucx"]),
+    paths=st.lists(st.sampled_from(["stream", "cma", "ucx", "other"]), max_size=4).map(tuple),
+    refused=reasons,
+    boot=st.sampled_from(["", "one", "two"]),
+    cma=st.sampled_from([{}, CMA.cma]),
+    ucx=st.sampled_from([{}, UCX, {**UCX, "version": "2"}, {**UCX, "transports": ("tcp",)}]),
+)
+
+
+@given(hellos, hellos, reasons)
+def test_whatever_is_said_both_sides_choose_the_same_and_know_why(client, server, found):
+    mine = choose(client, told(server), found)
+    yours = choose(told(client), server, decode_found(encode_found(found)))
+    assert mine == yours
+    path = mine.paths["host"]
+    assert path in ("cma", "ucx", "stream")
+    assert set(mine.refused) | {path} >= {"cma", "ucx"}
+    assert path not in mine.refused and all(mine.refused.values())
+    if path != "stream":
+        assert path in client.paths and path in server.paths and path not in found
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\x80\x80", b"\x90", b"\xa1x", b"\x81\xa3cma\x01", b"\x81\xa3cma\xa1\n", b"\xff" * 9],
+)
+def test_findings_that_are_no_map_of_reasons(content):
+    with pytest.raises(ProtocolError):
+        decode_found(content)
