@@ -33,12 +33,13 @@ def unix_pair():
     return pair
 
 
-def new_channel(sock, server_side, **settings):
+def new_channel(sock, server_side, negotiator=None, **settings):
     return Channel(
         asyncio.get_running_loop(),
         sock,
         Handshake(Hello(scheme="fabric+tcp"), server_side=server_side),
         replace(config.load(), **settings),
+        negotiator,
     )
 
 

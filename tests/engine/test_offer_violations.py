@@ -9,6 +9,7 @@ import pytest
 
 from dask_fabric.errors import ChannelClosedError, ProtocolError
 from dask_fabric.memory import pool
+from dask_fabric.wire.negotiation import decode_found
 
 from .conftest import new_channel, unix_pair
 from .offering import (
@@ -156,4 +157,38 @@ async def test_paths_that_nobody_asked_for(server_side):
         await receive(target)
     with pytest.raises(ProtocolError, match="paths that nobody asked for"):
         await receive(sender)
+    near.abort(), far.abort()
+
+
+class Reader:
+    """A negotiator that reads what the client says, and chooses nothing."""
+
+    def await_client(self, channel):
+        channel.choice = "nothing yet"
+
+    def complete_as_server(self, channel, content):
+        decode_found(content)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x90", b"\x81\xa3cma\x01", b"\xff" * 4096])
+async def test_malformed_paths_are_answered_with_an_error_record(content):
+    near, far = unix_pair()
+    near, far = new_channel(near, False), new_channel(far, True, Reader())
+    await asyncio.gather(near.open(), far.open())
+    near.tell_paths(content)
+    with pytest.raises(ProtocolError):
+        await receive(far)
+    with pytest.raises(ProtocolError, match="the peer ended the connection"):
+        await receive(near)
+    near.abort(), far.abort()
+
+
+async def test_paths_come_once():
+    near, far = unix_pair()
+    near, far = new_channel(near, False), new_channel(far, True, Reader())
+    await asyncio.gather(near.open(), far.open())
+    for _ in range(2):
+        near.tell_paths(b"\x80")
+    with pytest.raises(ProtocolError, match="nobody asked for"):
+        await receive(far)
     near.abort(), far.abort()
