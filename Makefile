@@ -13,7 +13,8 @@ SOURCES := pyproject.toml README.md LICENSE $(shell find cython src -type f -not
 help:
 	@echo "make demo   a cluster on fabric:// and on tcp://, on real data (about a minute)"
 	@echo "make test   lint, and all tests on the installed wheel"
-	@echo "make bench  the figures of the README; JSON in $(RESULTS)/"
+	@echo "make bench  the figures of the README; JSON in $(RESULTS)/; BENCH=--quick for a first look,"
+	@echo "            UCXX=PYTHON beside the distributed-ucxx of that Python"
 	@echo "make lint   ruff and the law of imports"
 	@echo "make docs   the documentation, in site/"
 	@echo "make clean  remove what these commands made"
@@ -26,9 +27,9 @@ test: lint
 
 bench: $(VENV)/extra-bench
 	mkdir -p $(RESULTS)
-	$(BIN)/python benchmarks/comm.py --json $(RESULTS)/comm.json
-	$(BIN)/python benchmarks/comm.py --tls --json $(RESULTS)/tls.json
-	$(BIN)/python benchmarks/cluster.py --json $(RESULTS)/cluster.json
+	$(BIN)/python benchmarks/comm.py $(BENCH) $(UCXX:%=--ucxx %) --json $(RESULTS)/comm.json
+	$(BIN)/python benchmarks/comm.py $(BENCH) --tls --json $(RESULTS)/tls.json
+	$(BIN)/python benchmarks/cluster.py $(BENCH) --json $(RESULTS)/cluster.json
 
 lint: $(VENV)/extra-test
 	$(BIN)/ruff check .

@@ -6,8 +6,6 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-SCHEMES = ["tcp", "fabric", "fabric+tcp"]
-
 
 def commas(convert: Callable[[str], Any]) -> Callable[[str], list]:
     """A converter of comma-separated lists, for argparse."""

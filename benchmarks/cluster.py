@@ -7,20 +7,24 @@ In every round each scheme gets a fresh cluster of its own, and no other runs be
 from __future__ import annotations
 
 import argparse
+import os
+import tempfile
 import time
 from collections.abc import Callable
 
 import dask.array as da
 import numpy as np
-from distributed import Client, LocalCluster, wait
+from distributed import Client, LocalCluster, secede, wait
 from distributed.security import Security
 
-from arguments import SCHEMES, common_parser, is_encrypted, parse
+from arguments import common_parser, is_encrypted, parse
+from asked import compare, print_asked
 from awake import awake_cpus
 from report import Row, print_facts, print_table, progress, save
 
 TASK_COUNT = 4000
 FETCH_BYTES = 400_000_000
+BUSY_FETCH_BYTES = 100_000_000
 SIDE, CHUNK = 8000, 1000
 
 
@@ -60,14 +64,34 @@ def tiny_tasks(client: Client) -> float:
     return TASK_COUNT / (time.perf_counter() - begin)
 
 
-def fetch(client: Client) -> float:
-    """GB/s of one worker fetching a large array of the other's."""
+def fetch(client: Client, nbytes: int = FETCH_BYTES) -> float:
+    """GB/s of one worker fetching a large array of the other's, from submit to result."""
     source, target = client.scheduler_info()["workers"]
-    array = client.submit(np.ones, FETCH_BYTES // 8, workers=[source], pure=False)
+    array = client.submit(np.ones, nbytes // 8, workers=[source], pure=False)
     wait(array)
     begin = time.perf_counter()
     client.submit(len, array, workers=[target], pure=False).result()
-    return FETCH_BYTES / 1e9 / (time.perf_counter() - begin)
+    return nbytes / 1e9 / (time.perf_counter() - begin)
+
+
+def compute(marker: str) -> None:
+    """A task of pure Python, until the marker is gone; it makes room for other tasks beside it."""
+    secede()
+    while os.path.exists(marker):
+        for _ in range(100_000):
+            pass
+
+
+def busy_fetch(client: Client) -> float:
+    """As `fetch`, of less, while both workers run a task that keeps the GIL."""
+    with tempfile.NamedTemporaryFile() as marker:
+        tasks = [
+            client.submit(compute, marker.name, workers=[worker], pure=False)
+            for worker in client.scheduler_info()["workers"]
+        ]
+        result = fetch(client, BUSY_FETCH_BYTES)
+    wait(tasks)
+    return result
 
 
 def transposed_sum(client: Client, array: da.Array) -> float:
@@ -93,6 +117,7 @@ def run(options: argparse.Namespace) -> list[Row]:
     rows = {
         tiny_tasks: Row(f"{TASK_COUNT:,} tiny tasks", "tasks/s"),
         fetch: Row(f"fetch of {FETCH_BYTES // 10**6} MB, worker to worker", "GB/s"),
+        busy_fetch: Row(f"fetch of {BUSY_FETCH_BYTES // 10**6} MB, both workers busy", "GB/s"),
         transposed_sum: Row(f"(x + x.T).sum(), {SIDE} x {SIDE}", "s", False),
     }
     for turn in range(options.rounds):
@@ -105,16 +130,18 @@ def run(options: argparse.Namespace) -> list[Row]:
 
 
 def main() -> None:
-    parser = common_parser(__doc__, rounds=5)
+    parser = common_parser(__doc__, rounds=4)
     parser.add_argument("--repeats", type=int, default=2, help="values per figure and round")
-    options = parse(parser, SCHEMES)
+    options = parse(parser, ["tcp", "fabric"])
     if options.quick:
         options.rounds, options.repeats = 2, 1
     print_facts()
     with awake_cpus(not options.sleepy):
         rows = run(options)
     print_table(rows, options.schemes, options.schemes[0])
-    save(options.json, rows, options.schemes[0], vars(options))
+    asked = compare(rows)
+    print_asked(asked)
+    save(options.json, rows, options.schemes[0], vars(options), asked)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Two processes on one host over Dask's public comm API, scheme against scheme.
 
 The schemes take turns within every round, and each row ends in ratios to the first scheme (the
-baseline) and to the floor: blocking sockets between warm buffers. Run ``comm.py --help``.
+baseline); what is asked of the schemes stands in a table of its own. Run ``comm.py --help``.
 """
 
 from __future__ import annotations
@@ -9,167 +9,26 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
-import json
-import socket
-import subprocess
-import sys
+import os
 import time
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
+import dask
 import numpy as np
 from dask.utils import parse_bytes
-from distributed.comm import connect
-from distributed.protocol import to_serialize
 from distributed.security import Security
 
-from arguments import SCHEMES, commas, common_parser, is_encrypted, parse
+from arguments import commas, common_parser, is_encrypted, parse
+from asked import COPIES, PERFTEST, SOCKETS, UCXX, compare, print_asked
 from awake import awake_cpus
-from peer import BATCH, CPU, cpu_seconds, recv_exactly
-from report import FLOOR, Row, print_facts, print_table, progress, save
+from floors import CopySession, FloorSession, ForeignSession, PerftestSession, perftest_library
+from report import Row, print_facts, print_table, progress, save
+from sessions import CommSession, Session
 
 SIZES = "8kB,64kB,1MB,10MB,100MB"
 MEASURE_TIMEOUT_SECONDS = 300
-SMALL = {"op": "task-finished", "key": "x-0123456789", "nbytes": 28}
-PING = {"op": "ping"}
-
-
-def start_peer(scheme: str, options: argparse.Namespace) -> tuple[subprocess.Popen, str]:
-    """Start the other process; returns it and its address (for the floor, its port)."""
-    security = options.security if is_encrypted(scheme) else None
-    config = {"scheme": scheme, "uvloop": options.uvloop, "security": security}
-    command = [sys.executable, str(Path(__file__).with_name("peer.py"))]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    process.stdin.write(json.dumps(config) + "\n")
-    process.stdin.flush()
-    address = process.stdout.readline().strip()
-    if not address:
-        process.wait()
-        sys.exit(f"the peer process could not listen on {scheme}://; its error is above")
-    return process, address
-
-
-class Session:
-    """A process of its own at the other end, that ends with this session."""
-
-    def __init__(self, scheme: str, options: argparse.Namespace) -> None:
-        self.scheme = scheme
-        self.process, self.address = start_peer(scheme, options)
-
-    def kill(self) -> None:
-        """End the process, whatever it does."""
-        self.process.kill()
-        self.process.communicate()
-
-
-class CommSession(Session):
-    """Measurements over one comm."""
-
-    def __init__(self, scheme: str, options: argparse.Namespace) -> None:
-        super().__init__(scheme, options)
-        self._arguments: dict[str, Any] = {}
-        if is_encrypted(scheme):
-            self._arguments = Security(**options.security).get_connection_args("client")
-
-    async def open(self) -> None:
-        self.comm = await connect(self.address, **self._arguments)
-
-    async def close(self) -> None:
-        await self.comm.close()
-        self.process.communicate()
-
-    async def ask(self, message: dict) -> dict:
-        """Write one message and read the answer."""
-        await self.comm.write(message)
-        return await self.comm.read()
-
-    async def ping(self, count: int) -> float:
-        """Seconds for so many round trips."""
-        read, write = self.comm.read, self.comm.write
-        begin = time.perf_counter()
-        for _ in range(count):
-            await write(PING)
-            await read()
-        return time.perf_counter() - begin
-
-    async def flood(self, count: int) -> float:
-        """Seconds for so many messages one way, until the last is acknowledged."""
-        write = self.comm.write
-        await write({"op": "flood", "count": count})
-        begin = time.perf_counter()
-        for _ in range(count):
-            await write(SMALL)
-        await self.comm.read()
-        return time.perf_counter() - begin
-
-    async def send(self, array: np.ndarray, count: int) -> float:
-        """Seconds for so many arrays, each answered by a small message."""
-        read, write = self.comm.read, self.comm.write
-        begin = time.perf_counter()
-        for _ in range(count):
-            await write({"op": "data", "x": to_serialize(array)})
-            await read()
-        return time.perf_counter() - begin
-
-    async def send_beside_spinner(self, array: np.ndarray, count: int) -> float:
-        """As `send`, while a thread of the receiver runs pure Python."""
-        await self.ask({"op": "spin", "on": True})
-        try:
-            return await self.send(array, count)
-        finally:
-            await self.ask({"op": "spin", "on": False})
-
-    async def send_cpu(self, array: np.ndarray, count: int) -> float:
-        """CPU seconds of both processes for so many arrays."""
-        before = cpu_seconds() + (await self.ask({"op": "usage"}))["cpu_seconds"]
-        await self.send(array, count)
-        return cpu_seconds() + (await self.ask({"op": "usage"}))["cpu_seconds"] - before
-
-    async def connects(self, count: int) -> float:
-        """Seconds for so many connections, Dask's handshake included, opened and closed."""
-        begin = time.perf_counter()
-        for _ in range(count):
-            comm = await connect(self.address, **self._arguments)
-            await comm.close()
-        return time.perf_counter() - begin
-
-    async def memory_bytes(self) -> list[int]:
-        """Resident memory of the receiver now, and its peak so far."""
-        return (await self.ask({"op": "memory"}))["memory_bytes"]
-
-
-class FloorSession(Session):
-    """The same over a blocking socket, without messages: what the loopback gives to Python."""
-
-    async def open(self) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", int(self.address)))
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-    async def close(self) -> None:
-        self.socket.close()
-        self.process.communicate()
-
-    def _batch(self, array: np.ndarray, count: int) -> tuple[float, float]:
-        view = memoryview(array).cast("B")
-        self.socket.sendall(BATCH.pack(view.nbytes, count))
-        begin, cpu_begin = time.perf_counter(), time.process_time()
-        for _ in range(count):
-            self.socket.sendall(view)
-            self.socket.recv(1)
-        elapsed, cpu = time.perf_counter() - begin, time.process_time() - cpu_begin
-        answer = bytearray(CPU.size)
-        recv_exactly(self.socket, memoryview(answer))
-        return elapsed, cpu + CPU.unpack(answer)[0]
-
-    async def ping(self, count: int) -> float:
-        return self._batch(np.ones(1, "u1"), count)[0]
-
-    async def send(self, array: np.ndarray, count: int) -> float:
-        return self._batch(array, count)[0]
-
-    async def send_cpu(self, array: np.ndarray, count: int) -> float:
-        return self._batch(array, count)[1]
+PINNED = ("ping", "flood", "connects")
+CPUS = sorted(os.sched_getaffinity(0))
 
 
 @dataclass(frozen=True)
@@ -181,6 +40,11 @@ class Figure:
     unit: str
     verb: str
     array: np.ndarray | None = None
+
+    def is_for(self, session: Session) -> bool:
+        """Whether the session can do this, with arrays of this size."""
+        large_enough = self.array is None or self.array.nbytes >= session.least_bytes
+        return large_enough and hasattr(session, self.verb)
 
     async def measure(self, session: Session, count: int) -> float:
         """Seconds for so many repetitions."""
@@ -220,6 +84,17 @@ def figures(sizes: list[int]) -> list[Figure]:
     ]
 
 
+def pin(session: Session, wanted: bool) -> None:
+    """Put all threads of one process on one CPU and those of the other on the next, or let go.
+
+    What is small takes much less time where both happen to share a CPU, whatever the scheme.
+    """
+    for pid, place in zip(session.pids, (0, -1), strict=False):
+        cpus = {CPUS[place]} if wanted else CPUS
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            os.sched_setaffinity(int(thread), cpus)
+
+
 async def calibrate(session: Session, figure: Figure, seconds: float) -> int:
     """Warm up, and find the count that lasts about so long."""
     count = 1
@@ -235,7 +110,9 @@ async def calibrate(session: Session, figure: Figure, seconds: float) -> int:
 async def measure(figure: Figure, sessions: list[Session], options: argparse.Namespace) -> Row:
     """One row: in every round each scheme once, in turning order."""
     row = Row(figure.name, figure.unit, figure.unit.endswith("/s"))
-    able = [s for s in sessions if hasattr(s, figure.verb)]
+    able = [s for s in sessions if figure.is_for(s)]
+    for session in able:
+        pin(session, figure.verb in PINNED)
     counts = {s: await calibrate(s, figure, options.round_seconds) for s in able}
     for turn in range(options.rounds):
         shift = turn % len(able)
@@ -276,8 +153,7 @@ async def measure_memory(options: argparse.Namespace) -> list[Row]:
 async def run(options: argparse.Namespace) -> list[Row]:
     """All rows asked for, each scheme in a fresh process."""
     sessions: list[Session] = [CommSession(s, options) for s in options.schemes]
-    if not options.no_floor:
-        sessions.append(FloorSession(FLOOR, options))
+    sessions += [KINDS[name](name, options) for name in options.beside]
     rows = []
     try:
         for session in sessions:
@@ -298,29 +174,53 @@ async def run(options: argparse.Namespace) -> list[Row]:
     return rows
 
 
+KINDS = {
+    SOCKETS: FloorSession,
+    COPIES: CopySession,
+    PERFTEST: PerftestSession,
+    UCXX: ForeignSession,
+}
 FIGURES = ("ping", "flood", "numpy", "spin", "cpu", "connect", "memory")
 
 
 def parse_arguments() -> argparse.Namespace:
     """The command line, checked, with what the flags imply."""
-    parser = common_parser(__doc__, rounds=7)
+    parser = common_parser(__doc__, rounds=5)
     parser.add_argument("--figures", type=commas(str), default=list(FIGURES), help=str(FIGURES))
     parser.add_argument("--sizes", type=commas(parse_bytes), default=SIZES, help=SIZES)
     parser.add_argument("--round-seconds", type=float, default=0.5, help="length of one round")
     parser.add_argument("--messages", type=int, default=100, help="messages of the memory figure")
     parser.add_argument("--full", action="store_true", help="1,000 messages for the memory figure")
-    parser.add_argument("--no-floor", action="store_true", help="leave out the blocking sockets")
+    parser.add_argument("--no-floor", action="store_true", help="the schemes alone")
+    parser.add_argument("--ucx-library", help="of fabric+ucx; left out: the one of ucx_perftest")
+    parser.add_argument("--ucxx", metavar="PYTHON", help="a Python that has distributed-ucxx")
     parser.add_argument("--uvloop", action="store_true", help="both processes run on uvloop")
-    options = parse(parser, SCHEMES)
+    options = parse(parser, ["tcp", "fabric", "fabric+tcp", "fabric+ucx"])
     if unknown := set(options.figures) - set(FIGURES):
         parser.error(f"unknown figures {sorted(unknown)}; there are {', '.join(FIGURES)}")
     if options.messages < 20:
         parser.error("--messages must be at least 20: the first tenth is the reference")
     if options.quick:
         options.rounds, options.round_seconds = min(options.rounds, 3), 0.2
+        options.messages = 20
     if options.full:
         options.messages = 1000
+    choose_beside(options)
     return options
+
+
+def choose_beside(options: argparse.Namespace) -> None:
+    """Fill in what is measured beside the schemes, and the UCX that fabric+ucx shares with it."""
+    options.beside = [] if options.no_floor else [SOCKETS, COPIES]
+    if "fabric+ucx" not in options.schemes:
+        return
+    options.ucx_library = options.ucx_library or perftest_library()
+    if options.ucx_library:
+        dask.config.set({"fabric.ucx.library": options.ucx_library})
+        os.environ["DASK_FABRIC__UCX__LIBRARY"] = options.ucx_library  # of the other process
+        options.beside += [] if options.no_floor else [PERFTEST]
+    if options.ucxx:
+        options.beside.append(UCXX)
 
 
 def temporary_security(schemes: list[str]) -> dict | None:
@@ -346,10 +246,12 @@ def main() -> None:
             rows = uvloop.run(run(options))
         else:
             rows = asyncio.run(run(options))
-    schemes = [*options.schemes, *([] if options.no_floor else [FLOOR])]
-    print_table(rows, schemes, options.schemes[0])
+    print(f"\npinned, client to CPU {CPUS[0]} and server to CPU {CPUS[-1]}: {', '.join(PINNED)}")
+    print_table(rows, [*options.schemes, *options.beside], options.schemes[0])
+    asked = compare(rows)
+    print_asked(asked)
     shown = {key: value for key, value in vars(options).items() if key != "security"}
-    save(options.json, rows, options.schemes[0], shown)
+    save(options.json, rows, options.schemes[0], {**shown, "pinned": PINNED}, asked)
 
 
 if __name__ == "__main__":

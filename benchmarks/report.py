@@ -12,8 +12,6 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-FLOOR = "floor"
-
 
 @dataclass
 class Row:
@@ -57,7 +55,6 @@ class Row:
             **asdict(self),
             "median": {s: self.median(s) for s in schemes},
             f"times_better_than_{baseline}": {s: self.times_better(s, baseline) for s in schemes},
-            "times_better_than_floor": {s: self.times_better(s, FLOOR) for s in schemes},
         }
 
 
@@ -99,8 +96,8 @@ def progress(text: str) -> None:
 
 
 def print_table(rows: Sequence[Row], schemes: Sequence[str], baseline: str) -> None:
-    """Print the medians, each with how many times better than the baseline and the floor it is."""
-    print(f"\nmedians; (x) times better than {baseline}, [x] times better than the floor\n")
+    """Print the medians, each with how many times better than the baseline it is."""
+    print(f"\nmedians; (x) times better than {baseline}\n")
     print_grid([["figure", "unit", *schemes], *(_cells(row, schemes, baseline) for row in rows)])
 
 
@@ -120,20 +117,20 @@ def _cells(row: Row, schemes: Sequence[str], baseline: str) -> list[str]:
             cells.append("")
             continue
         text = f"{median:,.0f}" if abs(median) >= 1000 else f"{median:.3g}"
-        against_base, against_floor = (row.times_better(scheme, s) for s in (baseline, FLOOR))
+        against_base = row.times_better(scheme, baseline)
         if against_base is not None and scheme != baseline:
             text += f" ({against_base:.2f}x)"
-        if against_floor is not None and scheme != FLOOR:
-            text += f" [{against_floor:.2f}x]"
         cells.append(text)
     return cells
 
 
-def save(path: str | None, rows: Sequence[Row], baseline: str, options: dict) -> None:
-    """Write facts, options and rows as JSON, where a path is given."""
+def save(
+    path: str | None, rows: Sequence[Row], baseline: str, options: dict, asked: Sequence[dict] = ()
+) -> None:
+    """Write facts, options, rows and what is asked of them as JSON, where a path is given."""
     if path is None:
         return
     figures = [row.as_dict(baseline) for row in rows]
-    document = {"facts": facts(), "options": options, "figures": figures}
+    document = {"facts": facts(), "options": options, "figures": figures, "asked": asked}
     Path(path).write_text(json.dumps(document, indent=1) + "\n")
     progress(f"written: {path}")

@@ -64,6 +64,17 @@ def test_pooled_buffers_are_aligned_to_cache_lines():
     assert address(pool.allocate(64 * KIB)) % 64 == 0
 
 
+@pytest.mark.parametrize("nbytes", [64 * KIB, 2 * MIB, 100_000_000])
+@pytest.mark.parametrize("like", [16, 4096 + 48, 63, 2**64 - 1])
+def test_a_buffer_lies_in_its_cache_line_as_what_it_is_filled_from(nbytes, like):
+    buffer = pool.allocate(nbytes, like)
+    assert address(buffer) % 64 == like % 64 // 16 * 16
+    memoryview(buffer)[:] = bytes(nbytes)  # all of it is its own
+    start = address(buffer) // 64 * 64
+    del buffer
+    assert address(pool.allocate(nbytes)) == start
+
+
 def test_negative_length_is_a_value_error():
     with pytest.raises(ValueError, match="-1"):
         pool.allocate(-1)

@@ -216,7 +216,7 @@ def offer(sequence, header, sizes, inline=b""):
     """A message that offers frames at made-up addresses, and brings one inline at its end."""
     table = b"".join(ENTRY.pack(size, CMA, 0, 0, 8) for size in sizes)
     table += ENTRY.pack(len(inline), 0, 0, 0, 0)
-    descriptors = b"".join(struct.pack("<Q", 4096 + i) for i in range(len(sizes)))
+    descriptors = b"".join(struct.pack("<Q", 4096 + 16 * i) for i in range(len(sizes)))
     prefix = PREFIX.pack(MESSAGE, 0, 0, len(sizes) + 1, len(header), sequence)
     return prefix + table + descriptors + header + inline
 
@@ -232,6 +232,8 @@ def test_offered_frames_have_memory_and_do_not_come_on_the_stream(inline_bytes, 
         [65_536, 100_000, inline_bytes],
     )
     assert bytes(frames[2]) == b"i" * inline_bytes
+    places = [np.frombuffer(frame, "u1").ctypes.data % 64 for frame in frames[:2]]
+    assert places == [0, 16]  # as in the memory that they are copied from
     assert following == (b"next", [])
 
 

@@ -1,5 +1,7 @@
 """NumPy arrays that own memory of the pool: what large frames are received into."""
 
-cpdef object new_array(Py_ssize_t nbytes)
+from libc.stdint cimport uint64_t
+
+cpdef object new_array(Py_ssize_t nbytes, uint64_t like=*)
 
 cdef char *data_of(object array) noexcept

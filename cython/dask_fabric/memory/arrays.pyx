@@ -102,13 +102,15 @@ cdef object handler_capsule = PyCapsule_New(&handler, b"mem_handler", NULL)
 
 # ---------------------------------------------------------------- arrays
 
-cpdef object new_array(Py_ssize_t nbytes):
+cpdef object new_array(Py_ssize_t nbytes, uint64_t like=0):
     """An array that owns memory of the pool and hands it back when it dies.
 
     Parameters
     ----------
     nbytes : int
         Length in bytes, at least 1.
+    like : int
+        As for `pool.allocate`.
 
     Returns
     -------
@@ -123,7 +125,7 @@ cpdef object new_array(Py_ssize_t nbytes):
         The system does not give that much; the message names the size.
     """
     global offered
-    cdef Buffer buffer = allocate(nbytes)
+    cdef Buffer buffer = allocate(nbytes, like)
     cdef cnp.npy_intp length = nbytes
     previous = cnp.PyDataMem_SetHandler(handler_capsule)
     try:

@@ -2,6 +2,7 @@
 
 cimport cython
 from cpython.ref cimport PyObject
+from libc.stdint cimport uint64_t
 
 @cython.final
 cdef class Buffer:
@@ -9,10 +10,11 @@ cdef class Buffer:
     cdef char *data
     cdef readonly Py_ssize_t nbytes
     cdef Py_ssize_t capacity_bytes
+    cdef int lead_bytes             # from the start of its slab to the data
     cdef int size_class             # of the pool; -1 from malloc, -2 where too large to be cached
     cdef PyObject *following        # of memory.arrays alone: it holds no reference
 
-cpdef Buffer allocate(Py_ssize_t nbytes)
+cpdef Buffer allocate(Py_ssize_t nbytes, uint64_t like=*)
 
 # For the engine's native threads, which hold no GIL.
 cpdef bint has_idle_memory() noexcept nogil

@@ -9,13 +9,16 @@ import operator
 
 cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
+from libc.stdint cimport uint64_t
 from libc.stdlib cimport free, malloc
 
 from dask_fabric.memory.idle cimport (
     LARGEST_BYTES, NEVER_NS, Figures, Slab, class_bytes, figures, keep_idle, set_limits, snapshot,
     take_idle, trim_expired, trim_to,
 )
-from dask_fabric.memory.system cimport HUGE_BYTES, give_back, obtain, whole_huge_pages
+from dask_fabric.memory.system cimport (
+    CACHE_LINE_BYTES, HUGE_BYTES, give_back, obtain, whole_huge_pages,
+)
 
 from dask_fabric.errors import ConfigError
 
@@ -26,6 +29,7 @@ cdef enum:
     SMALL_BYTES = 64 << 10
     NOT_POOLED = -1
     NOT_CACHED = -2
+    STEP_BYTES = 16             # what every type is aligned to
     MOST_SECONDS = 1000000000   # in ns they still fit 64 bits
 
 
@@ -88,7 +92,7 @@ cdef class Buffer:
         if self.data != NULL:
             figures.in_use_bytes -= self.nbytes
             figures.in_use_count -= 1
-            release(self.data, self.capacity_bytes, self.size_class)
+            release(self.data - self.lead_bytes, self.capacity_bytes, self.size_class)
 
 
 cdef void fill(Buffer buffer, Py_ssize_t nbytes) noexcept:
@@ -116,13 +120,15 @@ cdef void fill(Buffer buffer, Py_ssize_t nbytes) noexcept:
         buffer.data = obtain(capacity_bytes)
 
 
-cpdef Buffer allocate(Py_ssize_t nbytes):
+cpdef Buffer allocate(Py_ssize_t nbytes, uint64_t like=0):
     """Hand out memory for one frame.
 
     Parameters
     ----------
     nbytes : int
         Length in bytes; 0 is allowed.
+    like : int
+        An address; a pooled buffer lies in its cache line as what is there, in steps of 16 bytes.
 
     Returns
     -------
@@ -148,6 +154,9 @@ cpdef Buffer allocate(Py_ssize_t nbytes):
         fill(buffer, nbytes)
     if buffer.data == NULL:
         raise MemoryError(f"the system has no memory for a receive buffer of {nbytes} bytes")
+    if buffer.size_class != NOT_POOLED:
+        buffer.lead_bytes = like % CACHE_LINE_BYTES & -STEP_BYTES
+        buffer.data += buffer.lead_bytes
     buffer.nbytes = nbytes
     figures.in_use_bytes += nbytes
     figures.in_use_count += 1

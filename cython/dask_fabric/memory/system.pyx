@@ -15,15 +15,13 @@ from posix.stdlib cimport posix_memalign
 from posix.time cimport CLOCK_MONOTONIC_COARSE, clock_gettime, timespec
 from posix.unistd cimport _SC_PAGESIZE, close, read, sysconf
 
-cdef enum:
-    CACHE_LINE_BYTES = 64
-
 
 cdef char *map_huge(Py_ssize_t nbytes) noexcept nogil:
     """Map whole huge pages, aligned to them: an unaligned mapping loses up to two of them."""
-    # Kernels differ in what they align by themselves; one page more and none does.
-    cdef Py_ssize_t lead_bytes, spare_bytes = HUGE_BYTES + sysconf(_SC_PAGESIZE)
-    cdef char *data = <char *>mmap(NULL, nbytes + spare_bytes, PROT_READ | PROT_WRITE,
+    # Kernels differ in what they align by themselves; one page more and none does. That one
+    # stays: the room behind the capacity.
+    cdef Py_ssize_t lead_bytes, kept_bytes = nbytes + sysconf(_SC_PAGESIZE)
+    cdef char *data = <char *>mmap(NULL, kept_bytes + HUGE_BYTES, PROT_READ | PROT_WRITE,
                                    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
     if data == <char *>MAP_FAILED:
         return NULL
@@ -31,8 +29,8 @@ cdef char *map_huge(Py_ssize_t nbytes) noexcept nogil:
     if lead_bytes:
         munmap(data, lead_bytes)
     data += lead_bytes
-    munmap(data + nbytes, spare_bytes - lead_bytes)
-    madvise(data, nbytes, MADV_HUGEPAGE)    # a kernel without huge pages is slower, not wrong
+    munmap(data + kept_bytes, HUGE_BYTES - lead_bytes)
+    madvise(data, kept_bytes, MADV_HUGEPAGE)    # a kernel without huge pages is slower, not wrong
     return data
 
 
@@ -40,7 +38,7 @@ cdef char *obtain(Py_ssize_t capacity_bytes) noexcept nogil:
     cdef void *data = NULL
     if capacity_bytes >= HUGE_BYTES:
         return map_huge(capacity_bytes)
-    if posix_memalign(&data, CACHE_LINE_BYTES, capacity_bytes):
+    if posix_memalign(&data, CACHE_LINE_BYTES, capacity_bytes + CACHE_LINE_BYTES):
         return NULL
     return <char *>data
 
@@ -48,7 +46,7 @@ cdef char *obtain(Py_ssize_t capacity_bytes) noexcept nogil:
 cdef void give_back(char *data, Py_ssize_t capacity_bytes) noexcept nogil:
     cdef uintptr_t page, first, end
     if capacity_bytes >= HUGE_BYTES:
-        munmap(data, capacity_bytes)
+        munmap(data, capacity_bytes + sysconf(_SC_PAGESIZE))
         return
     # free() keeps what lies in the middle of its heap; the pages are to go to the system now.
     page = sysconf(_SC_PAGESIZE)
