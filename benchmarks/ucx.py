@@ -72,11 +72,17 @@ def perftest(library: str, size: int, count: int, transports: str | None) -> flo
         environment["UCX_TLS"] = transports
     command = ["ucx_perftest", "-t", "tag_bw", "-s", str(size), "-n", str(count), "-w",
                str(WINDOW), "-f", "-p", str(PORT)]  # fmt: skip
-    server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    cpus = sorted(os.sched_getaffinity(0))  # both ends spin, and would starve on one
+    on_first, on_last = (["-c", str(cpu)] for cpu in (cpus[0], cpus[-1]))
+    server = subprocess.Popen([*command, *on_last], env=environment, stdout=subprocess.DEVNULL)
     figures: list[str] = []
     while not figures and server.poll() is None:  # until it listens
         client = subprocess.run(
-            [*command, "127.0.0.1"], env=environment, capture_output=True, text=True, timeout=120
+            [*command, *on_first, "127.0.0.1"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
         )
         if client.returncode == 0:
             figures = re.findall(r"[\d.]+", client.stdout.strip().rpartition("\n")[2])
