@@ -9,7 +9,7 @@ from libc.errno cimport EBADF
 from libc.stdint cimport uint32_t, uint64_t
 
 from dask_fabric.errors import UCXError
-from dask_fabric.paths import libucp, ucx_peers, ucx_worker
+from dask_fabric.paths import libucp, ucx_worker
 
 from dask_fabric.linux cimport ECANCELED
 from dask_fabric.paths.libucp cimport ucp
@@ -19,7 +19,8 @@ from dask_fabric.paths.ucx_operations cimport (
     release_ended_of,
 )
 from dask_fabric.paths.ucx_peers cimport (
-    add_endpoint, break_connection, find_endpoint, register, remove_endpoint, send_frame,
+    Figures, add_endpoint, break_connection, figures, find_endpoint, register, remove_endpoint,
+    send_frame,
 )
 from dask_fabric.paths.ucx_receive cimport receive_kept, refused_count, register_frames
 from dask_fabric.paths.ucx_state cimport (
@@ -90,21 +91,28 @@ def statistics():
     Returns
     -------
     dict
-        That of :func:`ucx_peers.statistics`, with ``held_count`` (offers that wait for the peer to
-        be wired up), ``posted_count`` (receives that wait for their frame), ``in_flight_count``
-        and ``refused_count`` (messages that were of no endpoint or did not fit).
+        ``endpoint_count``, ``peer_count`` (that UCX was asked to connect to), ``connection_count``
+        (open), ``kept_count`` (frames that came before they were posted), ``break_count``
+        (connections given up while in use), ``held_count`` (offers that wait for the peer to be
+        wired up), ``posted_count`` (receives that wait for their frame), ``in_flight_count`` and
+        ``refused_count`` (messages that were of no endpoint or did not fit).
     """
-    lock()
-    try:
-        return {
-            **ucx_peers.statistics(),
-            "held_count": count_of(HELD),
-            "posted_count": count_of(POSTED),
-            "in_flight_count": count_of(IN_FLIGHT),
-            "refused_count": refused_count(),
-        }
-    finally:
+    cdef Figures counted
+    cdef size_t held_count, posted_count, in_flight_count, refusal_count
+    with nogil:
+        # No Python object under the lock: the collector may run for any, and close a channel.
+        lock()
+        counted = figures()
+        held_count, posted_count = count_of(HELD), count_of(POSTED)
+        in_flight_count, refusal_count = count_of(IN_FLIGHT), refused_count()
         unlock()
+    return {
+        **counted,
+        "held_count": held_count,
+        "posted_count": posted_count,
+        "in_flight_count": in_flight_count,
+        "refused_count": refusal_count,
+    }
 
 
 # ---------------------------------------------------------------- endpoints
