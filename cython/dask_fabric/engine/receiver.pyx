@@ -316,8 +316,11 @@ cdef class Receiver(Link):
             self._end_fetch(fetch_here(self.peer_pid, offers))
 
     def _lose_patience(self):
-        if self.fetch_job:
-            self.port.cancel(self.fetch_job)
+        if not self.fetch_job:
+            return
+        if self.port.cancel(self.fetch_job, self.fetching):
+            self._fail(ChannelClosedError("UCX neither brings frames nor gives their memory back"))
+        else:
             self._job_ended(self.fetch_job, FAILED, ETIMEDOUT, 0)
 
     cdef _stop_fetch_timer(self):
@@ -365,7 +368,7 @@ cdef class Receiver(Link):
         if self.receive_job:
             self.port.cancel(self.receive_job)
         if self.fetch_job:
-            self.port.cancel(self.fetch_job)
+            self.port.cancel(self.fetch_job, self.fetching)
         self._stop_fetch_timer()
         self.receive_job = self.fetch_job = 0
 

@@ -336,8 +336,8 @@ cdef class Sender(Receiver):
         if self.send_job:
             self.port.cancel(self.send_job)
         self.send_job = 0
-        for job in self.transits:
-            self.port.cancel(job)
+        for job, frames in self.transits.items():
+            self.port.cancel(job, frames)
         if self.ucx_token:
             with nogil:
                 close_endpoint(self.ucx_token)

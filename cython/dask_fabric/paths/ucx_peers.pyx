@@ -162,6 +162,7 @@ cdef int _connect(Peer *peer) noexcept nogil:
     params.error_mode = ERR_HANDLING_MODE_PEER
     params.error_handler.callback = _connection_failed
     params.error_handler.argument = peer
+    peer.is_stuck = False
     peer.serial += 1            # UCX counts also those that fail
     status = ucp.ep_create(worker.handle, &params, &peer.handle)
     if status != OK:

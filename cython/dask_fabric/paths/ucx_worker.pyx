@@ -9,7 +9,9 @@ import contextlib
 import os
 
 from libc.stddef cimport size_t
+from libc.stdint cimport int64_t
 from libc.string cimport memset
+from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 from posix.unistd cimport usleep
 
 from dask_fabric.errors import ForkedError, UnavailableError
@@ -18,8 +20,7 @@ from dask_fabric.paths.ucx_library import environment
 
 from dask_fabric.linux cimport (
     POLLIN, SIG_SETMASK, poll, pollfd, sched_yield, pthread_cond_broadcast, pthread_cond_init,
-    pthread_cond_wait,
-    pthread_create, pthread_join, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
+    pthread_cond_timedwait, pthread_cond_wait, pthread_create, pthread_join, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
     pthread_self, pthread_setname_np, pthread_sigmask, sigfillset, sigset_t,
 )
 from dask_fabric.paths.libucp cimport (
@@ -33,6 +34,7 @@ cdef enum:
     # Some microseconds in which the next fragment of a message mostly comes: a sleep costs 20.
     ROUNDS_BEFORE_SLEEP = 100
     RETRY_MICROSECONDS = 1000
+    SOON_NS = 1_000_000_000
     YIELDS_BEFORE_NAP = 200     # some milliseconds in which a peer mostly makes room
 
 _address = b""
@@ -212,6 +214,21 @@ cdef void unlock_and_wake() noexcept nogil:
 cdef void await_change() noexcept nogil:
     """Let go of the lock until the thread has ended something."""
     pthread_cond_wait(&worker.changed, &worker.mutex)
+
+
+cdef int64_t soon_ns() noexcept nogil:
+    """When UCX, which ends everything at once, has not done so for a reason."""
+    cdef timespec now
+    clock_gettime(CLOCK_REALTIME, &now)
+    return now.tv_sec * 1_000_000_000 + now.tv_nsec + SOON_NS
+
+
+cdef bint await_change_until(int64_t until_ns) noexcept nogil:
+    """As `await_change`; False where the time is over."""
+    cdef timespec until
+    until.tv_sec = until_ns // 1_000_000_000
+    until.tv_nsec = until_ns % 1_000_000_000
+    return pthread_cond_timedwait(&worker.changed, &worker.mutex, &until) == 0
 
 
 cdef void _enter() noexcept nogil:
