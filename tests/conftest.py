@@ -7,6 +7,7 @@ They run over every scheme of ours, or over those in ``DASK_FABRIC_TEST_SCHEMES`
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import os
 import subprocess
@@ -14,20 +15,32 @@ import subprocess
 import pytest
 from distributed.security import Security
 
+from dask_fabric.paths import ucx_library
+from dask_fabric.paths.ucx_candidates import candidates
+
 # Both networks join the two hosts, and no default route leads anywhere.
 NETWORKS = ("10.77.0", "10.78.0")
 TLS_SCHEMES = ("tls", "fabric+tls")
 REFERENCES = ("tcp", "tls")
 
 
-def schemes() -> list[str]:
+@functools.cache
+def ucx_libraries() -> tuple[ucx_library.Library, ...]:
+    """Every UCX of this host; first called while tests are collected, when none is loaded."""
+    variables = tuple(ucx_library.environment(()).items())
+    probed = [ucx_library.probe(place.path, place.source, variables) for place in candidates()]
+    return tuple({library.path: library for library in probed if not library.error}.values())
+
+
+def schemes() -> list:
     named = os.environ.get("DASK_FABRIC_TEST_SCHEMES")
     if named:
         return named.split(",")
     found = ["fabric", "fabric+tcp"]
     if importlib.util.find_spec("dask_fabric.engine.tls"):
         found.append("fabric+tls")
-    return found
+    missing = () if ucx_libraries() else (pytest.mark.skip("no UCX on this host"),)
+    return [*found, pytest.param("fabric+ucx", marks=missing)]
 
 
 @pytest.fixture(params=schemes())

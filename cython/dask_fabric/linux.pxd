@@ -1,6 +1,7 @@
 """The calls of Linux that this package makes: declarations only, for every layer."""
 
 from libc.stdint cimport uint32_t, uint64_t
+from posix.time cimport timespec
 
 cdef extern from "<sys/uio.h>" nogil:
     struct iovec:
@@ -104,6 +105,8 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_unlock(pthread_mutex_t *mutex)
     int pthread_mutex_destroy(pthread_mutex_t *mutex)
     int pthread_cond_init(pthread_cond_t *condition, void *attributes)
+    int pthread_cond_timedwait(
+        pthread_cond_t *condition, pthread_mutex_t *mutex, const timespec *until)
     int pthread_cond_wait(pthread_cond_t *condition, pthread_mutex_t *mutex)
     int pthread_cond_broadcast(pthread_cond_t *condition)
 

@@ -22,6 +22,7 @@ from distributed.utils import wait_for
 
 from dask_fabric.engine import copies, threads
 from dask_fabric.memory import pool
+from dask_fabric.paths import ucx
 
 PATIENCE_SECONDS = 30
 RSS_GROWTH_BYTES = 64 << 20
@@ -117,17 +118,20 @@ def descriptor_count() -> int:
 def holdings() -> dict[str, int]:
     """What a comm may hold in this process."""
     gc.collect()
+    figures = ucx.statistics()
     return {
         "jobs": threads.statistics()["job_count"] + copies.statistics()["job_count"],
         "pool": pool.statistics()["in_use_bytes"],
         "descriptors": descriptor_count(),
+        **{key: figures[key] for key in figures if key not in ("peer_count", "break_count")},
     }
 
 
 @pytest_asyncio.fixture(autouse=True)
-async def warm():
-    """Let this process take what it keeps for good: the engine's and the executor's."""
-    async with listen("fabric+tcp://127.0.0.1", echo, deserialize=False) as listener:
+async def warm(request):
+    """Let this process take what it keeps for good: the engine's, the executor's and UCX's."""
+    scheme = "fabric+ucx" if "fabric+ucx" in request.node.name else "fabric+tcp"
+    async with listen(f"{scheme}://127.0.0.1", echo, deserialize=False) as listener:
         comm = await connect(listener.contact_address)
         for _ in range(2):
             await comm.write({"x": to_serialize(np.ones(10_000_000, "u1"))})

@@ -33,6 +33,14 @@ async def send(comm: Comm) -> None:
     await outcome(comm.read())
 
 
+async def send_hundred(comm: Comm) -> None:
+    data = np.ones(message_bytes, "u1")
+    for _ in range(100):
+        await comm.write({"x": to_serialize(data)})
+    say("written")
+    await outcome(comm.read())
+
+
 async def receive(comm: Comm) -> None:
     await outcome(comm.read())
 

@@ -16,6 +16,7 @@ from distributed.utils import wait_for
 
 from dask_fabric.engine import threads
 from dask_fabric.memory import pool
+from dask_fabric.paths import ucx
 
 from .conftest import PATIENCE_SECONDS, nothing_left, until
 
@@ -67,7 +68,12 @@ async def fails(awaitable) -> None:
 
 
 def receiving(comm) -> bool:
-    return threads.statistics()["job_count"] > 0 or comm.statistics()["bytes_received"] > 1 << 20
+    figures = ucx.statistics()
+    return (
+        threads.statistics()["job_count"] > 0
+        or comm.statistics()["bytes_received"] > 1 << 20
+        or figures["posted_count"] + figures["in_flight_count"] > 0
+    )
 
 
 async def killed_sender(comm, peer, when: str) -> None:
@@ -115,7 +121,8 @@ async def test_the_receiver_is_killed(start_peer, scheme, security, connect_args
 async def stopped_receiver(comm, peer) -> None:
     gone = await write_large(comm)
     await peer.stopped()
-    assert comm.statistics()["pending_bytes"] > 0  # `write` did not wait for the peer
+    left = comm.statistics()
+    assert left["pending_bytes"] + left["unacknowledged_bytes"] > 0  # `write` did not wait
     await wait_for(comm.close(), PATIENCE_SECONDS)
     assert comm.closed()
     await until(lambda: gone() is None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import functools
 import subprocess
 import sys
 import time
@@ -11,22 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from dask_fabric.paths import ucx_library
-from dask_fabric.paths.ucx_candidates import candidates
+from ..conftest import ucx_libraries
 
 PATIENCE_SECONDS = 30
 
 
-@functools.cache
-def libraries() -> tuple[ucx_library.Library, ...]:
-    variables = tuple(ucx_library.environment(()).items())
-    probed = [ucx_library.probe(place.path, place.source, variables) for place in candidates()]
-    return tuple({library.path: library for library in probed if not library.error}.values())
-
-
 def pytest_generate_tests(metafunc):
     if "library" in metafunc.fixturenames:
-        found = libraries() or [pytest.param(None, marks=pytest.mark.skip("no UCX on this host"))]
+        found = ucx_libraries() or [pytest.param(None, marks=pytest.mark.skip("no UCX on this host"))]
         metafunc.parametrize("library", found, ids=name_of, scope="session")
 
 

@@ -285,6 +285,22 @@ def test_a_broken_endpoint_fails_what_comes_later(pair):
     assert near("endpoints[1].error") != 0
 
 
+def test_the_peer_is_told_of_a_break_that_concerns_other_endpoints(pair):
+    near, far = pair
+    join(near, far, 3, 4)
+    for process, token in ((near, 1), (near, 3), (far, 2), (far, 4)):
+        process.until(f"endpoints[{token}].is_wired")
+    waiting = far("post(4, 10)")
+    near("endpoints[1].fail()")
+    # Nothing was in flight: only the peer's next connection can tell.
+    assert far(f"wait(4, {waiting})") == "ECONNRESET"
+    assert near.figure("break_count") == 1
+    join(near, far, 5, 6)
+    receive, send = near("post(5, 2000000)"), far("offer(6, 2000000)")
+    assert near(f"received(5, {receive}, 2000000)")
+    assert far(f"wait(6, {send})") == 2_000_000
+
+
 # ---- the process
 
 
@@ -297,6 +313,16 @@ def test_idle_costs_nothing(pair):
     for _ in range(200):
         far("thread_figures()")
     assert near("thread_figures()") == before
+
+
+def test_a_peer_that_stops_in_the_middle_costs_little(pair):
+    near, far = pair
+    sends, _ = begin_transfer(near, far, (1, 2))
+    os.kill(far.process.pid, signal.SIGSTOP)
+    assert near(f"wait(1, {sends[-1]}, 0.5)") == "none yet"
+    before = near("time.process_time()")
+    assert near(f"wait(1, {sends[-1]}, 1.0)") == "none yet"
+    assert near("time.process_time()") - before < 0.2
 
 
 def test_a_forked_child_gets_a_clear_error(pair):

@@ -14,10 +14,10 @@ from dask_fabric.engine.sender cimport Sender
 from dask_fabric.engine.sendqueue cimport PY_SSIZE_T_MAX
 from dask_fabric.wire.offers cimport Control
 from dask_fabric.paths.ucx cimport open_endpoint
-from dask_fabric.wire.records cimport ACKNOWLEDGE, CMA, OFFER_BYTES, REQUEST, UCX
+from dask_fabric.wire.records cimport ACKNOWLEDGE, CMA, OFFER_BYTES, REQUEST, STREAM, UCX
 
 from dask_fabric.errors import ProtocolError
-from dask_fabric.wire.records import close_record, error_record, paths_record
+from dask_fabric.wire.records import PATH_NAMES, close_record, error_record, paths_record
 
 
 @cython.auto_pickle(False)
@@ -168,7 +168,7 @@ cdef class Channel(Sender):
             The process that was found to be the peer.
         """
         self.peer_pid = peer_pid
-        self.path = CMA
+        self.path = self.chosen_path = CMA
         self.assembler.paths |= 1 << CMA
 
     def use_ucx(self, own_token, peer_token, bytes address):
@@ -191,7 +191,7 @@ cdef class Channel(Sender):
         self.assembler.paths |= 1 << UCX
         if taken:
             self.ucx_token = own_token
-            self.path = UCX
+            self.path = self.chosen_path = UCX
             self.offer_bytes = OFFER_BYTES
         return taken
 
@@ -237,7 +237,7 @@ cdef class Channel(Sender):
                 self._flush()
                 if self.held:
                     self._process()
-            if not self.closed and (self.queue.pending_bytes or self.held):
+            if not self.closed and self._is_busy():
                 await self._drained(timeout_seconds)
             self._end_sending()
         finally:
@@ -266,7 +266,11 @@ cdef class Channel(Sender):
         -------
         dict
             Counts of messages, bytes and engine jobs by direction; ``pending_bytes`` the kernel has
-            not taken and ``unacknowledged_bytes`` the peer has not fetched.
+            not taken and ``unacknowledged_bytes`` the peer has not fetched; ``fallbacks_*``,
+            messages whose frames had to go by the stream instead. ``sends_by`` is the path that
+            large frames of this side take now. ``traffic`` has, for the stream and for the path
+            that was chosen beside it, bytes and frames by direction, and the seconds that bulk
+            transfers took.
         """
         return {
             "messages_sent": self.queue.message_count,
@@ -283,7 +287,31 @@ cdef class Channel(Sender):
             "fetched_bytes": self.fetched_bytes,
             "fallbacks_sent": self.fallback_count,
             "fallbacks_received": self.fetch_failure_count,
+            "sends_by": PATH_NAMES[self.path],
+            "traffic": self._traffic(),
         }
+
+    def _traffic(self):
+        traffic = {
+            "stream": {
+                "bytes_sent": self.bytes_sent - self.offered_bytes + self.fallback_bytes,
+                "bytes_received": self.bytes_received,
+                "frames_sent": self.queue.frame_count - self.offered_count,
+                "frames_received": self.assembler.frames_received - self.fetched_count,
+                "send_seconds": self.send_ns / 1e9,
+                "receive_seconds": self.receive_ns / 1e9,
+            }
+        }
+        if self.chosen_path != STREAM:
+            traffic[PATH_NAMES[self.chosen_path]] = {
+                "bytes_sent": self.offered_bytes - self.fallback_bytes,
+                "bytes_received": self.fetched_bytes,
+                "frames_sent": self.offered_count,
+                "frames_received": self.fetched_count,
+                "send_seconds": 0.0,    # the receiver fetches
+                "receive_seconds": self.fetch_ns / 1e9,
+            }
+        return traffic
 
 
 cdef Py_ssize_t _limit(limits, name):

@@ -13,6 +13,7 @@ cdef class Link:
     cdef Port port                      # None where the link is not, or no longer, counted in it
     cdef bint watching_readable
     cdef bint watching_writable
+    cdef public object on_closed        # called once, with the link
     cdef object __weakref__
 
     cdef _begin(self)

@@ -39,6 +39,8 @@ cdef class Link:
         What ended the link, where it was not a request of this side.
     local_sockname, peer_sockname : tuple
         As `socket.getsockname` and `socket.getpeername` gave them.
+    on_closed : callable or None
+        Called once, with the link, when it is closed; it must not keep the link's owner alive.
     """
 
     def __cinit__(self, *args, **kwargs):
@@ -86,6 +88,9 @@ cdef class Link:
         # Without its traceback: that would keep whole frames, and what they received, alive.
         self.error = None if error is None else error.with_traceback(None)
         self._release()
+        on_closed, self.on_closed = self.on_closed, None
+        if on_closed is not None:
+            on_closed(self)
         self._settle()
 
     cdef _release(self):

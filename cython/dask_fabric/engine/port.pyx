@@ -14,7 +14,9 @@ from dask_fabric.engine.mailbox cimport (
     Completion, close_mailbox, forget_all, next_completion, open_mailbox,
 )
 from dask_fabric.engine.threads cimport cancel, start, submit
-from dask_fabric.engine.transits cimport Piece, cancel_transit, submit_transit
+from dask_fabric.engine.transits cimport (
+    Piece, cancel_transit, keep_for_ucx, submit_transit,
+)
 from dask_fabric.linux cimport eventfd_read, iovec
 from dask_fabric.paths.stream cimport Direction
 
@@ -119,15 +121,25 @@ cdef class Port:
         self.jobs[job] = weakref.ref(link)
         return job
 
-    cdef cancel(self, uint64_t job):
-        """End a job; afterwards nothing uses its memory, and its callback is not called."""
+    cdef cancel(self, uint64_t job, object memory=None):
+        """End a job; its callback is not called, and nothing uses its memory afterwards.
+
+        Returns
+        -------
+        bool
+            Whether UCX still does, so that `memory`, what owns it, is kept alive.
+        """
+        cdef bint is_unended = False
         if job in self.jobs:
             with nogil:
                 # The name is of one of them only.
                 cancel(job)
                 cancel_copies(job)
-                cancel_transit(job)
+                is_unended = cancel_transit(job)
             del self.jobs[job]
+        if is_unended:
+            keep_for_ucx(memory)
+        return is_unended
 
     def _forked(self):
         """In a forked child: the jobs are the parent's."""

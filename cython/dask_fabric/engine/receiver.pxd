@@ -1,6 +1,6 @@
 """The receiving half of a channel."""
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint64_t
 
 from dask_fabric.engine.link cimport Link
 from dask_fabric.wire.framing cimport Assembler
@@ -32,6 +32,11 @@ cdef class Receiver(Link):
     cdef uint64_t fetched_bytes
     cdef uint64_t fetched_count
     cdef uint64_t fetch_failure_count
+
+    cdef int64_t receive_begin_ns       # of the engine's job
+    cdef int64_t receive_ns             # of all of them
+    cdef int64_t fetch_begin_ns
+    cdef int64_t fetch_ns
 
     # what a subclass with another way to the socket replaces
     cdef Py_ssize_t _read_some(self) except -2

@@ -12,6 +12,7 @@ cimport cython
 from libc.errno cimport EAGAIN, EINTR, ETIMEDOUT, errno
 from libc.stdint cimport uint64_t
 
+from dask_fabric.engine.clock cimport now_ns
 from dask_fabric.engine.fetching cimport fetch_here, patience_seconds, start_copies, start_receive
 from dask_fabric.engine.link cimport Link
 from dask_fabric.linux cimport MSG_DONTWAIT, recv
@@ -143,6 +144,7 @@ cdef class Receiver(Link):
             return
         self._watch_readable(False)
         self.receive_job_count += 1
+        self.receive_begin_ns = now_ns()
         self.receive_job = self.port.submit(
             self.fd, RECEIVE, self.assembler.vectors + self.assembler.vector_index,
             self.assembler.vector_count - self.assembler.vector_index, self,
@@ -159,6 +161,7 @@ cdef class Receiver(Link):
 
     def _received(self, int progress, int error, size_t moved_bytes):
         self.receive_job = 0
+        self.receive_ns += now_ns() - self.receive_begin_ns
         self.bytes_received += moved_bytes
         if progress == COMPLETE:
             self.assembler.filled()
@@ -302,6 +305,7 @@ cdef class Receiver(Link):
             self._keep_whole()
             raise self._why_closed()
         self.fetching = arrived
+        self.fetch_begin_ns = now_ns()
         if by_ucx:
             self.fetch_job = start_receive(self.port, self.ucx_token, offers, self)
             # A fabric that is broken may never bring them.
@@ -312,8 +316,11 @@ cdef class Receiver(Link):
             self._end_fetch(fetch_here(self.peer_pid, offers))
 
     def _lose_patience(self):
-        if self.fetch_job:
-            self.port.cancel(self.fetch_job)
+        if not self.fetch_job:
+            return
+        if self.port.cancel(self.fetch_job, self.fetching):
+            self._fail(ChannelClosedError("UCX neither brings frames nor gives their memory back"))
+        else:
             self._job_ended(self.fetch_job, FAILED, ETIMEDOUT, 0)
 
     cdef _stop_fetch_timer(self):
@@ -337,6 +344,7 @@ cdef class Receiver(Link):
         cdef Arrived arrived = self.fetching
         cdef Offers offers = arrived.offers
         self.fetching = None
+        self.fetch_ns += now_ns() - self.fetch_begin_ns
         if error:
             self.fetch_failure_count += 1
             self.requested, self.assembler.requested = arrived, offers
@@ -360,7 +368,7 @@ cdef class Receiver(Link):
         if self.receive_job:
             self.port.cancel(self.receive_job)
         if self.fetch_job:
-            self.port.cancel(self.fetch_job)
+            self.port.cancel(self.fetch_job, self.fetching)
         self._stop_fetch_timer()
         self.receive_job = self.fetch_job = 0
 

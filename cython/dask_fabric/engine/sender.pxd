@@ -27,6 +27,10 @@ cdef class Sender(Receiver):
     cdef uint64_t offered_count
     cdef uint64_t fallback_count
     cdef int fallback_streak
+    cdef int chosen_path                # while no break has led to the stream
+    cdef uint64_t fallback_bytes
+    cdef int64_t send_begin_ns          # of the engine's job
+    cdef int64_t send_ns                # of all of them
 
     # what a subclass with another way to the socket replaces
     cdef _write_some(self)
@@ -34,6 +38,7 @@ cdef class Sender(Receiver):
     cdef _hold(self, list frames)
     cdef _submit_send(self, uint64_t sequence, list offered, list frames)
     cdef _stop_offering(self)
+    cdef bint _is_busy(self)
     cdef list _take_held(self, uint64_t sequence)
     cdef _acknowledged(self, uint64_t sequence)
     cdef _send_held(self, uint64_t sequence)

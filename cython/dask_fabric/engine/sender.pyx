@@ -11,10 +11,10 @@ import socket
 
 cimport cython
 from cpython.memoryview cimport PyMemoryView_GET_BUFFER
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport uint64_t
 from libc.stdlib cimport free, malloc
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
+from dask_fabric.engine.clock cimport now_ns
 from dask_fabric.engine.receiver cimport Receiver
 from dask_fabric.engine.sendqueue cimport SendQueue
 from dask_fabric.engine.threads cimport moved_bytes
@@ -35,12 +35,6 @@ cdef enum:
     DRAIN_COUNT = 16            # reads that make room for a reply to be received
     FALLBACK_STREAK = 4         # offers in a row that could not be fetched: no more are made
     BURST_NS = 20_000           # a message so soon after another waits for those that follow
-
-
-cdef int64_t _now_ns() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return now.tv_sec * 1_000_000_000 + now.tv_nsec
 
 
 @cython.auto_pickle(False)
@@ -86,12 +80,12 @@ cdef class Sender(Receiver):
             self._flush()
             self._check_open()
         elif not self.corked:
-            if _now_ns() - self.flushed_ns < BURST_NS:
+            if now_ns() - self.flushed_ns < BURST_NS:
                 self._cork()
             else:
                 self._flush()
                 self._check_open()
-                self.flushed_ns = _now_ns()
+                self.flushed_ns = now_ns()
         return nbytes
 
     @property
@@ -141,6 +135,7 @@ cdef class Sender(Receiver):
         del self.transits[job]
         if error:
             self._stop_offering()
+        self._after_write()
 
     cdef _stop_offering(self):
         """The other path is broken: the stream has to do, until this channel ends."""
@@ -167,13 +162,16 @@ cdef class Sender(Receiver):
 
     cdef _send_held(self, uint64_t sequence):
         """The peer cannot fetch: its frames go by the stream."""
-        self.queue.put_frames(sequence, self._take_held(sequence))
+        cdef list frames = self._take_held(sequence)
+        self.queue.put_frames(sequence, frames)
+        for view in frames:
+            self.fallback_bytes += PyMemoryView_GET_BUFFER(view).len
         self.fallback_count += 1
         self.fallback_streak += 1
         logger.log(
             logging.WARNING if self.fallback_count == 1 else logging.DEBUG,
             "The peer %s cannot fetch frames by the path %s; they are sent",
-            self.peer_sockname, PATH_NAMES[self.path],
+            self.peer_sockname, PATH_NAMES[self.chosen_path],
         )
         if self.fallback_streak == FALLBACK_STREAK or self.path == UCX:
             self._stop_offering()
@@ -205,7 +203,7 @@ cdef class Sender(Receiver):
         self.corked = False
         if not self.closed:
             self._flush()
-            self.flushed_ns = _now_ns()
+            self.flushed_ns = now_ns()
 
     cdef _flush(self):
         """Send what is queued: here and now, as far as the socket has room, or by the engine."""
@@ -242,6 +240,7 @@ cdef class Sender(Receiver):
     cdef _write_bulk(self):
         self.queue.seal()
         self.send_job_count += 1
+        self.send_begin_ns = now_ns()
         self.send_job = self.port.submit(
             self.fd, SEND, self.queue.vectors + self.queue.first,
             self.queue.last - self.queue.first, self,
@@ -257,6 +256,7 @@ cdef class Sender(Receiver):
 
     def _bulk_written(self, int progress, int error, size_t moved_bytes):
         self.send_job = 0
+        self.send_ns += now_ns() - self.send_begin_ns
         if progress == FAILED:
             self._broken(OSError(error, os.strerror(error)))
             return
@@ -270,7 +270,7 @@ cdef class Sender(Receiver):
         if self.queue.pending_bytes:
             if not self.send_job:
                 self._watch_writable(True)
-        elif self.drained is not None and not self.held and not self.drained.done():
+        elif self.drained is not None and not self._is_busy() and not self.drained.done():
             self.drained.set_result(None)
 
     def _on_writable(self):
@@ -283,19 +283,27 @@ cdef class Sender(Receiver):
         """Whether messages of the peer only stand before its answers about held frames."""
         return self.drained is not None and len(self.held) > 0
 
+    cdef bint _is_busy(self):
+        """Whether something is still to leave: ending a send by UCX would end its connection."""
+        return self.queue.pending_bytes > 0 or len(self.held) > 0 or len(self.transits) > 0
+
     async def _drained(self, timeout_seconds):
         """Wait until the peer has everything, or takes no more."""
         left_bytes = self._left_bytes()
-        while left_bytes and not self.closed:
+        while self._is_busy() and not self.closed:
             await asyncio.wait([self.drained], timeout=timeout_seconds)
             before_bytes, left_bytes = left_bytes, self._left_bytes()
             if left_bytes == before_bytes:
-                logger.warning(
-                    "The comm from %s to %s is closed with %d bytes unsent: the peer took nothing "
-                    "for %s s (fabric.timeouts.close in Dask's configuration)",
-                    self.local_sockname, self.peer_sockname, left_bytes, timeout_seconds,
-                )
+                if left_bytes:
+                    self._warn_of_unsent(left_bytes, timeout_seconds)
                 return
+
+    def _warn_of_unsent(self, left_bytes, timeout_seconds):
+        logger.warning(
+            "The comm from %s to %s is closed with %d bytes unsent: the peer took nothing for %s s "
+            "(fabric.timeouts.close in Dask's configuration)",
+            self.local_sockname, self.peer_sockname, left_bytes, timeout_seconds,
+        )
 
     def _left_bytes(self):
         """What the peer has not fetched and the kernel not taken; a job has moved more than the
@@ -328,8 +336,8 @@ cdef class Sender(Receiver):
         if self.send_job:
             self.port.cancel(self.send_job)
         self.send_job = 0
-        for job in self.transits:
-            self.port.cancel(job)
+        for job, frames in self.transits.items():
+            self.port.cancel(job, frames)
         if self.ucx_token:
             with nogil:
                 close_endpoint(self.ucx_token)

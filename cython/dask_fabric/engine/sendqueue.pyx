@@ -86,6 +86,7 @@ cdef class SendQueue:
             if offered is None or PyMemoryView_GET_BUFFER(view).len < offer_bytes:
                 self._put(view, inline_bytes)
         self.message_count += 1
+        self.frame_count += frame_count
         return PREFIX_BYTES + frame_count * ENTRY_BYTES + total_bytes
 
     cdef _check_limits(self, Py_ssize_t frame_count, Py_ssize_t header_bytes, Py_ssize_t nbytes):

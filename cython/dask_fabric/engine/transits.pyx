@@ -3,6 +3,7 @@
 UCX ends each frame by itself, in its own thread; the last one ends the job.
 """
 
+import logging
 import os
 
 from libc.errno cimport ENOTCONN
@@ -17,6 +18,8 @@ from dask_fabric.linux cimport (
 from dask_fabric.paths cimport ucx
 from dask_fabric.paths.libucp cimport HOST
 from dask_fabric.paths.stream cimport COMPLETE, FAILED
+
+logger = logging.getLogger(__name__)
 
 cdef uint64_t NAME_BIT = <uint64_t> 1 << 62     # apart from the names of other jobs
 
@@ -38,6 +41,8 @@ cdef struct Engine:
 
 cdef Engine engine
 
+_kept = []
+
 
 def _reset():
     """Also in a forked child, whose parent's transits are none of its own."""
@@ -57,6 +62,7 @@ cdef uint64_t submit_transit(
 
     The memory of the pieces must live until the end or the cancellation.
     """
+    _let_go()
     cdef Transit *transit = _new_transit(mailbox, piece_count)
     cdef uint64_t name, operation
     cdef size_t index
@@ -83,15 +89,16 @@ cdef uint64_t submit_transit(
 
 
 cdef bint cancel_transit(uint64_t name) noexcept nogil:
-    """End a job now: when this returns, UCX does not use its memory.
+    """End a job now, if it has not ended already.
 
     Returns
     -------
     bool
-        False where it had ended already.
+        Whether UCX may still use its memory, which then must be given to `keep_for_ucx`.
     """
     cdef Transit *transit
     cdef size_t index
+    cdef bint is_unended = False
     pthread_mutex_lock(&engine.mutex)
     transit = engine.first
     while transit != NULL and transit.name != name:
@@ -103,12 +110,24 @@ cdef bint cancel_transit(uint64_t name) noexcept nogil:
         return False
     for index in range(transit.operation_count):
         # What has ended is not known any more; its callback has returned.
-        ucx.cancel(transit.operations[index])
+        if ucx.cancel(transit.operations[index]) == ucx.UNENDED:
+            is_unended = True
     pthread_mutex_lock(&engine.mutex)
     _remove(transit)
     pthread_mutex_unlock(&engine.mutex)
     _free(transit)
-    return True
+    return is_unended
+
+
+cdef keep_for_ucx(owner):
+    """Keep memory alive that a cancelled job has left in UCX's hands, until it lets go of all."""
+    logger.warning("UCX has not let go of frames to or from a lost peer; they stay in memory")
+    _kept.append(owner)
+
+
+cdef _let_go():
+    if _kept and ucx.abandoned_count() == 0:
+        _kept.clear()
 
 
 cdef void _on_end(

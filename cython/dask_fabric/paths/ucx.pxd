@@ -9,6 +9,11 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from dask_fabric.paths.ucx_state cimport OnEnd
 
+cdef enum Cancelled:
+    WAS_OVER = 0                # its callback was called
+    CANCELLED = 1               # nothing uses its memory
+    UNENDED = 2                 # UCX may still use its memory
+
 cdef bint open_endpoint(
     const char *address, size_t address_length, uint64_t own_token, uint64_t peer_token
 ) noexcept nogil
@@ -24,4 +29,5 @@ cdef uint64_t post(
     uint64_t own_token, uint64_t sequence, uint32_t index, void *memory, size_t nbytes,
     int memory_kind, OnEnd on_end, void *context
 ) noexcept nogil
-cdef bint cancel(uint64_t operation) noexcept nogil
+cdef Cancelled cancel(uint64_t operation) noexcept nogil
+cdef size_t abandoned_count() noexcept nogil

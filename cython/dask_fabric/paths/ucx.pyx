@@ -6,26 +6,30 @@ a peer claims is believed: a length other than the posted one fails the receive.
 """
 
 from libc.errno cimport EBADF
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from dask_fabric.errors import UCXError
-from dask_fabric.paths import libucp, ucx_peers, ucx_worker
+from dask_fabric.paths import libucp, ucx_worker
 
 from dask_fabric.linux cimport ECANCELED
 from dask_fabric.paths.libucp cimport ucp
 from dask_fabric.paths.ucx_inbox cimport take_kept
 from dask_fabric.paths.ucx_operations cimport (
-    count_of, end, find_operation, is_reporting, new_operation, put, release, release_all,
+    abandon, count_of, end, find_operation, is_reporting, new_operation, put, release, release_all,
     release_ended_of,
 )
 from dask_fabric.paths.ucx_peers cimport (
-    add_endpoint, break_connection, find_endpoint, register, remove_endpoint, send_frame,
+    Figures, add_endpoint, break_connection, figures, find_endpoint, register, remove_endpoint,
+    send_frame,
 )
 from dask_fabric.paths.ucx_receive cimport receive_kept, refused_count, register_frames
 from dask_fabric.paths.ucx_state cimport (
-    BROKEN, HELD, IN_FLIGHT, POSTED, READY, REPORTING, Endpoint, Kept, OnEnd, Operation,
+    ABANDONED, BROKEN, HELD, IN_FLIGHT, POSTED, READY, REPORTING, Endpoint, Kept, OnEnd, Operation,
+    Peer,
 )
-from dask_fabric.paths.ucx_worker cimport await_change, lock, unlock, unlock_and_wake, worker
+from dask_fabric.paths.ucx_worker cimport (
+    await_change, await_change_until, lock, soon_ns, unlock, unlock_and_wake, worker,
+)
 
 cdef enum:
     ADDRESS_BYTES_MIN = 16
@@ -90,21 +94,31 @@ def statistics():
     Returns
     -------
     dict
-        That of :func:`ucx_peers.statistics`, with ``held_count`` (offers that wait for the peer to
-        be wired up), ``posted_count`` (receives that wait for their frame), ``in_flight_count``
-        and ``refused_count`` (messages that were of no endpoint or did not fit).
+        ``endpoint_count``, ``peer_count`` (that UCX was asked to connect to), ``connection_count``
+        (open), ``kept_count`` (frames that came before they were posted), ``break_count``
+        (connections given up while in use), ``held_count`` (offers that wait for the peer to be
+        wired up), ``posted_count`` (receives that wait for their frame), ``in_flight_count``,
+        ``abandoned_count`` (cancelled, but not let go of by UCX) and ``refused_count`` (messages
+        that were of no endpoint or did not fit).
     """
-    lock()
-    try:
-        return {
-            **ucx_peers.statistics(),
-            "held_count": count_of(HELD),
-            "posted_count": count_of(POSTED),
-            "in_flight_count": count_of(IN_FLIGHT),
-            "refused_count": refused_count(),
-        }
-    finally:
+    cdef Figures counted
+    cdef size_t held_count, posted_count, in_flight_count, unended_count, refusal_count
+    with nogil:
+        # No Python object under the lock: the collector may run for any, and close a channel.
+        lock()
+        counted = figures()
+        held_count, posted_count = count_of(HELD), count_of(POSTED)
+        in_flight_count, unended_count = count_of(IN_FLIGHT), count_of(ABANDONED)
+        refusal_count = refused_count()
         unlock()
+    return {
+        **counted,
+        "held_count": held_count,
+        "posted_count": posted_count,
+        "in_flight_count": in_flight_count,
+        "abandoned_count": unended_count,
+        "refused_count": refusal_count,
+    }
 
 
 # ---------------------------------------------------------------- endpoints
@@ -131,10 +145,10 @@ cdef bint open_endpoint(
 
 
 cdef void close_endpoint(uint64_t own_token) noexcept nogil:
-    """Close an endpoint: then nothing uses memory of its operations, and no callback comes.
+    """Close an endpoint: no callback comes afterwards.
 
     What is in flight can only be ended with the connection, so that other endpoints to the same
-    peer fail too.
+    peer fail too. What does not end then is abandoned; see `cancel`.
     """
     cdef Endpoint *endpoint = NULL
     cdef Operation *operation
@@ -148,6 +162,8 @@ cdef void close_endpoint(uint64_t own_token) noexcept nogil:
             operation.is_cancelled = True
             operation = operation.next
         _await_quiet(endpoint)
+        while endpoint.in_flight.first != NULL:
+            abandon(endpoint.in_flight.first)
         release_ended_of(endpoint)
         while is_reporting(endpoint) and not worker.is_stopping:
             await_change()
@@ -158,24 +174,26 @@ cdef void close_endpoint(uint64_t own_token) noexcept nogil:
 cdef void fail(uint64_t own_token) noexcept nogil:
     """End all operations of an endpoint with errors, and with them its connection.
 
-    Afterwards nothing uses their memory; the callbacks come soon, as always.
+    The callbacks come soon, as always.
     """
     cdef Endpoint *endpoint = NULL
     if lock():
         endpoint = find_endpoint(own_token)
     if endpoint != NULL:
         break_connection(endpoint.peer, ECANCELED)
-        _await_quiet(endpoint)
     unlock_and_wake()
 
 
 cdef void _await_quiet(Endpoint *endpoint) noexcept nogil:
     """Wait until UCX uses no memory of an endpoint, whose connection breaks for it."""
+    cdef int64_t until_ns = soon_ns()
     if endpoint.in_flight.first != NULL:
         break_connection(endpoint.peer, ECANCELED)
         ucp.worker_signal(worker.handle)
     while endpoint.in_flight.first != NULL and not worker.is_stopping:
-        await_change()
+        if endpoint.peer.is_stuck or not await_change_until(until_ns):
+            endpoint.peer.is_stuck = True
+            return
 
 
 cdef int endpoint_error(uint64_t own_token) noexcept nogil:
@@ -279,29 +297,48 @@ cdef Operation *_begin(
     return operation
 
 
-cdef bint cancel(uint64_t name) noexcept nogil:
-    """End an operation: then nothing uses its memory, and its callback is not called.
+cdef Cancelled cancel(uint64_t name) noexcept nogil:
+    """End an operation; its callback is not called afterwards.
 
-    Returns
-    -------
-    bool
-        False where it was over already: its callback was called.
+    UCX may not let go of its memory: where the queue to a dead or stopped process of this host is
+    full, it waits for room in it. Then the operation is abandoned, and its memory must live on.
     """
     cdef Operation *operation = NULL
+    cdef Cancelled outcome = WAS_OVER
     if lock():
         operation = find_operation(name)
     if operation != NULL and operation.state == IN_FLIGHT:
-        # It cannot be ended alone: UCX's own cancelling does nothing for a rendezvous.
-        operation.is_cancelled = True
-        break_connection(operation.endpoint.peer, ECANCELED)
-        ucp.worker_signal(worker.handle)
+        outcome = _cancel_in_flight(operation)
+    elif operation != NULL and operation.state == REPORTING:
         while find_operation(name) != NULL and not worker.is_stopping:
             await_change()
-    elif operation != NULL and operation.state != REPORTING:
+    elif operation != NULL and operation.state != ABANDONED:
         release(operation)
-    elif operation != NULL:
-        while find_operation(name) != NULL and not worker.is_stopping:
-            await_change()
-        operation = NULL
+        outcome = CANCELLED
     unlock_and_wake()
-    return operation != NULL
+    return outcome
+
+
+cdef Cancelled _cancel_in_flight(Operation *operation) noexcept nogil:
+    """It cannot be ended alone: UCX's own cancelling does nothing for a rendezvous."""
+    cdef uint64_t name = operation.name
+    cdef Peer *peer = operation.endpoint.peer
+    cdef int64_t until_ns = soon_ns()
+    operation.is_cancelled = True
+    break_connection(peer, ECANCELED)
+    ucp.worker_signal(worker.handle)
+    while find_operation(name) != NULL and not worker.is_stopping:
+        if peer.is_stuck or not await_change_until(until_ns):
+            peer.is_stuck = True
+            abandon(operation)
+            return UNENDED
+    return CANCELLED
+
+
+cdef size_t abandoned_count() noexcept nogil:
+    """How many operations UCX has not ended although they were cancelled."""
+    cdef size_t count = 0
+    if lock():
+        count = count_of(ABANDONED)
+    unlock()
+    return count

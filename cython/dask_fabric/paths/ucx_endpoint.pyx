@@ -179,12 +179,14 @@ cdef class UCXEndpoint:
 
     def cancel(self, uint64_t name):
         """End an operation without an answer; False where it is over already."""
-        cdef bint was_running
+        cdef ucx.Cancelled outcome
         with nogil:
-            was_running = ucx.cancel(name)
-        if was_running:
+            outcome = ucx.cancel(name)
+        if outcome == ucx.CANCELLED:
             self._forget(self.pending.pop(name))
-        return was_running
+        elif outcome == ucx.UNENDED:
+            self.pending.pop(name)      # with its memory: that is not ours any more
+        return outcome != ucx.WAS_OVER
 
     def fail(self):
         """End all operations with errors, and with them the connection to the peer."""
@@ -197,8 +199,9 @@ cdef class UCXEndpoint:
             ucx.close_endpoint(self.own_token)
         if ucx_worker.is_running():     # in a forked child the memory is the parent's
             self._collect()
-            for result in self.pending.values():
-                self._forget(result)
+            if ucx.abandoned_count() == 0:
+                for result in self.pending.values():
+                    self._forget(result)
         self.pending.clear()
 
     cdef Result *_new_result(self, memory, int flags) except NULL:

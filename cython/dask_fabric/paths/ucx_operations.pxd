@@ -12,6 +12,7 @@ cdef void put(Operation *operation, OperationList *into, OperationState state) n
 cdef void end(Operation *operation, int error) noexcept nogil
 cdef void release(Operation *operation) noexcept nogil
 cdef void end_all(OperationList *operations, int error) noexcept nogil
+cdef void abandon(Operation *operation) noexcept nogil
 cdef void release_all(OperationList *operations) noexcept nogil
 cdef void release_ended_of(void *endpoint) noexcept nogil
 cdef bint is_reporting(void *endpoint) noexcept nogil

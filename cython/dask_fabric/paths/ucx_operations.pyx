@@ -9,7 +9,7 @@ from libc.stdlib cimport calloc, realloc
 
 from dask_fabric.linux cimport pthread_cond_broadcast
 from dask_fabric.paths.ucx_state cimport (
-    COMPLETE, ENDED, FAILED, FREE, REPORTING, FrameHeader, OnEnd, Operation, OperationList,
+    ABANDONED, COMPLETE, ENDED, FAILED, FREE, REPORTING, FrameHeader, OnEnd, Operation, OperationList,
     OperationState,
 )
 from dask_fabric.paths.ucx_worker cimport lock, unlock, worker
@@ -18,10 +18,11 @@ cdef Operation **operations = NULL      # by slot; reused, never freed
 cdef uint32_t slot_count = 0
 cdef uint32_t *free_slots = NULL
 cdef uint32_t free_count = 0
-cdef OperationList ended
+cdef OperationList ended, abandoned
 cdef Operation *reporting = NULL        # whose callback runs
 
 ended.first = ended.last = NULL
+abandoned.first = abandoned.last = NULL
 
 
 cdef Operation *new_operation(
@@ -149,6 +150,12 @@ cdef void end_all(OperationList *of, int error) noexcept nogil:
 cdef void release_all(OperationList *of) noexcept nogil:
     while of.first != NULL:
         release(of.first)
+
+
+cdef void abandon(Operation *operation) noexcept nogil:
+    """Leave it to UCX, apart from its endpoint; it is released when UCX ends it."""
+    operation.is_cancelled = True
+    put(operation, &abandoned, ABANDONED)
 
 
 cdef void release_ended_of(void *endpoint) noexcept nogil:

@@ -44,34 +44,20 @@ cdef size_t endpoint_count = 0, break_count = 0
 memset(buckets, 0, sizeof(buckets))
 
 
-def statistics():
-    """Endpoints and connections of this process.
-
-    Returns
-    -------
-    dict
-        ``endpoint_count``, ``peer_count`` (that UCX was asked to connect to), ``connection_count``
-        (open), ``kept_count`` (frames that came before they were posted) and ``break_count``
-        (connections given up while in use).
-    """
+cdef Figures figures() noexcept nogil:
+    """Endpoints and connections of this process."""
+    cdef Figures counted = Figures(endpoint_count, 0, 0, 0, break_count)
     cdef Peer *peer = peers
     cdef Endpoint *endpoint
-    cdef size_t peer_count = 0, connection_count = 0, kept_count = 0
     while peer != NULL:
-        peer_count += 1
-        connection_count += peer.handle != NULL
+        counted.peer_count += 1
+        counted.connection_count += peer.handle != NULL
         endpoint = peer.endpoints
         while endpoint != NULL:
-            kept_count += endpoint.kept_count
+            counted.kept_count += endpoint.kept_count
             endpoint = endpoint.next_of_peer
         peer = peer.next
-    return {
-        "endpoint_count": endpoint_count,
-        "peer_count": peer_count,
-        "connection_count": connection_count,
-        "kept_count": kept_count,
-        "break_count": break_count,
-    }
+    return counted
 
 
 # ---------------------------------------------------------------- endpoints
@@ -176,6 +162,7 @@ cdef int _connect(Peer *peer) noexcept nogil:
     params.error_mode = ERR_HANDLING_MODE_PEER
     params.error_handler.callback = _connection_failed
     params.error_handler.argument = peer
+    peer.is_stuck = False
     peer.serial += 1            # UCX counts also those that fail
     status = ucp.ep_create(worker.handle, &params, &peer.handle)
     if status != OK:
@@ -212,9 +199,15 @@ cdef void _closed(void *request, Status status, void *user_data) noexcept nogil:
 
 
 cdef void break_connection(Peer *peer, int error) noexcept nogil:
-    """Give up a connection; its endpoints fail, but those that nobody has used yet try again."""
+    """Give up a connection; its endpoints fail, but those that nobody has used yet try again.
+
+    Where several are in use, the peer is told by the next connection: no other sign of it may
+    come, and frames that are sent no more would be waited for.
+    """
     global break_count
     cdef Endpoint *endpoint = peer.endpoints
+    cdef bint is_shared = endpoint != NULL and endpoint.next_of_peer != NULL
+    cdef bint was_ready
     break_count += peer.handle != NULL
     _close_connection(peer)
     while endpoint != NULL:
@@ -223,7 +216,11 @@ cdef void break_connection(Peer *peer, int error) noexcept nogil:
             endpoint.state != WIRING or endpoint.in_flight.first != NULL or endpoint.kept != NULL
             or endpoint.attempt_count >= ATTEMPT_LIMIT
         ):
+            was_ready = endpoint.state == READY
             _break_endpoint(endpoint, error)
+            if was_ready and is_shared:
+                endpoint.is_greeting_due = True
+                _call_for(peer)
         else:
             endpoint.is_greeting_due = True
             _call_for(peer)

@@ -38,6 +38,7 @@ cdef enum OperationState:
     IN_FLIGHT = 3               # UCX uses its memory
     ENDED = 4                   # its callback is to be called
     REPORTING = 5               # its callback runs
+    ABANDONED = 6               # UCX may use its memory for ever; nobody wants to hear of its end
 
 cdef struct OperationList:
     Operation *first
@@ -101,5 +102,6 @@ cdef struct Peer:
     uint32_t serial             # how many connections there were
     uint32_t wanted_serial      # the peer has made so many
     int error                   # of the connection, to be attended to; 0 if none
+    bint is_stuck               # its connection was given up, and has not ended since
     bint is_due                 # something of it or of its endpoints is to be attended to
     Endpoint *endpoints

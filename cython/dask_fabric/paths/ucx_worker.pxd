@@ -1,5 +1,7 @@
 """The one UCX worker of a process, its lock, and the thread that makes it progress."""
 
+from libc.stdint cimport int64_t
+
 from dask_fabric.linux cimport pthread_cond_t, pthread_mutex_t, pthread_t
 from dask_fabric.paths.libucp cimport Context, WorkerHandle
 
@@ -23,3 +25,5 @@ cdef bint lock() noexcept nogil
 cdef void unlock() noexcept nogil
 cdef void unlock_and_wake() noexcept nogil
 cdef void await_change() noexcept nogil
+cdef bint await_change_until(int64_t until_ns) noexcept nogil
+cdef int64_t soon_ns() noexcept nogil

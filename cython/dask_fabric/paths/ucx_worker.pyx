@@ -9,7 +9,9 @@ import contextlib
 import os
 
 from libc.stddef cimport size_t
+from libc.stdint cimport int64_t
 from libc.string cimport memset
+from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 from posix.unistd cimport usleep
 
 from dask_fabric.errors import ForkedError, UnavailableError
@@ -18,8 +20,7 @@ from dask_fabric.paths.ucx_library import environment
 
 from dask_fabric.linux cimport (
     POLLIN, SIG_SETMASK, poll, pollfd, sched_yield, pthread_cond_broadcast, pthread_cond_init,
-    pthread_cond_wait,
-    pthread_create, pthread_join, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
+    pthread_cond_timedwait, pthread_cond_wait, pthread_create, pthread_join, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
     pthread_self, pthread_setname_np, pthread_sigmask, sigfillset, sigset_t,
 )
 from dask_fabric.paths.libucp cimport (
@@ -33,6 +34,8 @@ cdef enum:
     # Some microseconds in which the next fragment of a message mostly comes: a sleep costs 20.
     ROUNDS_BEFORE_SLEEP = 100
     RETRY_MICROSECONDS = 1000
+    SOON_NS = 1_000_000_000
+    YIELDS_BEFORE_NAP = 200     # some milliseconds in which a peer mostly makes room
 
 _address = b""
 _library_path = ""
@@ -213,6 +216,21 @@ cdef void await_change() noexcept nogil:
     pthread_cond_wait(&worker.changed, &worker.mutex)
 
 
+cdef int64_t soon_ns() noexcept nogil:
+    """When UCX, which ends everything at once, has not done so for a reason."""
+    cdef timespec now
+    clock_gettime(CLOCK_REALTIME, &now)
+    return now.tv_sec * 1_000_000_000 + now.tv_nsec + SOON_NS
+
+
+cdef bint await_change_until(int64_t until_ns) noexcept nogil:
+    """As `await_change`; False where the time is over."""
+    cdef timespec until
+    until.tv_sec = until_ns // 1_000_000_000
+    until.tv_nsec = until_ns % 1_000_000_000
+    return pthread_cond_timedwait(&worker.changed, &worker.mutex, &until) == 0
+
+
 cdef void _enter() noexcept nogil:
     pthread_mutex_lock(&worker.queue)
     pthread_mutex_lock(&worker.mutex)
@@ -223,19 +241,19 @@ cdef void _enter() noexcept nogil:
 
 cdef void *_thread_main(void *argument) noexcept nogil:
     cdef sigset_t signals
-    cdef int idle_rounds = 0
+    cdef int idle_rounds = 0, yields = 0
     sigfillset(&signals)        # signals are for Python's main thread
     pthread_sigmask(SIG_SETMASK, &signals, NULL)
     pthread_setname_np(pthread_self(), b"fabric-ucx")
     _enter()
     while not worker.is_stopping:
         if _advance():
-            idle_rounds = 0
-        elif idle_rounds < ROUNDS_BEFORE_SLEEP:
+            idle_rounds = yields = 0
+        elif idle_rounds < ROUNDS_BEFORE_SLEEP and yields < YIELDS_BEFORE_NAP:
             idle_rounds += 1
         else:
             idle_rounds = 0
-            _sleep()
+            yields = _sleep(yields)
             continue
         pthread_mutex_unlock(&worker.mutex)
         _enter()
@@ -250,21 +268,20 @@ cdef bint _advance() noexcept nogil:
     return (worker.attend != NULL and worker.attend()) or moved
 
 
-cdef void _sleep() noexcept nogil:
-    """Wait for an event of UCX, unless there is one already."""
-    cdef pollfd watched
+cdef int _sleep(int yields) noexcept nogil:
+    """Wait for an event of UCX, unless there is one already.
+
+    Where UCX has more to send than there is room, nothing may tell when there is: give way, and
+    after so many times, since the peer may be stopped, nap. Returns how many times.
+    """
+    cdef pollfd watched = pollfd(worker.event_fd, POLLIN, 0)
     cdef Status status = ucp.worker_arm(worker.handle)
-    if status == ERROR_BUSY:    # it has more to send than there is room for now
-        pthread_mutex_unlock(&worker.mutex)
-        sched_yield()
-        _enter()
-        return
     pthread_mutex_unlock(&worker.mutex)
     if status == OK:
-        watched.fd = worker.event_fd
-        watched.events = POLLIN
-        watched.revents = 0
         poll(&watched, 1, -1)
-    else:
+    elif status == ERROR_BUSY and yields < YIELDS_BEFORE_NAP:
+        sched_yield()
+    else:                       # its event fd is readable all the time
         usleep(RETRY_MICROSECONDS)
     _enter()
+    return min(yields + 1, <int> YIELDS_BEFORE_NAP) if status == ERROR_BUSY else 0

@@ -11,6 +11,7 @@ cdef class Assembler(Landing):
     cdef Py_ssize_t message_bytes_limit
     cdef Py_ssize_t frame_count_limit
     cdef readonly uint64_t message_count
+    cdef uint64_t frames_received
     cdef readonly bint close_received
 
     # The message that is being filled in its final memory, if any.

@@ -286,6 +286,7 @@ cdef class Assembler(Landing):
             memcpy(&address, descriptor[0], sizeof(address))
         frame = _new_frame(entry.nbytes, &memory, address)
         frames.append(frame)
+        self.frames_received += 1
         if entry.path != STREAM:
             if self.offers is None:
                 self.offers = Offers(self.message_count)

@@ -11,6 +11,7 @@ from distributed.comm import utils as comm_utils
 from distributed.comm.core import Comm, CommClosedError
 from distributed.utils import offload
 
+from dask_fabric.comm import statistics
 from dask_fabric.comm.dialect import codec
 from dask_fabric.errors import ChannelClosedError, MessageTooLargeError, ProtocolError
 
@@ -60,6 +61,7 @@ class FabricComm(Comm):
         # Bound once: each saves a look-up in every message.
         self._receive_nowait = channel.receive_nowait
         self._send = channel.send
+        statistics.opened(self, channel)
 
     @property
     def local_address(self) -> str:

@@ -173,11 +173,10 @@ class Negotiator:
         found = self._find_out(paths, server)
         if paths:
             channel.tell_paths(encode_found(found))
-        choice = choose(self.hello, server, found)
-        if insists_on_ucx(self.hello, server) and choice.paths["host"] != "ucx":
-            reason = choice.refused["ucx"]
+        self._use(channel, choose(self.hello, server, found))
+        if insists_on_ucx(self.hello, server) and channel.choice.paths["host"] != "ucx":
+            reason = channel.choice.refused["ucx"]
             raise RefusedError(f"{UCX_SCHEME}:// cannot be used between the two: {reason}")
-        self._use(channel, choice)
 
     def await_client(self, channel: Any) -> None:
         """As a server, use the stream until the client has told what it found out."""
@@ -218,4 +217,10 @@ class Negotiator:
         elif path == "ucx":
             own_token, peer_token = self.hello.ucx["token"], peer.ucx["token"]
             if not channel.use_ucx(own_token, peer_token, peer.ucx["address"]):
-                logger.warning("UCX does not take the address of %s", channel.peer_sockname)
+                reason = "UCX of this process does not take the peer's address"
+                logger.warning("%s, %s", reason, channel.peer_sockname)
+                channel.choice = replace(
+                    choice,
+                    paths={**choice.paths, "host": "stream"},
+                    refused={**choice.refused, "ucx": reason},
+                )

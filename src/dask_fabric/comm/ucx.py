@@ -10,9 +10,10 @@ from distributed.comm.core import FatalCommClosedError
 
 from dask_fabric.config import Settings
 from dask_fabric.errors import FabricError, UnavailableError
-from dask_fabric.paths import ucx
+from dask_fabric.paths import ucx, ucx_worker
 from dask_fabric.paths.ucx_candidates import is_wanted, look
 from dask_fabric.paths.ucx_library import choose
+from dask_fabric.wire.hello import TEXT_BYTES_LIMIT
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,10 @@ def local_ucx(settings: Settings, insists: bool) -> tuple[LocalUCX | None, str]:
     wanted, reason = is_wanted(settings.ucx_enabled, host)
     if not wanted and not (insists and settings.ucx_enabled is None):
         return None, reason
-    return _started(settings.ucx_library, settings.ucx_options)
+    local, reason = _started(settings.ucx_library, settings.ucx_options)
+    if local is not None and not ucx_worker.is_running():
+        return None, "UCX belongs to the parent of this forked process"
+    return local, reason
 
 
 class SchemeUnavailableError(UnavailableError, FatalCommClosedError):
@@ -85,6 +89,13 @@ def _started(
     except FabricError as exc:
         logger.warning("UCX cannot be used: %s", exc)
         return None, str(exc)
+    address = ucx.address()
+    if len(address) > TEXT_BYTES_LIMIT:
+        return None, (
+            f"the address of UCX's worker has {len(address)} bytes, more than the "
+            f"{TEXT_BYTES_LIMIT} that a hello holds: name fewer devices or transports in "
+            "fabric.ucx.options (NET_DEVICES, TLS)"
+        )
     names = dict.fromkeys(name.partition("/")[0] for name in chosen.library.transports)
     version = ".".join(map(str, ucx.version()))
-    return LocalUCX(version, ucx.address(), tuple(names)[:_NAMES_LIMIT]), ""
+    return LocalUCX(version, address, tuple(names)[:_NAMES_LIMIT]), ""

@@ -1,0 +1,111 @@
+"""Workers with different versions of UCX, and one without, in one cluster."""
+
+from __future__ import annotations
+
+import operator
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+from distributed import Client
+
+import dask_fabric
+
+from ..conftest import ucx_libraries
+
+VARIABLES = {
+    "DASK_FABRIC__CMA__ENABLED": "false",
+    "DASK_FABRIC__UCX__ENABLED": "true",
+    "DASK_LOGGING__DISTRIBUTED": "warning",
+}
+
+
+def two_libraries():
+    """Two UCX of different versions, or a skip."""
+    by_version = {library.version: library for library in ucx_libraries()}
+    if len(by_version) < 2:
+        pytest.skip("two versions of UCX are needed")
+    return [by_version[version] for version in sorted(by_version)[:: len(by_version) - 1]]
+
+
+@pytest.fixture
+def cluster(run, free_port):
+    """A client, and names of the workers by their addresses."""
+    old, new = two_libraries()
+    environments = {
+        "old": {"DASK_FABRIC__UCX__LIBRARY": old.path},
+        "new": {"DASK_FABRIC__UCX__LIBRARY": new.path},
+        "none": {"DASK_FABRIC__UCX__ENABLED": "false"},
+    }
+    port = free_port()
+    scheduler = f"fabric://127.0.0.1:{port}"
+    run("scheduler", "--protocol", "fabric", "--host", "127.0.0.1", "--port", str(port),
+        "--no-dashboard", **{**VARIABLES, **environments["old"]})  # fmt: skip
+    for name, environment in environments.items():
+        run("worker", scheduler, "--name", name, "--no-nanny", "--nthreads", "1",
+            "--no-dashboard", **{**VARIABLES, **environment})  # fmt: skip
+    config = {"fabric.cma.enabled": False, "fabric.ucx.enabled": False}
+    with dask.config.set(config), Client(scheduler, timeout=30) as client:
+        client.wait_for_workers(3, timeout=60)
+        workers = client.scheduler_info()["workers"]
+        yield client, {address: worker["id"] for address, worker in workers.items()}
+
+
+def exchange(client, names) -> None:
+    """Have each worker fetch a large array from each of the others."""
+    arrays = {
+        address: client.submit(np.full, 1_000_000, 2.0, pure=False, workers=[address])
+        for address in names
+    }
+    sums = [
+        client.submit(operator.add, arrays[far], 1.0, pure=False, workers=[near])
+        for near in names
+        for far in names
+        if near != far
+    ]
+    assert all((total == 3.0).all() for total in client.gather(sums))
+
+
+def moved_between(client, names) -> dict:
+    """By names of both ends, what the comms that the first has opened to the second tell."""
+    told = client.run(dask_fabric.statistics)
+    return {
+        (names[near], names[comm["peer_address"]]): comm
+        for near, statistics in told.items()
+        for comm in statistics["comms"]
+        if comm["peer_address"] in names
+    }
+
+
+def test_each_pair_takes_what_it_has_and_tells_why(cluster):
+    client, names = cluster
+    exchange(client, names)
+    found = moved_between(client, names)
+    assert set(found) == {(a, b) for a in names.values() for b in names.values() if a != b}
+    for (near, far), comm in found.items():
+        assert comm["paths"] == {"host": "stream"}, (near, far)
+        assert comm["traffic"]["stream"]["bytes_received"] > 8_000_000
+        expected = "fabric.ucx.enabled is false" if "none" in (near, far) else "the same version"
+        assert expected in comm["refused"]["ucx"], (near, far)
+        assert "fabric.cma.enabled is false" in comm["refused"]["cma"]
+
+
+def test_a_transpose(cluster):
+    client, _ = cluster
+    x = da.random.default_rng(1).random((2000, 2000), chunks=(500, 500)).persist()
+    assert float((x - x.T).sum().compute()) == pytest.approx(0, abs=1e-6)
+    assert float((x + x.T).sum().compute()) == pytest.approx(2 * float(x.sum().compute()))
+
+
+def test_those_with_the_same_version_use_it(cluster):
+    client, names = cluster
+    exchange(client, names)
+    told = client.run_on_scheduler(dask_fabric.statistics)
+    paths = {
+        names[comm["peer_address"]]: comm["paths"]["host"]
+        for comm in told["comms"]
+        if comm["peer_address"] in names
+    }
+    assert paths in ({}, {"old": "ucx", "new": "stream", "none": "stream"})
+    assert client.submit(np.ones, 10, workers=["old"]).result().sum() == 10
