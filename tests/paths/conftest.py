@@ -17,7 +17,8 @@ PATIENCE_SECONDS = 30
 
 def pytest_generate_tests(metafunc):
     if "library" in metafunc.fixturenames:
-        found = ucx_libraries() or [pytest.param(None, marks=pytest.mark.skip("no UCX on this host"))]
+        none = pytest.param(None, marks=pytest.mark.skip("no UCX on this host"))
+        found = ucx_libraries() or [none]
         metafunc.parametrize("library", found, ids=name_of, scope="session")
 
 

@@ -133,7 +133,8 @@ class FabricListener(BaseListener):
         if self.scheme.name == UCX_SCHEME:
             check_available(f"{self.prefix}{self.ip}:{self.port}", self._settings)
         elif self.scheme.fast and self._ssl_context is None:
-            local_ucx(self._settings, False)  # to look for it takes a second: not while clients wait
+            # To look for it takes a second: not while clients wait.
+            local_ucx(self._settings, insists=False)
         backlog_count = int(dask.config.get("distributed.comm.socket-backlog"))
         self._sockets = bind(self.ip, self.port, backlog_count)
         _listeners.add(self)
