@@ -21,6 +21,7 @@ from dask_fabric.paths.ucx_candidates import candidates
 # Both networks join the two hosts, and no default route leads anywhere.
 NETWORKS = ("10.77.0", "10.78.0")
 TLS_SCHEMES = ("tls", "fabric+tls")
+UCX_SCHEME = "fabric+ucx"
 REFERENCES = ("tcp", "tls")
 
 
@@ -32,18 +33,26 @@ def ucx_libraries() -> tuple[ucx_library.Library, ...]:
     return tuple({library.path: library for library in probed if not library.error}.values())
 
 
-def schemes() -> list:
+def schemes() -> list[str]:
     named = os.environ.get("DASK_FABRIC_TEST_SCHEMES")
     if named:
         return named.split(",")
     found = ["fabric", "fabric+tcp"]
     if importlib.util.find_spec("dask_fabric.engine.tls"):
         found.append("fabric+tls")
-    missing = () if ucx_libraries() else (pytest.mark.skip("no UCX on this host"),)
-    return [*found, pytest.param("fabric+ucx", marks=missing)]
+    if ucx_libraries():
+        found.append(UCX_SCHEME)
+    return found
 
 
-@pytest.fixture(params=schemes())
+def scheme_params() -> list:
+    """The schemes, and fabric+ucx with the reason why it is none of them."""
+    if "DASK_FABRIC_TEST_SCHEMES" in os.environ or UCX_SCHEME in schemes():
+        return schemes()
+    return [*schemes(), pytest.param(UCX_SCHEME, marks=pytest.mark.skip("no UCX on this host"))]
+
+
+@pytest.fixture(params=scheme_params())
 def scheme(request) -> str:
     marker = request.node.get_closest_marker("own")
     if marker and request.param in REFERENCES:

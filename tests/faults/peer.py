@@ -20,6 +20,7 @@ from distributed.protocol import to_serialize
 from distributed.security import Security
 
 from dask_fabric.engine import threads
+from dask_fabric.paths import ucx
 
 
 def say(*words: object) -> None:
@@ -57,7 +58,8 @@ async def receive_and_stop(comm: Comm) -> None:
 def moving(comm: Comm) -> bool:
     """Whether the engine receives, or (under TLS) the loop has begun to."""
     begun = comm.statistics()["bytes_received"] > message_bytes // 100
-    return begun or threads.statistics()["job_count"] > 0
+    figures = ucx.statistics()
+    return begun or figures["in_flight_count"] > 0 or threads.statistics()["job_count"] > 0
 
 
 async def exchange(comm: Comm) -> None:

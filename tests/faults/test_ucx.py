@@ -174,6 +174,8 @@ async def test_an_idle_comm_wakes_nobody(open_comm):
     await write_large(comm)
     assert await read(comm) == "read"
     await until(lambda: ucx.statistics()["in_flight_count"] == 0)
+    if ucx.statistics()["abandoned_count"]:
+        pytest.skip("UCX has still something for the dead peer of another test")
     for _ in range(100):
         await comm.write("small")
         await comm.read()

@@ -9,7 +9,7 @@ import contextlib
 import errno
 import os
 import sys
-import time  # noqa: F401 (for what is evaluated)
+import time  # noqa: F401
 
 import numpy as np
 

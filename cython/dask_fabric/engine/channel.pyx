@@ -171,7 +171,7 @@ cdef class Channel(Sender):
         self.path = self.chosen_path = CMA
         self.assembler.paths |= 1 << CMA
 
-    def use_ucx(self, own_token, peer_token, bytes address):
+    def use_ucx(self, own_token, peer_token, bytes address, int peer_pid=0):
         """Let large frames travel by UCX, in both directions.
 
         Parameters
@@ -180,6 +180,8 @@ cdef class Channel(Sender):
             What names the two ends.
         address : bytes
             Of the peer's worker.
+        peer_pid : int
+            The peer's process, where the kernel tells.
 
         Returns
         -------
@@ -191,6 +193,7 @@ cdef class Channel(Sender):
         self.assembler.paths |= 1 << UCX
         if taken:
             self.ucx_token = own_token
+            self.ucx_pid = peer_pid
             self.path = self.chosen_path = UCX
             self.offer_bytes = OFFER_BYTES
         return taken

@@ -27,4 +27,4 @@ cdef class Port:
         self, uint64_t token, uint64_t sequence, const Piece *pieces, size_t piece_count,
         bint sending, object link
     ) except 0
-    cdef cancel(self, uint64_t job, object memory=*)
+    cdef cancel(self, uint64_t job, object memory=*, int peer_pid=*)

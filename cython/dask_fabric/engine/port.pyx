@@ -121,13 +121,14 @@ cdef class Port:
         self.jobs[job] = weakref.ref(link)
         return job
 
-    cdef cancel(self, uint64_t job, object memory=None):
+    cdef cancel(self, uint64_t job, object memory=None, int peer_pid=0):
         """End a job; its callback is not called, and nothing uses its memory afterwards.
 
         Returns
         -------
         bool
-            Whether UCX still does, so that `memory`, what owns it, is kept alive.
+            Whether UCX still does, so that `memory`, what owns it, is kept alive (unless the
+            process `peer_pid` is dead).
         """
         cdef bint is_unended = False
         if job in self.jobs:
@@ -138,7 +139,7 @@ cdef class Port:
                 is_unended = cancel_transit(job)
             del self.jobs[job]
         if is_unended:
-            keep_for_ucx(memory)
+            keep_for_ucx(memory, peer_pid)
         return is_unended
 
     def _forked(self):

@@ -4,12 +4,7 @@ from libc.stdint cimport int64_t, uint64_t
 
 from dask_fabric.engine.link cimport Link
 from dask_fabric.wire.framing cimport Assembler
-from dask_fabric.wire.offers cimport Control, Offers
-
-cdef class Arrived:
-    cdef tuple message
-    cdef Offers offers                  # None where its frames are here
-    cdef Py_ssize_t nbytes
+from dask_fabric.wire.offers cimport Arrived, Control, Offers
 
 cdef class Receiver(Link):
     cdef Assembler assembler
@@ -23,6 +18,7 @@ cdef class Receiver(Link):
     # frames that the peer offers instead of sending them
     cdef int peer_pid                   # whose memory may be read, for `cma`
     cdef uint64_t ucx_token             # names this side's end of the frames by `ucx`; 0: none
+    cdef int ucx_pid                    # the peer's process; 0 where the kernel does not tell
     cdef object fetch_timer
     cdef uint64_t fetch_job
     cdef Arrived fetching               # whose frames are being fetched

@@ -18,7 +18,7 @@ from dask_fabric.engine.link cimport Link
 from dask_fabric.linux cimport MSG_DONTWAIT, recv
 from dask_fabric.paths.stream cimport COMPLETE, END_OF_STREAM, FAILED, RECEIVE
 from dask_fabric.wire.framing cimport Assembler
-from dask_fabric.wire.offers cimport Control, Offers
+from dask_fabric.wire.offers cimport Arrived, Control, Offers
 from dask_fabric.wire.records cimport ACKNOWLEDGE, FRAMES, REQUEST, UCX, plain_record
 
 from dask_fabric.errors import ChannelClosedError, ProtocolError
@@ -28,12 +28,6 @@ cdef enum:
     TURN_BYTES = 1 << 20        # what the loop moves itself before it sees to others
     FETCHED_INLINE_BYTES = 2 << 20      # what it copies itself: less time than the hop to a thread
     MESSAGE_COST_BYTES = 1 << 10
-
-
-@cython.auto_pickle(False)
-@cython.final
-cdef class Arrived:
-    """A message that waits for its frames, or for somebody who wants it."""
 
 
 @cython.auto_pickle(False)
@@ -316,11 +310,9 @@ cdef class Receiver(Link):
             self._end_fetch(fetch_here(self.peer_pid, offers))
 
     def _lose_patience(self):
-        if not self.fetch_job:
-            return
-        if self.port.cancel(self.fetch_job, self.fetching):
+        if self.fetch_job and self.port.cancel(self.fetch_job, self.fetching, self.ucx_pid):
             self._fail(ChannelClosedError("UCX neither brings frames nor gives their memory back"))
-        else:
+        elif self.fetch_job:
             self._job_ended(self.fetch_job, FAILED, ETIMEDOUT, 0)
 
     cdef _stop_fetch_timer(self):
@@ -368,7 +360,7 @@ cdef class Receiver(Link):
         if self.receive_job:
             self.port.cancel(self.receive_job)
         if self.fetch_job:
-            self.port.cancel(self.fetch_job, self.fetching)
+            self.port.cancel(self.fetch_job, self.fetching, self.ucx_pid)
         self._stop_fetch_timer()
         self.receive_job = self.fetch_job = 0
 

@@ -337,7 +337,7 @@ cdef class Sender(Receiver):
             self.port.cancel(self.send_job)
         self.send_job = 0
         for job, frames in self.transits.items():
-            self.port.cancel(job, frames)
+            self.port.cancel(job, frames, self.ucx_pid)
         if self.ucx_token:
             with nogil:
                 close_endpoint(self.ucx_token)

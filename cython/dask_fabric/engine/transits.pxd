@@ -14,4 +14,4 @@ cdef uint64_t submit_transit(
     bint sending
 ) except 0
 cdef bint cancel_transit(uint64_t name) noexcept nogil
-cdef keep_for_ucx(owner)
+cdef keep_for_ucx(owner, int peer_pid)

@@ -119,15 +119,35 @@ cdef bint cancel_transit(uint64_t name) noexcept nogil:
     return is_unended
 
 
-cdef keep_for_ucx(owner):
-    """Keep memory alive that a cancelled job has left in UCX's hands, until it lets go of all."""
-    logger.warning("UCX has not let go of frames to or from a lost peer; they stay in memory")
-    _kept.append(owner)
+cdef keep_for_ucx(owner, int peer_pid):
+    """Keep memory alive that a cancelled job has left in UCX's hands, until it lets go of all.
+
+    With a dead peer nothing makes UCX go on: it would go on when the peer had made room.
+    """
+    if _is_dead(peer_pid):
+        return
+    if not _kept:
+        logger.warning("UCX has not let go of frames of a lost peer; they stay in memory")
+    _kept.append((owner, peer_pid))
 
 
 cdef _let_go():
-    if _kept and ucx.abandoned_count() == 0:
-        _kept.clear()
+    if _kept:
+        nothing_left = ucx.abandoned_count() == 0
+        _kept[:] = [(o, pid) for o, pid in _kept if not (nothing_left or _is_dead(pid))]
+
+
+def _is_dead(pid):
+    """Whether a process of this pid namespace has ended, reaped or not; 0 is nobody known."""
+    if pid == 0:
+        return False
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] in (b"Z", b"X")
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    except OSError:
+        return False
 
 
 cdef void _on_end(

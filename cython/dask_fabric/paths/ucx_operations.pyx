@@ -9,8 +9,8 @@ from libc.stdlib cimport calloc, realloc
 
 from dask_fabric.linux cimport pthread_cond_broadcast
 from dask_fabric.paths.ucx_state cimport (
-    ABANDONED, COMPLETE, ENDED, FAILED, FREE, REPORTING, FrameHeader, OnEnd, Operation, OperationList,
-    OperationState,
+    ABANDONED, COMPLETE, ENDED, FAILED, FREE, REPORTING, FrameHeader, OnEnd, Operation,
+    OperationList, OperationState,
 )
 from dask_fabric.paths.ucx_worker cimport lock, unlock, worker
 

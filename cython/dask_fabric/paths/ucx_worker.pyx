@@ -20,8 +20,9 @@ from dask_fabric.paths.ucx_library import environment
 
 from dask_fabric.linux cimport (
     POLLIN, SIG_SETMASK, poll, pollfd, sched_yield, pthread_cond_broadcast, pthread_cond_init,
-    pthread_cond_timedwait, pthread_cond_wait, pthread_create, pthread_join, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
-    pthread_self, pthread_setname_np, pthread_sigmask, sigfillset, sigset_t,
+    pthread_cond_timedwait, pthread_cond_wait, pthread_create, pthread_join, pthread_mutex_init,
+    pthread_mutex_lock, pthread_mutex_unlock, pthread_self, pthread_setname_np, pthread_sigmask,
+    sigfillset, sigset_t,
 )
 from dask_fabric.paths.libucp cimport (
     ERROR_BUSY, FEATURE_AM, FEATURE_WAKEUP, OK, PARAM_FIELD_ESTIMATED_NUM_EPS,

@@ -23,6 +23,12 @@ cdef class Offers:
 
     cdef _add(self, char *data, Py_ssize_t index, const Entry *entry, const char *descriptor)
 
+cdef class Arrived:
+    """A message that waits for its frames, or for somebody who wants it."""
+    cdef tuple message
+    cdef Offers offers              # None where its frames are here
+    cdef Py_ssize_t nbytes
+
 cdef class Control:
     """A record that is no message: an answer about offered frames, or what paths there are."""
     cdef readonly int kind

@@ -13,6 +13,12 @@ cdef class Control:
 
 
 @cython.auto_pickle(False)
+@cython.final
+cdef class Arrived:
+    """A message that waits for its frames, or for somebody who wants it."""
+
+
+@cython.auto_pickle(False)
 cdef class Offers:
     """The frames of one message that are to be fetched."""
 

@@ -134,7 +134,7 @@ class FabricListener(BaseListener):
             check_available(f"{self.prefix}{self.ip}:{self.port}", self._settings)
         elif self.scheme.fast and self._ssl_context is None:
             # To look for it takes a second: not while clients wait.
-            local_ucx(self._settings, False)
+            local_ucx(self._settings, insists=False)
         backlog_count = int(dask.config.get("distributed.comm.socket-backlog"))
         self._sockets = bind(self.ip, self.port, backlog_count)
         _listeners.add(self)

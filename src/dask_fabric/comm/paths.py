@@ -216,7 +216,8 @@ class Negotiator:
             channel.use_cma(self._pid_of(peer))
         elif path == "ucx":
             own_token, peer_token = self.hello.ucx["token"], peer.ucx["token"]
-            if not channel.use_ucx(own_token, peer_token, peer.ucx["address"]):
+            pid = unix.peer_pid(self._sock) if self._sock.family == socket.AF_UNIX else 0
+            if not channel.use_ucx(own_token, peer_token, peer.ucx["address"], pid):
                 reason = "UCX of this process does not take the peer's address"
                 logger.warning("%s, %s", reason, channel.peer_sockname)
                 channel.choice = replace(
