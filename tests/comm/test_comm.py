@@ -13,6 +13,7 @@ from distributed.protocol import to_serialize
 from dask_fabric.comm import comm as module
 from dask_fabric.comm.comm import FabricComm
 from dask_fabric.errors import ChannelClosedError, ForkedError, LimitError, ProtocolError
+from dask_fabric.wire.negotiation import Choice
 
 
 class FakeChannel:
@@ -21,6 +22,8 @@ class FakeChannel:
     local_sockname = ("127.0.0.1", 1)
     peer_sockname = ("127.0.0.1", 2)
     pending_bytes = 0
+    choice = Choice({"host": "stream"}, {})
+    on_closed = None
 
     def __init__(self, error=None):
         self.error = error
@@ -43,12 +46,17 @@ class FakeChannel:
         return self.closed
 
     async def close(self, timeout_seconds):
-        self.closed = True
+        self.abort()
         if self.error:
             raise self.error
 
     def abort(self, error=None):
-        self.closed = True
+        if not self.closed:
+            self.closed = True
+            self.on_closed(self)
+
+    def statistics(self):
+        return {"traffic": {}}
 
     def check_open(self):
         if self.closed:
