@@ -10,10 +10,10 @@ import functools
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from importlib.metadata import version
 
 import msgpack
 
-from dask_fabric import __version__
 from dask_fabric.errors import ProtocolError
 from dask_fabric.wire.foreign import MAGIC
 
@@ -63,7 +63,7 @@ class Hello:
     """
 
     scheme: str = "fabric"
-    software: str = f"dask-fabric {__version__}"
+    software: str = f"dask-fabric {version('dask-fabric')}"
     pid: int = 0
     paths: tuple[str, ...] = ("stream",)
     memory: tuple[str, ...] = ("host",)
