@@ -14,6 +14,7 @@ import dask_fabric
 
 from ..conftest import ucx_libraries
 
+LIBRARIES = ucx_libraries()  # now: a process that has loaded one finds no other
 VARIABLES = {
     "DASK_FABRIC__CMA__ENABLED": "false",
     "DASK_FABRIC__UCX__ENABLED": "true",
@@ -23,7 +24,7 @@ VARIABLES = {
 
 def two_libraries():
     """Two UCX of different versions, or a skip."""
-    by_version = {library.version: library for library in ucx_libraries()}
+    by_version = {library.version: library for library in LIBRARIES}
     if len(by_version) < 2:
         pytest.skip("two versions of UCX are needed")
     return [by_version[version] for version in sorted(by_version)[:: len(by_version) - 1]]

@@ -56,6 +56,7 @@ def _closed(local_address: str, peer_address: str, channel: Any) -> None:
 def of_process() -> dict[str, Any]:
     """Give what `dask_fabric.statistics` does."""
     comms = [comm for reference in list(_open.values()) if (comm := reference()) is not None]
+    comms = [comm for comm in comms if not comm.closed()]
     with _lock:
         traffic = {path: dict(moved) for path, moved in _closed_traffic.items()}
         closed_count = _closed_count
