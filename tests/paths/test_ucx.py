@@ -239,9 +239,9 @@ def test_a_stopped_peer_is_left_and_met_again(pair, stops):
     stopped, running, operations = begin_against_stopped(pair, stops)
     token = 1 if stops == "sender" else 2
     running(f"endpoints[{token}].fail()")
-    assert running.figure("in_flight_count") == 0
     ends = {running(f"wait({token}, {operation})") for operation in operations}
     assert not ends & {BIG, "none yet"}
+    assert running.figure("in_flight_count") == 0
     os.kill(stopped.process.pid, signal.SIGCONT)
     # The stopped one knows nothing yet: a new endpoint tells it.
     join(near, far, 3, 4)

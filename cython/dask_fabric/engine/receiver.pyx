@@ -60,7 +60,10 @@ cdef class Receiver(Link):
             raise self._why_closed()    # this side closed, and wants to read no more
         try:
             message = self._next()
-            self._take_answers()
+            if self.assembler.staged_bytes():
+                self._take_answers()
+                if self.assembler.ends_in_close():
+                    self.loop.call_soon(self._look_ahead)
             self._after_process()
             return message
         except BaseException as error:
@@ -95,6 +98,14 @@ cdef class Receiver(Link):
         self.waiter = waiter
         self._read_bulk()
         return waiter
+
+    def _look_ahead(self):
+        """What the peer offered before it closed came with another message: no event tells."""
+        if not self.closed and self.waiter is None:
+            try:
+                self._process_unawaited()
+            except Exception as error:
+                self._fail(error)
 
     # ------------------------------------------------------------ bytes
 
@@ -381,20 +392,9 @@ cdef class Receiver(Link):
                 self.backlog = deque(islice(self.backlog, index))
                 return
 
-    cdef bint _is_open(self):
-        raise NotImplementedError
-
-    cdef _process_handshake(self):
-        raise NotImplementedError
-
-    cdef _answer(self, bytes record):
-        raise NotImplementedError
-
-    cdef _on_control(self, Control control):
-        raise NotImplementedError
-
-    cdef _after_process(self):
-        raise NotImplementedError
-
-    cdef bint _discards(self):
-        raise NotImplementedError
+    cdef bint _is_open(self): raise NotImplementedError
+    cdef _process_handshake(self): raise NotImplementedError
+    cdef _answer(self, bytes record): raise NotImplementedError
+    cdef _on_control(self, Control control): raise NotImplementedError
+    cdef _after_process(self): raise NotImplementedError
+    cdef bint _discards(self): raise NotImplementedError
