@@ -205,7 +205,7 @@ def test_death_in_the_middle(pair, dies):
     first = living(f"wait({token}, {operations[0]})")
     dying.kill()
     living(f"endpoints[{token}].fail()")
-    assert living.figure("in_flight_count") == 0
+    living.until("ucx.statistics()['in_flight_count'] == 0")
     ends = [first, *(living(f"wait({token}, {operation})") for operation in operations[1:])]
     assert "none yet" not in ends
     living(f"close({token})")

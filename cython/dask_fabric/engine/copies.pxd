@@ -3,13 +3,9 @@
 from libc.stdint cimport uint64_t
 
 from dask_fabric.engine.mailbox cimport Mailbox
-
-cdef struct Copy:
-    char *data                  # where to
-    uint64_t address            # where from, in the other process
-    uint64_t nbytes
+from dask_fabric.wire.offers cimport Offer
 
 cdef uint64_t submit_copies(
-    Mailbox *mailbox, int pid, const Copy *copies, size_t copy_count
+    Mailbox *mailbox, int pid, const Offer *offers, size_t offer_count
 ) except 0
 cdef bint cancel_copies(uint64_t name) noexcept nogil

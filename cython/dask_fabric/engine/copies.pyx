@@ -19,6 +19,7 @@ from dask_fabric.linux cimport (
 )
 from dask_fabric.paths.cma cimport read_memory
 from dask_fabric.paths.stream cimport COMPLETE, FAILED
+from dask_fabric.wire.offers cimport Offer
 
 cdef enum:
     SLICE_BYTES = 4 << 20
@@ -28,8 +29,8 @@ cdef uint64_t NAME_BIT = <uint64_t> 1 << 63     # apart from the names of `engin
 cdef struct Job:
     uint64_t name
     int pid
-    Copy *copies                # owned; those before `index` are taken, and `offset` of that one
-    size_t copy_count
+    Offer *offers               # owned; those before `index` are taken, and `offset` of that one
+    size_t offer_count
     size_t index
     uint64_t offset
     int running_count           # slices that threads copy right now
@@ -83,7 +84,7 @@ def statistics():
 
 
 cdef uint64_t submit_copies(
-    Mailbox *mailbox, int pid, const Copy *copies, size_t copy_count
+    Mailbox *mailbox, int pid, const Offer *offers, size_t offer_count
 ) except 0:
     """Start to copy; the end is posted to the mailbox, unless the job is cancelled first.
 
@@ -92,13 +93,13 @@ cdef uint64_t submit_copies(
     cdef Job *job = <Job *> calloc(1, sizeof(Job))
     cdef uint64_t name
     if job != NULL:
-        job.copies = <Copy *> malloc(copy_count * sizeof(Copy))
+        job.offers = <Offer *> malloc(offer_count * sizeof(Offer))
         job.ended = <Ended *> malloc(sizeof(Ended))
-    if job == NULL or job.copies == NULL or job.ended == NULL:
+    if job == NULL or job.offers == NULL or job.ended == NULL:
         _free(job)
         raise MemoryError()
-    memcpy(job.copies, copies, copy_count * sizeof(Copy))
-    job.copy_count = copy_count
+    memcpy(job.offers, offers, offer_count * sizeof(Offer))
+    job.offer_count = offer_count
     job.pid = pid
     job.mailbox = mailbox
     pthread_mutex_lock(&engine.mutex)
@@ -141,7 +142,7 @@ cdef bint cancel_copies(uint64_t name) noexcept nogil:
 
 cdef void *_thread_main(void *argument) noexcept nogil:
     cdef Job *job
-    cdef Copy slice
+    cdef Offer slice
     cdef int error
     prepare_thread(b"fabric-copy")
     pthread_mutex_lock(&engine.mutex)
@@ -178,15 +179,16 @@ cdef Job *_next_job() noexcept nogil:
 
 
 cdef bint _has_work(Job *job) noexcept nogil:
-    return job.index < job.copy_count and not job.error and not job.cancelled
+    return job.index < job.offer_count and not job.error and not job.cancelled
 
 
-cdef Copy _take_slice(Job *job) noexcept nogil:
-    cdef Copy *whole = &job.copies[job.index]
-    cdef uint64_t nbytes = min(whole.nbytes - job.offset, <uint64_t> SLICE_BYTES)
-    cdef Copy slice = Copy(whole.data + job.offset, whole.address + job.offset, nbytes)
-    job.offset += nbytes
-    if job.offset == whole.nbytes:
+cdef Offer _take_slice(Job *job) noexcept nogil:
+    cdef Offer slice = job.offers[job.index]
+    slice.data += job.offset
+    slice.address += job.offset
+    slice.nbytes = min(slice.nbytes - job.offset, <uint64_t> SLICE_BYTES)
+    job.offset += slice.nbytes
+    if job.offset == job.offers[job.index].nbytes:
         job.index += 1
         job.offset = 0
     return slice
@@ -220,6 +222,6 @@ cdef void _remove(Job *job) noexcept nogil:
 
 cdef void _free(Job *job) noexcept nogil:
     if job != NULL:
-        free(job.copies)
+        free(job.offers)
         free(job.ended)
         free(job)

@@ -2,11 +2,10 @@
 
 from libc.stdint cimport uint64_t
 
-from dask_fabric.engine.copies cimport Copy
 from dask_fabric.engine.mailbox cimport Mailbox
-from dask_fabric.engine.transits cimport Piece
 from dask_fabric.linux cimport iovec
 from dask_fabric.paths.stream cimport Direction
+from dask_fabric.wire.offers cimport Offers
 
 cdef class Port:
     cdef object loop
@@ -20,11 +19,8 @@ cdef class Port:
     cdef uint64_t submit(
         self, int fd, Direction direction, const iovec *vectors, size_t vector_count, object link
     ) except 0
-    cdef uint64_t submit_copies(
-        self, int pid, const Copy *copies, size_t copy_count, object link
-    ) except 0
+    cdef uint64_t submit_copies(self, int pid, Offers offers, object link) except 0
     cdef uint64_t submit_transit(
-        self, uint64_t token, uint64_t sequence, const Piece *pieces, size_t piece_count,
-        bint sending, object link
+        self, uint64_t token, Offers offers, bint sending, object link
     ) except 0
     cdef cancel(self, uint64_t job, object memory=*, int peer_pid=*)

@@ -9,16 +9,17 @@ import weakref
 cimport cython
 from libc.stdint cimport uint64_t
 
-from dask_fabric.engine.copies cimport Copy, cancel_copies, submit_copies
+from dask_fabric.engine.copies cimport cancel_copies, submit_copies
 from dask_fabric.engine.mailbox cimport (
     Completion, close_mailbox, forget_all, next_completion, open_mailbox,
 )
 from dask_fabric.engine.threads cimport cancel, start, submit
 from dask_fabric.engine.transits cimport (
-    Piece, cancel_transit, keep_for_ucx, submit_transit,
+    cancel_transit, keep_for_ucx, submit_transit,
 )
 from dask_fabric.linux cimport eventfd_read, iovec
 from dask_fabric.paths.stream cimport Direction
+from dask_fabric.wire.offers cimport Offers
 
 _ports = weakref.WeakKeyDictionary()
 
@@ -102,21 +103,18 @@ cdef class Port:
         self.jobs[job] = weakref.ref(link)
         return job
 
-    cdef uint64_t submit_copies(
-        self, int pid, const Copy *copies, size_t copy_count, object link
-    ) except 0:
+    cdef uint64_t submit_copies(self, int pid, Offers offers, object link) except 0:
         """As `submit`, for copies out of another process."""
-        cdef uint64_t job = submit_copies(self.mailbox, pid, copies, copy_count)
+        cdef uint64_t job = submit_copies(self.mailbox, pid, offers.items, offers.count)
         self.jobs[job] = weakref.ref(link)
         return job
 
     cdef uint64_t submit_transit(
-        self, uint64_t token, uint64_t sequence, const Piece *pieces, size_t piece_count,
-        bint sending, object link
+        self, uint64_t token, Offers offers, bint sending, object link
     ) except 0:
         """As `submit`, for frames by UCX."""
         cdef uint64_t job = submit_transit(
-            self.mailbox, token, sequence, pieces, piece_count, sending
+            self.mailbox, token, offers.sequence, offers.items, offers.count, sending
         )
         self.jobs[job] = weakref.ref(link)
         return job

@@ -13,7 +13,7 @@ from libc.errno cimport EAGAIN, EINTR, ETIMEDOUT, errno
 from libc.stdint cimport uint64_t
 
 from dask_fabric.engine.clock cimport now_ns
-from dask_fabric.engine.fetching cimport fetch_here, patience_seconds, start_copies, start_receive
+from dask_fabric.engine.fetching cimport fetch_here, patience_seconds
 from dask_fabric.engine.link cimport Link
 from dask_fabric.linux cimport MSG_DONTWAIT, recv
 from dask_fabric.paths.stream cimport COMPLETE, END_OF_STREAM, FAILED, RECEIVE
@@ -312,11 +312,11 @@ cdef class Receiver(Link):
         self.fetching = arrived
         self.fetch_begin_ns = now_ns()
         if by_ucx:
-            self.fetch_job = start_receive(self.port, self.ucx_token, offers, self)
+            self.fetch_job = self.port.submit_transit(self.ucx_token, offers, False, self)
             # A fabric that is broken may never bring them.
             self.fetch_timer = self.loop.call_later(patience_seconds(offers), self._lose_patience)
         elif offers.nbytes > FETCHED_INLINE_BYTES:
-            self.fetch_job = start_copies(self.port, self.peer_pid, offers, self)
+            self.fetch_job = self.port.submit_copies(self.peer_pid, offers, self)
         else:
             self._end_fetch(fetch_here(self.peer_pid, offers))
 

@@ -4,6 +4,7 @@ from libc.stdint cimport int64_t, uint64_t
 
 from dask_fabric.engine.receiver cimport Receiver
 from dask_fabric.engine.sendqueue cimport SendQueue
+from dask_fabric.wire.offers cimport Offers
 
 cdef class Sender(Receiver):
     cdef SendQueue queue
@@ -35,11 +36,10 @@ cdef class Sender(Receiver):
     # what a subclass with another way to the socket replaces
     cdef _write_some(self)
 
-    cdef _hold(self, list frames)
-    cdef _submit_send(self, uint64_t sequence, list offered, list frames)
+    cdef _hold(self, Offers offers)
     cdef _stop_offering(self)
     cdef bint _is_busy(self)
-    cdef list _take_held(self, uint64_t sequence)
+    cdef Offers _take_held(self, uint64_t sequence)
     cdef _acknowledged(self, uint64_t sequence)
     cdef _send_held(self, uint64_t sequence)
     cdef _cork(self)

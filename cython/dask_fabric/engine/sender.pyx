@@ -10,19 +10,17 @@ import os
 import socket
 
 cimport cython
-from cpython.memoryview cimport PyMemoryView_GET_BUFFER
 from libc.stdint cimport uint64_t
-from libc.stdlib cimport free, malloc
 
 from dask_fabric.engine.clock cimport now_ns
 from dask_fabric.engine.receiver cimport Receiver
 from dask_fabric.engine.sendqueue cimport SendQueue
 from dask_fabric.engine.threads cimport moved_bytes
-from dask_fabric.engine.transits cimport Piece
 from dask_fabric.paths.ucx cimport close_endpoint, fail
 from dask_fabric.paths.stream cimport (
     FAILED, SEND, Progress, Transfer, advance, new_transfer, reset,
 )
+from dask_fabric.wire.offers cimport Offers
 from dask_fabric.wire.records cimport STREAM, UCX
 
 from dask_fabric.errors import ChannelClosedError, ProtocolError
@@ -75,7 +73,7 @@ cdef class Sender(Receiver):
         )
         self.bytes_sent += nbytes
         if self.queue.offered is not None:
-            self._hold(frames)
+            self._hold(self.queue.offered)
         if self.queue.pending_bytes > self.inline_bytes:
             self._flush()
             self._check_open()
@@ -95,41 +93,19 @@ cdef class Sender(Receiver):
 
     # ------------------------------------------------------------ offers
 
-    cdef _hold(self, list frames):
-        """Keep the frames on offer until the peer has fetched them."""
-        cdef list offered = self.queue.offered
-        cdef uint64_t sequence = self.queue.message_count - 1
-        cdef Py_ssize_t nbytes = 0
-        self.queue.offered = None
-        for view in offered:
-            nbytes += PyMemoryView_GET_BUFFER(view).len
-        self.held[sequence] = offered
-        self.held_bytes += nbytes
-        self.offered_bytes += nbytes
-        self.offered_count += len(offered)
-        if self.path == UCX:
-            self._submit_send(sequence, offered, frames)
+    cdef _hold(self, Offers offers):
+        """Keep frames on offer until the peer has them, and have UCX send them if that is the path.
 
-    cdef _submit_send(self, uint64_t sequence, list offered, list frames):
-        """Have UCX send the frames; it keeps them also when the peer has acknowledged them."""
-        cdef size_t count = 0
-        cdef Py_ssize_t index, nbytes
-        cdef Piece *pieces = <Piece *> malloc(len(offered) * sizeof(Piece))
-        if pieces == NULL:
-            raise MemoryError()
-        for index, frame in enumerate(frames):
-            nbytes = memoryview(frame).nbytes
-            if nbytes >= self.offer_bytes:
-                view = offered[count]
-                pieces[count] = Piece(PyMemoryView_GET_BUFFER(view).buf, nbytes, index)
-                count += 1
-        try:
-            job = self.port.submit_transit(
-                self.ucx_token, sequence, pieces, count, True, self
-            )
-        finally:
-            free(pieces)
-        self.transits[job] = offered
+        UCX keeps its own also when the peer has acknowledged them.
+        """
+        self.queue.offered = None
+        self.held[offers.sequence] = offers
+        self.held_bytes += offers.nbytes
+        self.offered_bytes += offers.nbytes
+        self.offered_count += offers.count
+        if self.path == UCX:
+            job = self.port.submit_transit(self.ucx_token, offers, True, self)
+            self.transits[job] = offers
 
     def _sent_by_ucx(self, uint64_t job, int error):
         del self.transits[job]
@@ -146,14 +122,13 @@ cdef class Sender(Receiver):
             )
         self.path = STREAM
 
-    cdef list _take_held(self, uint64_t sequence):
-        offered = self.held.pop(sequence, None)
-        if offered is None:
+    cdef Offers _take_held(self, uint64_t sequence):
+        cdef Offers offers = self.held.pop(sequence, None)
+        if offers is None:
             text = f"protocol violation: an answer about message {sequence}, which offers nothing"
             raise ProtocolError(text, error_record(text))
-        for view in offered:
-            self.held_bytes -= PyMemoryView_GET_BUFFER(view).len
-        return offered
+        self.held_bytes -= offers.nbytes
+        return offers
 
     cdef _acknowledged(self, uint64_t sequence):
         self._take_held(sequence)
@@ -162,10 +137,9 @@ cdef class Sender(Receiver):
 
     cdef _send_held(self, uint64_t sequence):
         """The peer cannot fetch: its frames go by the stream."""
-        cdef list frames = self._take_held(sequence)
-        self.queue.put_frames(sequence, frames)
-        for view in frames:
-            self.fallback_bytes += PyMemoryView_GET_BUFFER(view).len
+        cdef Offers offers = self._take_held(sequence)
+        self.queue.put_frames(offers)
+        self.fallback_bytes += offers.nbytes
         self.fallback_count += 1
         self.fallback_streak += 1
         logger.log(
@@ -175,8 +149,9 @@ cdef class Sender(Receiver):
         )
         if self.fallback_streak == FALLBACK_STREAK or self.path == UCX:
             self._stop_offering()
-            with nogil:
-                fail(self.ucx_token)
+            if self.ucx_token:
+                with nogil:
+                    fail(self.ucx_token)
         self._flush()
 
     # ------------------------------------------------------------ bytes
@@ -336,8 +311,8 @@ cdef class Sender(Receiver):
         if self.send_job:
             self.port.cancel(self.send_job)
         self.send_job = 0
-        for job, frames in self.transits.items():
-            self.port.cancel(job, frames, self.ucx_pid)
+        for job, offers in self.transits.items():
+            self.port.cancel(job, offers, self.ucx_pid)
         if self.ucx_token:
             with nogil:
                 close_endpoint(self.ucx_token)

@@ -4,6 +4,7 @@ from libc.stdint cimport uint64_t
 
 from dask_fabric.memory.pool cimport Buffer
 from dask_fabric.linux cimport iovec
+from dask_fabric.wire.offers cimport Offers
 
 cdef extern from "Python.h":
     Py_ssize_t PY_SSIZE_T_MAX
@@ -24,13 +25,13 @@ cdef class SendQueue:
     cdef Py_ssize_t header_bytes_limit
     cdef Py_ssize_t message_bytes_limit
 
-    cdef list offered               # of the message that was put last: frames not in the queue
+    cdef Offers offered             # of the message that was put last: frames not in the queue
 
     cdef Py_ssize_t put_message(
         self, header, list frames, Py_ssize_t inline_bytes, int path, Py_ssize_t offer_bytes
     ) except -1
     cdef _check_limits(self, Py_ssize_t frame_count, Py_ssize_t header_bytes, Py_ssize_t nbytes)
-    cdef put_frames(self, uint64_t sequence, list views)
+    cdef put_frames(self, Offers offers)
     cdef put_bytes(self, bytes data)
     cdef void sent(self, Py_ssize_t nbytes) except *
     cdef void consumed(self, size_t vector_count, Py_ssize_t nbytes) except *
@@ -38,7 +39,7 @@ cdef class SendQueue:
     cdef clear(self)
 
     cdef char *_reserve(self, Py_ssize_t nbytes) except NULL
-    cdef _put_descriptors(self, list offered, int path)
+    cdef _put_descriptors(self, Offers offers)
     cdef _put_vector(self, char *data, Py_ssize_t nbytes, owner)
     cdef _put(self, view, Py_ssize_t inline_bytes)
     cdef _copy(self, const char *data, Py_ssize_t nbytes)

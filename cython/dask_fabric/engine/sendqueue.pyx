@@ -15,6 +15,7 @@ from libc.string cimport memcpy, memmove
 
 from dask_fabric.memory.pool cimport Buffer, allocate
 from dask_fabric.linux cimport iovec
+from dask_fabric.wire.offers cimport Offer, Offers
 from dask_fabric.wire.records cimport (
     ENTRY_BYTES, FRAMES, MESSAGE, PREFIX_BYTES, STREAM, descriptor_bytes_of, pack_entry,
     pack_prefix,
@@ -53,10 +54,11 @@ cdef class SendQueue:
             Bytes of the whole message.
         """
         cdef Py_ssize_t frame_count = len(frames)
-        cdef Py_ssize_t nbytes, header_bytes, total_bytes, offered_bytes = 0
+        cdef Py_ssize_t index, nbytes, header_bytes, total_bytes, sent_bytes
         cdef list views = [_bytes_of(frame) for frame in frames] if frames else frames
-        cdef list offered = None
+        cdef Offers offered = None
         cdef char *out
+        cdef char *data
         header = _bytes_of(header)
         total_bytes = header_bytes = PyMemoryView_GET_BUFFER(header).len
         for view in views:
@@ -65,21 +67,23 @@ cdef class SendQueue:
         out = self._reserve(PREFIX_BYTES + frame_count * ENTRY_BYTES)
         pack_prefix(out, MESSAGE, frame_count, header_bytes, self.message_count)
         out += PREFIX_BYTES
-        for view in views:
+        for index, view in enumerate(views):
             nbytes = PyMemoryView_GET_BUFFER(view).len
             if path != STREAM and nbytes >= offer_bytes:
                 pack_entry(out, nbytes, path)
-                offered_bytes += nbytes
                 if offered is None:
-                    offered = []
-                offered.append(view)
+                    offered = Offers(self.message_count)
+                data = <char *> PyMemoryView_GET_BUFFER(view).buf
+                offered.add(view, Offer(data, <uint64_t> data, nbytes, index, path))
             else:
                 pack_entry(out, nbytes, STREAM)
             out += ENTRY_BYTES
         self.offered = offered
+        sent_bytes = total_bytes
         if offered is not None:
-            self._put_descriptors(offered, path)
-        if total_bytes - offered_bytes > inline_bytes:
+            sent_bytes -= offered.nbytes
+            self._put_descriptors(offered)
+        if sent_bytes > inline_bytes:
             inline_bytes = min(inline_bytes, <Py_ssize_t> COPIED_BYTES)
         self._put(header, inline_bytes)
         for view in views:
@@ -98,23 +102,23 @@ cdef class SendQueue:
         if nbytes > self.message_bytes_limit:
             raise _excess("bytes", nbytes, self.message_bytes_limit, "message")
 
-    cdef _put_descriptors(self, list offered, int path):
-        cdef uint64_t address
-        cdef uint32_t nbytes = descriptor_bytes_of(path)
-        if nbytes:
-            for view in offered:
-                address = <uint64_t> PyMemoryView_GET_BUFFER(view).buf
-                self._copy(<char *> &address, nbytes)
+    cdef _put_descriptors(self, Offers offers):
+        cdef Offer *offer
+        cdef uint32_t index
+        for index in range(offers.count):
+            offer = &offers.items[index]
+            self._copy(<char *> &offer.address, descriptor_bytes_of(offer.path))
 
-    cdef put_frames(self, uint64_t sequence, list views):
+    cdef put_frames(self, Offers offers):
         """Queue frames that were offered and that the peer cannot fetch."""
-        cdef char *out = self._reserve(PREFIX_BYTES + len(views) * ENTRY_BYTES)
-        pack_prefix(out, FRAMES, len(views), 0, sequence)
+        cdef char *out = self._reserve(PREFIX_BYTES + offers.count * ENTRY_BYTES)
+        cdef uint32_t index
+        pack_prefix(out, FRAMES, offers.count, 0, offers.sequence)
         out += PREFIX_BYTES
-        for view in views:
-            pack_entry(out, PyMemoryView_GET_BUFFER(view).len, STREAM)
+        for index in range(offers.count):
+            pack_entry(out, offers.items[index].nbytes, STREAM)
             out += ENTRY_BYTES
-        for view in views:
+        for view in offers.frames:
             self._put(view, COPIED_BYTES)
 
     cdef put_bytes(self, bytes data):

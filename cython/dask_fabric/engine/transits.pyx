@@ -18,6 +18,7 @@ from dask_fabric.linux cimport (
 from dask_fabric.paths cimport ucx
 from dask_fabric.paths.libucp cimport HOST
 from dask_fabric.paths.stream cimport COMPLETE, FAILED
+from dask_fabric.wire.offers cimport Offer
 
 logger = logging.getLogger(__name__)
 
@@ -55,31 +56,31 @@ os.register_at_fork(after_in_child=_reset)
 
 
 cdef uint64_t submit_transit(
-    Mailbox *mailbox, uint64_t token, uint64_t sequence, const Piece *pieces, size_t piece_count,
+    Mailbox *mailbox, uint64_t token, uint64_t sequence, const Offer *offers, size_t offer_count,
     bint sending
 ) except 0:
     """Send or receive frames by the endpoint `token`; the end is posted to the mailbox.
 
-    The memory of the pieces must live until the end or the cancellation.
+    The memory of the frames must live until the end or the cancellation.
     """
     _let_go()
-    cdef Transit *transit = _new_transit(mailbox, piece_count)
+    cdef Transit *transit = _new_transit(mailbox, offer_count)
     cdef uint64_t name, operation
     cdef size_t index
     if transit == NULL:
         raise MemoryError()
     name = transit.name
     with nogil:
-        for index in range(piece_count):
+        for index in range(offer_count):
             if sending:
                 operation = ucx.offer(
-                    token, sequence, pieces[index].index, pieces[index].memory,
-                    pieces[index].nbytes, HOST, _on_end, transit,
+                    token, sequence, offers[index].index, offers[index].data,
+                    offers[index].nbytes, HOST, _on_end, transit,
                 )
             else:
                 operation = ucx.post(
-                    token, sequence, pieces[index].index, pieces[index].memory,
-                    pieces[index].nbytes, HOST, _on_end, transit,
+                    token, sequence, offers[index].index, offers[index].data,
+                    offers[index].nbytes, HOST, _on_end, transit,
                 )
             transit.operations[index] = operation
             if operation == 0:
@@ -177,17 +178,17 @@ cdef void _count_down(Transit *transit, int error, size_t moved_bytes) noexcept 
     pthread_mutex_unlock(&engine.mutex)
 
 
-cdef Transit *_new_transit(Mailbox *mailbox, size_t piece_count) noexcept nogil:
+cdef Transit *_new_transit(Mailbox *mailbox, size_t offer_count) noexcept nogil:
     cdef Transit *transit = <Transit *> calloc(1, sizeof(Transit))
     if transit == NULL:
         return NULL
-    transit.operations = <uint64_t *> calloc(piece_count, sizeof(uint64_t))
+    transit.operations = <uint64_t *> calloc(offer_count, sizeof(uint64_t))
     transit.ended = <Ended *> malloc(sizeof(Ended))
     if transit.operations == NULL or transit.ended == NULL:
         _free(transit)
         return NULL
-    transit.operation_count = piece_count
-    transit.left_count = piece_count + 1
+    transit.operation_count = offer_count
+    transit.left_count = offer_count + 1
     transit.mailbox = mailbox
     pthread_mutex_lock(&engine.mutex)
     engine.transit_count += 1

@@ -14,7 +14,7 @@ from libc.string cimport memcmp, memcpy
 
 from dask_fabric.memory.arrays cimport data_of, new_array
 from dask_fabric.wire.landing cimport Landing
-from dask_fabric.wire.offers cimport Control, Offers
+from dask_fabric.wire.offers cimport Control, Offer, Offers
 from dask_fabric.wire.records cimport (
     ACKNOWLEDGE, CLOSE, CMA, ENTRY_BYTES, ERROR, FRAMES, MESSAGE, OFFER_BYTES, PATHS, PREFIX_BYTES,
     REQUEST, STREAM, TEXT_BYTES, Entry, Prefix, descriptor_bytes_of, pack_prefix,
@@ -290,8 +290,9 @@ cdef class Assembler(Landing):
         if entry.path != STREAM:
             if self.offers is None:
                 self.offers = Offers(self.message_count)
-            self.offers._add(memory, len(frames) - 1, entry, descriptor[0])
-            self.offers.frames.append(frame)
+            self.offers.add(
+                frame, Offer(memory, address, entry.nbytes, len(frames) - 1, entry.path)
+            )
             descriptor[0] += entry.descriptor_bytes
         return memory
 

@@ -2,18 +2,16 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from dask_fabric.wire.records cimport Entry
-
-# One frame that the peer offers, and where it belongs here.
+# One frame on offer: where it lies or belongs here, and where it lies in the sender's memory.
 cdef struct Offer:
     char *data
-    uint64_t address            # in the peer's memory, for `cma`
+    uint64_t address            # for `cma`
     uint64_t nbytes
     uint32_t index              # of the frame in its message
     int path
 
 cdef class Offers:
-    """The frames of one message that are to be fetched."""
+    """The frames of one message that its receiver is to fetch; both sides keep them so."""
     cdef readonly uint64_t sequence
     cdef readonly uint64_t nbytes
     cdef Offer *items
@@ -21,7 +19,7 @@ cdef class Offers:
     cdef uint32_t capacity
     cdef list frames            # keeps the memory alive
 
-    cdef _add(self, char *data, Py_ssize_t index, const Entry *entry, const char *descriptor)
+    cdef add(self, frame, Offer offer)
 
 cdef class Arrived:
     """A message that waits for its frames, or for somebody who wants it."""

@@ -2,9 +2,6 @@
 
 cimport cython
 from libc.stdlib cimport free, realloc
-from libc.string cimport memcpy
-
-from dask_fabric.wire.records cimport Entry, descriptor_bytes_of
 
 
 @cython.auto_pickle(False)
@@ -20,7 +17,7 @@ cdef class Arrived:
 
 @cython.auto_pickle(False)
 cdef class Offers:
-    """The frames of one message that are to be fetched."""
+    """The frames of one message that its receiver is to fetch; both sides keep them so."""
 
     def __cinit__(self, sequence):
         self.sequence = sequence
@@ -29,21 +26,16 @@ cdef class Offers:
     def __dealloc__(self):
         free(self.items)
 
-    cdef _add(self, char *data, Py_ssize_t index, const Entry *entry, const char *descriptor):
+    cdef add(self, frame, Offer offer):
+        """Add a frame, whose memory `frame` keeps alive."""
         cdef Offer *grown
-        cdef Offer *item
         if self.count == self.capacity:
             self.capacity = max(4, 2 * self.capacity)
             grown = <Offer *> realloc(self.items, self.capacity * sizeof(Offer))
             if grown == NULL:
                 raise MemoryError()
             self.items = grown
-        item = &self.items[self.count]
-        item.data = data
-        item.nbytes = entry.nbytes
-        item.index = index
-        item.path = entry.path
-        item.address = 0
-        memcpy(&item.address, descriptor, descriptor_bytes_of(entry.path))
+        self.items[self.count] = offer
+        self.frames.append(frame)
         self.count += 1
-        self.nbytes += entry.nbytes
+        self.nbytes += offer.nbytes
