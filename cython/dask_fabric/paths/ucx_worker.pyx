@@ -43,26 +43,7 @@ _library_path = ""
 
 
 def start(library, options=(), estimated_endpoints=64):
-    """Start the worker of this process on a UCX library; without effect where it runs on that one.
-
-    Parameters
-    ----------
-    library : dask_fabric.paths.ucx_library.Library
-        What the loader has chosen.
-    options : iterable of (str, str)
-        UCX's settings, without ``UCX_``. The environment wins.
-    estimated_endpoints : int
-        How many peers to expect: UCX chooses transports that scale by it.
-
-    Raises
-    ------
-    ForkedError
-        This is a forked child, where UCX cannot be used.
-    UnavailableError
-        The library cannot be loaded, or another one runs already.
-    UCXError
-        UCX does not start.
-    """
+    """Start the worker alone; see `dask_fabric.paths.ucx.start`, which is to be called."""
     global _library_path
     _refuse_forked()
     if worker.handle != NULL:

@@ -154,10 +154,10 @@ class Negotiator:
 
     def refuse(self, client: Hello) -> str:
         """As a server, give the reason to turn a client away, or ""."""
+        if not insists_on_ucx(client, self.hello):
+            return ""
         reason = objection("ucx", client, self.hello, {})
-        if reason and insists_on_ucx(client, self.hello):
-            return f"{UCX_SCHEME}:// cannot be used between the two: {reason}"
-        return ""
+        return reason and f"{UCX_SCHEME}:// cannot be used between the two: {reason}"
 
     def answer(self, client: Hello) -> Hello:
         """As a server, give the hello for a client whose own is known: with what was found out."""
