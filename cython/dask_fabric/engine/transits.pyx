@@ -22,7 +22,7 @@ from dask_fabric.wire.offers cimport Offer
 
 logger = logging.getLogger(__name__)
 
-cdef uint64_t NAME_BIT = <uint64_t> 1 << 62     # apart from the names of other jobs
+cdef uint64_t TRANSIT_BIT = <uint64_t> 1 << 62
 
 cdef struct Transit:
     uint64_t name
@@ -192,7 +192,7 @@ cdef Transit *_new_transit(Mailbox *mailbox, size_t offer_count) noexcept nogil:
     transit.mailbox = mailbox
     pthread_mutex_lock(&engine.mutex)
     engine.transit_count += 1
-    transit.name = engine.transit_count | NAME_BIT
+    transit.name = engine.transit_count | TRANSIT_BIT
     transit.next = engine.first
     engine.first = transit
     pthread_mutex_unlock(&engine.mutex)
