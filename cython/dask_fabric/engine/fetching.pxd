@@ -1,6 +1,32 @@
-"""Fetching what a peer offers: how long it may take, and doing it at once."""
+"""Fetching the frames that a peer offers."""
 
-from dask_fabric.wire.offers cimport Offers
+from libc.stdint cimport int64_t, uint64_t
 
-cdef int fetch_here(int pid, Offers offers) noexcept
-cdef double patience_seconds(Offers offers) except -1
+from dask_fabric.engine.link cimport Link
+from dask_fabric.wire.framing cimport Assembler
+from dask_fabric.wire.offers cimport Arrived, Offers
+
+cdef class Fetcher(Link):
+    cdef Assembler assembler
+    cdef int peer_pid                   # whose memory may be read, for `cma`
+    cdef uint64_t ucx_token             # names this side's end of the frames by `ucx`; 0: none
+    cdef int ucx_pid                    # the peer's process; 0 where the kernel does not tell
+    cdef object fetch_timer
+    cdef uint64_t fetch_job
+    cdef Arrived fetching               # whose frames are being fetched
+    cdef Arrived requested              # whose frames the peer shall send instead
+    cdef uint64_t fetched_bytes
+    cdef uint64_t fetched_count
+    cdef uint64_t fetch_failure_count
+    cdef int64_t fetch_begin_ns
+    cdef int64_t fetch_ns
+
+    cdef _fetch(self, Arrived arrived)
+    cdef _stop_fetch_timer(self)
+    cdef _end_fetch(self, int error)
+
+    # what a subclass does
+    cdef _answer(self, bytes record)
+    cdef _process(self)
+    cdef _after_process(self)
+    cdef _keep_whole(self)
