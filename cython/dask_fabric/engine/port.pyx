@@ -110,11 +110,11 @@ cdef class Port:
         return job
 
     cdef uint64_t submit_transit(
-        self, uint64_t token, Offers offers, bint sending, object link
+        self, uint64_t token, Offers offers, int device_kind, bint sending, object link
     ) except 0:
         """As `submit`, for frames by UCX."""
         cdef uint64_t job = submit_transit(
-            self.mailbox, token, offers.sequence, offers.items, offers.count, sending
+            self.mailbox, token, offers.sequence, offers.items, offers.count, device_kind, sending
         )
         self.jobs[job] = weakref.ref(link)
         return job

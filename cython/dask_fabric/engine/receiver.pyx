@@ -20,8 +20,8 @@ from dask_fabric.wire.framing cimport Assembler
 from dask_fabric.wire.offers cimport Arrived, Control
 from dask_fabric.wire.records cimport FRAMES
 
-from dask_fabric.errors import ChannelClosedError, ProtocolError
-from dask_fabric.wire.records import error_record
+from dask_fabric.errors import ChannelClosedError
+from dask_fabric.wire.records import violation
 
 cdef enum:
     TURN_BYTES = 1 << 20        # what the loop moves itself before it sees to others
@@ -277,15 +277,15 @@ cdef class Receiver(Fetcher):
             arrived = Arrived.__new__(Arrived)
             arrived.message = record
             arrived.offers = self.assembler.take_offers()
-            arrived.nbytes = MESSAGE_COST_BYTES + sum(map(len, (record[0], *record[1])))
+            if arrived.offers is not None:
+                arrived.paths_left = arrived.offers.paths
+            arrived.nbytes = MESSAGE_COST_BYTES + self.assembler.message_bytes
             if self.backlog_bytes > self.message_bytes_limit:
-                text = "protocol violation: messages instead of the frames that were requested"
-                raise ProtocolError(text, error_record(text))
+                raise violation("messages instead of the frames that were requested")
             self.backlog_bytes += arrived.nbytes
             self.backlog.append(arrived)
         elif (<Control> record).kind == FRAMES:
-            requested, self.requested = self.requested, None
-            requested.offers = None
+            self._take_requested()
         elif not self.closed:           # nothing is held any more
             self._on_control(record)
 

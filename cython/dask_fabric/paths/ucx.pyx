@@ -12,7 +12,7 @@ from dask_fabric.errors import UCXError
 from dask_fabric.paths import libucp, ucx_worker
 
 from dask_fabric.linux cimport ECANCELED
-from dask_fabric.paths.libucp cimport ucp
+from dask_fabric.paths.libucp cimport HOST, ucp
 from dask_fabric.paths.ucx_inbox cimport take_kept
 from dask_fabric.paths.ucx_operations cimport (
     abandon, count_of, end, find_operation, is_reporting, new_operation, put, release, release_all,
@@ -287,6 +287,8 @@ cdef Operation *_begin(
     cdef Operation *operation = NULL
     if lock():
         endpoint = find_endpoint(own_token)
+    if endpoint != NULL and memory_kind != HOST and worker.bind != NULL:
+        worker.bind(worker.bind_argument)
     if endpoint != NULL:
         operation = new_operation(memory, nbytes, memory_kind, on_end, context)
     if operation != NULL:
