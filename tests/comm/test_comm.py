@@ -64,7 +64,7 @@ class FakeChannel:
 
 
 def make_comm(error=None) -> FabricComm:
-    return FabricComm(FakeChannel(error), "fabric://a:1", "fabric://b:2", True, 1.0)
+    return FabricComm(FakeChannel(error), "fabric://a:1", "fabric://b:2", True, load())
 
 
 class Strange(BaseException):

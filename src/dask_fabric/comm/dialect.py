@@ -48,8 +48,10 @@ def _is_own(dispatch) -> bool:
 
 
 def _sends_arrays(dask_family, serializers) -> bool:
+    # The family for device memory has no word on numpy's.
+    first = next((name for name in serializers or () if name != "cuda"), None)
     return (
-        (serializers is None or (len(serializers) > 0 and serializers[0] == "dask"))
+        (serializers is None or first == "dask")
         and families.get("dask") is dask_family
         and _is_own(dask_serialize)
     )

@@ -13,12 +13,15 @@ import threading
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+
 logger = logging.getLogger(__name__)
 
 HOST = "host"
 CUDA = "cuda"
 # A process that has imported none of these has no device memory to send.
 _HOLDERS = frozenset({"cupy", "rmm", "torch", "numba.cuda"})
+_ONLY_HOST = (memoryview, bytes, bytearray)
 
 
 class Span(NamedTuple):
@@ -27,6 +30,18 @@ class Span(NamedTuple):
     address: int
     nbytes: int
     device: int
+
+
+class StagedFrame(np.ndarray):
+    """A frame that belongs on a device, in host memory for now: one-dimensional, of bytes.
+
+    What is sent on as it came keeps its kind, for whoever receives it may have a device.
+    """
+
+    @classmethod
+    def over(cls, memory: Any) -> StagedFrame:
+        """Make one over a buffer, which it keeps alive."""
+        return np.frombuffer(memory, np.uint8).view(cls)
 
 
 class Copy(Protocol):
@@ -116,10 +131,17 @@ def kinds() -> tuple[str, ...]:
 
 def span_of(frame: Any) -> Span | None:
     """Give the device memory of a frame; None for what lives in host memory."""
-    if isinstance(frame, (memoryview, bytes, bytearray)):
+    if isinstance(frame, _ONLY_HOST):
         return None
     runtime = current()
     return None if runtime is None else runtime.span_of(frame)
+
+
+def belongs_on_device(frame: Any) -> bool:
+    """Whether a frame is memory of a device, or is to become that."""
+    if isinstance(frame, _ONLY_HOST):
+        return False
+    return isinstance(frame, StagedFrame) or span_of(frame) is not None
 
 
 def install(runtime: Runtime | None) -> None:
