@@ -11,7 +11,7 @@ from distributed.comm import utils as comm_utils
 from distributed.comm.core import Comm, CommClosedError
 from distributed.utils import offload
 
-from dask_fabric.comm import staging, statistics
+from dask_fabric.comm import staging, staging_receive, statistics
 from dask_fabric.comm.dialect import codec
 from dask_fabric.config import Settings
 from dask_fabric.errors import (
@@ -71,7 +71,7 @@ class FabricComm(Comm):
         self._send = channel.send
         self._takes_chunks = CHUNKS in channel.peer.features
         self._outgoing: staging.Outgoing | None = None
-        self._incoming: staging.Incoming | None = None
+        self._incoming: staging_receive.Incoming | None = None
         statistics.opened(self, channel)
 
     @property
@@ -116,7 +116,17 @@ class FabricComm(Comm):
             "control_stream": self.control_stream,
             "paths": self.paths,
             "refused": self.refused_paths,
+            "staged": self._staged_statistics(),
             **self._channel.statistics(),
+        }
+
+    def _staged_statistics(self) -> dict[str, int]:
+        outgoing, incoming = self._outgoing, self._incoming
+        return {
+            "frames_sent": outgoing.frame_count if outgoing else 0,
+            "frames_received": incoming.frame_count if incoming else 0,
+            "bytes_sent": outgoing.nbytes if outgoing else 0,
+            "bytes_received": incoming.nbytes if incoming else 0,
         }
 
     async def read(self, deserializers: Any = None) -> Any:
@@ -145,7 +155,7 @@ class FabricComm(Comm):
         threshold_bytes = comm_utils.OFFLOAD_THRESHOLD  # 0 or False: never
         try:
             if is_staged and deserialize:
-                frames = await staging.to_device(frames)
+                frames = await staging_receive.to_device(frames)
             if (
                 deserialize
                 and threshold_bytes
@@ -190,7 +200,9 @@ class FabricComm(Comm):
                 header, frames = await offload(encoding.finish)
             else:
                 header, frames = encoding.finish()
-            sources = await self._staged_sources(frames) if frames else None
+            sources = None
+            if any(map(device.belongs_on_device, frames)):
+                sources = await self._sources_of(frames)
         except asyncio.CancelledError:
             self.abort()
             raise
@@ -218,16 +230,16 @@ class FabricComm(Comm):
                 raise
         return nbytes
 
-    async def _staged_sources(self, frames: list) -> dict[int, staging.Source]:
-        """Give what of *frames* is to travel through host memory."""
-        if not any(map(device.belongs_on_device, frames)):
-            return {}
-        if not self._takes_chunks:
+    async def _sources_of(self, frames: list) -> dict[int, staging.Source]:
+        """Give what of *frames* is to travel in chunks."""
+        if self._takes_chunks:
+            return await self._loop.run_in_executor(None, staging.sources_of, frames)
+        if any(device.span_of(frame) is not None for frame in frames):
             raise UnavailableError(
                 f"{self._peer_addr} takes no memory of GPUs (fabric.gpu.enabled may be false in "
                 "its configuration)"
             )
-        return await self._loop.run_in_executor(None, staging.sources_of, frames)
+        return {}  # in host memory already: as under tcp
 
     async def _send_staged(self, header: Any, frames: list, sources: dict) -> int:
         if self._outgoing is None:
@@ -237,7 +249,7 @@ class FabricComm(Comm):
     async def _receive_staged(self, header: Any, frames: list) -> tuple[Any, list]:
         """Take chunks until the message is there that they belong to, or any other."""
         if self._incoming is None:
-            self._incoming = staging.Incoming(self._settings)
+            self._incoming = staging_receive.Incoming(self._settings)
         while True:
             message = await self._incoming.receive(header, frames, self.deserialize)
             if message is not None:
@@ -263,6 +275,8 @@ class FabricComm(Comm):
     def abort(self) -> None:
         """Close at once, losing what was not sent."""
         self._channel.abort()
+        if self._incoming is not None:
+            self._incoming.forget()
 
     def closed(self) -> bool:
         return self._channel.ended()

@@ -32,6 +32,7 @@ from distributed.utils import ensure_memoryview
 
 from dask_fabric.codec.codec import Codec
 from dask_fabric.codec.dialect import Dialect
+from dask_fabric.comm import tensors
 
 _ARRAY_MODULE = "distributed.protocol.numpy"
 
@@ -123,4 +124,5 @@ def make_dialect() -> Dialect:
     )
 
 
+tensors.register()
 codec = Codec(make_dialect())

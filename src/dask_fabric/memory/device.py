@@ -15,6 +15,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from dask_fabric.errors import UnavailableError
+
 logger = logging.getLogger(__name__)
 
 HOST = "host"
@@ -171,7 +173,8 @@ def _look() -> Runtime | None:
         runtime = cuda.open_runtime(insist=bool(_enabled))
     except Exception as error:  # whatever a broken installation raises
         log = logger.warning if _enabled else logger.info
-        log("no device memory in this process: %s", error, exc_info=not isinstance(error, OSError))
+        is_odd = not isinstance(error, UnavailableError)
+        log("No memory of GPUs in this process: %s", error, exc_info=is_odd)
         install(None)
         return None
     if runtime is not None:
