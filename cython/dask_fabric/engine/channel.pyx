@@ -225,6 +225,11 @@ cdef class Channel(Sender):
         """Whether `send` takes frames of device memory now; else they are to be brought to host."""
         return self.queue.device_path != STREAM
 
+    @property
+    def receives_devices(self):
+        """Whether the peer may offer frames of device memory; some may come to host memory yet."""
+        return self.devices is not None
+
     def tell_paths(self, content):
         """Complete the negotiation, as the client: with the next message, or soon."""
         self._answer(paths_record(content))

@@ -46,7 +46,9 @@ cdef class Fetcher(Link):
         if offers.any_of_device:
             # Whoever had that memory before may still have work under way in it.
             self.fetch_job = PREPARING
-            future = self.loop.run_in_executor(None, self.devices.await_producers, offers.frames)
+            future = self.loop.run_in_executor(
+                None, self.devices.await_producers, offers.frames_of_device()
+            )
             future.add_done_callback(partial(self._prepared, offers))
         elif path == UCX:
             self._post(offers)

@@ -24,6 +24,7 @@ cdef class Offers:
 
     cdef add(self, frame, Offer offer)
     cdef Offers part(self, int path)
+    cdef list frames_of_device(self)
 
 cdef class Arrived:
     """A message that waits for its frames, or for somebody who wants it."""

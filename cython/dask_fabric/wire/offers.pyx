@@ -57,3 +57,11 @@ cdef class Offers:
             if self.items[index].path == path:
                 part.add(self.frames[index], self.items[index])
         return part
+
+    cdef list frames_of_device(self):
+        """Those whose memory is not that of the host."""
+        cdef uint32_t index
+        return [
+            self.frames[index] for index in range(self.count)
+            if self.items[index].memory != HOST_MEMORY
+        ]

@@ -1,0 +1,36 @@
+"""Device memory that travels from device to device: what a channel asks about it.
+
+Paths that cannot carry it go through host memory; see `dask_fabric.comm.staging`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dask_fabric.comm.staging import in_host_memory, sources_of
+from dask_fabric.memory.device import Runtime, StagedFrame
+
+
+class Devices:
+    """The runtime of this process, as a channel that offers frames of devices needs it.
+
+    Parameters
+    ----------
+    runtime : dask_fabric.memory.device.Runtime
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.ucx_kind = runtime.ucx_kind
+        self.span_of = runtime.span_of
+        self.allocate = runtime.allocate
+        self.await_producers = runtime.await_producers
+
+    @staticmethod
+    def stage(memory: Any) -> StagedFrame:
+        """Make a frame that belongs on a device over host memory: whoever reads puts it there."""
+        return StagedFrame.over(memory)
+
+    @staticmethod
+    def copy_to_host(frames: list) -> list:
+        """Give frames in host memory, those too that are there already; blocks."""
+        return in_host_memory(frames, sources_of(frames))
