@@ -86,7 +86,7 @@ async def test_frames_are_put_together_in_their_places():
 
 async def test_what_nothing_belongs_to_is_passed():
     assert await receive(message([], b"x")) == (b"\x80", [b"x"])
-    header, frames = await receive(message([0], b""))
+    _, frames = await receive(message([0], b""))
     assert type(frames[0]) is StagedFrame and frames[0].nbytes == 0
 
 
@@ -137,7 +137,9 @@ LARGE = {
         [chunk(0, 2, 0, b"ab"), message([0], bytes(5000))], {"message_bytes_limit": 6000}, "message"
     ),
     "count": ([chunk(7, 2, 0, b"ab")], {"frame_count_limit": 7}, "frames"),
-    "tiny ones": ([chunk(n, 1, 0, b"a") for n in range(9)], {"message_bytes_limit": 9000}, "message"),
+    "tiny ones": (
+        [chunk(n, 1, 0, b"a") for n in range(9)], {"message_bytes_limit": 9000}, "message"
+    ),
 }  # fmt: skip
 
 
@@ -252,12 +254,12 @@ async def test_a_cancelled_write_ends_the_comm(pair, gpu):
 
 READER = """
 import sys
-from distributed import Client, Future
+from distributed import Client
 from dask_fabric.errors import UnavailableError
 
 with Client(sys.argv[1]) as client:
     try:
-        print(Future("x", client).result())
+        print(client.get_dataset("x").result())
     except UnavailableError as error:
         print("told:", error)
     print(client.submit(int, 3).result())
@@ -276,6 +278,7 @@ def test_a_client_without_device_is_told_what_to_do(scheme, gpu):
     ):
         x = client.submit(make_array, np.arange(MEBI), key="x")
         assert type(x.result()) is Array
+        client.publish_dataset(x=x)
         command = [sys.executable, "-c", READER, cluster.scheduler_address]
         output = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     told, three = output.stdout.splitlines()
