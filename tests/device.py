@@ -19,7 +19,7 @@ import numpy as np
 from distributed.protocol.cuda import cuda_deserialize, cuda_serialize
 
 from dask_fabric.comm import paths
-from dask_fabric.memory.device import Span
+from dask_fabric.memory.device import Span, current
 
 GARBAGE = 0xDB
 
@@ -85,6 +85,11 @@ class Array:
 
 def _c_strides(shape: tuple[int, ...], itemsize: int) -> list[int]:
     return [itemsize * math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+
+
+def make_array(values) -> Array:
+    """Compute an array on the device of this process: what a task does."""
+    return current().array(values)
 
 
 class Copy:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import operator
 
 import dask
 import numpy as np
@@ -16,7 +17,7 @@ from dask_fabric.errors import UnavailableError
 from dask_fabric.memory import device
 from dask_fabric.memory.device import StagedFrame
 
-from ..device import Array, StandIn
+from ..device import Array, StandIn, make_array
 
 pytestmark = pytest.mark.own
 MEBI = 1 << 20
@@ -204,15 +205,16 @@ async def test_statistics_count_what_was_staged(pair, gpu):
         assert (staged[f"frames_{side}"], staged[f"bytes_{side}"]) == (2, 8 * MEBI + 16)
 
 
-async def test_a_cluster_moves_device_memory(scheme, security, gpu):
-    async with (
+@pytest.mark.filterwarnings("ignore:Port .* is already in use:UserWarning")
+def test_a_cluster_moves_device_memory(scheme, security, gpu):
+    with (
         LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=False, protocol=f"{scheme}://",
-            dashboard_address=None, security=security, asynchronous=True,
+            n_workers=2, threads_per_worker=1, processes=False, protocol=scheme,
+            dashboard_address=None, security=security,
         ) as cluster,
-        Client(cluster, asynchronous=True) as client,
+        Client(cluster) as client,
     ):  # fmt: skip
-        one, two = cluster.workers.values()
-        x = client.submit(gpu.array, np.arange(MEBI), workers=one.address, key="x")
-        y = client.submit(lambda x: x[5:], x, workers=two.address, key="y")
-        np.testing.assert_array_equal((await y).get(), np.arange(5, MEBI))
+        one, two = client.scheduler_info(n_workers=-1)["workers"]
+        whole = client.submit(make_array, np.arange(MEBI), workers=[one])
+        part = client.submit(operator.getitem, whole, slice(5, None), workers=[two])
+        np.testing.assert_array_equal(part.result().get(), np.arange(5, MEBI))
