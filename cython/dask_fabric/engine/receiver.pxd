@@ -8,7 +8,7 @@ from dask_fabric.wire.offers cimport Control
 cdef class Receiver(Fetcher):
     cdef Py_ssize_t bulk_bytes
     cdef Py_ssize_t message_bytes_limit
-    cdef object waiter                  # the future of a pending receive() or open()
+    cdef object waiter                  # of a pending receive(), or a future of open()
     cdef uint64_t receive_job
     cdef readonly uint64_t bytes_received
     cdef uint64_t receive_job_count
@@ -35,4 +35,3 @@ cdef class Receiver(Fetcher):
     cdef _fetch_ahead(self)
     cdef _read_bulk(self)
     cdef _read_rest(self)
-    cdef _finish_waiter(self, result)
