@@ -93,6 +93,8 @@ class Copy:
 
     def wait(self) -> None:
         move, self.move = self.move, None
+        self.runtime.begun.set()
+        assert self.runtime.may_end.wait(10)
         if move is not None:
             move()
         self.runtime.check_thread("waited for a copy")
@@ -118,6 +120,9 @@ class StandIn:
         self.loop_thread: int | None = None
         self.blocked_loop: list[str] = []
         self.error: Exception | None = None
+        # Copies wait for the second, and set the first.
+        self.begun, self.may_end = threading.Event(), threading.Event()
+        self.may_end.set()
         self._work: list = []
         self._lock = threading.RLock()
 
@@ -139,6 +144,11 @@ class StandIn:
             work, self._work = self._work, []
             for kernel in work:
                 kernel()
+
+    def hold_copies(self) -> None:
+        """Let copies begin, and end only once `may_end` is set."""
+        self.begun.clear()
+        self.may_end.clear()
 
     def watch_loop(self) -> None:
         """Note from now on what blocks this thread."""

@@ -6,6 +6,7 @@ What every scheme does with device memory stands in ``tests/conformance/test_dev
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import struct
 import subprocess
 import sys
@@ -218,6 +219,18 @@ async def test_an_aborted_comm_lets_go_of_what_came(pair, gpu):
     assert b._incoming._arriving
     b.abort()
     assert not b._incoming._arriving
+
+
+async def test_an_abort_while_the_device_copies_loses_nothing_that_came(pair, gpu):
+    a, b = pair
+    await a.write({"x": to_serialize(gpu.array(np.arange(MEBI)))})
+    gpu.hold_copies()
+    reading = asyncio.ensure_future(b.read())
+    await asyncio.get_running_loop().run_in_executor(None, gpu.begun.wait, 10)
+    b.abort()
+    gpu.may_end.set()
+    with contextlib.suppress(CommClosedError):
+        np.testing.assert_array_equal((await reading)["x"].get(), np.arange(MEBI))
 
 
 async def test_a_cancelled_write_ends_the_comm(pair, gpu):
