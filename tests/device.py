@@ -93,7 +93,6 @@ class Copy:
 
     def wait(self) -> None:
         move, self.move = self.move, None
-        self.runtime.begun.set()
         assert self.runtime.may_end.wait(10)
         if move is not None:
             move()
@@ -120,8 +119,7 @@ class StandIn:
         self.loop_thread: int | None = None
         self.blocked_loop: list[str] = []
         self.error: Exception | None = None
-        # Copies wait for the second, and set the first.
-        self.begun, self.may_end = threading.Event(), threading.Event()
+        self.may_end = threading.Event()  # what copies wait for
         self.may_end.set()
         self._work: list = []
         self._lock = threading.RLock()
@@ -146,8 +144,7 @@ class StandIn:
                 kernel()
 
     def hold_copies(self) -> None:
-        """Let copies begin, and end only once `may_end` is set."""
-        self.begun.clear()
+        """Let copies end only once `may_end` is set."""
         self.may_end.clear()
 
     def watch_loop(self) -> None:

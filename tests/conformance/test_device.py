@@ -23,8 +23,9 @@ pytestmark = pytest.mark.own
 MEBI = 1 << 20
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)  # before there are comms
 def gpu():
+    # Larger chunks would be pinned, and the pool of this process would stay so.
     with dask.config.set({"fabric.gpu.chunk": "1 MiB"}):
         settings()  # applied now: it would be with the first comm
         runtime = StandIn()
