@@ -98,6 +98,7 @@ class Copy:
 
     def wait(self) -> None:
         move, self.move = self.move, None
+        assert self.runtime.may_end.wait(10)
         if move is not None:
             move()
         self.runtime.check_thread("waited for a copy")
@@ -125,6 +126,8 @@ class StandIn:
         self.loop_thread: int | None = None
         self.blocked_loop: list[str] = []
         self.error: Exception | None = None
+        self.may_end = threading.Event()  # what copies wait for
+        self.may_end.set()
         self._work: list = []
         self._lock = threading.RLock()
 
@@ -146,6 +149,10 @@ class StandIn:
             work, self._work = self._work, []
             for kernel in work:
                 kernel()
+
+    def hold_copies(self) -> None:
+        """Let copies end only once `may_end` is set."""
+        self.may_end.clear()
 
     def watch_loop(self) -> None:
         """Note from now on what blocks this thread."""

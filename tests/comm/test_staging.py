@@ -6,6 +6,7 @@ What every scheme does with device memory stands in ``tests/conformance/test_dev
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import struct
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 from distributed import Client, LocalCluster
 from distributed.comm import CommClosedError, connect, listen
-from distributed.protocol import to_serialize
+from distributed.protocol import Serialized, to_serialize
 
 from dask_fabric.comm.runtime import settings
 from dask_fabric.comm.staging import CHUNK, CHUNK_KIND, MARK, MESSAGE, MESSAGE_KIND
@@ -42,7 +43,7 @@ def gpu():
 
 
 @pytest.fixture
-async def pair():
+async def pair(gpu):
     """Two ends over TCP, so that what is sent is what a peer reads."""
     accepted = asyncio.Queue()
     listener = await listen("fabric+tcp://127.0.0.1", accepted.put)
@@ -201,9 +202,10 @@ async def test_a_peer_that_takes_none_gets_no_device_memory(gpu):
     array = to_serialize(gpu.array(np.arange(10)))
     with pytest.raises(UnavailableError, match=r"fabric\.gpu\.enabled"):
         await a.write({"x": array}, serializers=["cuda"])
-    # What came from elsewhere is in host memory already: the reader's serializer decides.
-    await a.write({"x": to_serialize(np.arange(3))})
-    np.testing.assert_array_equal((await b.read())["x"], np.arange(3))
+    # What is passed on is in host memory already, and goes as under tcp.
+    b.deserialize = False
+    await a.write({"x": Serialized({"serializer": "cuda"}, [StagedFrame.over(b"abc")])})
+    assert [bytes(frame) for frame in (await b.read())["x"].frames] == [b"abc"]
     for end in (a, b, listener):
         end.stop() if end is listener else end.abort()
 
@@ -219,6 +221,20 @@ async def test_an_aborted_comm_lets_go_of_what_came(pair, gpu):
     assert not b._incoming._arriving
 
 
+async def test_an_abort_while_the_last_chunks_are_copied_delivers_or_ends(pair, gpu):
+    a, b = pair
+    count = b.statistics()["messages_received"] + 3
+    await a.write({"x": to_serialize(gpu.array(np.arange(MEBI // 4)))})  # two chunks
+    gpu.hold_copies()
+    reading = asyncio.ensure_future(b.read())
+    while b.statistics()["messages_received"] < count:
+        await asyncio.sleep(0)
+    b.abort()
+    gpu.may_end.set()
+    with contextlib.suppress(CommClosedError):
+        np.testing.assert_array_equal((await reading)["x"].get(), np.arange(MEBI // 4))
+
+
 async def test_a_cancelled_write_ends_the_comm(pair, gpu):
     a, b = pair
     writing = asyncio.ensure_future(a.write({"x": to_serialize(gpu.array(np.arange(4 * MEBI)))}))
@@ -229,6 +245,30 @@ async def test_a_cancelled_write_ends_the_comm(pair, gpu):
     assert a.closed()
     with pytest.raises(CommClosedError):
         await b.read()
+
+
+# ---- what both sides say of themselves
+
+
+@pytest.mark.parametrize("scheme", ["fabric", "fabric+tcp"])
+async def test_a_hello_says_what_memory_there_is_and_that_chunks_are_taken(scheme, gpu):
+    accepted = asyncio.Queue()
+    listener = await listen(f"{scheme}://127.0.0.1", accepted.put)
+    for memory in (("host", "cuda"), ("host",)):
+        a = await connect(listener.contact_address)
+        b = await accepted.get()
+        for comm in (a, b):
+            assert comm._channel.peer.memory == memory
+            assert comm._channel.peer.features == ("chunks",)
+            comm.abort()
+        device.install(None)
+    with dask.config.set({"fabric.gpu.enabled": False}):
+        a = await connect(listener.contact_address)
+        b = await accepted.get()
+    assert (b._channel.peer.memory, b._channel.peer.features) == (("host",), ())
+    a.abort()
+    b.abort()
+    listener.stop()
 
 
 # ---- processes without a device
@@ -248,12 +288,11 @@ with Client(sys.argv[1]) as client:
 """
 
 
-@pytest.mark.filterwarnings("ignore:Port .* is already in use:UserWarning")
 @pytest.mark.parametrize("scheme", ["fabric", "fabric+tcp"])
 def test_a_client_without_device_is_told_what_to_do(scheme, gpu):
     with (
         LocalCluster(
-            n_workers=1, processes=False, protocol=scheme, dashboard_address=None
+            n_workers=1, processes=False, protocol=scheme, dashboard_address=":0"
         ) as cluster,
         Client(cluster) as client,
     ):

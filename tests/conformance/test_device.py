@@ -23,8 +23,9 @@ pytestmark = pytest.mark.own
 MEBI = 1 << 20
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)  # before there are comms
 def gpu():
+    # Larger chunks would be pinned, and the pool of this process would stay so.
     with dask.config.set({"fabric.gpu.chunk": "1 MiB"}):
         settings()  # applied now: it would be with the first comm
         runtime = StandIn()
@@ -205,12 +206,11 @@ async def test_statistics_count_what_was_staged(pair, gpu):
         assert (staged[f"frames_{side}"], staged[f"bytes_{side}"]) == (2, 8 * MEBI + 16)
 
 
-@pytest.mark.filterwarnings("ignore:Port .* is already in use:UserWarning")
 def test_a_cluster_moves_device_memory(scheme, security, gpu):
     with (
         LocalCluster(
             n_workers=2, threads_per_worker=1, processes=False, protocol=scheme,
-            dashboard_address=None, security=security,
+            dashboard_address=":0", security=security,
         ) as cluster,
         Client(cluster) as client,
     ):  # fmt: skip

@@ -169,24 +169,28 @@ class Incoming:
             self._claimed_bytes += frame.nbytes
         if self._claimed_bytes > self._bytes_limit:
             raise _excess("message", self._claimed_bytes, self._bytes_limit, "message")
-        while self._copies:
-            await self._copies.popleft()
-        merged = self._merge(frames, set(marked), total_count)
+        arriving, copies = self._arriving, self._copies
+        self.forget()  # before anything is awaited: the comm may be aborted meanwhile
+        for copy in copies:
+            await copy
+        placed = {index: frame.frame for index, frame in arriving.items()}
+        merged = _merge(frames, placed, set(marked), total_count)
         self.frame_count += len(marked)
         self.nbytes += sum(merged[index].nbytes for index in marked)
-        self.forget()
         return header, merged
 
-    def _merge(self, frames: list, marked: set[int], total_count: int) -> list:
-        rest = iter(frames)
-        merged = []
-        for index in range(total_count):
-            if index in self._arriving:
-                merged.append(self._arriving[index].frame)
-            else:
-                frame = next(rest)
-                merged.append(StagedFrame.over(frame) if index in marked else frame)
-        return merged
+
+def _merge(frames: list, placed: dict, marked: set[int], total_count: int) -> list:
+    """Put frames that came in chunks, and those that came with the message, in their places."""
+    rest = iter(frames)
+    merged = []
+    for index in range(total_count):
+        if index in placed:
+            merged.append(placed[index])
+        else:
+            frame = next(rest)
+            merged.append(StagedFrame.over(frame) if index in marked else frame)
+    return merged
 
 
 def _parse_message(header: Any) -> tuple[tuple[int, ...], Any]:
