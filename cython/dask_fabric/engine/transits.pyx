@@ -62,7 +62,8 @@ cdef uint64_t submit_transit(
 ) except 0:
     """Send or receive frames by the endpoint `token`; the end is posted to the mailbox.
 
-    UCX is told that the memory of devices is of `device_kind`, one of its own. The memory of the frames must live until the end or the cancellation.
+    UCX takes memory of devices for `device_kind`, by its own numbers. The memory of the frames must
+    live until the end or the cancellation.
     """
     _let_go()
     cdef Transit *transit = _new_transit(mailbox, offer_count)

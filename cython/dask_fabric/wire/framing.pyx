@@ -363,7 +363,7 @@ cdef class Assembler(Landing):
             self.message_count += 1
 
     cdef _begin_requested(self, Prefix *prefix):
-        """Fill from the stream what could not be fetched: host memory, also for a device's frame."""
+        """Fill from the stream, in host memory, what could not be fetched."""
         cdef Offer *offer
         cdef uint32_t index
         self.start += PREFIX_BYTES + prefix.frame_count * ENTRY_BYTES
