@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import dask
 import numpy as np
 import pytest
 from distributed.comm import CommClosedError, listen
@@ -52,7 +53,7 @@ def scheme(request):
 
 @pytest.fixture(autouse=True)
 def gpu():
-    with direct_path():
+    with direct_path(), dask.config.set({"fabric.gpu.chunk": "1 MiB"}):
         runtime = StandIn()
         device.install(runtime)
         yield runtime
@@ -115,6 +116,7 @@ async def test_what_ucx_does_not_bring_comes_through_host_memory(pair, gpu, capl
     values = np.arange(MEBI)
     await exchange(a, b, gpu, values)
     break_ucx()
+    gpu.watch_loop()
     for _ in range(2):
         await exchange(a, b, gpu, values)
     assert a.statistics()["fallbacks_sent"] == b.statistics()["fallbacks_received"] == 1
@@ -122,6 +124,7 @@ async def test_what_ucx_does_not_bring_comes_through_host_memory(pair, gpu, capl
     assert "the path ucx is broken" in caplog.text
     staged = a.statistics()["staged"]
     assert (staged["frames_sent"], staged["bytes_sent"]) == (1, values.nbytes)
+    assert gpu.blocked_loop == []
 
 
 def break_ucx():

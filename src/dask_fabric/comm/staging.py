@@ -139,7 +139,7 @@ class Outgoing:
         self._channel.check_limits(len(frames), len(header), nbytes)
         async with self._lock:
             sent_bytes = await self._send_chunks(chunked)
-            kept = await self._loop.run_in_executor(None, in_host_memory, frames, sources, chunked)
+            kept = await self._loop.run_in_executor(None, _kept, frames, sources, chunked)
             sent_bytes += self._channel.send(header, kept)
         self.frame_count += len(sources)
         self.nbytes += staged_bytes
@@ -170,12 +170,10 @@ class Outgoing:
                 yield head, source, offset
 
 
-def in_host_memory(
-    frames: list, sources: Mapping[int, Source], chunked: Mapping[int, Source] | None = None
-) -> list:
-    """Give those of *frames* that do not go in chunks, all in host memory; blocks."""
+def _kept(frames: list, sources: Mapping[int, Source], chunked: Mapping[int, Source]) -> list:
+    """Give the frames that go within their message, all in host memory."""
     return [
         sources[index].read(0, sources[index].nbytes) if index in sources else frame
         for index, frame in enumerate(frames)
-        if not chunked or index not in chunked
+        if index not in chunked
     ]
