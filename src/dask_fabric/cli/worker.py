@@ -60,15 +60,28 @@ def worker(pid_file: str | None, **options: Any) -> None:
     from distributed.compatibility import asyncio_run
     from distributed.config import get_loop_factory
 
-    from dask_fabric.errors import FabricError
     from dask_fabric.gpu.launch import serve
 
     with _pid_file(pid_file):
         try:
             nannies = _plan(**options)
             asyncio_run(serve(nannies), loop_factory=get_loop_factory())
-        except (FabricError, TimeoutError) as exc:
+        except TimeoutError as exc:
             raise click.ClickException(str(exc) or "no scheduler has answered in time") from exc
+        except Exception as exc:
+            raise click.ClickException(_explain(exc)) from exc
+
+
+def _explain(error: Exception) -> str:
+    """Give the message of an error of ours: Dask says no more than that a worker has failed."""
+    from dask_fabric.errors import FabricError
+
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, FabricError):
+        cause = cause.__cause__
+    if cause is None:
+        raise error
+    return str(cause)
 
 
 def _plan(
@@ -91,12 +104,11 @@ def _plan(
     seats, reason = find_seats()
     count, nthreads = _sizes(len(seats), nworkers, nthreads)
     make: Any = Nannies(seats, pool, import_term(worker_class)) if seats else Nanny
-    if seats:
-        lines = [f"{count} workers of {nthreads} threads for {len(seats)} GPUs:", *map(str, seats)]
-    else:
-        lines = [f"no GPU here ({reason}): {count} CPU workers of {nthreads} threads"]
+    if not seats:
         options["worker_class"] = import_term(worker_class)
-    click.echo("\n  ".join(lines), err=True)
+    for line in (f"no GPU here, so CPU workers: {reason}",) if not seats else map(str, seats):
+        click.echo(line, err=True)
+    click.echo(f"workers: {count}, threads of each: {nthreads}", err=True)
     keywords = _nanny_keywords(count, nthreads, bool(seats), **options)
     return lambda: [make(**one) for one in keywords]
 
