@@ -82,3 +82,20 @@ def test_without_a_driver(monkeypatch):
 def test_importing_makes_no_context(two):
     code = "import dask_fabric.gpu.cluster, dask_fabric.comm.backend\nprint(has_context())"
     assert run(code) == "False"
+
+
+class TestPreload:
+    """The module for workers that others start."""
+
+    CODE = "import dask_fabric.gpu.preload\nprint(has_context())"
+
+    def test_on_the_first_named_gpu(self, two, monkeypatch):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", f"{uuid(1)},0")
+        assert run(self.CODE) == "True"
+
+    def test_on_the_first_of_all(self, two):
+        assert run(self.CODE) == "True"
+
+    def test_none_is_named(self, two, monkeypatch):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+        assert "names no GPU for this worker" in run(self.CODE)

@@ -11,6 +11,7 @@ import os
 from types import SimpleNamespace
 
 VARIABLE = "DASK_FABRIC_TEST_GPUS"
+NVML_DEVICE_MIG_DISABLE, NVML_DEVICE_MIG_ENABLE = 0, 1
 _BITS = 64
 
 
@@ -120,7 +121,7 @@ def nvmlDeviceGetCpuAffinity(handle, count):
 def nvmlDeviceGetMigMode(handle):
     if "mig" not in handle:
         raise NVMLError_NotSupported("Not Supported")
-    return [1, 1]
+    return [NVML_DEVICE_MIG_ENABLE, NVML_DEVICE_MIG_ENABLE]
 
 
 def nvmlDeviceGetMaxMigDeviceCount(handle):
