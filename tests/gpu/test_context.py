@@ -87,15 +87,27 @@ def test_importing_makes_no_context(two):
 class TestPreload:
     """The module for workers that others start."""
 
-    CODE = "import dask_fabric.gpu.preload\nprint(has_context())"
+    CHILD = """if 1:
+        import concurrent.futures, multiprocessing
+        context = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(1, context) as child:
+            child.submit(exec, "import dask_fabric.gpu.preload").result()
+            print(child.submit(has_context).result())
+    """
 
-    def test_on_the_first_named_gpu(self, two, monkeypatch):
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", f"{uuid(1)},0")
-        assert run(self.CODE) == "True"
+    @pytest.mark.parametrize("names", [f"{uuid(1)},0", None])
+    def test_in_a_worker_of_a_nanny(self, two, monkeypatch, names):
+        if names is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", names)
+        assert run(self.CHILD) == "True"
 
-    def test_on_the_first_of_all(self, two):
-        assert run(self.CODE) == "True"
+    def test_in_a_command(self, two):
+        assert run("import dask_fabric.gpu.preload\nprint(has_context())") == "False"
+
+    def test_in_a_worker_without_a_nanny(self, two):
+        code = "import dask_fabric.gpu.preload as preload\npreload.dask_setup(None)\n"
+        assert run(code + "print(has_context())") == "True"
 
     def test_none_is_named(self, two, monkeypatch):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-        assert "names no GPU for this worker" in run(self.CODE)
+        assert "names no GPU for this worker" in run(self.CHILD)

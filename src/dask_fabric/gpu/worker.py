@@ -11,7 +11,7 @@ from typing import Any
 from distributed.diagnostics import nvml as dask_nvml
 from distributed.worker import DEFAULT_METRICS, DEFAULT_STARTUP_INFORMATION, Worker
 
-from dask_fabric.gpu import nvml
+from dask_fabric.gpu import nvml, sizes
 from dask_fabric.gpu.allocator import Pool, usage_bytes
 from dask_fabric.gpu.context import make_context
 from dask_fabric.gpu.seats import Seat
@@ -45,6 +45,7 @@ def make_worker(
     stay_on(seat.cores)
     make_context(seat.device.uuid)
     pool.set_up(seat.device.memory_bytes)
+    sizes.register()
     dask_nvml.init_once()  # else the first worker of a process lacks Dask's own figures of GPUs
     options["metrics"] = {**_given(options, "metrics", DEFAULT_METRICS), METRIC: Usage(seat)}
     startup = _given(options, "startup_information", DEFAULT_STARTUP_INFORMATION)
