@@ -84,7 +84,8 @@ run_tests() {
 run_benchmark() {
     local options=()
     $quick && options=(--quick)
-    "$venv/bin/python" benchmarks/gpu.py "${options[@]}" --json "$work/gpu.json"
+    mkdir -p build/bench # as `make bench`
+    "$venv/bin/python" benchmarks/gpu.py "${options[@]}" --json build/bench/gpu.json
 }
 
 has_gpu() {

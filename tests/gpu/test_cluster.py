@@ -110,6 +110,10 @@ def test_more_workers_than_gpus_and_fewer(two_gpus):
         assert infos(client)[0]["resources"] == {"GPU": 2, "X": 1}
         tasks = client.map(abs, range(3), resources={"GPU": 2})
         assert client.gather(tasks) == [0, 1, 2]
+        cluster.scale(4)
+        client.wait_for_workers(4, timeout=SECONDS)
+        found = Counter(one["visible"] for one in client.run(look).values())
+        assert found == {"1,0": 2, "0,1": 2}
 
 
 def test_a_worker_that_has_died_comes_back_to_its_seat(two_gpus):

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from distributed.diagnostics import nvml as dask_nvml
@@ -47,9 +48,12 @@ def make_worker(
     pool.set_up(seat.device.memory_bytes)
     sizes.register()
     dask_nvml.init_once()  # else the first worker of a process lacks Dask's own figures of GPUs
-    options["metrics"] = {**_given(options, "metrics", DEFAULT_METRICS), METRIC: Usage(seat)}
+    options["metrics"] = {
+        **_given(options, "metrics", DEFAULT_METRICS),
+        METRIC: partial(tell_usage, seat),
+    }
     startup = _given(options, "startup_information", DEFAULT_STARTUP_INFORMATION)
-    options["startup_information"] = {**startup, STARTUP: Description(seat)}
+    options["startup_information"] = {**startup, STARTUP: partial(tell_seat, seat)}
     return worker_class(*arguments, **options)
 
 
@@ -68,36 +72,25 @@ def stay_on(cores: tuple[int, ...]) -> None:
         logger.warning("this worker is not bound to the CPUs near its GPU: %s", exc)
 
 
-class Usage:
-    """A metric: memory of the GPU that this process holds, and CuPy's pool; None is unknown.
+async def tell_usage(seat: Seat, worker: Worker) -> dict[str, int | None]:
+    """Give a metric: memory of the GPU that this process holds, and CuPy's pool; None is unknown.
 
     Dask's own metric ``gpu`` has memory and utilization of the whole device.
     """
-
-    def __init__(self, seat: Seat) -> None:
-        self.uuid = seat.device.uuid
-
-    async def __call__(self, worker: Worker) -> dict[str, int | None]:
-        used, held = usage_bytes()
-        # It may take milliseconds to ask the driver.
-        own = await asyncio.to_thread(nvml.own_memory_bytes, self.uuid)
-        return {"memory-used": own, "pool-used": used, "pool-total": held}
+    used, held = usage_bytes()
+    # It may take milliseconds to ask the driver.
+    own = await asyncio.to_thread(nvml.own_memory_bytes, seat.device.uuid)
+    return {"memory-used": own, "pool-used": used, "pool-total": held}
 
 
-class Description:
-    """Startup information: where the worker sits."""
-
-    def __init__(self, seat: Seat) -> None:
-        self.seat = seat
-
-    def __call__(self, worker: Worker) -> dict[str, Any]:
-        device = self.seat.device
-        return {
-            "uuid": device.uuid,
-            "model": device.model,
-            "cores": list(self.seat.cores),
-            "nics": list(self.seat.nics),
-        }
+def tell_seat(seat: Seat, worker: Worker) -> dict[str, Any]:
+    """Give startup information: where the worker sits."""
+    return {
+        "uuid": seat.device.uuid,
+        "model": seat.device.model,
+        "cores": list(seat.cores),
+        "nics": list(seat.nics),
+    }
 
 
 def _given(options: Mapping[str, Any], name: str, default: Mapping[str, Any]) -> Mapping[str, Any]:

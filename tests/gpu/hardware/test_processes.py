@@ -11,6 +11,7 @@ import pytest
 from distributed import Client
 
 from dask_fabric.gpu.cluster import LocalFabricCluster
+from dask_fabric.gpu.context import has_context
 from dask_fabric.gpu.seats import find_seats
 from dask_fabric.gpu.worker import METRIC, STARTUP
 
@@ -60,10 +61,10 @@ def test_a_cluster_makes_no_context_in_the_process_of_its_scheduler_and_client()
     assert run(program).split() == ["499500", "False"]
 
 
-def context_uuid() -> str:
+def place_of_context() -> str:
     import cupy
 
-    return cupy.cuda.runtime.getDeviceProperties(0)["uuid"].hex()
+    return cupy.cuda.Device().pci_bus_id.lower()
 
 
 def test_each_worker_has_its_own_gpu_first():
@@ -74,9 +75,11 @@ def test_each_worker_has_its_own_gpu_first():
         assert len(infos) == len(seats)
         assert {info["resources"]["GPU"] for info in infos.values()} == {1}
         states = cluster.scheduler.workers
-        for address, found in client.run(context_uuid).items():
-            expected = states[address].extra[STARTUP]["uuid"]
-            assert found == expected.partition("-")[2].replace("-", "")
+        places = {seat.device.uuid: seat.device.address for seat in seats}
+        for address, found in client.run(place_of_context).items():
+            expected = places[states[address].extra[STARTUP]["uuid"]].lower()
+            assert expected.endswith(found)  # the driver writes more zeros
+        assert all(client.run(has_context).values())
         cores = client.run(lambda: sorted(os.sched_getaffinity(0)))
         for address, found in cores.items():
             asked = states[address].extra[STARTUP]["cores"]

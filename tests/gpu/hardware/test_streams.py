@@ -7,7 +7,7 @@ import pytest
 from .conftest import SECONDS
 
 COUNT = 20_000_000
-STEPS = 50
+STEPS = 500
 
 
 def produce(kind: str):
