@@ -7,5 +7,6 @@ cdef class Channel(Sender):
     cdef object negotiator              # until both sides have agreed on the paths
     cdef public object choice           # what they agreed on
 
+    cdef _finish_opening(self)
     cdef _let_end_follow(self)
     cdef _end_sending(self)
