@@ -18,8 +18,8 @@ def statistics() -> dict[str, Any]:
     -------
     dict
         ``comms``: for each open comm what its ``statistics()`` gives; ``closed``: how many were
-        closed, and the sum of their traffic by path; ``pool``, ``engine`` and ``ucx`` (None where
-        it does not run): what their own figures are.
+        closed, and the sum of their traffic by path; ``pool``, ``engine``, ``ucx`` (None where
+        it does not run) and ``gpu`` (None where no device memory is used): their own figures.
     """
     from dask_fabric.comm.statistics import of_process
 

@@ -32,6 +32,7 @@ FRAME_COUNT_LIMIT = 2**32 - 1  # a u32 on the wire
 THREAD_COUNT_LIMIT = 64
 ALLOCATORS = ("cupy", "rmm")  # of device memory
 OFFER_BYTES_LEAST = 64 << 10  # smaller frames may not be offered, see docs/wire-protocol.md
+CHUNK_BYTES_LEAST = 64 << 10
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class Settings:
     ucx_enabled: bool | None  # None: where this host has a use for it
     ucx_library: str | None
     ucx_options: tuple[tuple[str, str], ...]
+    gpu_enabled: bool | None  # None: once this process has imported a library for it
+    gpu_chunk_bytes: int
     gpu_allocator: str
     gpu_pool_size: int | float | None  # bytes, or a fraction of the GPU's memory
     frame_count_limit: int
@@ -305,6 +308,12 @@ KEYS = {
         "ucx_options",
         _ucx_options,
         "a mapping of UCX's settings, named without UCX_, to text or numbers",
+    ),
+    "gpu.enabled": Key("gpu_enabled", _switch_or_auto, "auto, true or false"),
+    "gpu.chunk": Key(
+        "gpu_chunk_bytes",
+        functools.partial(_size, low=CHUNK_BYTES_LEAST),
+        f"{SIZE}, at least {CHUNK_BYTES_LEAST}",
     ),
     "gpu.allocator": Key(
         "gpu_allocator", functools.partial(_choice, choices=ALLOCATORS), " or ".join(ALLOCATORS)
