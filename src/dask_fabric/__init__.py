@@ -1,7 +1,10 @@
 """A communication backend for Dask ``distributed``, chosen by ``protocol="fabric"``."""
 
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dask_fabric.gpu.cluster import LocalFabricCluster as LocalFabricCluster
 
 __version__ = version("dask-fabric")
 
@@ -21,3 +24,11 @@ def statistics() -> dict[str, Any]:
     from dask_fabric.comm.statistics import of_process
 
     return of_process()
+
+
+def __getattr__(name: str) -> Any:
+    if name == "LocalFabricCluster":  # it brings distributed with it
+        from dask_fabric.gpu.cluster import LocalFabricCluster
+
+        return LocalFabricCluster
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
