@@ -13,6 +13,8 @@ from typing import Any
 
 import click
 
+from dask_fabric.cli.bench import bench
+
 _PATHS = ("stream", "unix", "tls", "cma", "ucx")
 
 
@@ -20,6 +22,9 @@ _PATHS = ("stream", "unix", "tls", "cma", "ucx")
 @click.version_option(package_name="dask-fabric", prog_name="dask-fabric")
 def fabric() -> None:
     """The fabric:// communication backend: what it uses here, and why."""
+
+
+fabric.add_command(bench)
 
 
 @fabric.command()

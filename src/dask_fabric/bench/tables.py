@@ -1,0 +1,99 @@
+"""Results as text: aligned for a terminal, or as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dask_fabric.bench.results import FLOORS, Results, Row
+
+_GAP = "  "
+
+
+def render(results: Results, markdown: bool) -> str:
+    """Write all tables, with what the figures come from and what makes them doubtful."""
+    parts = [facts_line(results.facts)]
+    for scenario in results.scenarios:
+        rows = results.of(scenario)
+        columns = shown_columns(rows, results.protocols, scenario)
+        lines = [head(columns, rows), *(cells(row, columns) for row in rows)]
+        parts.append(_titled(scenario, grid(lines, markdown), markdown))
+        parts += [
+            f"{row.name}: {column}: {why}" for row in rows for column, why in row.problems.items()
+        ]
+    parts += [f"warning: {text}" for text in results.warnings]
+    return "\n\n".join(parts)
+
+
+def facts_line(facts: dict) -> str:
+    """One line that says where the figures come from."""
+    return ", ".join(f"{name} {value}" for name, value in facts.items() if value is not None)
+
+
+def _titled(title: str, text: str, markdown: bool) -> str:
+    return f"## {title}\n\n{text}" if markdown else f"{title}\n{text}"
+
+
+def shown_columns(rows: Sequence[Row], protocols: Sequence[str], scenario: str) -> list[str]:
+    """The protocols that were measured; where there is none, the floors."""
+    measured = {column for row in rows for column in (*row.rounds, *row.problems)}
+    found = [name for name in protocols if name in measured]
+    return found or [name for name in FLOORS if name in measured]
+
+
+def head(columns: Sequence[str], rows: Sequence[Row]) -> list[str]:
+    """The names of the columns; the floor's is there where it is measured beside others."""
+    return ["figure", "unit", *columns, *(["floor"] * _has_floor(rows, columns))]
+
+
+def _has_floor(rows: Sequence[Row], columns: Sequence[str]) -> bool:
+    return not set(columns) & set(FLOORS) and any(row.floor() for row in rows)
+
+
+def cells(row: Row, columns: Sequence[str]) -> list[str]:
+    """One line: medians with spread, times better than the first column, part of the floor."""
+    line = [row.name, row.unit, *(_cell(row, column, columns[0]) for column in columns)]
+    floor = row.floor()
+    if floor and floor not in columns:
+        line.append(f"{number(row.median(floor))} {floor}")
+    return line
+
+
+def _cell(row: Row, column: str, baseline: str) -> str:
+    if column in row.problems:
+        return "failed"
+    median = row.median(column)
+    if median is None:
+        return ""
+    text = number(median)
+    spread = row.spread(column)
+    if spread is not None and len(row.rounds[column]) > 1:
+        text += f" ±{spread:.0%}"
+    if column in FLOORS:
+        return text
+    better = row.times_better(column, baseline)
+    if better is not None and column != baseline:
+        text += f" {better:.2f}x"
+    part = row.part_of_floor(column)
+    return text if part is None else f"{text} {part:.0%}"
+
+
+def number(value: float | None) -> str:
+    """A figure, short."""
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def grid(lines: Sequence[Sequence[str]], markdown: bool) -> str:
+    """Write cells as aligned columns; the first line is their head."""
+    count = max(map(len, lines))
+    padded = [[*line, *[""] * (count - len(line))] for line in lines]
+    widths = [max(map(len, column)) for column in zip(*padded, strict=True)]
+    rule = ["-" * width for width in widths]
+    rows = [
+        [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
+        for line in (padded[0], rule, *padded[1:])
+    ]
+    if markdown:
+        return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return "\n".join(_GAP.join(row).rstrip() for row in rows)

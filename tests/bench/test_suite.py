@@ -1,0 +1,158 @@
+"""Real processes that measure between them, for a short time."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+
+import pytest
+
+from dask_fabric.bench import floors, pairs, suite
+from dask_fabric.bench.figures import Extent
+from dask_fabric.bench.pairs import Pair, Protocol, Surroundings
+from dask_fabric.bench.rounds import Effort
+from dask_fabric.errors import BenchError, PairError
+
+SIZES = (1000, 1_000_000)
+VERBS = (
+    ("ping", {"count": 3}),
+    ("flood", {"count": 3}),
+    ("send", {"count": 2, "nbytes": 1_000_000, "comms": 2}),
+    ("exchange", {"count": 2, "nbytes": 1000}),
+    ("fetch", {"count": 2, "nbytes": 1000}),
+    ("cpu", {"count": 2, "nbytes": 1_000_000}),
+    ("connects", {"count": 5, "at_once": 3}),
+)
+
+
+@pytest.fixture
+def pair():
+    """A function that starts two processes, which end with the test."""
+    opened = []
+
+    def pair(scheme: str, **around) -> Pair:
+        opened.append(Pair(Protocol(scheme, scheme), Surroundings(**around)))
+        return opened[-1]
+
+    yield pair
+    for one in opened:
+        one.close()
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "fabric", "fabric+tls"])
+def test_every_verb_of_a_pair(pair, scheme):
+    security = pairs.temporary_security() if scheme.endswith("tls") else None
+    one = pair(scheme, security=security)
+    for verb, arguments in VERBS:
+        assert one.ask(verb, **arguments)["seconds"] >= 0
+    told = one.ask("ping", count=20)
+    assert sum(told["histogram"].values()) == 20
+    assert told["quantiles"]["p50"] <= told["quantiles"]["p90"] <= told["quantiles"]["p99"]
+    assert one.ask("memory")["memory_bytes"][0] > 10_000_000
+    assert one.ask("paths")["encrypted"] is (scheme == "fabric+tls")
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_hog_is_a_thread_that_ends(pair, side):
+    one = pair("tcp")
+    one.ask("ping", count=1)
+
+    def thread_count() -> int:
+        return len(os.listdir(f"/proc/{one.pids[side]}/task"))
+
+    before = thread_count()
+    one.ask("hog", here=side == 0, there=side == 1)
+    assert thread_count() == before + 1
+    one.ask("hog", here=False, there=False)
+    assert thread_count() == before
+
+
+@pytest.mark.parametrize("scheme", ["none", "fabric+tls"])
+def test_a_scheme_that_does_not_work_tells_why(pair, scheme):
+    with pytest.raises(PairError, match=f"none://: ValueError: unknown|{scheme[:6]}.*TLS"):
+        pair(scheme)
+
+
+def test_a_pair_that_is_killed(pair):
+    one = pair("tcp")
+    os.kill(one.pids[1], 9)
+    with pytest.raises(PairError, match=r"tcp://: .*Closed"):
+        one.ask("ping", count=1)
+
+
+def test_a_pair_that_does_not_answer(pair, monkeypatch):
+    monkeypatch.setattr(pairs, "ANSWER_SECONDS", 0.5)
+    one = pair("tcp")
+    with pytest.raises(PairError, match=r"no answer within 0\.5 seconds"):
+        one.ask("ping", count=10**7)
+
+
+def test_another_python_needs_nothing_of_this_package(tmp_path):
+    """With an interpreter that finds distributed, and not dask_fabric."""
+    script = tmp_path / "python"
+    code = "import sys; sys.modules['dask_fabric'] = None; "
+    script.write_text(
+        f'#!/bin/sh\nshift\nboot="$1"\nshift\nexec "{sys.executable}" -c "{code}$boot" "$@"\n'
+    )
+    script.chmod(0o755)
+    one = Pair(Protocol("other", "tcp", str(script)), Surroundings())
+    try:
+        assert one.ask("ping", count=1)["seconds"] > 0
+    finally:
+        one.close()
+
+
+def test_floors():
+    opened = [floors.Sockets(), floors.MemoryCopies(1_000_000)]
+    try:
+        try:
+            opened.append(floors.RemoteReads(1_000_000))
+        except PairError as exc:
+            assert "not allowed" in str(exc)
+        for verb, arguments in VERBS:
+            for floor in opened:
+                if floor.can(verb, arguments):
+                    assert floor.ask(verb, **arguments)["seconds"] >= 0
+            assert opened[0].can(verb, arguments)
+    finally:
+        for floor in opened:
+            floor.close()
+
+
+def run(*scenarios: str, protocols: tuple[str, ...] = ("tcp", "fabric"), **options):
+    plan = suite.Plan(
+        scenarios=scenarios,
+        protocols=tuple(Protocol(name, name) for name in protocols),
+        extent=Extent(SIZES, ("one",)),
+        effort=Effort(rounds=2, round_seconds=0.02),
+        awake=False,
+        **options,
+    )
+    return suite.run(plan, io.StringIO())
+
+
+def test_a_run():
+    rows, warnings = run("pingpong", "bandwidth", "gil", "memory", message_count=10)
+    assert warnings == []
+    columns = {name: set(row.rounds) for row in rows for name in [row.name]}
+    assert {"tcp", "fabric", "sockets"} <= columns["round trip of a tiny message, p50"]
+    assert {"tcp", "fabric", "sockets", "memcpy"} <= columns["numpy 1 MB, acknowledged"]
+    assert "memcpy" not in columns["numpy 1 kB, acknowledged"]
+    assert columns["its peak after 10 x 1 MB"] == {"tcp", "fabric"}
+    assert all(len(values) == 2 for row in rows[:5] for values in row.rounds.values())
+    assert all(value > 0 for row in rows for values in row.rounds.values() for value in values)
+
+
+def test_floors_alone_need_no_protocol():
+    rows, _ = run("floor", protocols=("none",))
+    assert {row.scenario for row in rows} == {"floor"}
+    assert all("none" not in row.rounds and "sockets" in row.rounds for row in rows)
+
+
+def test_what_does_not_work_is_left_out_unless_it_is_all():
+    rows, warnings = run("stream", protocols=("none", "tcp"), has_floors=False)
+    assert set(rows[0].rounds) == {"tcp"}
+    assert warnings[0].startswith("left out: none://: ValueError: unknown address scheme")
+    with pytest.raises(BenchError, match="unknown address scheme"):
+        run("stream", protocols=("none",), has_floors=False)
