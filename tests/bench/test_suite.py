@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import os
 import sys
+import threading
 
 import pytest
 
 from dask_fabric.bench import floors, pairs, suite
+from dask_fabric.bench.agent import Hog
 from dask_fabric.bench.figures import Extent
 from dask_fabric.bench.pairs import Pair, Protocol, Surroundings
 from dask_fabric.bench.rounds import Effort
@@ -54,18 +56,25 @@ def test_every_verb_of_a_pair(pair, scheme):
 
 
 @pytest.mark.parametrize("side", [0, 1])
-def test_a_hog_is_a_thread_that_ends(pair, side):
+def test_a_hog_takes_a_cpu_on_the_side_that_is_asked(pair, side):
     one = pair("tcp")
-    one.ask("ping", count=1)
 
-    def thread_count() -> int:
-        return len(os.listdir(f"/proc/{one.pids[side]}/task"))
+    def ticks() -> int:
+        with open(f"/proc/{one.pids[side]}/stat") as file:
+            return int(file.read().rpartition(")")[2].split()[11])
 
-    before = thread_count()
     one.ask("hog", here=side == 0, there=side == 1)
-    assert thread_count() == before + 1
-    one.ask("hog", here=False, there=False)
-    assert thread_count() == before
+    before = ticks()
+    while ticks() < before + 10:  # without a hog it would wait for ever
+        pass
+
+
+def test_a_hog_ends():
+    before = set(threading.enumerate())
+    hog = Hog()
+    for on in (True, True, False, False):
+        hog.set(on)
+        assert len(set(threading.enumerate()) - before) == on
 
 
 @pytest.mark.parametrize("scheme", ["none", "fabric+tls"])

@@ -136,7 +136,7 @@ class Sockets(_Floor):
         return self._together([GIVE] * comms, nbytes, count)
 
     def _together(self, kinds: list[bytes], nbytes: int, count: int) -> dict[str, Any]:
-        """Do one batch on each of so many sockets: small messages in turn, large ones in threads."""
+        """Do one batch on each of some sockets: small messages in turn, large ones in threads."""
         batches = [
             self._batch(sock, kind, nbytes, count)
             for sock, kind in zip(self._connections(len(kinds)), kinds, strict=True)

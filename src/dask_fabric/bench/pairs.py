@@ -100,7 +100,7 @@ class Program:
         self, name: str, command: Sequence[str], config: Any, environment: dict[str, str]
     ) -> None:
         self._name = name
-        self._errors = tempfile.TemporaryFile("w+", errors="replace")
+        self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
