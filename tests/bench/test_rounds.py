@@ -26,8 +26,8 @@ class Site:
     def can(self, verb: str, arguments: dict) -> bool:
         return True
 
-    def ask(self, verb: str, **arguments) -> dict:
-        self._asked.append((self.name, verb, arguments))
+    def ask(self, verb: str, hog: tuple[bool, bool], **arguments) -> dict:
+        self._asked.append((self.name, verb, arguments, hog))
         if len(self._asked) > self.fails_after:
             raise PairError(f"{self.name} has ended")
         quantiles = dict.fromkeys(("p50", "p90", "p99"), self._seconds)
@@ -42,7 +42,7 @@ def run(figure: Figure, *sites: Site):
 def test_sites_take_turns_and_the_order_moves_on():
     asked = []
     (row,) = run(Figure("stream", "x", "1/s", "flood"), Site("a", asked), Site("b", asked))
-    order = [name for name, _, arguments in asked if arguments["count"] == 10]
+    order = [name for name, _, arguments, _ in asked if arguments["count"] == 10]
     assert order == ["a", "b", "b", "a", "a", "b"]
     assert row.rounds == {"a": [pytest.approx(100)] * 3, "b": [pytest.approx(100)] * 3}
     assert row.higher_is_better
@@ -56,13 +56,14 @@ def test_quantiles_have_a_row_each_and_the_first_the_histogram():
     assert rows[2].rounds["a"] == [pytest.approx(10_000)] * 3 and not rows[2].higher_is_better
 
 
-def test_a_hog_runs_beside_and_ends():
+def test_hogs_are_asked_for():
     asked = []
-    busy = next(f for f in figures(["gil"], Extent((1,))) if f.hog == (True, False))
-    run(busy, Site("a", asked))
-    hogs = [arguments for _, verb, arguments in asked if verb == "hog"]
-    assert hogs[::2] == [{"here": True, "there": False}] * (len(hogs) // 2)
-    assert hogs[1::2] == [{"here": False, "there": False}] * (len(hogs) // 2)
+    for figure in figures(["gil"], Extent((1,))):
+        run(figure, Site(figure.name, asked))
+    hogs = {name: hog for name, _, _, hog in asked}
+    assert hogs["round trip, idle"] == (False, False)
+    assert hogs["round trip, busy sender"] == (True, False)
+    assert hogs["numpy 1 B, busy receiver"] == (False, True)
 
 
 @pytest.mark.parametrize("when", [0, 4])

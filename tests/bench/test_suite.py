@@ -8,9 +8,10 @@ import sys
 import threading
 
 import pytest
+from distributed.comm import listen
 
 from dask_fabric.bench import floors, pairs, suite
-from dask_fabric.bench.agent import Hog
+from dask_fabric.bench.agent import Asker, Hog, Responder
 from dask_fabric.bench.figures import Extent
 from dask_fabric.bench.pairs import Pair, Protocol, Surroundings
 from dask_fabric.bench.rounds import Effort
@@ -55,18 +56,19 @@ def test_every_verb_of_a_pair(pair, scheme):
     assert one.ask("paths")["encrypted"] is (scheme == "fabric+tls")
 
 
-@pytest.mark.parametrize("side", [0, 1])
-def test_a_hog_takes_a_cpu_on_the_side_that_is_asked(pair, side):
-    one = pair("tcp")
+@pytest.mark.parametrize("hog", [(False, False), (True, False), (False, True), (True, True)])
+async def test_hogs_run_for_the_time_of_a_verb(hog, monkeypatch):
+    """With both sides in this process, where their threads can be counted."""
+    before = set(threading.enumerate())
 
-    def ticks() -> int:
-        with open(f"/proc/{one.pids[side]}/stat") as file:
-            return int(file.read().rpartition(")")[2].split()[11])
+    async def count(asker: Asker) -> int:
+        return sum(thread not in before for thread in threading.enumerate())
 
-    one.ask("hog", here=side == 0, there=side == 1)
-    before = ticks()
-    while ticks() < before + 10:  # without a hog it would wait for ever
-        pass
+    monkeypatch.setattr(Asker, "count", count, raising=False)
+    async with listen("tcp://127.0.0.1:0", lambda comm: Responder(comm).run()) as listener:
+        async with Asker(listener.contact_address, {}) as asker:
+            assert await asker.do("count", {}, hog) == sum(hog)
+            assert await asker.do("count", {}) == 0
 
 
 def test_a_hog_ends():

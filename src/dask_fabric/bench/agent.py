@@ -17,6 +17,7 @@ import resource
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -276,10 +277,18 @@ class Asker:
         """Resident memory of the receiver now, and its peak so far."""
         return await self.ask({"op": "memory"})
 
-    async def hog(self, here: bool, there: bool) -> dict:
-        """Let a thread of pure Python run on this side, the other, both or none."""
+    async def do(self, verb: str, arguments: dict, hog: Sequence[bool] = (False, False)) -> dict:
+        """Do a verb, with or without a thread of pure Python beside it on this and that side."""
+        if not any(hog):
+            return await getattr(self, verb)(**arguments)
+        here, there = hog
+        await self.ask({"op": "hog", "on": there})
         self._hog.set(here)
-        return await self.ask({"op": "hog", "on": there})
+        try:
+            return await getattr(self, verb)(**arguments)
+        finally:
+            self._hog.set(False)
+            await self.ask({"op": "hog", "on": False})
 
     async def paths(self) -> dict:
         """What the comm tells of the ways that it takes; a scheme that tells nothing, nothing."""
@@ -306,9 +315,9 @@ async def measure(address: str, security: dict | None, answer: Any) -> None:
     async with Asker(address, options) as asker:
         answer("ready")
         while line := await asyncio.to_thread(sys.stdin.readline):
-            verb, arguments = json.loads(line)
+            question = json.loads(line)
             gc.collect()
-            answer(await getattr(asker, verb)(**arguments))
+            answer(await asker.do(*question))
 
 
 def run(coroutine: Any, uvloop: bool) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dask_fabric.bench.agent import QUANTILES
+from dask_fabric.bench.pairs import NO_HOG, Hog
 from dask_fabric.bench.results import Row
 
 AT_ONCE = 32  # connections of a storm
@@ -44,7 +45,7 @@ class Figure:
     arguments: dict[str, Any] = field(default_factory=dict)
     moved_bytes: int = 0
     quantiles: tuple[str, ...] = ()
-    hog: tuple[bool, bool] = (False, False)
+    hog: Hog = NO_HOG
     pinned: bool = False
 
     def rows(self) -> list[Row]:
@@ -136,8 +137,8 @@ def _connect(extent: Extent) -> list[Figure]:
 def _gil(extent: Extent) -> list[Figure]:
     size = min(extent.sizes, key=lambda one: abs(one - _GIL_BYTES))
     figures = []
-    for side, hog in (("idle", (0, 0)), ("busy sender", (1, 0)), ("busy receiver", (0, 1))):
-        busy = (bool(hog[0]), bool(hog[1]))
+    sides = {"idle": NO_HOG, "busy sender": (True, False), "busy receiver": (False, True)}
+    for side, busy in sides.items():
         arguments = {"nbytes": size}
         name = f"numpy {size_name(size)}, {side}"
         figures += [

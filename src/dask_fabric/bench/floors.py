@@ -28,7 +28,7 @@ from dask_fabric.bench.floor_server import (
     no_delay,
     recv_exactly,
 )
-from dask_fabric.bench.pairs import Program
+from dask_fabric.bench.pairs import NO_HOG, Hog, Program
 from dask_fabric.errors import PairError
 
 _START_SECONDS = 30.0
@@ -58,8 +58,8 @@ class _Floor:
         """Whether this can be measured here."""
         return verb in self.verbs
 
-    def ask(self, verb: str, **arguments: Any) -> dict[str, Any]:
-        """Do what a verb of `agent.Asker` does, without Dask."""
+    def ask(self, verb: str, hog: Hog = NO_HOG, **arguments: Any) -> dict[str, Any]:
+        """Do what a verb of `agent.Asker` does, without Dask, and never beside a hog."""
         return self.verbs[verb](**arguments)
 
     def close(self) -> None:

@@ -28,6 +28,9 @@ _START_SECONDS = 60.0
 _END_SECONDS = 10.0
 ANSWER_SECONDS = 300.0
 
+Hog = tuple[bool, bool]  # on the asking, and on the answering side
+NO_HOG: Hog = (False, False)
+
 
 @dataclass(frozen=True)
 class Protocol:
@@ -210,9 +213,9 @@ class Pair:
         """Whether this can be measured here; a comm can do all."""
         return True
 
-    def ask(self, verb: str, **arguments: Any) -> dict[str, Any]:
-        """Do what a verb of `agent.Asker` does."""
-        return self._client.ask([verb, arguments], ANSWER_SECONDS)
+    def ask(self, verb: str, hog: Hog = NO_HOG, **arguments: Any) -> dict[str, Any]:
+        """Do what `agent.Asker.do` does."""
+        return self._client.ask([verb, arguments, hog], ANSWER_SECONDS)
 
     def close(self) -> None:
         """End both processes."""

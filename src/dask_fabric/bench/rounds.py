@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from dask_fabric.bench.figures import Figure
+from dask_fabric.bench.pairs import Hog
 from dask_fabric.bench.progress import Progress
 from dask_fabric.bench.results import Row
 from dask_fabric.errors import PairError
@@ -25,7 +26,7 @@ class Site(Protocol):
 
     def can(self, verb: str, arguments: dict[str, Any]) -> bool: ...
 
-    def ask(self, verb: str, **arguments: Any) -> dict[str, Any]: ...
+    def ask(self, verb: str, hog: Hog, **arguments: Any) -> dict[str, Any]: ...
 
     def close(self) -> None: ...
 
@@ -83,31 +84,18 @@ def _noting_failure(rows: list[Row], site: Site) -> Iterator[None]:
 
 
 def _add_round(rows: list[Row], figure: Figure, site: Site, count: int) -> None:
-    told = _ask(site, figure, count)
+    told = site.ask(figure.verb, figure.hog, count=count, **figure.arguments)
     for row, value in zip(rows, figure.values(told, count), strict=True):
         row.add(site.name, value)
     if "histogram" in told:
         rows[0].add_histogram(site.name, told["histogram"])
 
 
-def _ask(site: Site, figure: Figure, count: int) -> dict[str, Any]:
-    """Measure once, beside hogs where the figure has them and the site can."""
-    hogs = any(figure.hog) and site.can("hog", {})
-    if not hogs:
-        return site.ask(figure.verb, count=count, **figure.arguments)
-    here, there = figure.hog
-    site.ask("hog", here=here, there=there)
-    try:
-        return site.ask(figure.verb, count=count, **figure.arguments)
-    finally:
-        site.ask("hog", here=False, there=False)
-
-
 def _calibrate(site: Site, figure: Figure, seconds: float) -> int:
     """Warm up, and find the count that lasts about so long."""
     count = 1
     while True:
-        told = _ask(site, figure, count)
+        told = site.ask(figure.verb, figure.hog, count=count, **figure.arguments)
         elapsed = max(told.get("elapsed", told["seconds"]), 1e-6)
         if elapsed > seconds / 4:
             return max(1, round(count * seconds / elapsed))
