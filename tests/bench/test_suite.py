@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import sys
@@ -65,10 +66,12 @@ async def test_hogs_run_for_the_time_of_a_verb(hog, monkeypatch):
         return sum(thread not in before for thread in threading.enumerate())
 
     monkeypatch.setattr(Asker, "count", count, raising=False)
-    async with listen("tcp://127.0.0.1:0", lambda comm: Responder(comm).run()) as listener:
-        async with Asker(listener.contact_address, {}) as asker:
-            assert await asker.do("count", {}, hog) == sum(hog)
-            assert await asker.do("count", {}) == 0
+    async with contextlib.AsyncExitStack() as stack:
+        served = listen("tcp://127.0.0.1:0", lambda comm: Responder(comm).run())
+        listener = await stack.enter_async_context(served)
+        asker = await stack.enter_async_context(Asker(listener.contact_address, {}))
+        assert await asker.do("count", {}, hog) == sum(hog)
+        assert await asker.do("count", {}) == 0
 
 
 def test_a_hog_ends():

@@ -55,6 +55,11 @@ class Protocol:
         """Whether the scheme needs certificates."""
         return self.scheme.endswith("tls")
 
+    @property
+    def is_own(self) -> bool:
+        """Whether it is of this Python."""
+        return self.python == sys.executable
+
 
 @dataclass(frozen=True)
 class Surroundings:
@@ -188,17 +193,17 @@ class Pair:
 
     def __init__(self, protocol: Protocol, around: Surroundings) -> None:
         self.name = protocol.name
-        environment = _environment(around)
+        variables = child_environment(around)
         config = {
             "security": around.security if protocol.is_encrypted else None,
             "uvloop": around.uvloop,
         }
         command = [protocol.python, "-c", _BOOT, _AGENT]
         listening = {**config, "scheme": protocol.scheme, "host": around.host}
-        self._server = Program(f"{self.name}://", command, listening, environment)
+        self._server = Program(f"{self.name}://", command, listening, variables)
         try:
             config["address"] = self._server.read(_START_SECONDS)
-            self._client = Program(f"{self.name}://", command, config, environment)
+            self._client = Program(f"{self.name}://", command, config, variables)
         except BaseException:
             self._server.end()
             raise
@@ -223,7 +228,7 @@ class Pair:
         self._server.end()
 
 
-def _environment(around: Surroundings) -> dict[str, str]:
+def child_environment(around: Surroundings) -> dict[str, str]:
     """As Dask's nannies hand on their configuration; UCX must not warn of variables it ignores."""
     return {
         **os.environ,

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
+from typing import Any
 
+from dask_fabric.bench.matrix import grids, worker_names
 from dask_fabric.bench.results import FLOORS, Results, Row
 
 _GAP = "  "
+_GRID_LIMIT = 12  # workers
 
 
 def render(results: Results, markdown: bool) -> str:
@@ -20,6 +24,8 @@ def render(results: Results, markdown: bool) -> str:
         parts += [
             f"{row.name}: {column}: {why}" for row in rows for column, why in row.problems.items()
         ]
+    if results.matrix:
+        parts.append(matrix_text(results.matrix, markdown))
     parts += [f"warning: {text}" for text in results.warnings]
     return "\n\n".join(parts)
 
@@ -75,6 +81,38 @@ def _cell(row: Row, column: str, baseline: str) -> str:
         text += f" {better:.2f}x"
     part = row.part_of_floor(column)
     return text if part is None else f"{text} {part:.0%}"
+
+
+def matrix_text(matrix: dict[str, Any], markdown: bool) -> str:
+    """What was found, and the grids; of many workers, only what each has with the others."""
+    names = worker_names(matrix)
+    found = matrix["findings"] or ["nothing odd was found"]
+    parts = [_titled("matrix", "\n".join(f"- {text}" for text in found), markdown)]
+    if len(names) > _GRID_LIMIT:
+        return "\n\n".join([*parts, grid(_summary(matrix), markdown)])
+    for title, values in grids(matrix).items():
+        unit = {"bandwidth": ", GB/s, from row to column", "round trip": ", us"}.get(title, "")
+        lines = [
+            [name, *(value if isinstance(value, str) else number(value) for value in line)]
+            for name, line in zip(names, values, strict=True)
+        ]
+        parts.append(f"{title}{unit}\n{grid([['worker', *names], *lines], markdown)}")
+    return "\n\n".join(parts)
+
+
+def _summary(matrix: dict[str, Any]) -> list[list[str]]:
+    """A line for each worker: what it has with the others, and the worst of them."""
+    names, found = worker_names(matrix), grids(matrix)
+    lines = [["worker", "GB/s to others", "least", "with", "round trip, us", "paths"]]
+    for i, name in enumerate(names):
+        speeds = {names[j]: v for j, v in enumerate(found["bandwidth"][i]) if v is not None}
+        trips = [value for value in found["round trip"][i] if value is not None]
+        paths = sorted({value for value in found["path"][i] if value})
+        worst = min(speeds, key=speeds.get, default="")
+        middle = [statistics.median(v) if v else None for v in (list(speeds.values()), trips)]
+        least = number(speeds.get(worst))
+        lines.append([name, number(middle[0]), least, worst, number(middle[1]), ", ".join(paths)])
+    return lines
 
 
 def number(value: float | None) -> str:

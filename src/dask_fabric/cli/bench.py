@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from dask_fabric.bench.pairs import Protocol, Surroundings
     from dask_fabric.bench.results import Results
+    from dask_fabric.bench.suite import Plan
+    from dask_fabric.bench.workloads import Work
 
 _ABOUT = {
     "pingpong": "round trips of a tiny message: p50, p90, p99 and their histogram",
@@ -21,7 +24,17 @@ _ABOUT = {
     "cpu": "CPU time of both sides",
     "memory": "memory of a receiver of many large arrays",
     "floor": "the same without Dask: sockets, memory copies, ucx_perftest",
+    "matrix": "all pairs of workers of a running cluster (--scheduler): slow links, odd nodes",
+    "tasks": "many tiny tasks",
+    "fetch": "a large array fetched, worker to worker",
+    "busy-fetch": "the same, while both workers run Python",
+    "transpose-sum": "(x + x.T).sum() of an array in chunks",
+    "rechunk": "an array's blocks to columns, all to all",
+    "broadcast": "an array of one worker, used by all others",
+    "shuffle": "a dataframe shuffled by a key",
+    "merge": "two dataframes merged by a key",
 }
+_WORK = tuple(_ABOUT)[tuple(_ABOUT).index("tasks") :]
 _DEFAULT = ("pingpong", "stream", "bandwidth", "connect", "gil")
 _SIZES = "1kB,8kB,64kB,1MB,10MB,100MB"
 
@@ -64,6 +77,20 @@ def _size(text: str) -> int:
     return size
 
 
+def _one_size(ctx: click.Context, parameter: click.Parameter, text: str) -> int:
+    (size,) = _list_of(_size)(ctx, parameter, text)
+    return size
+
+
+def _two(
+    ctx: click.Context, parameter: click.Parameter, text: str | None
+) -> tuple[str, str] | None:
+    names = text.split(",") if text else None
+    if names and (len(names) != 2 or names[0] == names[1]):
+        raise click.BadParameter("two workers, separated by a comma")
+    return names and (names[0].strip(), names[1].strip())
+
+
 def _count(text: str) -> int:
     if not text.isdigit() or not 0 < int(text) <= 1000:
         raise ValueError(f"{text} is not a number from 1 to 1000")
@@ -87,6 +114,46 @@ def _outputs(command: Callable) -> Callable:
         click.option("--markdown", is_flag=True, help="Print tables as Markdown."),
         click.option("--json", "json_file", type=click.Path(dir_okay=False, allow_dash=True),
                      help="Write every round there; - is standard output, without tables."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def _cluster_options(command: Callable) -> Callable:
+    """The options of a cluster that is there."""
+    for option in (
+        click.option("--matrix-size", default="16MB", callback=_one_size, show_default=True,
+                     help="Of the arrays of matrix."),
+        click.option("--between", metavar="WORKER,WORKER", callback=_two,
+                     help="Names or addresses of the workers that measure what is no matrix."),
+        click.option("--scheduler-file", type=click.Path(exists=True, dir_okay=False),
+                     help="The same, by the file that its scheduler wrote."),
+        click.option("--scheduler", metavar="ADDRESS",
+                     help="Measure on the workers of this cluster instead of on this host."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def _work_options(command: Callable) -> Callable:
+    """The options of workloads, in the terms of dask-cuda's benchmarks."""
+    for option in (
+        click.option("--workers", type=click.IntRange(2, 1000), default=2, show_default=True,
+                     help="Of the clusters that are started here."),
+        click.option("--profile", metavar="FILE", type=click.Path(dir_okay=False),
+                     help="Write Dask's performance report of the workloads there (HTML)."),
+        click.option("--partition-rows", type=click.IntRange(1), default=100_000,
+                     show_default=True, help="Of the dataframes."),
+        click.option("--partitions", type=click.IntRange(1), default=16, show_default=True,
+                     help="Of the dataframes."),
+        click.option("--chunk-size", type=click.IntRange(1), default=1000, show_default=True,
+                     help="Side of the chunks of the workloads' arrays."),
+        click.option("--size", type=click.IntRange(1), default=8000, show_default=True,
+                     help="Side of the workloads' arrays."),
+        click.option("--type", "kind", type=click.Choice(["cpu", "gpu"]), default="cpu",
+                     show_default=True, help="numpy and pandas, or cupy and cudf."),
+        click.option("--runs", type=click.IntRange(1, 1000), default=2, show_default=True,
+                     help="Of each workload on each cluster, after a warm-up."),
     ):  # fmt: skip
         command = option(command)
     return command
@@ -140,6 +207,8 @@ def _outputs(command: Callable) -> Callable:
     metavar="PATH",
     help="Of fabric+ucx; perftest: the one that ucx_perftest is linked to.",
 )
+@_cluster_options
+@_work_options
 @_outputs
 def run(json_file: str | None, markdown: bool, html: str | None, **options: Any) -> None:
     """Run scenarios, and print a table of each.
@@ -154,56 +223,88 @@ def run(json_file: str | None, markdown: bool, html: str | None, **options: Any)
         _write(results, json_file, markdown, html)
     except BenchError as exc:
         raise click.ClickException(str(exc)) from exc
+    sys.exit(any(row.problems for row in results.rows))
 
 
-_LINES = [f"  {name:10} {about}" for name, about in _ABOUT.items()]
+_LINES = [f"  {name:13} {about}" for name, about in _ABOUT.items()]
+_LINES.append(f"Without any: {', '.join(_DEFAULT)}; work: all from tasks on")
 run.epilog = "\n".join(["\b\nScenarios:", *_LINES])
 
 
 def _run(options: dict[str, Any]) -> Results:
-    from dask_fabric.bench import machine, results, suite
+    from dask_fabric.bench import suite
 
-    scenarios = options["scenarios"] or _DEFAULT
-    unknown = [name for name in scenarios if name not in _ABOUT]
+    named = [
+        one for name in options["scenarios"] or _DEFAULT
+        for one in (_WORK if name == "work" else [name])
+    ]  # fmt: skip
+    unknown = [name for name in named if name not in suite.ALL]
     if unknown:
-        raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(_ABOUT)}")
-    plan = _plan(scenarios, options)
-    watch = machine.NoiseWatch()
-    facts = machine.facts()
-    rows, warnings = suite.run(plan, sys.stderr)
-    names = [protocol.name for protocol in plan.protocols]
-    warnings += watch.warnings() + results.noise_warnings(rows, names)
-    return results.Results(facts, options, names, rows, warnings=warnings)
+        raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(suite.ALL)}, work")
+    return suite.run(_plan(tuple(dict.fromkeys(named)), options), options, sys.stderr)
 
 
-def _plan(scenarios: Sequence[str], options: dict[str, Any]) -> Any:
-    from dask_fabric.bench import figures, pairs, perftest, rounds, suite
+def _plan(scenarios: tuple[str, ...], options: dict[str, Any]) -> Plan:
+    from dask_fabric.bench import figures, matrix, rounds, suite
 
-    protocols = [pairs.Protocol(name, name) for name in options["protocols"]]
-    if options["ucxx"]:
-        protocols = [p for p in protocols if p.name != "ucx"]
-        protocols.append(pairs.Protocol("ucx", "ucx", options["ucxx"]))
+    protocols = _protocols(options)
+    where = {"address": options["scheduler"], "scheduler_file": options["scheduler_file"]}
+    if all(where.values()):
+        raise click.UsageError("either --scheduler or --scheduler-file")
+    effort = rounds.Effort(options["rounds"], options["round_seconds"])
+    return suite.Plan(
+        scenarios=scenarios,
+        protocols=tuple(protocols),
+        extent=figures.Extent(options["sizes"], options["ways"], options["comms"]),
+        effort=rounds.Effort(3, 0.2) if options["quick"] else effort,
+        where=where if any(where.values()) else None,
+        between=options["between"],
+        has_floors=options["has_floors"],
+        awake=not options["sleepy"],
+        message_count=options["messages"],
+        around=_surroundings(protocols, options),
+        work=_work(options),
+        matrix=matrix.Effort(options["matrix_size"]),
+    )
+
+
+def _protocols(options: dict[str, Any]) -> list[Protocol]:
+    from dask_fabric.bench.pairs import Protocol
+
+    protocols = [Protocol(name, name) for name in options["protocols"]]
+    if not options["ucxx"]:
+        return protocols
+    beside = Protocol("ucx", "ucx", options["ucxx"])
+    return [*(one for one in protocols if one.name != "ucx"), beside]
+
+
+def _surroundings(protocols: Sequence[Protocol], options: dict[str, Any]) -> Surroundings:
+    from dask_fabric.bench import pairs, perftest
+
     library = options["ucx_library"]
     if library == "perftest":
         library = perftest.own_library()
         if library is None:
             raise click.BadParameter("there is no ucx_perftest (Debian: ucx-utils)")
     encrypted = any(protocol.is_encrypted for protocol in protocols)
-    around = pairs.Surroundings(
+    return pairs.Surroundings(
         security=pairs.temporary_security() if encrypted else None,
         uvloop=options["uvloop"],
         environment={"DASK_FABRIC__UCX__LIBRARY": library} if library else None,
     )
-    effort = rounds.Effort(options["rounds"], options["round_seconds"])
-    return suite.Plan(
-        scenarios=tuple(dict.fromkeys(scenarios)),
-        protocols=tuple(protocols),
-        extent=figures.Extent(options["sizes"], options["ways"], options["comms"]),
-        effort=rounds.Effort(3, 0.2) if options["quick"] else effort,
-        has_floors=options["has_floors"],
-        awake=not options["sleepy"],
-        message_count=options["messages"],
-        around=around,
+
+
+def _work(options: dict[str, Any]) -> Work:
+    from dask_fabric.bench.work.extent import Extent
+    from dask_fabric.bench.workloads import Work
+
+    names = ("size", "chunk_size", "partitions", "partition_rows", "kind")
+    return Work(
+        runs=options["runs"],
+        rounds=1 if options["quick"] else 2,
+        worker_count=options["workers"],
+        profile=options["profile"],
+        extent=Extent(**{name: options[name] for name in names}),
     )
 
 
