@@ -54,15 +54,21 @@ def diagnose(workers: Sequence[Worker], links: Sequence[Link]) -> list[str]:
     within = [link for link in links if place[link.one] == place[link.other]]
     between = [link for link in links if place[link.one] != place[link.other]]
     names = _host_names(workers)
+    own = {name: name for name in place}
+    own_names = {name: f"worker {name}" for name in place}
     found = _broken(workers, links)
     for kind in (between, within):
         working = [link for link in kind if not link.error]
         found += _odd_paths(working)
-        nodes = place if kind is between else {name: name for name in place}
-        said = names if kind is between else {name: f"worker {name}" for name in place}
         for measure in _MEASURES:
-            found += _odd_values(working, nodes, said, measure)
-    return found
+            bad: set[str] = set()
+            if kind is between:
+                said, bad = _odd_values(working, place, names, measure)
+                found += said
+            left = [link for link in working if not {place[link.one], place[link.other]} & bad]
+            said, _ = _odd_values(left, own, own_names, measure, kind is within)
+            found += said
+    return list(dict.fromkeys(found))
 
 
 def _host_names(workers: Sequence[Worker]) -> dict[str, str]:
@@ -180,29 +186,35 @@ _MEASURES = (
 
 
 def _odd_values(
-    links: Sequence[Link], nodes: Mapping[str, str], said: Mapping[str, str], measure: _Measure
-) -> list[str]:
+    links: Sequence[Link],
+    nodes: Mapping[str, str],
+    names: Mapping[str, str],
+    measure: _Measure,
+    links_too: bool = True,
+) -> tuple[list[str], set[str]]:
     """Name the nodes of which every link is odd, and the odd links of the others."""
     values = _medians(links, nodes, measure)
     if not values:
-        return []
+        return [], set()
     usual = measure.usual(list(values.values()))
     odd = {ends: value for ends, value in values.items() if measure.is_odd(value, usual)}
-    count = len({node for ends in values for node in ends})
-    bad = {
-        node
-        for node in {node for ends in odd for node in ends}
-        if count > 2 and all(ends in odd for ends in values if node in ends)
-    }
+    bad = _odd_nodes(values, odd)
     beside = f"; the better links have {measure.written(usual)}"
     found = []
-    for node in sorted(bad, key=said.__getitem__):
+    for node in sorted(bad, key=names.__getitem__):
         value = statistics.median(value for ends, value in odd.items() if node in ends)
-        found.append(f"{measure.word} node: {said[node]}, {measure.written(value)} to all{beside}")
-    for ends in odd:
+        found.append(f"{measure.word} node: {names[node]}, {measure.written(value)} to all{beside}")
+    for ends in odd if links_too else ():
         if not bad & {*ends}:
-            found += _odd_link(ends, odd, said, measure, beside)
-    return found
+            found += _odd_link(ends, odd, names, measure, beside)
+    return found, bad
+
+
+def _odd_nodes(values: Mapping[Ends, float], odd: Mapping[Ends, float]) -> set[str]:
+    """Those with several links and no good one, where others have a good one."""
+    good = {node for ends in values if ends not in odd for node in ends}
+    peers = Counter(node for ends in values for node in ends)
+    return {node for node in peers if peers[node] > 2 and node not in good} if good else set()
 
 
 def _medians(
@@ -221,7 +233,7 @@ def _medians(
 def _odd_link(
     ends: Ends,
     odd: Mapping[Ends, float],
-    said: Mapping[str, str],
+    names: Mapping[str, str],
     measure: _Measure,
     beside: str,
 ) -> list[str]:
@@ -230,8 +242,8 @@ def _odd_link(
     back = odd.get((other, one))
     if back is None:
         value = measure.written(odd[ends])
-        return [f"{measure.word} link: {said[one]} to {said[other]}, {value}{beside}"]
-    if said[one] > said[other]:
+        return [f"{measure.word} link: {names[one]} to {names[other]}, {value}{beside}"]
+    if names[one] > names[other]:
         return []  # it is said the other way round
     value = measure.written(statistics.median([odd[ends], back]))
-    return [f"{measure.word} link: {said[one]} and {said[other]}, {value}{beside}"]
+    return [f"{measure.word} link: {names[one]} and {names[other]}, {value}{beside}"]

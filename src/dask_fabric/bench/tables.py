@@ -32,7 +32,14 @@ def render(results: Results, markdown: bool) -> str:
 
 def facts_line(facts: dict) -> str:
     """One line that says where the figures come from."""
-    return ", ".join(f"{name} {value}" for name, value in facts.items() if value is not None)
+    shown = {**facts}
+    if isinstance(facts.get("memory_bytes"), int):
+        shown["memory"] = f"{shown.pop('memory_bytes') / 1e9:.0f} GB"
+    return ", ".join(
+        f"{name.replace('_', ' ')} {number(value) if isinstance(value, float) else value}"
+        for name, value in shown.items()
+        if value is not None
+    )
 
 
 def _titled(title: str, text: str, markdown: bool) -> str:

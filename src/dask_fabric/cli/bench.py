@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -218,6 +219,8 @@ def run(json_file: str | None, markdown: bool, html: str | None, **options: Any)
     """
     from dask_fabric.errors import BenchError
 
+    for path in filter(None, (json_file, html, options["profile"])):
+        _check_folder(path)
     try:
         results = _run(options)
         _write(results, json_file, markdown, html)
@@ -310,6 +313,7 @@ def _work(options: dict[str, Any]) -> Work:
 
 def _write(results: Results, json_file: str | None, markdown: bool, html: str | None) -> None:
     from dask_fabric.bench import tables
+    from dask_fabric.bench.page import page
 
     if json_file == "-":
         click.echo(results.as_json(), nl=False)
@@ -317,6 +321,14 @@ def _write(results: Results, json_file: str | None, markdown: bool, html: str | 
         click.echo(tables.render(results, markdown))
         if json_file:
             _save(json_file, results.as_json())
+    if html:
+        _save(html, page.render(results))
+
+
+def _check_folder(path: str) -> None:
+    """Complain of a file that cannot be written before it is measured, not after."""
+    if not os.access(Path(path).absolute().parent, os.W_OK):
+        raise click.ClickException(f"cannot write {path}: its folder is missing or not writable")
 
 
 def _save(path: str, text: str) -> None:
