@@ -168,9 +168,9 @@ def test_a_real_cluster(scheme):
 
 
 def test_there_must_be_a_scheduler():
-    with contextlib.ExitStack() as stack:
-        with pytest.raises(BenchError, match=r"no scheduler at tcp://127\.0\.0\.1:1: "):
-            stack.enter_context(connected({"address": "tcp://127.0.0.1:1"}))
+    expected = pytest.raises(BenchError, match=r"no scheduler at tcp://127\.0\.0\.1:1: ")
+    with expected, connected({"address": "tcp://127.0.0.1:1"}):
+        pass
 
 
 def test_there_must_be_two_workers():

@@ -22,7 +22,8 @@ svg { display: block; max-width: 100%; height: auto; margin: .5em 0;
       font: 12px system-ui, "DejaVu Sans", sans-serif; }
 svg text { fill: #222; } svg .title { font-weight: 600; }
 .grid { stroke: #e4e4e4; fill: none; } .axis { stroke: #555; fill: none; }
-.line { fill: none; stroke-width: 2; } .band { stroke-width: 5; opacity: .25; }
+.line { fill: none; stroke-width: 2; stroke-linecap: round; }
+.band { stroke-width: 5; opacity: .25; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; }
 th, td { padding: .2em .7em; border-bottom: 1px solid #e4e4e4; text-align: right; }
 th:first-child, td:first-child { text-align: left; }
@@ -108,7 +109,7 @@ def _plots(
         elif not row.name.startswith("round trip of"):
             others.append(row)
     parts = [
-        f"<h3>{escape(title)}</h3>{_over_sizes(title, of_title, colours)}"
+        f"<h3>arrays of numpy, {escape(title)}</h3>{_over_sizes(title, of_title, colours)}"
         for title, of_title in by_size.items()
     ]
     drawn = [one for one in others if isinstance(one, str)]
@@ -126,7 +127,8 @@ def _over_sizes(title: str, rows: Sequence[Row], colours: dict[str, str]) -> str
         band = [row.quartiles(column) for row in having]
         lines.append(svg.Line(column, points, colours[column], band, column in FLOORS))
     x = svg.size_axis("size of each array", (row.parameters["nbytes"] for row in rows))
-    y = svg.log_axis("GB/s", (v for line in lines for ends in line.band for v in ends))
+    values = (value for line in lines for ends in line.band for value in ends)
+    y = svg.log_axis("bandwidth", values, lambda value: f"{svg.size_label(value * 1e9)}/s")
     return svg.plot(f"bandwidth, {title}", x, y, lines)
 
 
@@ -137,14 +139,15 @@ def _histogram(row: Row, colours: dict[str, str]) -> str:
         total = sum(counts.values())
         buckets = sorted(int(bucket) for bucket in counts)
         known = range(buckets[0] - 1, buckets[-1] + 2)
-        parts = [(_microseconds(b), 100 * counts.get(str(b), 0) / total) for b in known]
-        least = 100 / total / 2  # an empty bucket, on an axis that has no zero
-        points = [(time, max(part, least)) for time, part in parts]
+        points = [(_microseconds(b), 100 * counts.get(str(b), 0) / total) for b in known]
         is_floor = column in FLOORS
         colour = colours.get(column, svg.COLOURS[-1])
         lines.append(svg.Line(column, points, colour, (), is_floor, has_marks=False))
-    x = svg.log_axis("round trip, us", (time for line in lines for time, _ in line.points))
-    y = svg.log_axis("part of all", (part for line in lines for _, part in line.points), " %")
+    x = svg.log_axis(
+        "round trip, us", (time for line in lines for time, _ in line.points), svg.short
+    )
+    parts = (part for line in lines for _, part in line.points)
+    y = svg.log_axis("part of all", parts, lambda part: f"{part:.3g} %")
     return svg.plot("histogram of round trips", x, y, lines)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 760, 400
-LEFT, RIGHT, TOP, BOTTOM = 74, 178, 16, 52  # the legend is on the right
+LEFT, RIGHT, TOP, BOTTOM = 88, 178, 16, 52  # the legend is on the right
 # Of Okabe and Ito: told apart by the colour-blind too.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5b5b5b")
 # RdYlBu of ColorBrewer.
@@ -59,34 +59,32 @@ class Axis:
         return math.log(value / self.low) / math.log(self.high / self.low)
 
 
-def log_axis(title: str, values: Iterable[float], unit: str = "") -> Axis:
+def log_axis(title: str, values: Iterable[float], label: Callable[[float], str]) -> Axis:
     """An axis with ticks at 1, 2 and 5 where there is room, else at powers of ten."""
     known = [value for value in values if value > 0] or [1.0]
     low, high = math.floor(math.log10(min(known))), math.ceil(math.log10(max(known)))
     high = max(high, low + 1)
     steps = (1, 2, 5) if high - low <= 2 else (1, 3) if high - low <= 4 else (1,)
-    ticks = [s * 10.0**power for power in range(low, high + 1) for s in steps]
-    first = max((tick for tick in ticks if tick <= min(known) * 1.0001), default=ticks[0])
-    last = min((tick for tick in ticks if tick >= max(known) * 0.9999), default=ticks[-1])
-    shown = [tick for tick in ticks if first <= tick <= last]
-    if len(shown) < 2:
-        shown = [first / 10, first * 10] if len(ticks) < 2 else ticks[:2]
-    return Axis(title, shown[0], shown[-1], shown, [short(tick) + unit for tick in shown])
+    ticks = [step * 10.0**power for power in range(low, high + 1) for step in steps]
+    first = max(i for i, tick in enumerate(ticks) if tick <= min(known) * 1.0001)
+    last = min(i for i, tick in enumerate(ticks) if tick >= max(known) * 0.9999)
+    shown = ticks[first : max(last, first + 1) + 1]
+    return Axis(title, shown[0], shown[-1], shown, [label(tick) for tick in shown])
+
+
+def size_label(size: float) -> str:
+    """A size in bytes, in decimal units."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size >= unit * 0.9999:
+            return f"{size / unit:.3g} {name}"
+    return f"{size:.3g} B"
 
 
 def size_axis(title: str, sizes: Iterable[float]) -> Axis:
     """An axis of sizes in bytes, with a tick at each that was measured where there is room."""
     known = sorted(set(sizes))
     high = known[-1] if len(known) > 1 else known[0] * 10
-    labels = [_size(size) for size in known]
-    return Axis(title, known[0], high, known, labels)
-
-
-def _size(size: float) -> str:
-    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if size >= unit:
-            return f"{size / unit:g} {name}"
-    return f"{size:g} B"
+    return Axis(title, known[0], high, known, [size_label(size) for size in known])
 
 
 def short(value: float) -> str:
@@ -147,10 +145,12 @@ def _grid(x: Axis, y: Axis) -> list[str]:
 
 
 def _line(line: Line, x: Axis, y: Axis) -> list[str]:
-    places = [(_x(x, a), _y(y, b)) for a, b in line.points if b > 0]
-    path = "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in places)
+    path, pen = "", "M"
+    for a, b in line.points:  # a logarithmic axis has no zero: the line is broken there
+        path += f"{pen}{_x(x, a):.1f} {_y(y, b):.1f}" + "h0" * (pen == "M") if b > 0 else ""
+        pen = "L" if b > 0 else "M"
     dash = ' stroke-dasharray="5 4"' if line.is_floor else ""
-    parts = [f'<path class="line" d="{path}" stroke="{line.colour}"{dash}/>'] if places else []
+    parts = [f'<path class="line" d="{path}" stroke="{line.colour}"{dash}/>']
     for (value, _), (low, high) in zip(line.points, line.band, strict=False):
         if low > 0:
             ends = f"M{_x(x, value):.1f} {_y(y, low):.1f}V{_y(y, high):.1f}"
