@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import itertools
 import json
@@ -11,7 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from distributed import Client, LocalCluster
+from distributed import Client
 
 from dask_fabric.bench import matrix, tables
 from dask_fabric.bench.cluster import Worker, connected, prepared
@@ -146,12 +145,9 @@ def handlers(dask_worker) -> bool:
 
 
 @pytest.mark.parametrize("scheme", ["tcp", "fabric"])
-def test_a_real_cluster(scheme):
+def test_a_real_cluster(scheme, local_cluster):
     assert OPERATION == "dask-fabric-bench"
-    options = {"protocol": scheme, "processes": False, "dashboard_address": None}
-    with contextlib.ExitStack() as stack:
-        local = stack.enter_context(LocalCluster(n_workers=3, threads_per_worker=1, **options))
-        client = stack.enter_context(connected({"address": local.scheduler_address}))
+    with connected({"address": local_cluster(scheme, 3).scheduler_address}) as client:
         with prepared(client) as found:
             assert all(client.run(handlers).values())
             told = matrix.measure(found, SHORT, io.StringIO())
@@ -173,13 +169,11 @@ def test_there_must_be_a_scheduler():
         pass
 
 
-def test_there_must_be_two_workers():
-    options = {"processes": False, "dashboard_address": None}
-    with contextlib.ExitStack() as stack:
-        local = LocalCluster(n_workers=1, threads_per_worker=1, **options)
-        client = stack.enter_context(Client(stack.enter_context(local)))
-        with pytest.raises(BenchError, match="there is 1"):
-            stack.enter_context(prepared(client))
+def test_there_must_be_two_workers(local_cluster):
+    with Client(local_cluster("tcp", 1), set_as_default=False) as client:
+        expected = pytest.raises(BenchError, match="there is 1")
+        with expected, prepared(client):
+            pass
 
 
 def ip(*arguments: str) -> None:

@@ -142,7 +142,7 @@ def _histogram(row: Row, colours: dict[str, str]) -> str:
         points = [(_microseconds(b), 100 * counts.get(str(b), 0) / total) for b in known]
         is_floor = column in FLOORS
         colour = colours.get(column, svg.COLOURS[-1])
-        lines.append(svg.Line(column, points, colour, (), is_floor, has_marks=False))
+        lines.append(svg.Line(column, points, colour, (), is_floor, mark=1.5))
     x = svg.log_axis(
         "round trip, us", (time for line in lines for time, _ in line.points), svg.short
     )

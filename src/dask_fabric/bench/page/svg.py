@@ -16,7 +16,6 @@ _SCALE = tuple(
     tuple(bytes.fromhex(colour)) for colour in ("d7191c", "fdae61", "ffffbf", "abd9e9", "2c7bb6")
 )
 _LEAST_RANGE = 4.0  # of a heat map: less of a difference is not to shout
-_MARK = 3.5
 _TICK_GAP = 6
 _LEGEND_LINE = 20
 _SUPERSCRIPTS = {"k": 1e3, "M": 1e6, "G": 1e9}
@@ -34,6 +33,8 @@ class Line:
         Between which values the rounds lie, for every point.
     is_floor : bool
         Whether it is dashed.
+    mark : float
+        Radius of the dot at every point.
     """
 
     name: str
@@ -41,7 +42,7 @@ class Line:
     colour: str
     band: Sequence[tuple[float, float]] = ()
     is_floor: bool = False
-    has_marks: bool = True
+    mark: float = 3.5
 
 
 @dataclass(frozen=True)
@@ -155,14 +156,12 @@ def _line(line: Line, x: Axis, y: Axis) -> list[str]:
         if low > 0:
             ends = f"M{_x(x, value):.1f} {_y(y, low):.1f}V{_y(y, high):.1f}"
             parts.append(f'<path class="band" d="{ends}" stroke="{line.colour}"/>')
-    if line.has_marks:
-        parts += [
-            f'<circle cx="{_x(x, a):.1f}" cy="{_y(y, b):.1f}" r="{_MARK}" fill="{line.colour}">'
-            f"<title>{escape(f'{line.name}: {short(b)} at {short(a)}')}</title></circle>"
-            for a, b in line.points
-            if b > 0
-        ]
-    return parts
+    return parts + [
+        f'<circle cx="{_x(x, a):.1f}" cy="{_y(y, b):.1f}" r="{line.mark}" fill="{line.colour}">'
+        f"<title>{escape(f'{line.name}: {short(b)} at {short(a)}')}</title></circle>"
+        for a, b in line.points
+        if b > 0
+    ]
 
 
 def _legend(lines: Sequence[Line]) -> list[str]:
