@@ -14,7 +14,7 @@ from distributed import Client
 
 from dask_fabric.bench import matrix, tables
 from dask_fabric.bench.cluster import Worker, connected, prepared
-from dask_fabric.bench.diagnosis import Link, diagnose
+from dask_fabric.bench.diagnosis import Link, better_of, diagnose, suspects
 from dask_fabric.bench.results import Results
 from dask_fabric.bench.tournament import rounds, tournament
 from dask_fabric.bench.workers import OPERATION
@@ -138,6 +138,19 @@ def test_links_that_cannot_be_measured():
     assert diagnose(workers, links(workers, *broken)) == [
         "worker 0a could not be measured with any other: timed out"
     ]
+
+
+def test_what_seems_slow_or_broken_is_suspect_and_the_better_of_two_counts():
+    workers = cluster(1, 1, 1, 1)
+    place = {worker.name: worker.place for worker in workers}
+    bad, late = slow("0a", "1a"), slow("1a", "2a", 10.0, 9.0, trip=5000.0)
+    gone = Link("2a", "3a", error="timed out")
+    found = links(workers, bad, late, gone)
+    assert suspects(found, place) == [gone, bad, late]
+    assert suspects(links(workers), place) == []
+    good = slow("0a", "1a", 10.0, 0.5, trip=30.0)
+    assert better_of(bad, good) == slow("0a", "1a", 10.0, 1.0, trip=20.0)
+    assert better_of(gone, good) == better_of(good, gone) == good
 
 
 def handlers(dask_worker) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -69,6 +69,31 @@ def diagnose(workers: Sequence[Worker], links: Sequence[Link]) -> list[str]:
             said, _ = _odd_values(left, own, own_names, measure, kind is within)
             found += said
     return list(dict.fromkeys(found))
+
+
+def suspects(links: Sequence[Link], place: Mapping[str, str]) -> list[Link]:
+    """The links that are slow or late beside others of their kind, or could not be measured."""
+    found = [link for link in links if link.error]
+    own = {name: name for name in place}
+    for within in (True, False):
+        kind = [x for x in links if not x.error and (place[x.one] == place[x.other]) is within]
+        for measure in _MEASURES:
+            odd = _odd_ends(_medians(kind, own, measure), measure)
+            named = {frozenset(ends) for ends in odd}
+            found += [link for link in kind if {link.one, link.other} in named]
+    return list({(link.one, link.other): link for link in found}.values())
+
+
+def better_of(one: Link, other: Link) -> Link:
+    """What is best of two measurements of the same link: a hiccup makes no link slow."""
+    if one.error or other.error:
+        return other if one.error else one
+    return replace(
+        other,
+        round_trip_us=min(one.round_trip_us, other.round_trip_us),
+        there_gbs=max(one.there_gbs, other.there_gbs),
+        back_gbs=max(one.back_gbs, other.back_gbs),
+    )
 
 
 def _host_names(workers: Sequence[Worker]) -> dict[str, str]:
@@ -197,7 +222,7 @@ def _odd_values(
     if not values:
         return [], set()
     usual = measure.usual(list(values.values()))
-    odd = {ends: value for ends, value in values.items() if measure.is_odd(value, usual)}
+    odd = _odd_ends(values, measure)
     bad = _odd_nodes(values, odd)
     beside = f"; the better links have {measure.written(usual)}"
     found = []
@@ -208,6 +233,12 @@ def _odd_values(
         if not bad & {*ends}:
             found += _odd_link(ends, odd, names, measure, beside)
     return found, bad
+
+
+def _odd_ends(values: Mapping[Ends, float], measure: _Measure) -> dict[Ends, float]:
+    """The values that are odd beside what the better links have."""
+    usual = measure.usual(list(values.values())) if values else 0.0
+    return {ends: value for ends, value in values.items() if measure.is_odd(value, usual)}
 
 
 def _odd_nodes(values: Mapping[Ends, float], odd: Mapping[Ends, float]) -> set[str]:
