@@ -143,30 +143,68 @@ def run(*scenarios: str, protocols: tuple[str, ...] = ("tcp", "fabric"), **optio
         awake=False,
         **options,
     )
-    return suite.run(plan, io.StringIO())
+    return suite.run(plan, {}, io.StringIO())
 
 
 def test_a_run():
-    rows, warnings = run("pingpong", "bandwidth", "gil", "memory", message_count=10)
-    assert warnings == []
-    columns = {name: set(row.rounds) for row in rows for name in [row.name]}
+    results = run("pingpong", "bandwidth", "gil", "memory", message_count=10)
+    columns = {row.name: set(row.rounds) for row in results.rows}
+    assert results.protocols == ["tcp", "fabric"]
     assert {"tcp", "fabric", "sockets"} <= columns["round trip of a tiny message, p50"]
     assert {"tcp", "fabric", "sockets", "memcpy"} <= columns["numpy 1 MB, acknowledged"]
     assert "memcpy" not in columns["numpy 1 kB, acknowledged"]
     assert columns["its peak after 10 x 1 MB"] == {"tcp", "fabric"}
-    assert all(len(values) == 2 for row in rows[:5] for values in row.rounds.values())
-    assert all(value > 0 for row in rows for values in row.rounds.values() for value in values)
+    assert all(len(values) == 2 for row in results.rows[:5] for values in row.rounds.values())
+    values = [value for row in results.rows for found in row.rounds.values() for value in found]
+    assert min(values) > 0
 
 
 def test_floors_alone_need_no_protocol():
-    rows, _ = run("floor", protocols=("none",))
+    rows = run("floor", protocols=("none",)).rows
     assert {row.scenario for row in rows} == {"floor"}
     assert all("none" not in row.rounds and "sockets" in row.rounds for row in rows)
 
 
 def test_what_does_not_work_is_left_out_unless_it_is_all():
-    rows, warnings = run("stream", protocols=("none", "tcp"), has_floors=False)
-    assert set(rows[0].rounds) == {"tcp"}
-    assert warnings[0].startswith("left out: none://: ValueError: unknown address scheme")
+    results = run("stream", protocols=("none", "tcp"), has_floors=False)
+    assert set(results.rows[0].rounds) == {"tcp"}
+    assert results.warnings[0].startswith("left out: none://: ValueError: unknown address scheme")
     with pytest.raises(BenchError, match="unknown address scheme"):
         run("stream", protocols=("none",), has_floors=False)
+
+
+@pytest.fixture(scope="module")
+def local(local_cluster):
+    return local_cluster("fabric", 3)
+
+
+class TestOnACluster:
+    @pytest.fixture
+    def where(self, local) -> dict:
+        return {"address": local.scheduler_address, "scheduler_file": None}
+
+    def test_two_workers_measure_by_the_protocol_of_the_cluster(self, local, where):
+        names = [str(name) for name in local.workers]
+        results = run("pingpong", "bandwidth", "gil", where=where, between=(names[2], names[0]))
+        assert results.protocols == ["fabric"]
+        assert results.options["between"] == [names[2], names[0]]
+        assert all(set(row.rounds) == {"fabric"} and not row.problems for row in results.rows)
+
+    def test_a_worker_that_is_none(self, where):
+        with pytest.raises(BenchError, match="0 workers are called 'nobody'; there are 0, 1, 2"):
+            run("pingpong", where=where, between=("0", "nobody"))
+
+    @pytest.mark.parametrize("scenario", ["floor", "memory"])
+    def test_what_is_of_one_host(self, scenario, where):
+        with pytest.raises(BenchError, match=f"{scenario} is measured on one host"):
+            run(scenario, where=where)
+
+    def test_a_worker_that_fails(self, where, monkeypatch):
+        monkeypatch.setattr(Asker, "flood", None)
+        (row,) = run("stream", where=where).rows
+        assert row.rounds == {} and "worker 0 to worker 1: " in row.problems["fabric"]
+
+
+def test_a_matrix_needs_a_cluster():
+    with pytest.raises(BenchError, match="name its --scheduler"):
+        run("matrix")

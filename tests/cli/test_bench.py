@@ -7,6 +7,7 @@ import json
 import pytest
 from click.testing import CliRunner
 
+from dask_fabric.bench.suite import ALL
 from dask_fabric.cli.bench import _ABOUT
 from dask_fabric.cli.main import fabric
 
@@ -34,6 +35,10 @@ def test_help_names_all_scenarios():
         (["--comms", "-1"], "not a number from 1"),
         (["--rounds", "0"], "--rounds"),
         (["--ucxx", "/nowhere/python"], "does not exist"),
+        (["--scheduler", "a", "--scheduler-file", __file__], "either --scheduler or"),
+        (["--between", "a"], "two workers, separated by a comma"),
+        (["--matrix-size", "x"], "--matrix-size"),
+        (["--type", "tpu"], "--type"),
         (["compare", "a"], "Missing argument 'B.json'"),
     ],
 )
@@ -64,6 +69,34 @@ def test_a_run_and_its_comparison(tmp_path):
     assert done.exit_code == 1
     assert "2 worse" in done.stdout and done.stdout.startswith("| scenario |")
     assert run("compare", *reversed(files)).exit_code == 0
+
+
+def test_all_scenarios_are_explained():
+    assert set(_ABOUT) == set(ALL)
+
+
+def test_workloads_and_a_page(tmp_path):
+    page = tmp_path / "page.html"
+    small = ("--size", "100", "--chunk-size", "50", "--quick", "--runs", "1")
+    done = run("transpose-sum", *small, "--protocols", "tcp", "--html", str(page), "--sleepy")
+    assert done.exit_code == 0, done.output
+    assert "(x + x.T).sum(), 100 x 100" in done.stdout
+    assert "<svg" in page.read_text()
+
+
+def test_a_workload_that_fails_makes_the_exit_status_1(monkeypatch):
+    small = ("--size", "10", "--chunk-size", "0")
+    assert run("rechunk", *small).exit_code == 2
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    arguments = ("transpose-sum", "--size", "10", "--type", "gpu", "--protocols", "tcp")
+    done = run(*arguments, "--quick", "--sleepy", "stream", *SHORT)
+    assert done.exit_code == 1
+    assert "transpose" not in done.stderr and "failed" in done.stdout
+
+
+def test_no_scheduler_there():
+    done = run("matrix", "--scheduler", "tcp://127.0.0.1:1")
+    assert done.exit_code == 1 and "Error: no scheduler at tcp://127.0.0.1:1" in done.stderr
 
 
 def test_json_on_standard_output():
