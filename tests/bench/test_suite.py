@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import os
 import sys
@@ -53,6 +54,7 @@ def test_every_verb_of_a_pair(pair, scheme):
     told = one.ask("ping", count=20)
     assert sum(told["histogram"].values()) == 20
     assert told["quantiles"]["p50"] <= told["quantiles"]["p90"] <= told["quantiles"]["p99"]
+    assert one.ask("arrives", nbytes=1_000_000) == {"same": True}
     assert one.ask("memory")["memory_bytes"][0] > 10_000_000
     assert one.ask("paths")["encrypted"] is (scheme == "fabric+tls")
 
@@ -100,6 +102,13 @@ def test_a_pair_that_does_not_answer(pair, monkeypatch):
     one = pair("tcp")
     with pytest.raises(PairError, match=r"no answer within 0\.5 seconds"):
         one.ask("ping", count=10**7)
+
+
+def test_a_gpu_that_is_not_there(pair):
+    if importlib.util.find_spec("cupy"):
+        pytest.skip("CuPy is here")
+    with pytest.raises(PairError, match="tcp://: ModuleNotFoundError: No module named 'cupy'"):
+        pair("tcp", module="cupy")
 
 
 def test_another_python_needs_nothing_of_this_package(tmp_path):
@@ -157,6 +166,18 @@ def test_a_run():
     assert all(len(values) == 2 for row in results.rows[:5] for values in row.rounds.values())
     values = [value for row in results.rows for found in row.rounds.values() for value in found]
     assert min(values) > 0
+
+
+def test_arrays_that_arrive_otherwise_end_the_run(monkeypatch):
+    ask = Pair.ask
+
+    def garbled(pair, verb, hog, **arguments):
+        told = ask(pair, verb, hog, **arguments)
+        return {"same": False} if verb == "arrives" and pair.name == "fabric" else told
+
+    monkeypatch.setattr(Pair, "ask", garbled)
+    with pytest.raises(BenchError, match="fabric://: 1 kB did not arrive as sent"):
+        run("bandwidth", has_floors=False)
 
 
 def test_floors_alone_need_no_protocol():

@@ -9,15 +9,20 @@ import asyncio
 import socket
 
 cimport cython
+from libc.stdint cimport uint64_t
 
 from dask_fabric.engine.sender cimport Sender
 from dask_fabric.engine.sendqueue cimport PY_SSIZE_T_MAX
 from dask_fabric.wire.offers cimport Control
 from dask_fabric.paths.ucx cimport open_endpoint
-from dask_fabric.wire.records cimport ACKNOWLEDGE, CMA, OFFER_BYTES, REQUEST, STREAM, UCX
+from dask_fabric.wire.records cimport (
+    ACKNOWLEDGE, CMA, OFFER_BYTES, PATH_COUNT, REQUEST, STREAM, UCX,
+)
 
 from dask_fabric.errors import ProtocolError
-from dask_fabric.wire.records import PATH_NAMES, close_record, error_record, paths_record
+from dask_fabric.wire.records import (
+    PATH_NAMES, close_record, error_record, paths_record, violation,
+)
 
 
 @cython.auto_pickle(False)
@@ -102,6 +107,11 @@ cdef class Channel(Sender):
         self.waiter = self.loop.create_future()
         await self.waiter
 
+    cdef _finish_opening(self):
+        waiter, self.waiter = self.waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
     def _give_up(self, timeout_seconds):
         self._fail(TimeoutError(
             f"no handshake within {timeout_seconds} seconds (fabric.timeouts.handshake in Dask's "
@@ -124,7 +134,7 @@ cdef class Channel(Sender):
             used = self.handshake.receive(data)
             self.assembler.start -= staged - used
         if self.handshake.done:
-            self._finish_waiter(None)
+            self._finish_opening()
             # A server's hello leaves with its first message, and a client's first message with
             # what else it says, where the one who opened goes on in the same turn.
             answer = self.handshake.data_to_send()
@@ -168,10 +178,14 @@ cdef class Channel(Sender):
             The process that was found to be the peer.
         """
         self.peer_pid = peer_pid
-        self.path = self.chosen_path = CMA
+        self.path = CMA
+        self.chosen_paths |= 1 << CMA
         self.assembler.paths |= 1 << CMA
 
-    def use_ucx(self, own_token, peer_token, bytes address, int peer_pid=0):
+    def use_ucx(
+        self, own_token, peer_token, bytes address, int peer_pid=0, bint for_host=True,
+        devices=None
+    ):
         """Let large frames travel by UCX, in both directions.
 
         Parameters
@@ -182,6 +196,10 @@ cdef class Channel(Sender):
             Of the peer's worker.
         peer_pid : int
             The peer's process, where the kernel tells.
+        for_host : bool
+            Whether frames of host memory do.
+        devices : dask_fabric.comm.direct.Devices, optional
+            For frames of device memory, if they do.
 
         Returns
         -------
@@ -190,13 +208,32 @@ cdef class Channel(Sender):
         """
         cdef const char *data = address
         cdef bint taken = open_endpoint(data, len(address), own_token, peer_token)
-        self.assembler.paths |= 1 << UCX
+        if for_host:
+            self.assembler.paths |= 1 << UCX
+        if devices is not None:
+            self.devices = devices
+            self.device_kind = devices.ucx_kind
+            self.assembler.take_devices(1 << UCX, devices)
         if taken:
             self.ucx_token = own_token
             self.ucx_pid = peer_pid
-            self.path = self.chosen_path = UCX
-            self.offer_bytes = OFFER_BYTES
+            self.chosen_paths |= 1 << UCX
+            if for_host:
+                self.path = UCX
+                self.offer_bytes = OFFER_BYTES
+            if devices is not None:
+                self.queue.take_devices(UCX, devices.span_of)
         return taken
+
+    @property
+    def sends_devices(self):
+        """Whether `send` takes frames of device memory now; else they are to be brought to host."""
+        return self.queue.device_path != STREAM
+
+    @property
+    def receives_devices(self):
+        """Whether the peer may offer frames of device memory; some may come to host memory yet."""
+        return self.devices is not None
 
     def tell_paths(self, content):
         """Complete the negotiation, as the client: with the next message, or soon."""
@@ -211,8 +248,7 @@ cdef class Channel(Sender):
         else:
             negotiator, self.negotiator = self.negotiator, None
             if negotiator is None or not self.handshake.server_side:
-                text = "protocol violation: paths that nobody asked for"
-                raise ProtocolError(text, error_record(text))
+                raise violation("paths that nobody asked for")
             try:
                 negotiator.complete_as_server(self, control.content)
             except ProtocolError as error:
@@ -271,50 +307,62 @@ cdef class Channel(Sender):
             Counts of messages, bytes and engine jobs by direction; ``pending_bytes`` the kernel has
             not taken and ``unacknowledged_bytes`` the peer has not fetched; ``fallbacks_*``,
             messages whose frames had to go by the stream instead. ``sends_by`` is the path that
-            large frames of this side take now. ``traffic`` has, for the stream and for the path
-            that was chosen beside it, bytes and frames by direction, and the seconds that bulk
-            transfers took.
+            large frames of this side take now, and ``sends_devices`` tells whether those of device
+            memory have one of their own. ``traffic`` has, for the stream and for each path that was
+            chosen beside it, bytes and frames by direction, and the seconds that bulk transfers
+            took.
         """
         return {
             "messages_sent": self.queue.message_count,
             "messages_received": self.assembler.message_count,
             "bytes_sent": self.bytes_sent,
-            "bytes_received": self.bytes_received + self.fetched_bytes,
+            "bytes_received": self.bytes_received + self._fetched_bytes(),
             "send_jobs": self.send_job_count,
             "receive_jobs": self.receive_job_count,
             "pending_bytes": self.queue.pending_bytes,
-            "offered_frames": self.offered_count,
-            "offered_bytes": self.offered_bytes,
+            "offered_frames": self.offered_count[<int> CMA] + self.offered_count[<int> UCX],
+            "offered_bytes": self._offered_bytes(),
             "unacknowledged_bytes": self.held_bytes,
-            "fetched_frames": self.fetched_count,
-            "fetched_bytes": self.fetched_bytes,
+            "fetched_frames": self._fetched_count(),
+            "fetched_bytes": self._fetched_bytes(),
             "fallbacks_sent": self.fallback_count,
             "fallbacks_received": self.fetch_failure_count,
             "sends_by": PATH_NAMES[self.path],
+            "sends_devices": self.sends_devices,
             "traffic": self._traffic(),
         }
 
+    cdef uint64_t _offered_bytes(self) noexcept:
+        return self.offered_bytes[<int> CMA] + self.offered_bytes[<int> UCX]
+
     def _traffic(self):
+        cdef int path
+        fallback_bytes = self.fallback_bytes[<int> CMA] + self.fallback_bytes[<int> UCX]
+        offered_count = self.offered_count[<int> CMA] + self.offered_count[<int> UCX]
         traffic = {
             "stream": {
-                "bytes_sent": self.bytes_sent - self.offered_bytes + self.fallback_bytes,
+                "bytes_sent": self.bytes_sent - self._offered_bytes() + fallback_bytes,
                 "bytes_received": self.bytes_received,
-                "frames_sent": self.queue.frame_count - self.offered_count,
-                "frames_received": self.assembler.frames_received - self.fetched_count,
+                "frames_sent": self.queue.frame_count - offered_count,
+                "frames_received": self.assembler.frames_received - self._fetched_count(),
                 "send_seconds": self.send_ns / 1e9,
                 "receive_seconds": self.receive_ns / 1e9,
             }
         }
-        if self.chosen_path != STREAM:
-            traffic[PATH_NAMES[self.chosen_path]] = {
-                "bytes_sent": self.offered_bytes - self.fallback_bytes,
-                "bytes_received": self.fetched_bytes,
-                "frames_sent": self.offered_count,
-                "frames_received": self.fetched_count,
-                "send_seconds": 0.0,    # the receiver fetches
-                "receive_seconds": self.fetch_ns / 1e9,
-            }
+        for path in range(CMA, PATH_COUNT):
+            if self.chosen_paths >> path & 1:
+                traffic[PATH_NAMES[path]] = self._traffic_by(path)
         return traffic
+
+    cdef dict _traffic_by(self, int path):
+        return {
+            "bytes_sent": self.offered_bytes[path] - self.fallback_bytes[path],
+            "bytes_received": self.fetched_bytes[path],
+            "frames_sent": self.offered_count[path],
+            "frames_received": self.fetched_count[path],
+            "send_seconds": 0.0,    # the receiver fetches
+            "receive_seconds": self.fetch_ns[path] / 1e9,
+        }
 
 
 cdef Py_ssize_t _limit(limits, name):

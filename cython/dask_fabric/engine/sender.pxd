@@ -5,6 +5,7 @@ from libc.stdint cimport int64_t, uint64_t
 from dask_fabric.engine.receiver cimport Receiver
 from dask_fabric.engine.sendqueue cimport SendQueue
 from dask_fabric.wire.offers cimport Offers
+from dask_fabric.wire.records cimport PATH_COUNT
 
 cdef class Sender(Receiver):
     cdef SendQueue queue
@@ -24,12 +25,13 @@ cdef class Sender(Receiver):
     cdef dict held                      # number of the message -> its frames, for the peer to fetch
     cdef dict transits                  # job -> frames that UCX is sending
     cdef readonly Py_ssize_t held_bytes
-    cdef uint64_t offered_bytes
-    cdef uint64_t offered_count
+    cdef dict bringing                  # number of the message -> its frames, on their way to host
+    cdef uint64_t offered_bytes[PATH_COUNT]
+    cdef uint64_t offered_count[PATH_COUNT]
     cdef uint64_t fallback_count
     cdef int fallback_streak
-    cdef int chosen_path                # while no break has led to the stream
-    cdef uint64_t fallback_bytes
+    cdef int chosen_paths               # set of them, also of those that a break has ended
+    cdef uint64_t fallback_bytes[PATH_COUNT]
     cdef int64_t send_begin_ns          # of the engine's job
     cdef int64_t send_ns                # of all of them
 
@@ -37,7 +39,7 @@ cdef class Sender(Receiver):
     cdef _write_some(self)
 
     cdef _hold(self, Offers offers)
-    cdef _stop_offering(self)
+    cdef bint _stop_offering(self, int path) except -1
     cdef bint _is_busy(self)
     cdef Offers _take_held(self, uint64_t sequence)
     cdef _acknowledged(self, uint64_t sequence)

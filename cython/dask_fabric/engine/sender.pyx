@@ -8,23 +8,24 @@ import asyncio
 import logging
 import os
 import socket
+from functools import partial
 
 cimport cython
 from libc.stdint cimport uint64_t
 
 from dask_fabric.engine.clock cimport now_ns
 from dask_fabric.engine.receiver cimport Receiver
-from dask_fabric.engine.sendqueue cimport SendQueue
+from dask_fabric.engine.sendqueue cimport DeviceFrame, SendQueue
 from dask_fabric.engine.threads cimport moved_bytes
 from dask_fabric.paths.ucx cimport close_endpoint, fail
 from dask_fabric.paths.stream cimport (
     FAILED, SEND, Progress, Transfer, advance, new_transfer, reset,
 )
 from dask_fabric.wire.offers cimport Offers
-from dask_fabric.wire.records cimport STREAM, UCX
+from dask_fabric.wire.records cimport CMA, PATH_COUNT, STREAM, UCX
 
-from dask_fabric.errors import ChannelClosedError, ProtocolError
-from dask_fabric.wire.records import PATH_NAMES, error_record
+from dask_fabric.errors import ChannelClosedError
+from dask_fabric.wire.records import PATH_NAMES, violation
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ cdef class Sender(Receiver):
         self.path = STREAM
         self.held = {}
         self.transits = {}
+        self.bringing = {}
         self.queue = SendQueue()
         self.uncork_callback = self._uncork
 
@@ -86,6 +88,10 @@ cdef class Sender(Receiver):
                 self.flushed_ns = now_ns()
         return nbytes
 
+    def check_limits(self, frame_count, header_bytes, nbytes):
+        """Raise `MessageTooLargeError` for a message that the peer has said that it refuses."""
+        self.queue._check_limits(frame_count, header_bytes, nbytes)
+
     @property
     def pending_bytes(self):
         """Bytes that were sent here and that the kernel has not yet taken."""
@@ -98,35 +104,49 @@ cdef class Sender(Receiver):
 
         UCX keeps its own also when the peer has acknowledged them.
         """
+        cdef Offers part
+        cdef int path
         self.queue.offered = None
         self.held[offers.sequence] = offers
         self.held_bytes += offers.nbytes
-        self.offered_bytes += offers.nbytes
-        self.offered_count += offers.count
-        if self.path == UCX:
-            job = self.port.submit_transit(self.ucx_token, offers, True, self)
-            self.transits[job] = offers
+        for path in range(CMA, PATH_COUNT):
+            if offers.paths >> path & 1:
+                part = offers.part(path)
+                self.offered_bytes[path] += part.nbytes
+                self.offered_count[path] += part.count
+                if path == UCX:
+                    job = self.port.submit_transit(
+                        self.ucx_token, part, self.device_kind, True, self
+                    )
+                    self.transits[job] = part
 
     def _sent_by_ucx(self, uint64_t job, int error):
         del self.transits[job]
         if error:
-            self._stop_offering()
+            self._stop_offering(UCX)
         self._after_write()
 
-    cdef _stop_offering(self):
-        """The other path is broken: the stream has to do, until this channel ends."""
-        if self.path != STREAM:
-            logger.warning(
-                "Frames to %s go by the stream from now on: the path %s is broken",
-                self.peer_sockname, PATH_NAMES[self.path],
-            )
-        self.path = STREAM
+    cdef bint _stop_offering(self, int path) except -1:
+        """The path is broken: the stream has to do, until this channel ends.
+
+        False where nothing has been offered by it any more.
+        """
+        if path != self.path and path != self.queue.device_path:
+            return False
+        logger.warning(
+            "Frames to %s go by the stream from now on: the path %s is broken",
+            self.peer_sockname, PATH_NAMES[path],
+        )
+        if path == self.path:
+            self.path = STREAM
+        if path == self.queue.device_path:
+            self.queue.take_devices(STREAM, None)
+        return True
 
     cdef Offers _take_held(self, uint64_t sequence):
         cdef Offers offers = self.held.pop(sequence, None)
         if offers is None:
-            text = f"protocol violation: an answer about message {sequence}, which offers nothing"
-            raise ProtocolError(text, error_record(text))
+            raise violation(f"an answer about message {sequence}, which offers nothing")
         self.held_bytes -= offers.nbytes
         return offers
 
@@ -138,21 +158,43 @@ cdef class Sender(Receiver):
     cdef _send_held(self, uint64_t sequence):
         """The peer cannot fetch: its frames go by the stream."""
         cdef Offers offers = self._take_held(sequence)
-        self.queue.put_frames(offers)
-        self.fallback_bytes += offers.nbytes
+        cdef int path
+        for path in range(CMA, PATH_COUNT):
+            if offers.paths >> path & 1:
+                self.fallback_bytes[path] += offers.part(path).nbytes
         self.fallback_count += 1
         self.fallback_streak += 1
         logger.log(
             logging.WARNING if self.fallback_count == 1 else logging.DEBUG,
             "The peer %s cannot fetch frames by the path %s; they are sent",
-            self.peer_sockname, PATH_NAMES[self.chosen_path],
+            self.peer_sockname, " or ".join(_names_of(offers.paths)),
         )
-        if self.fallback_streak == FALLBACK_STREAK or self.path == UCX:
-            self._stop_offering()
-            if self.ucx_token:
+        if offers.paths >> UCX & 1:
+            if self._stop_offering(UCX):
                 with nogil:
                     fail(self.ucx_token)
+        elif self.fallback_streak == FALLBACK_STREAK:
+            self._stop_offering(CMA)
+        if offers.any_of_device:
+            self.bringing[sequence] = offers
+            frames = [_frame_of(view) for view in offers.frames]
+            future = self.loop.run_in_executor(None, self.devices.copy_to_host, frames)
+            future.add_done_callback(partial(self._brought, sequence))
+        else:
+            self.queue.put_frames(offers)
         self._flush()
+
+    def _brought(self, sequence, future):
+        """What the peer has asked for is in host memory."""
+        cdef Offers offers = self.bringing.pop(sequence, None)
+        if self.closed:
+            return
+        try:
+            offers.frames = future.result()
+            self.queue.put_frames(offers)
+            self._flush()
+        except Exception as error:
+            self._fail(error)
 
     # ------------------------------------------------------------ bytes
 
@@ -260,7 +302,7 @@ cdef class Sender(Receiver):
 
     cdef bint _is_busy(self):
         """Whether something is still to leave: ending a send by UCX would end its connection."""
-        return self.queue.pending_bytes > 0 or len(self.held) > 0 or len(self.transits) > 0
+        return self.queue.pending_bytes > 0 or bool(self.held or self.transits or self.bringing)
 
     async def _drained(self, timeout_seconds):
         """Wait until the peer has everything, or takes no more."""
@@ -329,8 +371,17 @@ cdef class Sender(Receiver):
         self.queue.clear()
         self.held.clear()
         self.transits.clear()
+        self.bringing.clear()
         self.held_bytes = 0
         self.uncork_callback = None
         if self.drained is not None and not self.loop.is_closed() and not self.drained.done():
             self.drained.set_result(None)
         Receiver._settle(self)
+
+
+cdef list _names_of(int paths):
+    return [name for path, name in PATH_NAMES.items() if paths >> <int> path & 1]
+
+
+cdef object _frame_of(view):
+    return (<DeviceFrame> view).frame if type(view) is DeviceFrame else view

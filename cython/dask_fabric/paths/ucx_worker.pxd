@@ -16,8 +16,14 @@ cdef struct Worker:
     pthread_mutex_t queue       # who waits for the mutex holds it: the thread comes last
     pthread_cond_t changed
     pthread_t thread
+    # Called in a thread before UCX works with device memory there; NULL where it does not.
+    int (*bind)(void *argument) noexcept nogil
+    void *bind_argument
+    bint is_bound               # the thread below has called it
     # What else the thread does between two rounds of progress; True where there was something.
     bint (*attend)() noexcept nogil
+    size_t operation_count      # under way: an event is near
+    int sleep_limit_ms          # after which it does so though UCX has nothing new; -1 for never
 
 cdef Worker worker
 
@@ -26,4 +32,5 @@ cdef void unlock() noexcept nogil
 cdef void unlock_and_wake() noexcept nogil
 cdef void await_change() noexcept nogil
 cdef bint await_change_until(int64_t until_ns) noexcept nogil
+cdef int64_t now_ns() noexcept nogil
 cdef int64_t soon_ns() noexcept nogil

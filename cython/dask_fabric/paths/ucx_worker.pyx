@@ -14,7 +14,7 @@ from libc.string cimport memset
 from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 from posix.unistd cimport usleep
 
-from dask_fabric.errors import ForkedError, UnavailableError
+from dask_fabric.errors import ForkedError, UCXError, UnavailableError
 from dask_fabric.paths import libucp
 from dask_fabric.paths.ucx_library import environment
 
@@ -43,26 +43,7 @@ _library_path = ""
 
 
 def start(library, options=(), estimated_endpoints=64):
-    """Start the worker of this process on a UCX library; without effect where it runs on that one.
-
-    Parameters
-    ----------
-    library : dask_fabric.paths.ucx_library.Library
-        What the loader has chosen.
-    options : iterable of (str, str)
-        UCX's settings, without ``UCX_``. The environment wins.
-    estimated_endpoints : int
-        How many peers to expect: UCX chooses transports that scale by it.
-
-    Raises
-    ------
-    ForkedError
-        This is a forked child, where UCX cannot be used.
-    UnavailableError
-        The library cannot be loaded, or another one runs already.
-    UCXError
-        UCX does not start.
-    """
+    """Start the worker alone; see `dask_fabric.paths.ucx.start`, which is to be called."""
     global _library_path
     _refuse_forked()
     if worker.handle != NULL:
@@ -76,6 +57,25 @@ def start(library, options=(), estimated_endpoints=64):
         _create(estimated_endpoints)
     _library_path = library.path
     atexit.register(_stop)
+
+
+def bind(size_t function, size_t argument):
+    """Have a C function called in each thread before UCX works with device memory there.
+
+    Up to 1.19 UCX takes the context that is current in a thread, and has to be told of none other.
+
+    Parameters
+    ----------
+    function, argument : int
+        Addresses of an ``int function(void *argument)``, which needs no GIL and gives 0, and of
+        what it is called with: CUDA's ``cuCtxSetCurrent`` and a context. 0 and 0 for none.
+    """
+    with nogil:
+        lock()
+        worker.bind = <int (*)(void *) noexcept nogil> function
+        worker.bind_argument = <void *> argument
+        worker.is_bound = False
+        unlock_and_wake()
 
 
 def is_running():
@@ -114,6 +114,8 @@ def _create(size_t estimated_endpoints):
     memset(&params, 0, sizeof(params))
     params.field_mask = WORKER_PARAM_FIELD_THREAD_MODE
     params.thread_mode = THREAD_MODE_SERIALIZED
+    if worker.bind != NULL and worker.bind(worker.bind_argument) != 0:
+        raise UCXError("the context of the device cannot be made current for UCX", -1)
     _create_context(estimated_endpoints)
     try:
         check(ucp.worker_create(worker.context, &params, &worker.handle), "ucp_worker_create")
@@ -179,6 +181,7 @@ def _after_fork_in_child():
 
 
 memset(&worker, 0, sizeof(worker))
+worker.sleep_limit_ms = -1
 pthread_mutex_init(&worker.mutex, NULL)
 pthread_mutex_init(&worker.queue, NULL)
 pthread_cond_init(&worker.changed, NULL)
@@ -217,11 +220,16 @@ cdef void await_change() noexcept nogil:
     pthread_cond_wait(&worker.changed, &worker.mutex)
 
 
-cdef int64_t soon_ns() noexcept nogil:
-    """When UCX, which ends everything at once, has not done so for a reason."""
+cdef int64_t now_ns() noexcept nogil:
+    """The time by the clock that `await_change_until` goes by."""
     cdef timespec now
     clock_gettime(CLOCK_REALTIME, &now)
-    return now.tv_sec * 1_000_000_000 + now.tv_nsec + SOON_NS
+    return now.tv_sec * 1_000_000_000 + now.tv_nsec
+
+
+cdef int64_t soon_ns() noexcept nogil:
+    """When UCX, which ends everything at once, has not done so for a reason."""
+    return now_ns() + SOON_NS
 
 
 cdef bint await_change_until(int64_t until_ns) noexcept nogil:
@@ -250,7 +258,10 @@ cdef void *_thread_main(void *argument) noexcept nogil:
     while not worker.is_stopping:
         if _advance():
             idle_rounds = yields = 0
-        elif idle_rounds < ROUNDS_BEFORE_SLEEP and yields < YIELDS_BEFORE_NAP:
+        elif (
+            worker.operation_count and idle_rounds < ROUNDS_BEFORE_SLEEP
+            and yields < YIELDS_BEFORE_NAP
+        ):
             idle_rounds += 1
         else:
             idle_rounds = 0
@@ -265,6 +276,9 @@ cdef void *_thread_main(void *argument) noexcept nogil:
 
 cdef bint _advance() noexcept nogil:
     """One round; True where anything happened."""
+    if worker.bind != NULL and not worker.is_bound:
+        worker.is_bound = True
+        worker.bind(worker.bind_argument)
     cdef bint moved = ucp.worker_progress(worker.handle) != 0
     return (worker.attend != NULL and worker.attend()) or moved
 
@@ -279,7 +293,7 @@ cdef int _sleep(int yields) noexcept nogil:
     cdef Status status = ucp.worker_arm(worker.handle)
     pthread_mutex_unlock(&worker.mutex)
     if status == OK:
-        poll(&watched, 1, -1)
+        poll(&watched, 1, worker.sleep_limit_ms)
     elif status == ERROR_BUSY and yields < YIELDS_BEFORE_NAP:
         sched_yield()
     else:                       # its event fd is readable all the time

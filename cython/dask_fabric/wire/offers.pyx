@@ -1,7 +1,10 @@
 """Frames on offer, and the records that answer them."""
 
 cimport cython
+from libc.stdint cimport uint32_t
 from libc.stdlib cimport free, realloc
+
+from dask_fabric.wire.records cimport HOST_MEMORY
 
 
 @cython.auto_pickle(False)
@@ -39,3 +42,26 @@ cdef class Offers:
         self.frames.append(frame)
         self.count += 1
         self.nbytes += offer.nbytes
+        self.paths |= 1 << offer.path
+        if offer.memory != HOST_MEMORY:
+            self.any_of_device = True
+
+    cdef Offers part(self, int path):
+        """Those by one path."""
+        cdef Offers part
+        cdef uint32_t index
+        if self.paths == 1 << path:
+            return self
+        part = Offers(self.sequence)
+        for index in range(self.count):
+            if self.items[index].path == path:
+                part.add(self.frames[index], self.items[index])
+        return part
+
+    cdef list frames_of_device(self):
+        """Those whose memory is not that of the host."""
+        cdef uint32_t index
+        return [
+            self.frames[index] for index in range(self.count)
+            if self.items[index].memory != HOST_MEMORY
+        ]

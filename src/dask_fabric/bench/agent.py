@@ -11,6 +11,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import hashlib
+import importlib
 import json
 import os
 import resource
@@ -28,6 +30,7 @@ from distributed.security import Security
 
 SMALL = {"op": "task-finished", "key": "x-0123456789", "nbytes": 28}
 PING = {"op": "ping"}
+_PERIOD = 251  # of the bytes of an array
 BUCKETS_PER_OCTAVE = 8  # of the histogram of latencies: 9 % each
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
@@ -61,15 +64,30 @@ def distribution(seconds: list[float]) -> dict[str, Any]:
 
 
 class Arrays:
-    """Warm memory to send from: views of one array, made when it is first needed."""
+    """Warm memory to send from: views of one array, made when it is first needed.
 
-    def __init__(self) -> None:
-        self._array = np.ones(0, "u1")
+    Parameters
+    ----------
+    module : str
+        ``numpy``, or ``cupy`` for the memory of a GPU.
+    """
 
-    def of(self, nbytes: int) -> np.ndarray:
+    def __init__(self, module: str = "numpy") -> None:
+        self._module = importlib.import_module(module)
+        self._array = self._module.ones(0, "u1")
+
+    def of(self, nbytes: int) -> Any:
         if self._array.nbytes < nbytes:
-            self._array = np.ones(nbytes, "u1")
+            some = self._module.arange(_PERIOD, dtype="u1")
+            self._array = self._module.tile(some, nbytes // _PERIOD + 1)
         return self._array[:nbytes]
+
+
+def digest(array: Any) -> dict[str, str]:
+    """Say what an array holds, and in whose memory it is."""
+    module = type(array).__module__.partition(".")[0]
+    content = array.get() if module == "cupy" else array
+    return {"digest": hashlib.sha256(content).hexdigest(), "module": module}
 
 
 class Hog:
@@ -100,16 +118,17 @@ class Hog:
 class Responder:
     """Answers the measurements of one comm."""
 
-    def __init__(self, comm: Any) -> None:
+    def __init__(self, comm: Any, module: str = "numpy") -> None:
         self._comm = comm
         self._hog = Hog()
-        self._arrays = Arrays()
+        self._arrays = Arrays(module)
 
     async def run(self) -> None:
         """Serve until the other side closes."""
         others = {
             "flood": self._flood,
             "give": self._give,
+            "digest": self._digest,
             "usage": self._usage,
             "memory": self._memory,
             "hog": self._set_hog,
@@ -142,6 +161,9 @@ class Responder:
         """Send an array."""
         return {"op": "data", "x": to_serialize(self._arrays.of(message["nbytes"]))}
 
+    async def _digest(self, message: dict) -> dict:
+        return digest(message["x"])
+
     async def _usage(self, message: dict) -> dict:
         return {"cpu_seconds": cpu_seconds()}
 
@@ -166,12 +188,16 @@ class Asker:
         What `connect` needs beside.
     hello : dict, optional
         What is written first on every comm, where the server must be told who comes.
+    module : str
+        Whose arrays are sent.
     """
 
-    def __init__(self, address: str, arguments: dict, hello: dict | None = None) -> None:
+    def __init__(
+        self, address: str, arguments: dict, hello: dict | None = None, module: str = "numpy"
+    ) -> None:
         self._address, self._arguments, self._hello = address, arguments, hello
         self._comms: list[Any] = []
-        self._arrays = Arrays()
+        self._arrays = Arrays(module)
         self._hog = Hog()
 
     async def __aenter__(self) -> Asker:
@@ -238,6 +264,12 @@ class Asker:
         """Arrays of the other side, each asked for by a small message."""
         return await self._on_each(comms, count, {"op": "give", "nbytes": nbytes}, None)
 
+    async def arrives(self, nbytes: int) -> dict:
+        """Whether an array arrives as it was sent, and in the same kind of memory."""
+        array = self._arrays.of(nbytes)
+        told = await self.ask({"op": "digest", "x": to_serialize(array)})
+        return {"same": told == digest(array)}
+
     async def _on_each(self, comms: int, count: int, one: dict, other: dict | None) -> dict:
         """Have messages answered so often on every comm; two kinds take two comms for each."""
 
@@ -300,19 +332,21 @@ class Asker:
         return {**known, "encrypted": bool(comm.extra_info.get("cipher"))}
 
 
-async def serve(scheme: str, host: str, security: dict | None, answer: Any) -> None:
+async def serve(config: dict, answer: Any) -> None:
     """Listen on the scheme, tell the address, and serve until standard input ends."""
+    security, module = config["security"], config["module"]
     options = Security(**security).get_listen_args("scheduler") if security else {}
-    address = f"{scheme}://{host}:0"
-    async with listen(address, lambda comm: Responder(comm).run(), **options) as listener:
+    address = f"{config['scheme']}://{config['host']}:0"
+    async with listen(address, lambda comm: Responder(comm, module).run(), **options) as listener:
         answer(listener.contact_address)
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
 
 
-async def measure(address: str, security: dict | None, answer: Any) -> None:
+async def measure(config: dict, answer: Any) -> None:
     """Answer each line of standard input."""
+    security = config["security"]
     options = Security(**security).get_connection_args("client") if security else {}
-    async with Asker(address, options) as asker:
+    async with Asker(config["address"], options, module=config["module"]) as asker:
         answer("ready")
         while line := await asyncio.to_thread(sys.stdin.readline):
             question = json.loads(line)
@@ -339,12 +373,12 @@ def main() -> None:
         told.flush()
 
     config = json.loads(sys.stdin.readline())
-    security, uvloop = config["security"], config["uvloop"]
+    Arrays(config["module"]).of(1)  # so that no measurement pays for the context of a GPU
     with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
         if "address" in config:
-            run(measure(config["address"], security, answer), uvloop)
+            run(measure(config, answer), config["uvloop"])
         else:
-            run(serve(config["scheme"], config["host"], security, answer), uvloop)
+            run(serve(config, answer), config["uvloop"])
 
 
 if __name__ == "__main__":

@@ -90,11 +90,18 @@ class Extent:
         ``one`` and ``both``.
     comms : tuple of int
         How many at a time.
+    module : str
+        Whose arrays: ``numpy``, or ``cupy``.
     """
 
     sizes: tuple[int, ...]
     ways: tuple[str, ...] = ("one", "both")
     comms: tuple[int, ...] = (1,)
+    module: str = "numpy"
+
+    def name(self, size: int) -> str:
+        """How an array of this size is called."""
+        return f"{self.module} {size_name(size)}"
 
 
 def _pingpong(extent: Extent) -> list[Figure]:
@@ -109,16 +116,16 @@ def _stream(extent: Extent) -> list[Figure]:
 
 def _bandwidth(extent: Extent) -> list[Figure]:
     return [
-        _transfer(size, way, comms)
+        _transfer(extent.name(size), size, way, comms)
         for comms in extent.comms
         for way in extent.ways
         for size in extent.sizes
     ]
 
 
-def _transfer(size: int, way: str, comms: int) -> Figure:
+def _transfer(array: str, size: int, way: str, comms: int) -> Figure:
     """Arrays one way are acknowledged; both ways have a comm for each, as workers have."""
-    name = f"numpy {size_name(size)}, {'acknowledged' if way == 'one' else 'both ways'}"
+    name = f"{array}, {'acknowledged' if way == 'one' else 'both ways'}"
     if comms > 1:
         name += f", {comms} at a time"
     arguments = {"nbytes": size, **({"comms": comms} if comms > 1 else {})}
@@ -140,7 +147,7 @@ def _gil(extent: Extent) -> list[Figure]:
     sides = {"idle": NO_HOG, "busy sender": (True, False), "busy receiver": (False, True)}
     for side, busy in sides.items():
         arguments = {"nbytes": size}
-        name = f"numpy {size_name(size)}, {side}"
+        name = f"{extent.name(size)}, {side}"
         figures += [
             Figure("gil", f"round trip, {side}", "us", "ping", quantiles=("p50",), hog=busy),
             Figure("gil", name, "GB/s", "send", arguments, size, hog=busy),

@@ -269,6 +269,9 @@ class Perftest(_Floor):
     """UCX's own benchmark: tags, one way, by shared memory as fabric+ucx has it."""
 
     name = "ucx_perftest"
+    _least_bytes = _PERFTEST_BYTES
+    _transports: str | None = perftest.SHARED_MEMORY
+    _memory = "host"
 
     def __init__(self, library: str) -> None:
         self.pids = []
@@ -278,12 +281,20 @@ class Perftest(_Floor):
     def can(self, verb: str, arguments: dict[str, Any]) -> bool:
         """Large ones, one at a time."""
         alone = arguments.get("comms", 1) == 1
-        return super().can(verb, arguments) and alone and arguments["nbytes"] >= _PERFTEST_BYTES
+        return super().can(verb, arguments) and alone and arguments["nbytes"] >= self._least_bytes
 
     def _send(self, count: int, nbytes: int, comms: int = 1) -> dict[str, Any]:
         enough = max(_PERFTEST_TOTAL_BYTES // nbytes, count)
         for _ in range(_ATTEMPTS):
-            rate = perftest.bandwidth(self._library, nbytes, enough, perftest.SHARED_MEMORY)
+            rate = perftest.bandwidth(self._library, nbytes, enough, self._transports, self._memory)
             if rate:
                 return {"seconds": nbytes * count / 1e9 / rate}
         raise PairError(f"{self.name} does not run on {self._library}")
+
+
+class DevicePerftest(Perftest):
+    """The same with the memory of a GPU on both sides, by whatever UCX chooses."""
+
+    _least_bytes = 0
+    _transports = None
+    _memory = "cuda"

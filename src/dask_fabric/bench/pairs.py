@@ -71,6 +71,8 @@ class Surroundings:
         Certificates as keywords of `Security`, for schemes that need them.
     uvloop : bool
         Whether they run on uvloop.
+    module : str
+        Whose arrays are sent: ``numpy``, or ``cupy`` for the memory of a GPU.
     environment : dict of str to str
         Variables beside those of this process.
     """
@@ -78,6 +80,7 @@ class Surroundings:
     security: dict[str, Any] | None = None
     uvloop: bool = False
     host: str = "127.0.0.1"
+    module: str = "numpy"
     environment: dict[str, str] | None = None
 
 
@@ -197,6 +200,7 @@ class Pair:
         config = {
             "security": around.security if protocol.is_encrypted else None,
             "uvloop": around.uvloop,
+            "module": around.module,
         }
         command = [protocol.python, "-c", _BOOT, _AGENT]
         listening = {**config, "scheme": protocol.scheme, "host": around.host}

@@ -26,7 +26,9 @@ def own_library() -> str | None:
     return os.path.realpath(found[1]) if found else None
 
 
-def bandwidth(library: str, nbytes: int, count: int, transports: str | None) -> float | None:
+def bandwidth(
+    library: str, nbytes: int, count: int, transports: str | None, memory: str = "host"
+) -> float | None:
     """Measure tags one way.
 
     Parameters
@@ -35,6 +37,8 @@ def bandwidth(library: str, nbytes: int, count: int, transports: str | None) -> 
         Path of the libucp to run on.
     transports : str, optional
         For ``UCX_TLS``; UCX's own choice where left out.
+    memory : str
+        Of both sides: ``host``, or ``cuda``.
 
     Returns
     -------
@@ -48,7 +52,7 @@ def bandwidth(library: str, nbytes: int, count: int, transports: str | None) -> 
         **({"UCX_TLS": transports} if transports else {}),
     }
     command = [
-        *(_PROGRAM, "-t", "tag_bw", "-f", "-w", str(WINDOW)),
+        *(_PROGRAM, "-t", "tag_bw", "-m", memory, "-f", "-w", str(WINDOW)),
         *("-s", str(nbytes), "-n", str(count), "-p", str(_free_port())),
     ]
     cpus = sorted(os.sched_getaffinity(0))  # both ends spin, and would starve on one

@@ -10,7 +10,7 @@ from typing import TextIO
 from dask_fabric.bench import cluster, floors, machine, matrix, perftest, workloads
 from dask_fabric.bench.awake import awake_cpus
 from dask_fabric.bench.figures import SCENARIOS, Extent, Figure, figures, size_name
-from dask_fabric.bench.pairs import Pair, Protocol, Surroundings
+from dask_fabric.bench.pairs import NO_HOG, Pair, Protocol, Surroundings
 from dask_fabric.bench.progress import Progress
 from dask_fabric.bench.results import Results, Row, noise_warnings
 from dask_fabric.bench.rounds import Effort, Site, measure
@@ -105,9 +105,19 @@ def _between_processes(plan: Plan, results: Results, stream: TextIO) -> None:
         if openers and not pairs:
             raise BenchError("; ".join(results.warnings))
         beside = _open(stack, _floors(plan), results.warnings)
+        if "bandwidth" in wanted:
+            _check(pairs, plan.extent.sizes)
         results.rows += _measure_all(
             figures(wanted, plan.extent), pairs, beside, plan.effort, stream
         )
+
+
+def _check(pairs: Sequence[Site], sizes: Sequence[int]) -> None:
+    """Arrays must arrive as they were sent before it counts how fast."""
+    for pair in pairs:
+        for nbytes in sizes:
+            if not pair.ask("arrives", NO_HOG, nbytes=nbytes)["same"]:
+                raise BenchError(f"{pair.name}://: {size_name(nbytes)} did not arrive as sent")
 
 
 def _on_cluster(plan: Plan, results: Results, stream: TextIO) -> None:
@@ -135,13 +145,15 @@ def _floors(plan: Plan) -> list[Callable[[], Site]]:
     """What is to be opened beside the protocols."""
     if not plan.has_floors and FLOOR not in plan.scenarios:
         return []
+    library = perftest.own_library()
+    if plan.extent.module == "cupy":
+        return [lambda: floors.DevicePerftest(library)] if library else []
     largest = max(plan.extent.sizes)
     opened: list[Callable[[], Site]] = [
         floors.Sockets,
         lambda: floors.RemoteReads(largest),
         lambda: floors.MemoryCopies(largest),
     ]
-    library = perftest.own_library()
     if library and (FLOOR in plan.scenarios or any("ucx" in p.scheme for p in plan.protocols)):
         opened.append(lambda: floors.Perftest(library))
     return opened

@@ -37,6 +37,7 @@ _ABOUT = {
 }
 _WORK = tuple(_ABOUT)[tuple(_ABOUT).index("tasks") :]
 _DEFAULT = ("pingpong", "stream", "bandwidth", "connect", "gil")
+_MODULES = {"cpu": "numpy", "gpu": "cupy"}
 _SIZES = "1kB,8kB,64kB,1MB,10MB,100MB"
 
 
@@ -258,7 +259,9 @@ def _plan(scenarios: tuple[str, ...], options: dict[str, Any]) -> Plan:
     return suite.Plan(
         scenarios=scenarios,
         protocols=tuple(protocols),
-        extent=figures.Extent(options["sizes"], options["ways"], options["comms"]),
+        extent=figures.Extent(
+            options["sizes"], options["ways"], options["comms"], _MODULES[options["kind"]]
+        ),
         effort=rounds.Effort(3, 0.2) if options["quick"] else effort,
         where=where if any(where.values()) else None,
         between=options["between"],
@@ -291,6 +294,7 @@ def _surroundings(protocols: Sequence[Protocol], options: dict[str, Any]) -> Sur
             raise click.BadParameter("there is no ucx_perftest (Debian: ucx-utils)")
     encrypted = any(protocol.is_encrypted for protocol in protocols)
     return pairs.Surroundings(
+        module=_MODULES[options["kind"]],
         security=pairs.temporary_security() if encrypted else None,
         uvloop=options["uvloop"],
         environment={"DASK_FABRIC__UCX__LIBRARY": library} if library else None,

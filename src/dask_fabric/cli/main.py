@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from dask_fabric.cli.bench import bench
+from dask_fabric.cli.worker import worker
 
 _PATHS = ("stream", "unix", "tls", "cma", "ucx")
 
@@ -21,10 +22,11 @@ _PATHS = ("stream", "unix", "tls", "cma", "ucx")
 @click.group()
 @click.version_option(package_name="dask-fabric", prog_name="dask-fabric")
 def fabric() -> None:
-    """The fabric:// communication backend: what it uses here, and why."""
+    """The fabric:// communication backend: workers, and what it uses here and why."""
 
 
 fabric.add_command(bench)
+fabric.add_command(worker)
 
 
 @fabric.command()

@@ -10,7 +10,7 @@ import weakref
 from typing import Any
 
 from dask_fabric.engine import threads
-from dask_fabric.memory import pool
+from dask_fabric.memory import device, pool
 from dask_fabric.paths import ucx, ucx_worker
 
 logger = logging.getLogger(__name__)
@@ -60,10 +60,12 @@ def of_process() -> dict[str, Any]:
     with _lock:
         traffic = {path: dict(moved) for path, moved in _closed_traffic.items()}
         closed_count = _closed_count
+    runtime = device.current()
     return {
         "comms": [comm.statistics() for comm in comms],
         "closed": {"comm_count": closed_count, "traffic": traffic},
         "pool": pool.statistics(),
         "engine": threads.statistics(),
         "ucx": ucx.statistics() if ucx_worker.is_running() else None,
+        "gpu": None if runtime is None else dict(runtime.describe()),
     }
