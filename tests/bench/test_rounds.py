@@ -111,7 +111,8 @@ class Terminal(io.StringIO):
 def test_progress_is_quiet_in_a_pipe():
     for stream, shows in ((io.StringIO(), False), (Terminal(), True)):
         progress = Progress(2, stream)
-        progress.step("half")
+        progress.step()
+        progress.say("half")
         assert ("1/2 half" in stream.getvalue()) is shows
         progress.close()
         assert stream.getvalue() == "" or stream.getvalue().endswith("\r")

@@ -33,11 +33,9 @@ class Progress:
             line = f"[{bar}] {self._done}/{self._total} {text}"[:width]
             self._write(f"\r{line:<{width}}")
 
-    def step(self, text: str = "") -> None:
-        """Count one step as done."""
-        self._done += 1
-        if text:
-            self.say(text)
+    def step(self, count: int = 1) -> None:
+        """Count steps as done."""
+        self._done += count
 
     def close(self) -> None:
         """Leave the line empty."""

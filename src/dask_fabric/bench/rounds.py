@@ -56,7 +56,7 @@ def measure(figure: Figure, sites: Sequence[Site], effort: Effort, progress: Pro
     able = [site for site in sites if site.can(figure.verb, figure.arguments)]
     counts: dict[str, int] = {}
     for site in able:
-        progress.step(f"{figure.name}: {site.name}")
+        progress.say(f"{figure.name}: {site.name}")
         with _noting_failure(rows, site):
             _pin(site.pids, figure.pinned)
             counts[site.name] = _calibrate(site, figure, effort.round_seconds)
@@ -69,6 +69,7 @@ def measure(figure: Figure, sites: Sequence[Site], effort: Effort, progress: Pro
                     _add_round(rows, figure, site, counts[site.name])
     for site in able:
         _pin(site.pids, False)
+    progress.step(len(able))
     return rows
 
 

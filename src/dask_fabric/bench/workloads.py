@@ -137,8 +137,9 @@ def _on_cluster(
         scheme = program.read(_START_SECONDS)
         column = column or scheme
         for row in found:
-            progress.step(f"{row.name}: {column}")
+            progress.say(f"{row.name}: {column}")
             told = program.read(_RUN_SECONDS)
+            progress.step()
             for value in told.get("values", ()):
                 row.add(column, value)
             if "problem" in told:
