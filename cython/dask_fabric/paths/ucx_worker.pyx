@@ -36,6 +36,7 @@ cdef enum:
     ROUNDS_BEFORE_SLEEP = 100
     RETRY_MICROSECONDS = 1000
     SOON_NS = 1_000_000_000
+    RETRIES_BEFORE_YIELD = 20   # a look at what came between progress and sleep is soon over
     YIELDS_BEFORE_NAP = 200     # some milliseconds in which a peer mostly makes room
 
 _address = b""
@@ -295,7 +296,8 @@ cdef int _sleep(int yields) noexcept nogil:
     if status == OK:
         poll(&watched, 1, worker.sleep_limit_ms)
     elif status == ERROR_BUSY and yields < YIELDS_BEFORE_NAP:
-        sched_yield()
+        if yields >= RETRIES_BEFORE_YIELD:
+            sched_yield()
     else:                       # its event fd is readable all the time
         usleep(RETRY_MICROSECONDS)
     _enter()
