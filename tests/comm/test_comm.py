@@ -29,6 +29,8 @@ class FakeChannel:
         self.error = error
         self.closed = False
         self.sent = []
+        self.stream = None  # its figures: nothing here is large
+        self.server_side = False
 
     def receive_nowait(self):
         return None
@@ -55,8 +57,8 @@ class FakeChannel:
             self.closed = True
             self.on_closed(self)
 
-    def statistics(self):
-        return {"traffic": {}}
+    def figures(self):
+        return {}
 
     def check_open(self):
         if self.closed:

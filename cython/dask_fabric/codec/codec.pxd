@@ -1,5 +1,7 @@
 """Messages to header and frames, and back."""
 
+from libc.stdint cimport int64_t
+
 cdef class Codec:
     cdef readonly object dialect
     cdef tuple markers              # Serialize, Serialized, ToPickle, Pickled
@@ -34,6 +36,7 @@ cdef class Encoding:
     cdef bint compresses            # these are known while finishing
     cdef bint is_metered
     cdef Py_ssize_t parts_left      # while estimating
+    cdef int64_t begin_ns
 
     cdef bint will_compress(self) except -1
     cdef tuple assemble(self)

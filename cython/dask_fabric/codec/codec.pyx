@@ -15,6 +15,7 @@ from dask_fabric.codec.layout cimport (
     PyMemoryView_GET_BUFFER, body_entry, nbytes_of, prefix,
 )
 from dask_fabric.codec.scan cimport SCAN_OK, ScanResult, scan, scan_error
+from dask_fabric.engine.clock cimport now_ns
 
 from dask_fabric.errors import ProtocolError
 
@@ -93,6 +94,7 @@ cdef class Codec:
         encoding.on_error = on_error
         encoding.context = context
         encoding.payloads = []
+        encoding.begin_ns = now_ns()
         try:
             encoding.main = self.pack(message, encoding.payloads)
         except Exception as error:
@@ -206,6 +208,10 @@ cdef class Encoding:
                 self.parts_left = MAX_COST_PARTS
                 total += self.cost_bytes(payload.data, compresses)
         return total
+
+    def spent_ns(self):
+        """How long it is since `Codec.begin` was called."""
+        return now_ns() - self.begin_ns
 
     def finish(self):
         """Serialize the payloads; may be called in another thread, once.

@@ -1,5 +1,6 @@
 """A channel: messages over one connected socket, in one event loop."""
 
+from dask_fabric.engine.figures cimport Figures
 from dask_fabric.engine.sender cimport Sender
 
 cdef class Channel(Sender):
@@ -7,5 +8,6 @@ cdef class Channel(Sender):
     cdef object negotiator              # until both sides have agreed on the paths
     cdef public object choice           # what they agreed on
 
+    cdef Figures _offers_figures(self)
     cdef _let_end_follow(self)
     cdef _end_sending(self)

@@ -10,6 +10,7 @@ import socket
 
 cimport cython
 
+from dask_fabric.engine.figures cimport Counts, Figures
 from dask_fabric.engine.sender cimport Sender
 from dask_fabric.engine.sendqueue cimport PY_SSIZE_T_MAX
 from dask_fabric.wire.offers cimport Control
@@ -272,8 +273,7 @@ cdef class Channel(Sender):
             not taken and ``unacknowledged_bytes`` the peer has not fetched; ``fallbacks_*``,
             messages whose frames had to go by the stream instead. ``sends_by`` is the path that
             large frames of this side take now. ``traffic`` has, for the stream and for the path
-            that was chosen beside it, bytes and frames by direction, and the seconds that bulk
-            transfers took.
+            that was chosen beside it, what `dask_fabric.engine.figures.Figures.as_dict` gives.
         """
         return {
             "messages_sent": self.queue.message_count,
@@ -291,30 +291,49 @@ cdef class Channel(Sender):
             "fallbacks_sent": self.fallback_count,
             "fallbacks_received": self.fetch_failure_count,
             "sends_by": PATH_NAMES[self.path],
-            "traffic": self._traffic(),
+            "traffic": {path: of.as_dict() for path, of in self.figures().items()},
         }
 
-    def _traffic(self):
-        traffic = {
-            "stream": {
-                "bytes_sent": self.bytes_sent - self.offered_bytes + self.fallback_bytes,
-                "bytes_received": self.bytes_received,
-                "frames_sent": self.queue.frame_count - self.offered_count,
-                "frames_received": self.assembler.frames_received - self.fetched_count,
-                "send_seconds": self.send_ns / 1e9,
-                "receive_seconds": self.receive_ns / 1e9,
-            }
-        }
+    def figures(self):
+        """What was counted of each path.
+
+        Returns
+        -------
+        dict of str to Figures
+            Copies. Messages, their sizes and their serialization count with the stream, which
+            carries their headers.
+        """
+        cdef Figures stream = self.stream.copy()
+        cdef Counts *counts = &stream.counts
+        cdef dict told = {"stream": stream}
+        counts.messages_sent = self.queue.message_count
+        counts.messages_received = self.assembler.message_count
+        counts.bytes_sent = self.bytes_sent - self.offered_bytes + self.fallback_bytes
+        counts.bytes_received = self.bytes_received
+        counts.frames_sent = self.queue.frame_count - self.offered_count
+        counts.frames_received = self.assembler.frames_received - self.fetched_count
+        counts.allocate_ns = self.assembler.allocate_ns[<int> STREAM]
+        counts.received_message_bytes = self.assembler.message_bytes
         if self.chosen_path != STREAM:
-            traffic[PATH_NAMES[self.chosen_path]] = {
-                "bytes_sent": self.offered_bytes - self.fallback_bytes,
-                "bytes_received": self.fetched_bytes,
-                "frames_sent": self.offered_count,
-                "frames_received": self.fetched_count,
-                "send_seconds": 0.0,    # the receiver fetches
-                "receive_seconds": self.fetch_ns / 1e9,
-            }
-        return traffic
+            told[PATH_NAMES[self.chosen_path]] = self._offers_figures()
+        return told
+
+    cdef Figures _offers_figures(self):
+        cdef Figures other = self.figures_of(self.chosen_path).copy()
+        cdef Counts *counts = &other.counts
+        counts.bytes_sent = self.offered_bytes - self.fallback_bytes
+        counts.bytes_received = self.fetched_bytes
+        counts.frames_sent = self.offered_count
+        counts.frames_received = self.fetched_count
+        counts.fallbacks_sent = self.fallback_count
+        counts.fallbacks_received = self.fetch_failure_count
+        counts.allocate_ns = self.assembler.allocate_ns[self.chosen_path]
+        return other
+
+    @property
+    def server_side(self):
+        """Whether the peer has connected to this process, and not the other way round."""
+        return self.handshake.server_side
 
 
 cdef Py_ssize_t _limit(limits, name):

@@ -30,9 +30,7 @@ cdef class Receiver(Link):
     cdef uint64_t fetch_failure_count
 
     cdef int64_t receive_begin_ns       # of the engine's job
-    cdef int64_t receive_ns             # of all of them
     cdef int64_t fetch_begin_ns
-    cdef int64_t fetch_ns
 
     # what a subclass with another way to the socket replaces
     cdef Py_ssize_t _read_some(self) except -2

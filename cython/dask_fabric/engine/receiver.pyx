@@ -166,7 +166,7 @@ cdef class Receiver(Link):
 
     def _received(self, int progress, int error, size_t moved_bytes):
         self.receive_job = 0
-        self.receive_ns += now_ns() - self.receive_begin_ns
+        self.stream.received(self.receive_begin_ns, self.port)
         self.bytes_received += moved_bytes
         if progress == COMPLETE:
             self.assembler.filled()
@@ -347,7 +347,7 @@ cdef class Receiver(Link):
         cdef Arrived arrived = self.fetching
         cdef Offers offers = arrived.offers
         self.fetching = None
-        self.fetch_ns += now_ns() - self.fetch_begin_ns
+        self.figures_of(offers.items[0].path).received(self.fetch_begin_ns, self.port)
         if error:
             self.fetch_failure_count += 1
             self.requested, self.assembler.requested = arrived, offers

@@ -31,7 +31,6 @@ cdef class Sender(Receiver):
     cdef int chosen_path                # while no break has led to the stream
     cdef uint64_t fallback_bytes
     cdef int64_t send_begin_ns          # of the engine's job
-    cdef int64_t send_ns                # of all of them
 
     # what a subclass with another way to the socket replaces
     cdef _write_some(self)

@@ -20,6 +20,7 @@ from dask_fabric.paths.ucx cimport close_endpoint, fail
 from dask_fabric.paths.stream cimport (
     FAILED, SEND, Progress, Transfer, advance, new_transfer, reset,
 )
+from dask_fabric.histogram cimport note
 from dask_fabric.wire.offers cimport Offers
 from dask_fabric.wire.records cimport STREAM, UCX
 
@@ -72,6 +73,7 @@ cdef class Sender(Receiver):
             header, frames, self.inline_bytes, self.path, self.offer_bytes
         )
         self.bytes_sent += nbytes
+        note(&self.stream.counts.sent_message_bytes, nbytes)
         if self.queue.offered is not None:
             self._hold(self.queue.offered)
         if self.queue.pending_bytes > self.inline_bytes:
@@ -99,6 +101,7 @@ cdef class Sender(Receiver):
         UCX keeps its own also when the peer has acknowledged them.
         """
         self.queue.offered = None
+        offers.begin_ns = now_ns()
         self.held[offers.sequence] = offers
         self.held_bytes += offers.nbytes
         self.offered_bytes += offers.nbytes
@@ -108,7 +111,8 @@ cdef class Sender(Receiver):
             self.transits[job] = offers
 
     def _sent_by_ucx(self, uint64_t job, int error):
-        del self.transits[job]
+        cdef Offers offers = self.transits.pop(job)
+        self.figures_of(UCX).sent(offers.begin_ns, self.port)
         if error:
             self._stop_offering()
         self._after_write()
@@ -128,6 +132,7 @@ cdef class Sender(Receiver):
             text = f"protocol violation: an answer about message {sequence}, which offers nothing"
             raise ProtocolError(text, error_record(text))
         self.held_bytes -= offers.nbytes
+        self.figures_of(offers.items[0].path).answered(offers.begin_ns)
         return offers
 
     cdef _acknowledged(self, uint64_t sequence):
@@ -231,7 +236,7 @@ cdef class Sender(Receiver):
 
     def _bulk_written(self, int progress, int error, size_t moved_bytes):
         self.send_job = 0
-        self.send_ns += now_ns() - self.send_begin_ns
+        self.stream.sent(self.send_begin_ns, self.port)
         if progress == FAILED:
             self._broken(OSError(error, os.strerror(error)))
             return

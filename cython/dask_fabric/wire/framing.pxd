@@ -1,10 +1,11 @@
 """Assembling messages from the bytes that arrive."""
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint64_t
 
+from dask_fabric.histogram cimport Histogram
 from dask_fabric.wire.landing cimport Landing
 from dask_fabric.wire.offers cimport Offers
-from dask_fabric.wire.records cimport Entry, Prefix
+from dask_fabric.wire.records cimport PATH_COUNT, Entry, Prefix
 
 cdef class Assembler(Landing):
     cdef Py_ssize_t header_bytes_limit
@@ -12,6 +13,9 @@ cdef class Assembler(Landing):
     cdef Py_ssize_t frame_count_limit
     cdef readonly uint64_t message_count
     cdef uint64_t frames_received
+    cdef Histogram message_bytes
+    cdef int64_t allocate_ns[PATH_COUNT]    # of large frames, by path
+    cdef uint64_t next_bytes        # of the message that stands next, with its frames
     cdef readonly bint close_received
 
     # The message that is being filled in its final memory, if any.

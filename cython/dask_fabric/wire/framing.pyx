@@ -8,16 +8,18 @@ cimport cython
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndSize
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.memoryview cimport PyMemoryView_FromObject
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy
 
+from dask_fabric.engine.clock cimport now_ns
+from dask_fabric.histogram cimport note
 from dask_fabric.memory.arrays cimport data_of, new_array
 from dask_fabric.wire.landing cimport Landing
 from dask_fabric.wire.offers cimport Control, Offer, Offers
 from dask_fabric.wire.records cimport (
-    ACKNOWLEDGE, CLOSE, CMA, ENTRY_BYTES, ERROR, FRAMES, MESSAGE, OFFER_BYTES, PATHS, PREFIX_BYTES,
-    REQUEST, STREAM, TEXT_BYTES, Entry, Prefix, descriptor_bytes_of, pack_prefix,
+    ACKNOWLEDGE, CLOSE, CMA, ENTRY_BYTES, ERROR, FRAMES, MESSAGE, OFFER_BYTES, PATH_COUNT, PATHS,
+    PREFIX_BYTES, REQUEST, STREAM, TEXT_BYTES, Entry, Prefix, descriptor_bytes_of, pack_prefix,
 )
 
 from dask_fabric.errors import LimitError, ProtocolError
@@ -236,10 +238,12 @@ cdef class Assembler(Landing):
             if entry.nbytes > <uint64_t> self.message_bytes_limit - total:
                 raise _excess("message", total + entry.nbytes, self.message_bytes_limit, "message")
             total += entry.nbytes
+        self.next_bytes = PREFIX_BYTES + prefix.frame_count * ENTRY_BYTES + total
         return <Py_ssize_t> (total - offered) + descriptor_bytes[0]
 
     cdef _check_offer(self, Entry *entry, Py_ssize_t index):
-        if entry.memory or entry.flags or entry.path == STREAM or not self.paths >> entry.path & 1:
+        if (entry.memory or entry.flags or not STREAM < entry.path < PATH_COUNT
+                or not self.paths >> entry.path & 1):
             raise _violation(f"frame {index} comes by a path that was not negotiated")
         if entry.nbytes < OFFER_BYTES:
             raise _violation(f"a frame of {entry.nbytes} bytes on offer: too small")
@@ -276,15 +280,21 @@ cdef class Assembler(Landing):
                 data += entry.nbytes
         self.start = data - self.staging.data
         self.message_count += 1
+        note(&self.message_bytes, self.next_bytes)
         return header, frames
 
     cdef char *_place(self, list frames, const Entry *entry, const char **descriptor) except NULL:
         """Memory for the next frame; if it is on offer, `offers` tells of it."""
         cdef char *memory = NULL
         cdef uint64_t address = 0
+        cdef int64_t begin_ns = 0
         if entry.path == CMA:       # which copies faster where both ends are aligned alike
             memcpy(&address, descriptor[0], sizeof(address))
+        if entry.nbytes >= POOLED_BYTES:
+            begin_ns = now_ns()
         frame = _new_frame(entry.nbytes, &memory, address)
+        if begin_ns:
+            self.allocate_ns[entry.path] += now_ns() - begin_ns
         frames.append(frame)
         self.frames_received += 1
         if entry.path != STREAM:
@@ -333,6 +343,7 @@ cdef class Assembler(Landing):
             self.frame_count -= 1
         if self.frame_count == 0:
             self.message_count += 1
+            note(&self.message_bytes, self.next_bytes)
 
     cdef _begin_requested(self, Prefix *prefix):
         """Fill from the stream what could not be fetched."""

@@ -23,6 +23,9 @@ cdef enum Path:
     CMA = 1
     UCX = 2
 
+cdef enum:
+    PATH_COUNT = 3
+
 cdef struct Prefix:
     unsigned char kind
     unsigned char flags

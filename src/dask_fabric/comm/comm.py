@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+from time import perf_counter_ns
 from typing import Any
 
 from distributed.comm import utils as comm_utils
@@ -13,12 +14,15 @@ from distributed.utils import offload
 
 from dask_fabric.comm import statistics
 from dask_fabric.comm.dialect import codec
+from dask_fabric.comm.kernel import parse_tcp_info
 from dask_fabric.errors import ChannelClosedError, MessageTooLargeError, ProtocolError
 
 logger = logging.getLogger(__name__)
 
 # Queued and not yet taken by the kernel: above, a write gives the loop a turn.
 _BACKLOG_BYTES = 4 << 20
+# Without frames, up to this: two looks at the clock would be a part of its cost.
+_TINY_HEADER_BYTES = 4 << 10
 
 _ENDS_COMM = (ChannelClosedError, ProtocolError, EOFError, OSError)
 
@@ -61,6 +65,7 @@ class FabricComm(Comm):
         # Bound once: each saves a look-up in every message.
         self._receive_nowait = channel.receive_nowait
         self._send = channel.send
+        self._figures = channel.stream
         statistics.opened(self, channel)
 
     @property
@@ -97,6 +102,15 @@ class FabricComm(Comm):
         """The paths that are not in use, each with the reason."""
         return dict(self._channel.choice.refused)
 
+    @property
+    def peer_name(self) -> str:
+        """Under which the comm's figures are summed up; see `statistics.peer_name`."""
+        return statistics.peer_name(self._peer_addr, self._channel.server_side)
+
+    def figures(self) -> dict[str, Any]:
+        """Give the channel's `Figures` by path."""
+        return self._channel.figures()
+
     def statistics(self) -> dict[str, Any]:
         """Give the channel's counters with the addresses, stream and paths they belong to."""
         return {
@@ -105,6 +119,7 @@ class FabricComm(Comm):
             "control_stream": self.control_stream,
             "paths": self.paths,
             "refused": self.refused_paths,
+            "kernel": parse_tcp_info(self._channel.tcp_info()),
             **self._channel.statistics(),
         }
 
@@ -128,6 +143,7 @@ class FabricComm(Comm):
 
         header, frames = message
         deserialize = self.deserialize
+        begin_ns = perf_counter_ns() if frames or len(header) > _TINY_HEADER_BYTES else 0
         threshold_bytes = comm_utils.OFFLOAD_THRESHOLD  # 0 or False: never
         try:
             if (
@@ -142,6 +158,9 @@ class FabricComm(Comm):
             # What is truncated or lost is not the sender's object that failed, but the connection.
             self._end(exc)
             raise
+        finally:
+            if begin_ns:
+                self._figures.deserialized(perf_counter_ns() - begin_ns)
 
     async def write(self, msg: Any, serializers: Any = None, on_error: str = "message") -> int:
         """Queue one message for sending; never waits for the peer to read.
@@ -172,6 +191,8 @@ class FabricComm(Comm):
                 header, frames = await offload(encoding.finish)
             else:
                 header, frames = encoding.finish()
+            if frames or len(header) > _TINY_HEADER_BYTES:
+                self._figures.serialized(encoding.spent_ns())
         except asyncio.CancelledError:
             self.abort()
             raise
