@@ -37,6 +37,7 @@ cdef class Encoding:
     cdef bint is_metered
     cdef Py_ssize_t parts_left      # while estimating
     cdef int64_t begin_ns
+    cdef readonly int64_t spent_ns  # in `finish`; 0 without payloads
 
     cdef bint will_compress(self) except -1
     cdef tuple assemble(self)

@@ -94,7 +94,6 @@ cdef class Codec:
         encoding.on_error = on_error
         encoding.context = context
         encoding.payloads = []
-        encoding.begin_ns = now_ns()
         try:
             encoding.main = self.pack(message, encoding.payloads)
         except Exception as error:
@@ -209,10 +208,6 @@ cdef class Encoding:
                 total += self.cost_bytes(payload.data, compresses)
         return total
 
-    def spent_ns(self):
-        """How long it is since `Codec.begin` was called."""
-        return now_ns() - self.begin_ns
-
     def finish(self):
         """Serialize the payloads; may be called in another thread, once.
 
@@ -224,11 +219,14 @@ cdef class Encoding:
         """
         if not self.payloads:
             return self.main, []
+        self.begin_ns = now_ns()
         try:
             return self.assemble()
         except Exception as error:
             log_encoding_failure(self.codec.dialect, self.message, error)
             raise
+        finally:
+            self.spent_ns = now_ns() - self.begin_ns
 
     cdef bint will_compress(self) except -1:
         # An absent key means "auto", as under tcp.

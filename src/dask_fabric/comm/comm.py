@@ -21,8 +21,6 @@ logger = logging.getLogger(__name__)
 
 # Queued and not yet taken by the kernel: above, a write gives the loop a turn.
 _BACKLOG_BYTES = 4 << 20
-# Without frames, up to this: two looks at the clock would be a part of its cost.
-_TINY_HEADER_BYTES = 4 << 10
 
 _ENDS_COMM = (ChannelClosedError, ProtocolError, EOFError, OSError)
 
@@ -143,7 +141,7 @@ class FabricComm(Comm):
 
         header, frames = message
         deserialize = self.deserialize
-        begin_ns = perf_counter_ns() if frames or len(header) > _TINY_HEADER_BYTES else 0
+        begin_ns = perf_counter_ns() if frames else 0  # which would be much for a tiny message
         threshold_bytes = comm_utils.OFFLOAD_THRESHOLD  # 0 or False: never
         try:
             if (
@@ -191,8 +189,8 @@ class FabricComm(Comm):
                 header, frames = await offload(encoding.finish)
             else:
                 header, frames = encoding.finish()
-            if frames or len(header) > _TINY_HEADER_BYTES:
-                self._figures.serialized(encoding.spent_ns())
+            if frames:
+                self._figures.serialized(encoding.spent_ns)
         except asyncio.CancelledError:
             self.abort()
             raise

@@ -44,5 +44,9 @@ def summary(worker: Any = None) -> dict[str, Any]:
     found = statistics.totals(PEER_LIMIT)
     return {
         "process": f"{socket.gethostname()}:{os.getpid()}",
-        "peers": [(peer, path, *figures.brief()) for (peer, path), figures in found.items()],
+        "peers": [
+            (peer, path, *brief)
+            for (peer, path), figures in found.items()
+            if any(brief := figures.brief())
+        ],
     }

@@ -15,25 +15,23 @@ from dask_fabric.memory import pool
 
 _PEERS_SHOWN = 64  # pairs of a peer and a path with lines of their own
 _COUNTERS = {
-    "messages": "Messages, by direction",
     "frames": "Frames, by direction",
     "fallbacks": "Messages whose offered frames had to go by the stream, by direction",
 }
-_WAITS = ("loop", "allocate", "wire", "peer", "serialize", "deserialize")
+_WAITS = ("loop", "allocate", "wire", "peer")
 # Of histograms: name, what it is, and what one of its values is of the unit in the name.
-_HISTOGRAMS = {
-    "sent_message_bytes": ("dask_fabric_sent_message_bytes", "Sizes of messages sent", 1),
-    "received_message_bytes": (
-        "dask_fabric_received_message_bytes",
-        "Sizes of messages received",
-        1,
-    ),
-    "send_ns": ("dask_fabric_send_seconds", "Time of one bulk send", 1e-9),
-    "receive_ns": ("dask_fabric_receive_seconds", "Time of one bulk receive or fetch", 1e-9),
-    "answer_ns": ("dask_fabric_answer_seconds", "Time from an offer to the peer's answer", 1e-9),
+_SIZES = {
+    "sent_message_bytes": ("dask_fabric_sent_message_bytes", "Sizes of messages sent"),
+    "received_message_bytes": ("dask_fabric_received_message_bytes", "Sizes of messages received"),
 }
-# Of powers of two, those that stand as buckets: of sizes 64 B to 64 GiB, of times 1 us to 69 s.
-_SHOWN_POWERS = {1: range(6, 37, 2), 1e-9: range(10, 37)}
+_TIMES = {
+    "send_ns": ("dask_fabric_send_seconds", "Time of one bulk send"),
+    "receive_ns": ("dask_fabric_receive_seconds", "Time of one bulk receive or fetch"),
+    "answer_ns": ("dask_fabric_answer_seconds", "Time from an offer to the peer's answer"),
+}
+# Of powers of two, those that stand as buckets: sizes of 64 B to 64 GiB, 1 us to 69 s.
+_SIZE_POWERS = range(6, 37, 2)
+_TIME_POWERS = range(10, 37)
 
 _collector: Any = None
 
@@ -87,40 +85,50 @@ def _bytes(found: statistics.Totals) -> Iterator[Any]:
         labels=["peer", "path", "direction"],
     )
     for (peer, path), figures in found.items():
-        sent, received, *_ = figures.brief()
-        family.add_metric([peer, path, "sent"], sent)
-        family.add_metric([peer, path, "received"], received)
+        for direction, nbytes in zip(("sent", "received"), figures.brief()[:2], strict=True):
+            if nbytes:
+                family.add_metric([peer, path, direction], nbytes)
     yield family
 
 
 def _waits(by_path: dict[str, dict[str, Any]]) -> Iterator[Any]:
     from prometheus_client.core import CounterMetricFamily
 
-    family = CounterMetricFamily(
-        "dask_fabric_time_seconds", "Where the time of transfers went", labels=["path", "on"]
+    moving = CounterMetricFamily(
+        "dask_fabric_transfer_seconds", "Where the time of transfers went", labels=["path", "on"]
     )
     for path, figures in by_path.items():
         for wait in _WAITS:
-            family.add_metric([path, wait], figures[f"{wait}_seconds"])
-    yield family
+            moving.add_metric([path, wait], figures[f"{wait}_seconds"])
+    yield moving
+    for name in ("serialize", "deserialize"):
+        spent = sum(figures[f"{name}_seconds"] for figures in by_path.values())
+        yield CounterMetricFamily(
+            f"dask_fabric_{name}_seconds", f"Time to {name} messages with frames", value=spent
+        )
 
 
 def _histograms(by_path: dict[str, dict[str, Any]]) -> Iterator[Any]:
     from prometheus_client.core import HistogramMetricFamily
 
-    for key, (name, text, unit) in _HISTOGRAMS.items():
+    for key, (name, text) in _SIZES.items():  # of messages, whose headers go by the stream
+        if "stream" in by_path:
+            sizes = by_path["stream"]["histograms"][key]
+            buckets = _buckets(sizes["counts"], _SIZE_POWERS, 1)
+            yield HistogramMetricFamily(name, text, buckets=buckets, sum_value=sizes["sum"])
+    for key, (name, text) in _TIMES.items():
         family = HistogramMetricFamily(name, text, labels=["path"])
         for path, figures in by_path.items():
-            histogram = figures["histograms"][key]
-            buckets = _buckets(histogram["counts"], unit)
-            family.add_metric([path], buckets, histogram["sum"] * unit)
+            times = figures["histograms"][key]
+            buckets = _buckets(times["counts"], _TIME_POWERS, 1e-9)
+            family.add_metric([path], buckets, times["sum"] * 1e-9)
         yield family
 
 
-def _buckets(counts: list[int], unit: float) -> list[tuple[str, int]]:
+def _buckets(counts: list[int], powers: range, unit: float) -> list[tuple[str, int]]:
     """Give cumulative buckets: `counts[i]` is of values up to ``2**i``."""
     sums = list(itertools.accumulate(counts)) or [0]
-    shown = [(str(2**i * unit), sums[min(i, len(sums) - 1)]) for i in _SHOWN_POWERS[unit]]
+    shown = [(f"{2**i * unit:.12g}", sums[min(i, len(sums) - 1)]) for i in powers]
     return [*shown, ("+Inf", sums[-1])]
 
 
