@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import time
 from typing import Any
 
@@ -12,14 +13,11 @@ from bokeh.models import (
     ColorBar,
     ColumnDataSource,
     DataRange1d,
-    DataTable,
     Div,
     FactorRange,
     HoverTool,
     LogColorMapper,
-    NumberFormatter,
     NumeralTickFormatter,
-    TableColumn,
 )
 from bokeh.palettes import Viridis256
 from bokeh.plotting import figure
@@ -36,18 +34,18 @@ _SECONDS_SHOWN = 300
 _COLORS = {"stream": "#4c78a8", "cma": "#59a14f", "ucx": "#e1812c"}
 _OTHER_COLOR = "#b279a2"
 _CELL_FIELDS = ("sender", "receiver", "nbytes", "size", "path")
-_COLUMNS = {
-    "path": "path",
-    "sent": "bytes sent",
-    "received": "bytes received",
-    "fallbacks": "fallbacks",
-    "loop": "for the loop",
-    "allocate": "allocating",
-    "wire": "on the wire",
-    "peer": "for the peer",
-    "serialize": "(de)serializing",
-}
-_WAITS = ("loop", "allocate", "wire", "peer", "serialize")
+_TITLES = (
+    "path",
+    "sent",
+    "received",
+    "fallbacks",
+    "waited for the loop",
+    "allocating",
+    "on the wire",
+    "waited for the peer",
+    "(de)serializing",
+)
+_DECADES_SHOWN = 3  # of the amounts, by color
 
 
 class FabricPage(DashboardComponent):
@@ -62,7 +60,8 @@ class FabricPage(DashboardComponent):
         self.scheduler = scheduler
         self.note = Div(text="", sizing_mode="stretch_width")
         self.cells = ColumnDataSource({name: [] for name in _CELL_FIELDS})
-        self.paths = ColumnDataSource({name: [] for name in _COLUMNS})
+        self.amounts = LogColorMapper(palette=Viridis256, low=1, high=10)
+        self.table = Div(text="", sizing_mode="stretch_width")
         self.source = ColumnDataSource({"time": [], **{path: [] for path in _COLORS}})
         self.senders, self.receivers = FactorRange(), FactorRange()
         self._moved: dict[str, int] | None = None
@@ -71,7 +70,7 @@ class FabricPage(DashboardComponent):
             self.note,
             row(self._amounts(), self._ways(), sizing_mode="stretch_width"),
             self._bandwidth(),
-            self._table(),
+            self.table,
             sizing_mode="stretch_width",
         )
 
@@ -95,7 +94,6 @@ class FabricPage(DashboardComponent):
 
     def _amounts(self) -> Any:
         plot = self._matrix("Bytes between workers")
-        mapper = LogColorMapper(palette=Viridis256, low=1)
         plot.rect(
             "receiver",
             "sender",
@@ -103,10 +101,10 @@ class FabricPage(DashboardComponent):
             1,
             source=self.cells,
             line_color=None,
-            fill_color={"field": "nbytes", "transform": mapper},
+            fill_color={"field": "nbytes", "transform": self.amounts},
         )
         formatter = NumeralTickFormatter(format="0 b")
-        plot.add_layout(ColorBar(color_mapper=mapper, formatter=formatter), "right")
+        plot.add_layout(ColorBar(color_mapper=self.amounts, formatter=formatter), "right")
         return plot
 
     def _ways(self) -> Any:
@@ -146,22 +144,6 @@ class FabricPage(DashboardComponent):
         plot.legend.location = "top_left"
         return plot
 
-    def _table(self) -> Any:
-        seconds = NumberFormatter(format="0.00")
-        columns = [
-            TableColumn(field=name, title=f"{title} (s)", formatter=seconds)
-            if name in _WAITS
-            else TableColumn(field=name, title=title)
-            for name, title in _COLUMNS.items()
-        ]
-        return DataTable(
-            source=self.paths,
-            columns=columns,
-            index_position=None,
-            height=150,
-            sizing_mode="stretch_width",
-        )
-
     def update(self) -> None:
         """Show what the last heartbeats have told."""
         report = gather(
@@ -172,7 +154,9 @@ class FabricPage(DashboardComponent):
             self.senders.factors = report.names[::-1]
             self.receivers.factors = report.names
         update(self.cells, _cells(report))
-        update(self.paths, _sums(report.paths))
+        largest = max(self.cells.data["nbytes"], default=10)
+        self.amounts.update(low=max(1, largest / 10**_DECADES_SHOWN), high=max(2, largest))
+        self.table.text = _table(report.paths)
         self.note.text = _note(report)
         self._add_rates({path: total.received_bytes for path, total in report.paths.items()})
 
@@ -200,15 +184,23 @@ def _cells(report: Report) -> dict[str, list]:
     return data
 
 
-def _sums(paths: dict[str, PathSum]) -> dict[str, list]:
-    totals = list(paths.values())
-    return {
-        "path": list(paths),
-        "sent": [format_bytes(total.sent_bytes) for total in totals],
-        "received": [format_bytes(total.received_bytes) for total in totals],
-        "fallbacks": [total.fallback_count for total in totals],
-        **{wait: [total.waits[wait] for total in totals] for wait in _WAITS},
-    }
+def _table(paths: dict[str, PathSum]) -> str:
+    """Give the table of paths as HTML; what workers have sent is escaped."""
+    rows = [
+        (
+            path,
+            format_bytes(total.sent_bytes),
+            format_bytes(total.received_bytes),
+            str(total.fallback_count),
+            *(f"{seconds:.2f} s" for seconds in total.waits.values()),
+        )
+        for path, total in paths.items()
+    ]
+    cells = ["".join(f"<td>{html.escape(text)}</td>" for text in row) for row in rows]
+    head = "".join(f"<th>{title}</th>" for title in _TITLES)
+    body = "".join(f"<tr>{row}</tr>" for row in cells)
+    style = "<style>th, td { text-align: left; padding: 2px 16px 2px 0 }</style>"
+    return f"{style}<table><tr>{head}</tr>{body}</table>"
 
 
 def _note(report: Report) -> str:
