@@ -60,6 +60,12 @@ class FakeChannel:
     def figures(self):
         return {}
 
+    def tcp_info(self):
+        return b""
+
+    def statistics(self):
+        return {"traffic": {}}
+
     def check_open(self):
         if self.closed:
             raise ChannelClosedError("the comm was closed on this side")

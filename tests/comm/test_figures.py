@@ -158,12 +158,15 @@ def has_jobs(comm) -> int:
     return told["receive_jobs"] or told["fetched_frames"] or copies.statistics()["job_count"]
 
 
-async def test_serializing_is_timed_where_there_are_frames():
+async def test_serializing_is_timed_where_it_is_work():
     async with pair("fabric+tcp") as (near, far):
         await near.write("tiny")
         await far.read()
         assert near.statistics()["traffic"]["stream"]["serialize_seconds"] == 0
-        await asyncio.gather(near.write(data()), far.read())
+        await asyncio.gather(near.write(data()), far.read())  # by reference
+        assert near.statistics()["traffic"]["stream"]["serialize_seconds"] == 0
+        work = {"x": to_serialize(list(range(100_000)))}
+        await asyncio.gather(near.write(work), far.read())
         sent = near.statistics()["traffic"]["stream"]
         received = far.statistics()["traffic"]["stream"]
     assert sent["serialize_seconds"] > 0 and sent["deserialize_seconds"] == 0

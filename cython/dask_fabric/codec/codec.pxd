@@ -1,7 +1,5 @@
 """Messages to header and frames, and back."""
 
-from libc.stdint cimport int64_t
-
 cdef class Codec:
     cdef readonly object dialect
     cdef tuple markers              # Serialize, Serialized, ToPickle, Pickled
@@ -36,8 +34,6 @@ cdef class Encoding:
     cdef bint compresses            # these are known while finishing
     cdef bint is_metered
     cdef Py_ssize_t parts_left      # while estimating
-    cdef int64_t begin_ns
-    cdef readonly int64_t spent_ns  # in `finish`; 0 without payloads
 
     cdef bint will_compress(self) except -1
     cdef tuple assemble(self)

@@ -15,7 +15,6 @@ from dask_fabric.codec.layout cimport (
     PyMemoryView_GET_BUFFER, body_entry, nbytes_of, prefix,
 )
 from dask_fabric.codec.scan cimport SCAN_OK, ScanResult, scan, scan_error
-from dask_fabric.engine.clock cimport now_ns
 
 from dask_fabric.errors import ProtocolError
 
@@ -219,14 +218,11 @@ cdef class Encoding:
         """
         if not self.payloads:
             return self.main, []
-        self.begin_ns = now_ns()
         try:
             return self.assemble()
         except Exception as error:
             log_encoding_failure(self.codec.dialect, self.message, error)
             raise
-        finally:
-            self.spent_ns = now_ns() - self.begin_ns
 
     cdef bint will_compress(self) except -1:
         # An absent key means "auto", as under tcp.

@@ -34,11 +34,11 @@ cdef class Figures:
         return other
 
     def serialized(self, int64_t spent_ns):
-        """Count the time that it took to serialize what a message with frames holds."""
+        """Count the time that it took to serialize a message that was not tiny."""
         self.counts.serialize_ns += spent_ns
 
     def deserialized(self, int64_t spent_ns):
-        """Count the time that it took to deserialize a message with frames."""
+        """Count the time that it took to deserialize a message that was not tiny."""
         self.counts.deserialize_ns += spent_ns
 
     cdef void sent(self, int64_t begin_ns, Port port) noexcept:

@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 # Queued and not yet taken by the kernel: above, a write gives the loop a turn.
 _BACKLOG_BYTES = 4 << 20
 
+# What is less work to (de)serialize is not timed: the clock would be a part of it.
+_TIMED_BYTES = 4 << 10
+
 _ENDS_COMM = (ChannelClosedError, ProtocolError, EOFError, OSError)
 
 
@@ -141,24 +144,22 @@ class FabricComm(Comm):
 
         header, frames = message
         deserialize = self.deserialize
-        begin_ns = perf_counter_ns() if frames else 0  # which would be much for a tiny message
         threshold_bytes = comm_utils.OFFLOAD_THRESHOLD  # 0 or False: never
         try:
-            if (
-                deserialize
-                and threshold_bytes
-                and self.allow_offload
-                and codec.offload_bytes(header, frames) > threshold_bytes
-            ):
-                return await offload(codec.decode, header, frames, deserialize, deserializers)
-            return codec.decode(header, frames, deserialize, deserializers)
+            work_bytes = deserialize and codec.offload_bytes(header, frames)
+            if work_bytes < _TIMED_BYTES:
+                return codec.decode(header, frames, deserialize, deserializers)
+            begin_ns = perf_counter_ns()
+            if threshold_bytes and self.allow_offload and work_bytes > threshold_bytes:
+                decoded = await offload(codec.decode, header, frames, deserialize, deserializers)
+            else:
+                decoded = codec.decode(header, frames, deserialize, deserializers)
+            self._figures.deserialized(perf_counter_ns() - begin_ns)
+            return decoded
         except (EOFError, ProtocolError, asyncio.CancelledError) as exc:
             # What is truncated or lost is not the sender's object that failed, but the connection.
             self._end(exc)
             raise
-        finally:
-            if begin_ns:
-                self._figures.deserialized(perf_counter_ns() - begin_ns)
 
     async def write(self, msg: Any, serializers: Any = None, on_error: str = "message") -> int:
         """Queue one message for sending; never waits for the peer to read.
@@ -184,13 +185,11 @@ class FabricComm(Comm):
         }
         try:
             encoding = codec.begin(msg, serializers, on_error, context)
-            threshold_bytes = comm_utils.OFFLOAD_THRESHOLD
-            if threshold_bytes and encoding.offload_bytes > threshold_bytes and self.allow_offload:
-                header, frames = await offload(encoding.finish)
-            else:
+            work_bytes = encoding.offload_bytes
+            if work_bytes < _TIMED_BYTES:
                 header, frames = encoding.finish()
-            if frames:
-                self._figures.serialized(encoding.spent_ns)
+            else:
+                header, frames = await self._finish(encoding, work_bytes)
         except asyncio.CancelledError:
             self.abort()
             raise
@@ -214,6 +213,17 @@ class FabricComm(Comm):
                 self.abort()
                 raise
         return nbytes
+
+    async def _finish(self, encoding: Any, work_bytes: int) -> tuple[Any, list]:
+        """Serialize what is more than tiny, in Dask's thread for that if it is large."""
+        begin_ns = perf_counter_ns()
+        threshold_bytes = comm_utils.OFFLOAD_THRESHOLD
+        if threshold_bytes and work_bytes > threshold_bytes and self.allow_offload:
+            header, frames = await offload(encoding.finish)
+        else:
+            header, frames = encoding.finish()
+        self._figures.serialized(perf_counter_ns() - begin_ns)
+        return header, frames
 
     async def close(self) -> None:
         """Flush and close, within the configured time; safe to call again, or during a `read`."""

@@ -104,7 +104,7 @@ def _waits(by_path: dict[str, dict[str, Any]]) -> Iterator[Any]:
     for name in ("serialize", "deserialize"):
         spent = sum(figures[f"{name}_seconds"] for figures in by_path.values())
         yield CounterMetricFamily(
-            f"dask_fabric_{name}_seconds", f"Time to {name} messages with frames", value=spent
+            f"dask_fabric_{name}_seconds", f"Time to {name} what was not tiny", value=spent
         )
 
 
