@@ -12,6 +12,7 @@ from distributed.protocol import to_serialize
 
 from dask_fabric.comm import comm as module
 from dask_fabric.comm.comm import FabricComm
+from dask_fabric.engine.figures import Figures
 from dask_fabric.errors import ChannelClosedError, ForkedError, LimitError, ProtocolError
 from dask_fabric.wire.negotiation import Choice
 
@@ -29,7 +30,7 @@ class FakeChannel:
         self.error = error
         self.closed = False
         self.sent = []
-        self.stream = None  # its figures: nothing here is large
+        self.stream = Figures()
         self.server_side = False
 
     def receive_nowait(self):
