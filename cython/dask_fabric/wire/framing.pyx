@@ -238,7 +238,7 @@ cdef class Assembler(Landing):
             if entry.nbytes > <uint64_t> self.message_bytes_limit - total:
                 raise _excess("message", total + entry.nbytes, self.message_bytes_limit, "message")
             total += entry.nbytes
-        self.next_bytes = PREFIX_BYTES + prefix.frame_count * ENTRY_BYTES + total
+        self.next_bytes = PREFIX_BYTES + <uint64_t> prefix.frame_count * ENTRY_BYTES + total
         return <Py_ssize_t> (total - offered) + descriptor_bytes[0]
 
     cdef _check_offer(self, Entry *entry, Py_ssize_t index):
