@@ -41,6 +41,10 @@ ASKED = (
     ("fetch of 400 MB", "fabric", "tcp", 4),
     ("fetch of 100 MB", "fabric", "tcp", 4),
     ("(x + x.T).sum()", "fabric", "tcp", 1.2),
+    ("cupy", "fabric", PERFTEST, 0.8),
+    ("cupy", "fabric+tcp", "tcp", 2),
+    ("cupy", "fabric", UCXX, 1.5),
+    ("GPU:", "fabric", "tcp", 1),
 )
 
 

@@ -205,6 +205,7 @@ def parse_arguments() -> argparse.Namespace:
         options.messages = 20
     if options.full:
         options.messages = 1000
+    options.on_gpu = False
     choose_beside(options)
     return options
 
@@ -214,13 +215,19 @@ def choose_beside(options: argparse.Namespace) -> None:
     options.beside = [] if options.no_floor else [SOCKETS, COPIES]
     if "fabric+ucx" not in options.schemes:
         return
+    if share_library(options):
+        options.beside += [] if options.no_floor else [PERFTEST]
+    if options.ucxx:
+        options.beside.append(UCXX)
+
+
+def share_library(options: argparse.Namespace) -> bool:
+    """Let the schemes run on the UCX of ucx_perftest, or on the one that is named, if any is."""
     options.ucx_library = options.ucx_library or perftest_library()
     if options.ucx_library:
         dask.config.set({"fabric.ucx.library": options.ucx_library})
         os.environ["DASK_FABRIC__UCX__LIBRARY"] = options.ucx_library  # of the other process
-        options.beside += [] if options.no_floor else [PERFTEST]
-    if options.ucxx:
-        options.beside.append(UCXX)
+    return bool(options.ucx_library)
 
 
 def temporary_security(schemes: list[str]) -> dict | None:

@@ -96,6 +96,8 @@ class PerftestSession(Session):
     """UCX's own ucx_perftest: tags, one way, by shared memory as fabric+ucx has it."""
 
     least_bytes = 10_000_000
+    transports: str | None = SHARED_MEMORY
+    memory = "host"
 
     def __init__(self, scheme: str, options: argparse.Namespace) -> None:
         self.scheme, self.library, self.pids = scheme, options.ucx_library, []
@@ -112,10 +114,18 @@ class PerftestSession(Session):
     async def send(self, array: np.ndarray, count: int) -> float:
         enough = max(LEAST_BYTES // array.nbytes, count)  # most of a short run is its start
         for _ in range(ATTEMPTS):  # on a busy machine it has printed zeros
-            rate = perftest(self.library, array.nbytes, enough, SHARED_MEMORY)
+            rate = perftest(self.library, array.nbytes, enough, self.transports, self.memory)
             if rate:
                 return array.nbytes * count / 1e9 / rate
         raise OSError(f"ucx_perftest does not run on {self.library}")
+
+
+class DevicePerftestSession(PerftestSession):
+    """The same with the memory of a GPU on both sides, by whatever UCX chooses."""
+
+    least_bytes = 0
+    transports = None
+    memory = "cuda"
 
 
 class ForeignSession(Session):
@@ -125,7 +135,8 @@ class ForeignSession(Session):
 
     def __init__(self, scheme: str, options: argparse.Namespace) -> None:
         self.scheme = scheme
-        command = [options.ucxx, str(Path(__file__).with_name("foreign.py")), scheme]
+        kind = "cupy" if options.on_gpu else "numpy"
+        command = [options.ucxx, str(Path(__file__).with_name("foreign.py")), scheme, kind]
         environment = {**os.environ, "UCX_WARN_UNUSED_ENV_VARS": "n"}  # warns on stdout
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment

@@ -29,6 +29,7 @@ def start_peer(scheme: str, options: argparse.Namespace) -> tuple[subprocess.Pop
     security = options.security if is_encrypted(scheme) else None
     config = {"scheme": scheme, "uvloop": options.uvloop, "security": security}
     config["nbytes"] = max(options.sizes)
+    config["on_gpu"] = options.on_gpu
     command = [sys.executable, str(PEER)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     process.stdin.write(json.dumps(config) + "\n")
@@ -112,6 +113,10 @@ class CommSession(Session):
             await write({"op": "data", "x": to_serialize(array)})
             await read()
         return time.perf_counter() - begin
+
+    async def digest(self, array: Any) -> dict:
+        """What the other side says of an array: the digest of its bytes, and whose array it is."""
+        return await self.ask({"op": "digest", "x": to_serialize(array)})
 
     async def send_beside_spinner(self, array: np.ndarray, count: int) -> float:
         """As `send`, while a thread of the receiver runs pure Python."""

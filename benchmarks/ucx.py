@@ -64,14 +64,19 @@ def ours(library: str, size: int, count: int) -> float:
     return float(outputs[0].split()[-1])
 
 
-def perftest(library: str, size: int, count: int, transports: str | None) -> float | None:
-    """Give GB/s; None where this ucx_perftest does not run on the library."""
+def perftest(
+    library: str, size: int, count: int, transports: str | None, memory: str = "host"
+) -> float | None:
+    """Give GB/s; None where this ucx_perftest does not run on the library.
+
+    *memory* is that of both sides: ``host``, or ``cuda``.
+    """
     folder = os.path.dirname(library)
     environment = {**os.environ, "LD_LIBRARY_PATH": folder, "UCX_WARN_UNUSED_ENV_VARS": "n"}
     if transports:
         environment["UCX_TLS"] = transports
     command = ["ucx_perftest", "-t", "tag_bw", "-s", str(size), "-n", str(count), "-w",
-               str(WINDOW), "-f", "-p", str(PORT)]  # fmt: skip
+               str(WINDOW), "-m", memory, "-f", "-p", str(PORT)]  # fmt: skip
     cpus = sorted(os.sched_getaffinity(0))  # both ends spin, and would starve on one
     on_first, on_last = (["-c", str(cpu)] for cpu in (cpus[0], cpus[-1]))
     server = subprocess.Popen([*command, *on_last], env=environment, stdout=subprocess.DEVNULL)

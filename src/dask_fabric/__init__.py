@@ -1,7 +1,10 @@
 """A communication backend for Dask ``distributed``, chosen by ``protocol="fabric"``."""
 
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dask_fabric.gpu.cluster import LocalFabricCluster as LocalFabricCluster
 
 __version__ = version("dask-fabric")
 
@@ -19,8 +22,8 @@ def statistics(client: Any = None) -> Any:
     dict, or pandas.DataFrame where there is a client
         Of this process. ``comms``: for each open comm what its ``statistics()`` gives; ``closed``:
         how many were closed, and the sum of their traffic by path; ``peers``: the sums of open and
-        closed comms by peer and path; ``pool``, ``engine`` and ``ucx`` (None where it does not
-        run): what their own figures are.
+        closed comms by peer and path; ``pool``, ``engine``, ``ucx`` (None where it does not
+        run) and ``gpu`` (None where no device memory is used): their own figures.
 
         Of a cluster: a row for each process (workers, scheduler and client), peer and path. With
         an asynchronous client it is to be awaited.
@@ -37,3 +40,11 @@ def statistics(client: Any = None) -> Any:
     from dask_fabric.comm.statistics import of_process
 
     return of_process()
+
+
+def __getattr__(name: str) -> Any:
+    if name == "LocalFabricCluster":  # it brings distributed with it
+        from dask_fabric.gpu.cluster import LocalFabricCluster
+
+        return LocalFabricCluster
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

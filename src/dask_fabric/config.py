@@ -30,7 +30,9 @@ SIZE_BYTES_LIMIT = 2**47  # the address space of a process
 SECONDS_LIMIT = 366 * 86400
 FRAME_COUNT_LIMIT = 2**32 - 1  # a u32 on the wire
 THREAD_COUNT_LIMIT = 64
+ALLOCATORS = ("cupy", "rmm")  # of device memory
 OFFER_BYTES_LEAST = 64 << 10  # smaller frames may not be offered, see docs/wire-protocol.md
+CHUNK_BYTES_LEAST = 64 << 10
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,10 @@ class Settings:
     ucx_enabled: bool | None  # None: where this host has a use for it
     ucx_library: str | None
     ucx_options: tuple[tuple[str, str], ...]
+    gpu_enabled: bool | None  # None: once this process has imported a library for it
+    gpu_chunk_bytes: int
+    gpu_allocator: str
+    gpu_pool_size: int | float | None  # bytes, or a fraction of the GPU's memory
     frame_count_limit: int
     header_bytes_limit: int
     message_bytes_limit: int
@@ -216,6 +222,22 @@ def _threads(value: object) -> int:
     return _count(value, THREAD_COUNT_LIMIT)
 
 
+def _choice(value: object, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        raise ValueError(value)
+    return str(value)
+
+
+def _pool_size(value: object) -> int | float | None:
+    if value is None:
+        return None
+    if isinstance(value, str) and re.fullmatch(r"\s*[01]?\.\d*\s*", value):
+        value = float(value)
+    if type(value) is float:
+        return _within(value, math.ulp(0.0), 1.0)
+    return _size(value, 1)
+
+
 def _message_size(value: object) -> int:
     return host_memory_bytes() if value is None else _size(value, 1)
 
@@ -286,6 +308,20 @@ KEYS = {
         "ucx_options",
         _ucx_options,
         "a mapping of UCX's settings, named without UCX_, to text or numbers",
+    ),
+    "gpu.enabled": Key("gpu_enabled", _switch_or_auto, "auto, true or false"),
+    "gpu.chunk": Key(
+        "gpu_chunk_bytes",
+        functools.partial(_size, low=CHUNK_BYTES_LEAST),
+        f"{SIZE}, at least {CHUNK_BYTES_LEAST}",
+    ),
+    "gpu.allocator": Key(
+        "gpu_allocator", functools.partial(_choice, choices=ALLOCATORS), " or ".join(ALLOCATORS)
+    ),
+    "gpu.pool": Key(
+        "gpu_pool_size",
+        _pool_size,
+        f"{SIZE}, above 0, or a fraction of the GPU's memory such as 0.8, or null for none",
     ),
     "limits.frames": Key(
         "frame_count_limit",

@@ -8,14 +8,15 @@ import pytest
 
 from dask_fabric.cli.advice import advise, scheme_uses
 from dask_fabric.cli.configuration import Configuration
-from dask_fabric.cli.gpus import Gpu
 from dask_fabric.cli.host import Identity, Limits
-from dask_fabric.cli.network import Interface, RdmaDevice, RdmaPort
+from dask_fabric.cli.network import Interface
 from dask_fabric.cli.pair import PATHS
-from dask_fabric.cli.pci import Place
 from dask_fabric.cli.report import Facts
 from dask_fabric.cli.selftest import PathResult
 from dask_fabric.cli.ucx import Library, Ucx
+from dask_fabric.gpu.pci import Place
+from dask_fabric.gpu.rdma import RdmaDevice, RdmaPort
+from dask_fabric.gpu.survey import Gpu
 
 ALL_WORK = tuple(PathResult(path, True) for path in PATHS)
 UCX_LIBRARY = Library("/opt/libucp.so.0", "site", "1.15.0", ("rc_mlx5",), True, True, "")

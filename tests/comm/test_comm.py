@@ -12,8 +12,10 @@ from distributed.protocol import to_serialize
 
 from dask_fabric.comm import comm as module
 from dask_fabric.comm.comm import FabricComm
+from dask_fabric.config import load
 from dask_fabric.engine.figures import Figures
 from dask_fabric.errors import ChannelClosedError, ForkedError, LimitError, ProtocolError
+from dask_fabric.wire.hello import Hello
 from dask_fabric.wire.negotiation import Choice
 
 
@@ -25,6 +27,7 @@ class FakeChannel:
     pending_bytes = 0
     choice = Choice({"host": "stream"}, {})
     on_closed = None
+    peer = Hello()
 
     def __init__(self, error=None):
         self.error = error
@@ -73,7 +76,7 @@ class FakeChannel:
 
 
 def make_comm(error=None) -> FabricComm:
-    return FabricComm(FakeChannel(error), "fabric://a:1", "fabric://b:2", True, 1.0)
+    return FabricComm(FakeChannel(error), "fabric://a:1", "fabric://b:2", True, load())
 
 
 class Strange(BaseException):

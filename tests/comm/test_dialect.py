@@ -54,7 +54,9 @@ def test_the_header_of_arrays_is_that_of_distributed():
         (["dask", "pickle"], True),
         (("dask",), True),
         (["pickle", "dask"], False),
-        (["cuda", "dask", "pickle"], False),
+        (["cuda", "dask", "pickle"], True),
+        (["cuda", "pickle", "dask"], False),
+        (["cuda"], False),
         ([], False),
     ],
 )

@@ -13,6 +13,9 @@ from distributed.comm import connect, listen
 from distributed.protocol import to_serialize
 
 import dask_fabric
+from dask_fabric.memory import device
+
+from ..device import StandIn
 
 DATA_BYTES = 5_000_000
 
@@ -72,6 +75,15 @@ async def test_the_process_tells_of_open_and_closed_comms():
     old_bytes = before["traffic"].get("stream", {}).get("bytes_sent", 0)
     assert after["closed"]["traffic"]["stream"]["bytes_sent"] > old_bytes + DATA_BYTES
     assert after["pool"] and after["engine"]
+
+
+def test_the_process_tells_of_its_device():
+    assert dask_fabric.statistics()["gpu"] is None
+    device.install(StandIn())
+    try:
+        assert dask_fabric.statistics()["gpu"] == {"stand-in": True}
+    finally:
+        device.install(None)
 
 
 async def test_a_closed_comm_is_logged_once(caplog):

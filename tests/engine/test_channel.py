@@ -9,6 +9,7 @@ import pytest
 
 from dask_fabric.engine import threads
 from dask_fabric.errors import ChannelClosedError, LimitError, ProtocolError
+from dask_fabric.memory import pool
 from dask_fabric.wire.hello import Hello
 
 from .conftest import fd_of, new_channel, tcp_pair
@@ -166,6 +167,21 @@ async def test_messages_before_the_end_stay_readable(channels):
         assert far.receive_nowait()[0] == b"two"
         with pytest.raises(ChannelClosedError, match="the peer closed"):
             await far.receive()
+
+
+async def test_a_message_is_its_reader_s_alone(channels):
+    async with channels() as (near, far):
+
+        async def drop():
+            _, frames = await far.receive()
+            before = pool.statistics()["in_use_bytes"]
+            del frames  # the task has not waited since
+            return before - pool.statistics()["in_use_bytes"]
+
+        task = asyncio.get_running_loop().create_task(drop())
+        await asyncio.sleep(0)
+        near.send(b"", [np.zeros(10_000_000, "u1")])
+        assert await task >= 10_000_000
 
 
 @pytest.mark.parametrize("size", [100, 500_000, 50_000_000])

@@ -17,6 +17,7 @@ from dask_fabric.codec.layout cimport (
 from dask_fabric.codec.scan cimport SCAN_OK, ScanResult, scan, scan_error
 
 from dask_fabric.errors import ProtocolError
+from dask_fabric.memory.device import belongs_on_device, span_of
 
 cdef object Packer = msgpack.Packer
 cdef object packb = msgpack.packb
@@ -161,7 +162,7 @@ cdef class Codec:
         ----------
         header : bytes or memoryview
         frames : list of bytes-like
-            Each with a lifetime of its own; arrays come to lie over them.
+            Each with a lifetime of its own; arrays come to lie over them. Or device memory.
         deserialize : bool
             Whether what was serialized is deserialized, or passed on as ``Serialized``.
         deserializers : collection of str, optional
@@ -214,7 +215,8 @@ cdef class Encoding:
         -------
         header : bytes
         frames : list of bytes, bytearray or memoryview
-            Contiguous and of one dimension, the objects' own memory wherever possible.
+            Contiguous and of one dimension, the objects' own memory wherever possible; what lies
+            on a device, or belongs there, is the object that the serializer made.
         """
         if not self.payloads:
             return self.main, []
@@ -349,7 +351,8 @@ cdef int check_msgpack(object header, bint *special) except -1:
 
 cdef int append_frames(object dialect, list made, list frames) except -1:
     for frame in made:
-        frames.append(frame if is_frame(frame) else dialect.ensure_memoryview(frame))
+        is_final = is_frame(frame) or belongs_on_device(frame)
+        frames.append(frame if is_final else dialect.ensure_memoryview(frame))
     return 0
 
 
@@ -370,7 +373,7 @@ cdef object log_encoding_failure(object dialect, object message, object error):
 cdef object log_decoding_failure(object dialect, list frames, object error):
     dialect.protocol_logger.critical("Failed to deserialize", exc_info=True)
     if isinstance(error, EOFError):
-        nbytes = sum([nbytes_of(frame) for frame in frames])
+        nbytes = sum([nbytes_of(frame) for frame in frames if span_of(frame) is None])
         dialect.message_logger.error(
             "truncated data stream (%d bytes): %s", nbytes,
             frames if nbytes <= 1000 else "[too large to display]")

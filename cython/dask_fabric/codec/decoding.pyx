@@ -17,6 +17,7 @@ from time import perf_counter
 import msgpack
 
 from dask_fabric.errors import ProtocolError
+from dask_fabric.memory.device import belongs_on_device
 
 cdef object unpackb = msgpack.unpackb
 
@@ -91,6 +92,8 @@ cdef class Decoding:
         cdef Reader reader = Reader(<const unsigned char *>self.view.buf, self.view.len, 0)
         cdef uint64_t payload_count = get(take(&reader, 5) + 1, 4)
         cdef Py_ssize_t index, frame_start = 0
+        if not payload_count:
+            raise ProtocolError("a table of no payloads")
         if payload_count * MIN_ENTRY_NBYTES > <uint64_t>(reader.nbytes - reader.at):
             raise ProtocolError(
                 f"a header of {reader.nbytes} bytes claims {payload_count} payloads")
@@ -190,7 +193,9 @@ cdef class Decoding:
                 continue
             total += self.entries[index].body_nbytes
             for i in range(self.entries[index].frame_count):
-                total += nbytes_of(self.frames[self.entries[index].frame_start + i])
+                frame = self.frames[self.entries[index].frame_start + i]
+                if not belongs_on_device(frame):    # which is wrapped, not read
+                    total += nbytes_of(frame)
         return total
 
 

@@ -4,6 +4,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromSt
 from libc.string cimport memcpy
 
 from dask_fabric.errors import ProtocolError
+from dask_fabric.memory.device import span_of
 
 cdef enum:
     BODY_HEAD_NBYTES = 13       # kind, count of frames, size of the body
@@ -62,4 +63,6 @@ cdef Py_ssize_t nbytes_of(object frame) except -1:
         return PyBytes_GET_SIZE(frame)
     if PyByteArray_CheckExact(frame):
         return PyByteArray_GET_SIZE(frame)
+    if span_of(frame) is not None:
+        raise ProtocolError("a frame of device memory came where host memory was due")
     return memoryview(frame).nbytes

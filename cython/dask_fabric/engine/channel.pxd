@@ -9,5 +9,6 @@ cdef class Channel(Sender):
     cdef public object choice           # what they agreed on
 
     cdef Figures _offers_figures(self)
+    cdef _finish_opening(self)
     cdef _let_end_follow(self)
     cdef _end_sending(self)

@@ -103,6 +103,11 @@ cdef class Channel(Sender):
         self.waiter = self.loop.create_future()
         await self.waiter
 
+    cdef _finish_opening(self):
+        waiter, self.waiter = self.waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
     def _give_up(self, timeout_seconds):
         self._fail(TimeoutError(
             f"no handshake within {timeout_seconds} seconds (fabric.timeouts.handshake in Dask's "
@@ -125,7 +130,7 @@ cdef class Channel(Sender):
             used = self.handshake.receive(data)
             self.assembler.start -= staged - used
         if self.handshake.done:
-            self._finish_waiter(None)
+            self._finish_opening()
             # A server's hello leaves with its first message, and a client's first message with
             # what else it says, where the one who opened goes on in the same turn.
             answer = self.handshake.data_to_send()

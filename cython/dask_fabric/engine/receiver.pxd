@@ -10,7 +10,7 @@ cdef class Receiver(Link):
     cdef Assembler assembler
     cdef Py_ssize_t bulk_bytes
     cdef Py_ssize_t message_bytes_limit
-    cdef object waiter                  # the future of a pending receive() or open()
+    cdef object waiter                  # of a pending receive(), or a future of open()
     cdef uint64_t receive_job
     cdef readonly uint64_t bytes_received
     cdef uint64_t receive_job_count
@@ -54,5 +54,4 @@ cdef class Receiver(Link):
     cdef _end_fetch(self, int error)
     cdef _read_bulk(self)
     cdef _read_rest(self)
-    cdef _finish_waiter(self, result)
     cdef _keep_whole(self)

@@ -15,6 +15,7 @@ from libc.stdint cimport uint64_t
 from dask_fabric.engine.clock cimport now_ns
 from dask_fabric.engine.fetching cimport fetch_here, patience_seconds
 from dask_fabric.engine.link cimport Link
+from dask_fabric.engine.waiter cimport Waiter
 from dask_fabric.linux cimport MSG_DONTWAIT, recv
 from dask_fabric.paths.stream cimport COMPLETE, END_OF_STREAM, FAILED, RECEIVE
 from dask_fabric.wire.framing cimport Assembler
@@ -75,7 +76,7 @@ cdef class Receiver(Link):
 
         Returns
         -------
-        asyncio.Future
+        awaitable
             Of header and frames, as from `receive_nowait`. Who cancels it must abort the channel.
 
         Raises
@@ -91,7 +92,7 @@ cdef class Receiver(Link):
             message = self.receive_nowait()
         if message is None:
             self._check_open()
-        waiter = self.loop.create_future()
+        waiter = Waiter(self.loop)
         if message is not None:
             waiter.set_result(message)
             return waiter
@@ -200,17 +201,20 @@ cdef class Receiver(Link):
 
     cdef _process(self):
         """Do what the bytes that have arrived allow."""
+        cdef Waiter waiter
         if self.waiter is None or self.fetch_job:
             self._process_unawaited()
         elif not self._is_open():
             self._process_handshake()
         else:
             message = self.receive_nowait()
-            if message is not None:
-                self._finish_waiter(message)
-                self._after_process()
-            else:
+            if message is None:
                 self._read_bulk()
+            elif self.waiter is not None:
+                waiter, self.waiter = self.waiter, None
+                waiter.put(message)
+                message = None      # its memory is the task's alone, which goes on now
+                waiter.go_on()
 
     cdef _process_unawaited(self):
         """Nobody wants a message now; but answers are for this side's own frames."""
@@ -361,11 +365,6 @@ cdef class Receiver(Link):
         self._answer(plain_record(ACKNOWLEDGE, offers.sequence))
 
     # ------------------------------------------------------------ ends
-
-    cdef _finish_waiter(self, result):
-        waiter, self.waiter = self.waiter, None
-        if waiter is not None and not waiter.done():
-            waiter.set_result(result)
 
     cdef _stop_jobs(self):
         if self.receive_job:

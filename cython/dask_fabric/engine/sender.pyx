@@ -88,6 +88,10 @@ cdef class Sender(Receiver):
                 self.flushed_ns = now_ns()
         return nbytes
 
+    def check_limits(self, frame_count, header_bytes, nbytes):
+        """Raise `MessageTooLargeError` for a message that the peer has said that it refuses."""
+        self.queue._check_limits(frame_count, header_bytes, nbytes)
+
     @property
     def pending_bytes(self):
         """Bytes that were sent here and that the kernel has not yet taken."""

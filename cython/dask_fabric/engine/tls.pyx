@@ -99,7 +99,7 @@ cdef class TLSChannel(Channel):
         # Kept, for the socket may be gone when somebody asks.
         self.certificate = self.sock.getpeercert()
         self.cipher_ = self.sock.cipher()
-        self._finish_waiter(None)
+        self._finish_opening()
 
     def _on_readable(self):
         if not self.secured:

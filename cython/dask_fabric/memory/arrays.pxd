@@ -5,3 +5,4 @@ from libc.stdint cimport uint64_t
 cpdef object new_array(Py_ssize_t nbytes, uint64_t like=*)
 
 cdef char *data_of(object array) noexcept
+cpdef bint pin(object array, object pin_memory) except -1

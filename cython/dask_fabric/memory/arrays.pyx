@@ -16,7 +16,7 @@ from libc.stdint cimport uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, strcpy
 
-from dask_fabric.memory.pool cimport Buffer, allocate
+from dask_fabric.memory.pool cimport Buffer, allocate, pin_slab
 
 cnp.import_array()
 
@@ -139,3 +139,25 @@ cpdef object new_array(Py_ssize_t nbytes, uint64_t like=0):
 
 cdef char *data_of(object array) noexcept:
     return <char *>cnp.PyArray_DATA(<cnp.ndarray>array)
+
+
+cpdef bint pin(object array, object pin_memory) except -1:
+    """Pin the memory of an array once: the pool keeps it as it is for whoever comes next.
+
+    Parameters
+    ----------
+    array : object
+        What `new_array` gave; anything else is left alone.
+    pin_memory : callable
+        ``(address, nbytes)``; what it raises passes, and nothing is pinned.
+
+    Returns
+    -------
+    bool
+        Whether it is pinned now.
+    """
+    cdef PyObject **link
+    if not isinstance(array, cnp.ndarray):
+        return False
+    link = link_to(data_of(array))
+    return link != NULL and pin_slab(<Buffer>link[0], pin_memory)

@@ -10,6 +10,7 @@ cdef struct Slab:
     char *data
     Py_ssize_t capacity_bytes
     int size_class
+    bint is_pinned          # is in its stack alone: it has no age, and is never given back
     int64_t released_ns
     Slab *newer             # among all idle slabs
     Slab *older
@@ -26,11 +27,13 @@ cdef struct Figures:        # as a dict, the statistics
     Py_ssize_t misses_count
     Py_ssize_t evicted_bytes
     Py_ssize_t trimmed_bytes
+    Py_ssize_t pinned_bytes
     Py_ssize_t max_idle_bytes
     Py_ssize_t pressure_limit_bytes
     double idle_seconds
 
-# Those of buffers in use, hits and misses change under the GIL only; all others under the lock.
+# Those of buffers in use, hits, misses and pinned_bytes change under the GIL only; all others under
+# the lock.
 cdef Figures figures
 
 cdef inline Py_ssize_t class_bytes(int size_class) noexcept nogil:

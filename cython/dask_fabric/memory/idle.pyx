@@ -68,19 +68,21 @@ if pthread_atfork(lock, unlock, renew_lock):
 
 cdef void push(Slab *slab, int64_t now_ns) noexcept nogil:
     global newest, oldest
+    slab.above = NULL
+    slab.below = top[slab.size_class]
+    if slab.below != NULL:
+        slab.below.above = slab
+    top[slab.size_class] = slab
+    if slab.is_pinned:
+        return
     slab.released_ns = now_ns
     slab.newer = NULL
     slab.older = newest
-    slab.above = NULL
-    slab.below = top[slab.size_class]
     if slab.older != NULL:
         slab.older.newer = slab
     else:
         oldest = slab
-    if slab.below != NULL:
-        slab.below.above = slab
     newest = slab
-    top[slab.size_class] = slab
     figures.idle_bytes += slab.capacity_bytes
     figures.idle_count += 1
     figures.peak_idle_bytes = max(figures.peak_idle_bytes, figures.idle_bytes)
@@ -88,6 +90,14 @@ cdef void push(Slab *slab, int64_t now_ns) noexcept nogil:
 
 cdef void unlink(Slab *slab) noexcept nogil:
     global newest, oldest
+    if slab.above != NULL:
+        slab.above.below = slab.below
+    else:
+        top[slab.size_class] = slab.below
+    if slab.below != NULL:
+        slab.below.above = slab.above
+    if slab.is_pinned:
+        return
     if slab.newer != NULL:
         slab.newer.older = slab.older
     else:
@@ -96,12 +106,6 @@ cdef void unlink(Slab *slab) noexcept nogil:
         slab.older.newer = slab.newer
     else:
         oldest = slab.newer
-    if slab.above != NULL:
-        slab.above.below = slab.below
-    else:
-        top[slab.size_class] = slab.below
-    if slab.below != NULL:
-        slab.below.above = slab.above
     figures.idle_bytes -= slab.capacity_bytes
     figures.idle_count -= 1
 
@@ -187,11 +191,18 @@ cdef Slab *take_idle(Py_ssize_t nbytes, int size_class) noexcept nogil:
 
 
 cdef void keep_idle(Slab *slab) noexcept nogil:
-    """Make the slab idle, or give it back where the bound or the pressure forbid that."""
+    """Make the slab idle, or give it back where the bound or the pressure forbid that.
+
+    Pinned memory is kept: pinning costs more than all else, and only its owner can undo it.
+    """
     cdef Slab *doomed = NULL
     cdef Py_ssize_t room_bytes = -1
     cdef int64_t now_ns = coarse_ns()
     lock()
+    if slab.is_pinned:
+        push(slab, now_ns)
+        unlock()
+        return
     if not is_under_pressure(now_ns):
         room_bytes = figures.max_idle_bytes - slab.capacity_bytes
     if room_bytes >= 0:

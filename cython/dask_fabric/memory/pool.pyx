@@ -9,7 +9,7 @@ import operator
 
 cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 
 from dask_fabric.memory.idle cimport (
@@ -31,6 +31,7 @@ cdef enum:
     NOT_CACHED = -2
     STEP_BYTES = 16             # what every type is aligned to
     MOST_SECONDS = 1000000000   # in ns they still fit 64 bits
+    PINNED_LIMIT_BYTES = 256 << 20
 
 
 cdef inline int smallest_class(Py_ssize_t nbytes) noexcept nogil:
@@ -47,18 +48,21 @@ cdef inline int class_of(Py_ssize_t nbytes) noexcept nogil:
     return size_class
 
 
-cdef void release(char *data, Py_ssize_t capacity_bytes, int size_class) noexcept nogil:
+cdef void release(char *data, Py_ssize_t capacity_bytes, int size_class,
+                  bint is_pinned) noexcept nogil:
     cdef Slab *slab
     if size_class == NOT_POOLED:
         free(data)
         return
     slab = <Slab *>malloc(sizeof(Slab)) if size_class >= 0 else NULL
     if slab == NULL:
-        give_back(data, capacity_bytes)
+        if not is_pinned:
+            give_back(data, capacity_bytes)
         return
     slab.data = data
     slab.capacity_bytes = capacity_bytes
     slab.size_class = size_class
+    slab.is_pinned = is_pinned
     keep_idle(slab)
 
 
@@ -92,7 +96,8 @@ cdef class Buffer:
         if self.data != NULL:
             figures.in_use_bytes -= self.nbytes
             figures.in_use_count -= 1
-            release(self.data - self.lead_bytes, self.capacity_bytes, self.size_class)
+            release(self.data - self.lead_bytes, self.capacity_bytes, self.size_class,
+                    self.is_pinned)
 
 
 cdef void fill(Buffer buffer, Py_ssize_t nbytes) noexcept:
@@ -107,6 +112,7 @@ cdef void fill(Buffer buffer, Py_ssize_t nbytes) noexcept:
             buffer.data = slab.data
             buffer.capacity_bytes = slab.capacity_bytes
             buffer.size_class = slab.size_class
+            buffer.is_pinned = slab.is_pinned
             free(slab)
             return
     else:
@@ -161,6 +167,26 @@ cpdef Buffer allocate(Py_ssize_t nbytes, uint64_t like=0):
     figures.in_use_bytes += nbytes
     figures.in_use_count += 1
     return buffer
+
+
+cdef bint pin_slab(Buffer buffer, object pin) except -1:
+    """Have the slab of a buffer pinned, from now until the end of the process.
+
+    Returns whether it is: small ones share their pages with others, and all have a bound.
+    """
+    if buffer.is_pinned:
+        return True
+    if (buffer.size_class < 0 or buffer.capacity_bytes < HUGE_BYTES
+            or figures.pinned_bytes + buffer.capacity_bytes > PINNED_LIMIT_BYTES):
+        return False
+    figures.pinned_bytes += buffer.capacity_bytes
+    try:
+        pin(<uintptr_t>(buffer.data - buffer.lead_bytes), buffer.capacity_bytes + CACHE_LINE_BYTES)
+    except BaseException:
+        figures.pinned_bytes -= buffer.capacity_bytes
+        raise
+    buffer.is_pinned = True
+    return True
 
 
 # ---------------------------------------------------------------- trimming and settings
@@ -242,6 +268,7 @@ def statistics():
 
     ``in_use_*`` is what live buffers were asked for; ``idle_*``, ``evicted_bytes`` (no room
     within the bound, or under pressure) and ``trimmed_bytes`` (idle too long, or trimmed on
-    request) are whole slabs. ``hits_count`` and ``misses_count`` leave out small buffers.
+    request) are whole slabs, and so is ``pinned_bytes``, idle or not. ``hits_count`` and
+    ``misses_count`` leave out small buffers.
     """
     return snapshot()

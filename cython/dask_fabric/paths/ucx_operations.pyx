@@ -34,6 +34,7 @@ cdef Operation *new_operation(
     if free_count == 0 and not _grow():
         return NULL
     free_count -= 1
+    worker.operation_count += 1
     operation = operations[free_slots[free_count]]
     operation.name += <uint64_t> 1 << 32
     operation.is_cancelled = False
@@ -139,6 +140,7 @@ cdef void _free(Operation *operation) noexcept nogil:
     operation.state = FREE
     free_slots[free_count] = <uint32_t> operation.name
     free_count += 1
+    worker.operation_count -= 1
     pthread_cond_broadcast(&worker.changed)
 
 

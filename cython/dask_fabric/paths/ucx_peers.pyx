@@ -10,7 +10,7 @@ both ends always mean the same connection, and closing it ends the receives as w
 """
 
 from libc.errno cimport ECONNRESET
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
@@ -28,11 +28,12 @@ from dask_fabric.paths.ucx_state cimport (
     AM_FRAME, AM_GREETING, BROKEN, IN_FLIGHT, READY, WIRING, Endpoint, FrameHeader, Greeting,
     Operation, Peer,
 )
-from dask_fabric.paths.ucx_worker cimport worker
+from dask_fabric.paths.ucx_worker cimport now_ns, worker
 
 cdef enum:
     ATTEMPT_LIMIT = 3           # connections that broke before the counterpart has greeted
     CATCH_UP_LIMIT = 1000       # connections: a peer may claim any number
+    IDLE_MS = 1000              # to make a connection takes milliseconds; the next comm may come
     BUCKET_BITS = 12
     BUCKET_COUNT = 1 << BUCKET_BITS
 
@@ -99,7 +100,7 @@ cdef bint add_endpoint(
 
 
 cdef void remove_endpoint(Endpoint *endpoint) noexcept nogil:
-    """Free an endpoint without operations; the last one of a peer closes the connection."""
+    """Free an endpoint without operations; the last one of a peer leaves the connection idle."""
     global endpoint_count
     cdef Peer *peer = endpoint.peer
     cdef Endpoint **link = &peer.endpoints
@@ -111,7 +112,8 @@ cdef void remove_endpoint(Endpoint *endpoint) noexcept nogil:
         link = &link[0].next_of_bucket
     link[0] = endpoint.next_of_bucket
     if peer.endpoints == NULL:
-        _close_connection(peer)
+        peer.idle_since_ns = now_ns()
+        worker.sleep_limit_ms = IDLE_MS
     discard_all(endpoint)
     free(endpoint)
     endpoint_count -= 1
@@ -190,12 +192,27 @@ cdef void _close_connection(Peer *peer) noexcept nogil:
     memset(&params, 0, sizeof(params))
     params.attribute_mask = OP_ATTR_FIELD_FLAGS | OP_ATTR_FIELD_CALLBACK
     params.flags = EP_CLOSE_FLAG_FORCE
-    params.callback = <void *> _closed
+    params.callback = <void *> _done
     ucp.ep_close_nbx(handle, &params)
 
 
-cdef void _closed(void *request, Status status, void *user_data) noexcept nogil:
+cdef void _done(void *request, Status status, void *user_data) noexcept nogil:
+    free(user_data)             # a greeting, or NULL
     ucp.request_free(request)
+
+
+cdef void _close_idle() noexcept nogil:
+    """Close the connections that nobody has used for a while."""
+    cdef Peer *peer = peers
+    cdef int64_t limit_ns = now_ns() - IDLE_MS * <int64_t> 1_000_000
+    worker.sleep_limit_ms = -1
+    while peer != NULL:
+        if peer.handle != NULL and peer.endpoints == NULL:
+            if peer.idle_since_ns <= limit_ns:
+                _close_connection(peer)
+            else:
+                worker.sleep_limit_ms = IDLE_MS
+        peer = peer.next
 
 
 cdef void break_connection(Peer *peer, int error) noexcept nogil:
@@ -292,6 +309,8 @@ cdef bint _attend() noexcept nogil:
                 peer.is_due = False
                 _attend_to(peer)
             peer = peer.next
+    if worker.sleep_limit_ms >= 0:
+        _close_idle()
     return report() or was_due
 
 
@@ -339,7 +358,7 @@ cdef int _greet(Endpoint *endpoint) noexcept nogil:
         OP_ATTR_FIELD_CALLBACK | OP_ATTR_FIELD_USER_DATA | OP_ATTR_FIELD_FLAGS
     )
     params.flags = AM_SEND_FLAG_EAGER
-    params.callback = <void *> _greeting_sent
+    params.callback = <void *> _done
     params.user_data = greeting
     status = status_of(ucp.am_send_nbx(
         endpoint.peer.handle, AM_GREETING, greeting, sizeof(Greeting), NULL, 0, &params
@@ -347,11 +366,6 @@ cdef int _greet(Endpoint *endpoint) noexcept nogil:
     if status != IN_PROGRESS:
         free(greeting)
     return errno_of(status)
-
-
-cdef void _greeting_sent(void *request, Status status, void *user_data) noexcept nogil:
-    free(user_data)
-    ucp.request_free(request)
 
 
 # ---------------------------------------------------------------- frames

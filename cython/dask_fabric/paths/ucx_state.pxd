@@ -1,6 +1,6 @@
 """The structures of the `ucx` path; declarations only. `Worker.mutex` guards all of them."""
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from dask_fabric.paths.libucp cimport EndpointHandle
 
@@ -104,4 +104,5 @@ cdef struct Peer:
     int error                   # of the connection, to be attended to; 0 if none
     bint is_stuck               # its connection was given up, and has not ended since
     bint is_due                 # something of it or of its endpoints is to be attended to
+    int64_t idle_since_ns       # when its last endpoint was closed
     Endpoint *endpoints

@@ -18,6 +18,8 @@ cdef struct Worker:
     pthread_t thread
     # What else the thread does between two rounds of progress; True where there was something.
     bint (*attend)() noexcept nogil
+    size_t operation_count      # under way: an event is near
+    int sleep_limit_ms          # after which it does so though UCX has nothing new; -1 for never
 
 cdef Worker worker
 
@@ -26,4 +28,5 @@ cdef void unlock() noexcept nogil
 cdef void unlock_and_wake() noexcept nogil
 cdef void await_change() noexcept nogil
 cdef bint await_change_until(int64_t until_ns) noexcept nogil
+cdef int64_t now_ns() noexcept nogil
 cdef int64_t soon_ns() noexcept nogil

@@ -179,6 +179,7 @@ def _after_fork_in_child():
 
 
 memset(&worker, 0, sizeof(worker))
+worker.sleep_limit_ms = -1
 pthread_mutex_init(&worker.mutex, NULL)
 pthread_mutex_init(&worker.queue, NULL)
 pthread_cond_init(&worker.changed, NULL)
@@ -217,11 +218,16 @@ cdef void await_change() noexcept nogil:
     pthread_cond_wait(&worker.changed, &worker.mutex)
 
 
-cdef int64_t soon_ns() noexcept nogil:
-    """When UCX, which ends everything at once, has not done so for a reason."""
+cdef int64_t now_ns() noexcept nogil:
+    """The time by the clock that `await_change_until` goes by."""
     cdef timespec now
     clock_gettime(CLOCK_REALTIME, &now)
-    return now.tv_sec * 1_000_000_000 + now.tv_nsec + SOON_NS
+    return now.tv_sec * 1_000_000_000 + now.tv_nsec
+
+
+cdef int64_t soon_ns() noexcept nogil:
+    """When UCX, which ends everything at once, has not done so for a reason."""
+    return now_ns() + SOON_NS
 
 
 cdef bint await_change_until(int64_t until_ns) noexcept nogil:
@@ -250,7 +256,10 @@ cdef void *_thread_main(void *argument) noexcept nogil:
     while not worker.is_stopping:
         if _advance():
             idle_rounds = yields = 0
-        elif idle_rounds < ROUNDS_BEFORE_SLEEP and yields < YIELDS_BEFORE_NAP:
+        elif (
+            worker.operation_count and idle_rounds < ROUNDS_BEFORE_SLEEP
+            and yields < YIELDS_BEFORE_NAP
+        ):
             idle_rounds += 1
         else:
             idle_rounds = 0
@@ -279,7 +288,7 @@ cdef int _sleep(int yields) noexcept nogil:
     cdef Status status = ucp.worker_arm(worker.handle)
     pthread_mutex_unlock(&worker.mutex)
     if status == OK:
-        poll(&watched, 1, -1)
+        poll(&watched, 1, worker.sleep_limit_ms)
     elif status == ERROR_BUSY and yields < YIELDS_BEFORE_NAP:
         sched_yield()
     else:                       # its event fd is readable all the time

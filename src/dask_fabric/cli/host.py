@@ -13,8 +13,8 @@ from typing import Literal
 
 from dask.system import CPU_COUNT
 
-from dask_fabric.cli.files import read_fields, read_int, read_text
 from dask_fabric.config import host_memory_bytes
+from dask_fabric.gpu.files import read_fields, read_int, read_text
 
 Limit = int | Literal["unlimited"] | None
 

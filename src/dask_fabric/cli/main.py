@@ -14,13 +14,18 @@ from typing import Any
 
 import click
 
+from dask_fabric.cli.worker import worker
+
 _PATHS = ("stream", "unix", "tls", "cma", "ucx")
 
 
 @click.group()
 @click.version_option(package_name="dask-fabric", prog_name="dask-fabric")
 def fabric() -> None:
-    """The fabric:// communication backend: what it uses here, and why."""
+    """The fabric:// communication backend: workers, and what it uses here and why."""
+
+
+fabric.add_command(worker)
 
 
 @fabric.command()

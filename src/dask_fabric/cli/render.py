@@ -9,13 +9,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dask.utils import format_bytes
 
 from dask_fabric.cli.advice import Advice, SchemeUse
-from dask_fabric.cli.gpus import Gpu
 from dask_fabric.cli.host import Limit
-from dask_fabric.cli.network import Interface, RdmaDevice
+from dask_fabric.cli.network import Interface
 from dask_fabric.cli.pair import PATHS, printable
 from dask_fabric.cli.remote import Pair
 from dask_fabric.cli.report import Facts
 from dask_fabric.cli.ucx import Library
+from dask_fabric.gpu.rdma import RdmaDevice
+from dask_fabric.gpu.survey import Gpu
 
 _UNKNOWN = "unknown"
 _WIDTHS = (80, 100)

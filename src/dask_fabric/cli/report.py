@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from dask_fabric.cli.configuration import Configuration, inspect_configuration
-from dask_fabric.cli.gpus import Gpu, inspect_gpus, inspect_modules
 from dask_fabric.cli.host import (
     Host,
     Identity,
@@ -18,10 +17,12 @@ from dask_fabric.cli.host import (
     inspect_identity,
     inspect_limits,
 )
-from dask_fabric.cli.network import Interface, RdmaDevice, inspect_interfaces, inspect_rdma
+from dask_fabric.cli.network import Interface, inspect_interfaces
 from dask_fabric.cli.pair import explain
 from dask_fabric.cli.selftest import PathResult, SelfTest
 from dask_fabric.cli.ucx import Ucx, inspect_ucx
+from dask_fabric.gpu.rdma import RdmaDevice, inspect_rdma
+from dask_fabric.gpu.survey import Gpu, inspect_gpus, inspect_modules
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from dask_fabric.comm.paths import Negotiator, describe
 from dask_fabric.comm.security import Scheme
 from dask_fabric.config import Settings
 from dask_fabric.engine.channel import Channel
+from dask_fabric.memory import device
 from dask_fabric.wire.handshake import Handshake
 from dask_fabric.wire.hello import Hello
 
@@ -59,7 +60,8 @@ def make_channel(
         The connection is gone already.
     """
     encrypted = ssl_context is not None
-    negotiator = Negotiator(sock, describe(scheme, settings, encrypted, os.getpid(), address))
+    hello = describe(scheme, settings, encrypted, os.getpid(), address, device.kinds())
+    negotiator = Negotiator(sock, hello)
     if server_side:
         reasons = (refuse, negotiator.refuse) if refuse else (negotiator.refuse,)
         handshake = Handshake(

@@ -12,10 +12,18 @@ from distributed.comm import utils as comm_utils
 from distributed.comm.core import Comm, CommClosedError
 from distributed.utils import offload
 
-from dask_fabric.comm import statistics
+from dask_fabric.comm import staging, staging_receive, statistics
 from dask_fabric.comm.dialect import codec
 from dask_fabric.comm.kernel import parse_tcp_info
-from dask_fabric.errors import ChannelClosedError, MessageTooLargeError, ProtocolError
+from dask_fabric.config import Settings
+from dask_fabric.errors import (
+    ChannelClosedError,
+    MessageTooLargeError,
+    ProtocolError,
+    UnavailableError,
+)
+from dask_fabric.memory import device
+from dask_fabric.wire.hello import CHUNKS
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +47,8 @@ class FabricComm(Comm):
         Addresses with their scheme.
     deserialize : bool
         Whether messages are deserialized when read, or passed through.
-    close_timeout_seconds : float
-        How long `close` may take to flush.
+    settings : dask_fabric.config.Settings
+        Those that the channel was made with.
     extra_info : dict, optional
         What the listener or connector knows of the connection (TLS: ``peercert``, ``cipher``).
     """
@@ -53,20 +61,23 @@ class FabricComm(Comm):
         local_addr: str,
         peer_addr: str,
         deserialize: bool,
-        close_timeout_seconds: float,
+        settings: Settings,
         extra_info: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(deserialize)
         self._channel = channel
         self._local_addr = local_addr
         self._peer_addr = peer_addr
-        self._close_timeout_seconds = close_timeout_seconds
+        self._settings = settings
         self._extra = extra_info or {}
         self._loop = asyncio.get_running_loop()
         # Bound once: each saves a look-up in every message.
         self._receive_nowait = channel.receive_nowait
         self._send = channel.send
         self._figures = channel.stream
+        self._takes_chunks = CHUNKS in channel.peer.features
+        self._outgoing: staging.Outgoing | None = None
+        self._incoming: staging_receive.Incoming | None = None
         statistics.opened(self, channel)
 
     @property
@@ -121,7 +132,17 @@ class FabricComm(Comm):
             "paths": self.paths,
             "refused": self.refused_paths,
             "kernel": parse_tcp_info(self._channel.tcp_info()),
+            "staged": self._staged_statistics(),
             **self._channel.statistics(),
+        }
+
+    def _staged_statistics(self) -> dict[str, int]:
+        outgoing, incoming = self._outgoing, self._incoming
+        return {
+            "frames_sent": outgoing.frame_count if outgoing else 0,
+            "frames_received": incoming.frame_count if incoming else 0,
+            "bytes_sent": outgoing.nbytes if outgoing else 0,
+            "bytes_received": incoming.nbytes if incoming else 0,
         }
 
     async def read(self, deserializers: Any = None) -> Any:
@@ -138,6 +159,9 @@ class FabricComm(Comm):
             message = self._receive_nowait()
             if message is None:
                 message = await self._channel.receive()
+            is_staged = message[0][: len(staging.MARK)] == staging.MARK
+            if is_staged:
+                message = await self._receive_staged(*message)
         except BaseException as exc:
             self._end(exc)
             raise
@@ -146,6 +170,8 @@ class FabricComm(Comm):
         deserialize = self.deserialize
         threshold_bytes = comm_utils.OFFLOAD_THRESHOLD  # 0 or False: never
         try:
+            if is_staged and deserialize:
+                frames = await staging_receive.to_device(frames)
             work_bytes = deserialize and codec.offload_bytes(header, frames)
             if work_bytes < _TIMED_BYTES:
                 return codec.decode(header, frames, deserialize, deserializers)
@@ -178,6 +204,8 @@ class FabricComm(Comm):
         """
         if self._channel.closed:
             self._raise_closed()
+        if serializers is None and self._takes_chunks and device.current() is not None:
+            serializers = staging.FAMILIES
         context = {
             "sender": self.local_info,
             "recipient": self.remote_info,
@@ -190,6 +218,9 @@ class FabricComm(Comm):
                 header, frames = encoding.finish()
             else:
                 header, frames = await self._finish(encoding, work_bytes)
+            sources = None
+            if any(map(device.belongs_on_device, frames)):
+                sources = await self._sources_of(frames)
         except asyncio.CancelledError:
             self.abort()
             raise
@@ -198,7 +229,10 @@ class FabricComm(Comm):
             logger.exception("Could not serialize a message in %s", self)
             raise
         try:
-            nbytes = self._send(header, frames)
+            if sources:
+                nbytes = await self._send_staged(header, frames, sources)
+            else:
+                nbytes = self._send(header, frames)
         except MessageTooLargeError:
             logger.exception("Could not send a message in %s", self)
             raise
@@ -225,10 +259,41 @@ class FabricComm(Comm):
         self._figures.serialized(perf_counter_ns() - begin_ns)
         return header, frames
 
+    async def _sources_of(self, frames: list) -> dict[int, staging.Source]:
+        """Give what of *frames* is to travel in chunks."""
+        if self._takes_chunks:
+            return await self._loop.run_in_executor(None, staging.sources_of, frames)
+        if any(device.span_of(frame) is not None for frame in frames):
+            raise UnavailableError(
+                f"{self._peer_addr} takes no memory of GPUs (fabric.gpu.enabled may be false in "
+                "its configuration)"
+            )
+        return {}  # in host memory already: as under tcp
+
+    async def _send_staged(self, header: Any, frames: list, sources: dict) -> int:
+        if self._outgoing is None:
+            self._outgoing = staging.Outgoing(self._channel, self._settings.gpu_chunk_bytes)
+        return await self._outgoing.send(header, frames, sources)
+
+    async def _receive_staged(self, header: Any, frames: list) -> tuple[Any, list]:
+        """Take chunks until the message is there that they belong to, or any other."""
+        if self._incoming is None:
+            self._incoming = staging_receive.Incoming(self._settings)
+        while True:
+            message = await self._incoming.receive(header, frames, self.deserialize)
+            if message is not None:
+                return message
+            message = self._receive_nowait()
+            if message is None:
+                message = await self._channel.receive()
+            header, frames = message
+            if header[: len(staging.MARK)] != staging.MARK:
+                return message
+
     async def close(self) -> None:
         """Flush and close, within the configured time; safe to call again, or during a `read`."""
         try:
-            await self._channel.close(self._close_timeout_seconds)
+            await self._channel.close(self._settings.close_timeout_seconds)
         except _ENDS_COMM as exc:
             logger.debug("in %s: %s while closing", self, exc)
             self.abort()
@@ -239,6 +304,8 @@ class FabricComm(Comm):
     def abort(self) -> None:
         """Close at once, losing what was not sent."""
         self._channel.abort()
+        if self._incoming is not None:
+            self._incoming.forget()
 
     def closed(self) -> bool:
         return self._channel.ended()

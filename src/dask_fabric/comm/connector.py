@@ -103,7 +103,7 @@ class FabricConnector(Connector):
             local_addr,
             peer_addr,
             deserialize,
-            settings.close_timeout_seconds,
+            settings,
             tls_info(channel) if ssl_context is not None else None,
         )
 

@@ -32,6 +32,7 @@ from distributed.utils import ensure_memoryview
 
 from dask_fabric.codec.codec import Codec
 from dask_fabric.codec.dialect import Dialect
+from dask_fabric.comm import tensors
 
 _ARRAY_MODULE = "distributed.protocol.numpy"
 
@@ -48,8 +49,10 @@ def _is_own(dispatch) -> bool:
 
 
 def _sends_arrays(dask_family, serializers) -> bool:
+    # The family for device memory has no word on numpy's.
+    first = next((name for name in serializers or () if name != "cuda"), None)
     return (
-        (serializers is None or (len(serializers) > 0 and serializers[0] == "dask"))
+        (serializers is None or first == "dask")
         and families.get("dask") is dask_family
         and _is_own(dask_serialize)
     )
@@ -121,4 +124,5 @@ def make_dialect() -> Dialect:
     )
 
 
+tensors.register()
 codec = Codec(make_dialect())

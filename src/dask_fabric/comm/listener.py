@@ -354,7 +354,7 @@ class FabricListener(BaseListener):
             local_addr,
             peer_addr,
             self.deserialize,
-            self._settings.close_timeout_seconds,
+            self._settings,
             tls_info(channel) if self._ssl_context is not None else None,
         )
         comm.allow_offload = self.allow_offload

@@ -16,8 +16,9 @@ from dask_fabric.comm.security import Scheme
 from dask_fabric.comm.ucx import local_ucx
 from dask_fabric.config import Settings
 from dask_fabric.errors import RefusedError
+from dask_fabric.memory.device import HOST
 from dask_fabric.paths import cma
-from dask_fabric.wire.hello import Hello
+from dask_fabric.wire.hello import CHUNKS, Hello
 from dask_fabric.wire.negotiation import (
     REASON_LENGTH_LIMIT,
     UCX_SCHEME,
@@ -37,7 +38,14 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 @functools.lru_cache(maxsize=256)
-def describe(scheme: Scheme, settings: Settings, encrypted: bool, pid: int, address: str) -> Hello:
+def describe(
+    scheme: Scheme,
+    settings: Settings,
+    encrypted: bool,
+    pid: int,
+    address: str,
+    memory: tuple[str, ...] = (HOST,),
+) -> Hello:
     """Say of this process what a peer may need to know.
 
     Parameters
@@ -50,13 +58,24 @@ def describe(scheme: Scheme, settings: Settings, encrypted: bool, pid: int, addr
         This process's: a forked one must not say the same.
     address : str
         For a Unix socket; see `Hello`.
+    memory : tuple of str
+        The kinds of memory that this process works with so far.
     """
     limits = {
         "frames": settings.frame_count_limit,
         "header": settings.header_bytes_limit,
         "message": settings.message_bytes_limit,
     }
-    hello = Hello(scheme=scheme.name, pid=pid, limits=limits, address=address, boot=boot_id())
+    hello = Hello(
+        scheme=scheme.name,
+        pid=pid,
+        memory=memory,
+        # Whatever memory it has now: it may come to have a GPU's, and without it passes chunks on.
+        features=() if settings.gpu_enabled is False else (CHUNKS,),
+        limits=limits,
+        address=address,
+        boot=boot_id(),
+    )
     for add in (_add_cma, _add_ucx):
         hello = add(hello, scheme, settings, encrypted)
     return hello

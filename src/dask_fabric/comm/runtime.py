@@ -9,7 +9,7 @@ from dask_fabric import config
 from dask_fabric.comm.paths import allow_ptrace
 from dask_fabric.config import Settings
 from dask_fabric.engine import native
-from dask_fabric.memory import pool
+from dask_fabric.memory import device, pool
 
 _applied: Settings | None = None
 # RSS above which the pool keeps nothing, by the server that has the memory limit.
@@ -41,6 +41,7 @@ def settings() -> Settings:
             max_idle_bytes=current.pool_max_idle_bytes,
             idle_seconds=current.pool_idle_timeout_seconds,
         )
+        device.configure(current.gpu_enabled)
         if current.cma_enabled and current.cma_allow_ptrace:
             allow_ptrace()
         _applied = current

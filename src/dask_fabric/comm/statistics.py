@@ -12,7 +12,7 @@ from typing import Any
 
 from dask_fabric.engine import threads
 from dask_fabric.engine.figures import Figures
-from dask_fabric.memory import pool
+from dask_fabric.memory import device, pool
 from dask_fabric.paths import ucx, ucx_worker
 
 logger = logging.getLogger(__name__)
@@ -135,6 +135,7 @@ def of_process() -> dict[str, Any]:
     with _lock:
         traffic = {path: figures.as_dict() for path, figures in by_path(_closed).items()}
         closed_count = _closed_count
+    runtime = device.current()
     return {
         "comms": [comm.statistics() for comm in open_comms()],
         "closed": {"comm_count": closed_count, "traffic": traffic},
@@ -142,4 +143,5 @@ def of_process() -> dict[str, Any]:
         "pool": pool.statistics(),
         "engine": threads.statistics(),
         "ucx": ucx.statistics() if ucx_worker.is_running() else None,
+        "gpu": None if runtime is None else dict(runtime.describe()),
     }

@@ -26,6 +26,8 @@ NAME_BYTES_LIMIT = 256
 ENTRY_COUNT_LIMIT = 256
 OMITTED_IF_EMPTY = ("refused", "boot", "cma", "ucx", "address", "error")
 NESTING_LIMIT = 16
+# Features: what is used where both sides list it.
+CHUNKS = "chunks"  # frames of device memory come in chunks, see docs/wire-protocol.md
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Reading what may not be there."""
 
-from dask_fabric.cli.files import names_in, read_fields, read_int, read_text
+from dask_fabric.gpu.files import names_in, read_fields, read_int, read_text
 
 
 def test_what_cannot_be_read_is_none(tmp_path):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dask_fabric.cli.files import read_int, read_text
+from dask_fabric.gpu.files import read_int, read_text
 
 # The words of `nvidia-smi topo`, in ours; the nearest first.
 NEARNESS = (
@@ -72,6 +73,13 @@ def place_of(device: Path, root: Path = Path("/")) -> Place | None:
     )
 
 
+def place_at(address: str, root: Path = Path("/")) -> Place | None:
+    """Give the place at an address as drivers write it, such as ``00000000:17:00.0``."""
+    domain, _, rest = address.lower().partition(":")
+    # NVIDIA's driver writes eight digits of the domain, and sys four.
+    return place_of(root / "sys/bus/pci/devices" / f"{domain[-4:]}:{rest}", root)
+
+
 def nearness(one: Place | None, other: Place | None) -> str:
     """Say how near two devices are, in one of the words of `NEARNESS`."""
     if one is None or other is None:
@@ -83,6 +91,17 @@ def nearness(one: Place | None, other: Place | None) -> str:
     if one.numa_node is None or other.numa_node is None:
         return "unknown"
     return "same NUMA node" if one.numa_node == other.numa_node else "other NUMA node"
+
+
+def nearest(
+    place: Place | None, devices: Iterable[tuple[str, Place | None]]
+) -> tuple[tuple[str, ...], str]:
+    """Name the devices that are nearer to a place than all others, and how near these are."""
+    by_rank = [(NEARNESS.index(nearness(place, other)), name) for name, other in devices]
+    best = min((rank for rank, _ in by_rank), default=len(NEARNESS) - 1)
+    if NEARNESS[best] == "unknown":
+        return (), NEARNESS[best]
+    return tuple(name for rank, name in by_rank if rank == best), NEARNESS[best]
 
 
 def _link(folder: Path, which: str) -> str | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dask_fabric.cli.gpus import inspect_gpus, inspect_modules
-from dask_fabric.cli.pci import place_of
+from dask_fabric.gpu.pci import place_of
+from dask_fabric.gpu.survey import inspect_gpus, inspect_modules
 
 TABLE = """\
 0, NVIDIA H200, GPU-aaa, 00000000:17:00.0, 143771, 570.86.15

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dask_fabric.cli.pci import Place, nearness, place_of
+from dask_fabric.gpu.pci import Place, nearness, place_of
 
 ROOT, SWITCH, OTHER = "pci0000:15", "0000:15:01.0", "0000:15:02.0"
 

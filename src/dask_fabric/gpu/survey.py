@@ -1,4 +1,4 @@
-"""GPUs of this host, and the network devices nearest to them."""
+"""GPUs of this host, usable or not, and the network devices nearest to them: for a report."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import csv
 import shutil
 import subprocess
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dask_fabric.cli.files import names_in, read_fields, read_text
-from dask_fabric.cli.pci import NEARNESS, Place, nearness, place_of
+from dask_fabric.gpu.files import names_in, read_fields, read_text
+from dask_fabric.gpu.pci import Place, nearest, place_at
 
 _VENDORS = {"0x10de": "NVIDIA", "0x1002": "AMD"}
 # Display controllers, and AMD's "processing accelerators"; see pci.ids.
@@ -31,7 +31,7 @@ class Gpu:
     nearest : tuple of str
         The network devices that are nearer than all others.
     nearest_by : str
-        How near these are: one of the words of `dask_fabric.cli.pci.NEARNESS`.
+        How near these are: one of the words of `dask_fabric.gpu.pci.NEARNESS`.
     """
 
     name: str
@@ -96,7 +96,7 @@ def _of_nvidia_smi(root: Path, table: str) -> list[Gpu]:
             uuid=uuid,
             memory_bytes=int(memory) << 20 if memory.isdecimal() else None,
             driver=driver,
-            place=_place(root, bus),
+            place=place_at(bus, root),
         )
         for _, name, uuid, bus, memory, driver in (row for row in rows if len(row) == len(_QUERY))
     ]
@@ -114,7 +114,7 @@ def _of_driver(root: Path) -> list[Gpu]:
                 uuid=told.get("GPU UUID"),
                 memory_bytes=None,
                 driver=_driver_version(folder),
-                place=_place(root, name),
+                place=place_at(name, root),
             )
         )
     return found
@@ -142,22 +142,12 @@ def _of_bus(root: Path) -> list[Gpu]:
                     uuid=None,
                     memory_bytes=None,
                     driver=None if driver == "driver" else driver,
-                    place=_place(root, address),
+                    place=place_at(address, root),
                 )
             )
     return found
 
 
-def _place(root: Path, bus: str) -> Place | None:
-    domain, _, rest = bus.lower().partition(":")
-    # nvidia-smi writes eight digits of the domain, and sys four.
-    return place_of(root / "sys/bus/pci/devices" / f"{domain[-4:]}:{rest}", root)
-
-
 def _with_nearest(gpu: Gpu, devices: tuple[tuple[str, Place | None], ...]) -> Gpu:
-    by_rank = [(NEARNESS.index(nearness(gpu.place, place)), name) for name, place in devices]
-    best = min((rank for rank, _ in by_rank), default=len(NEARNESS) - 1)
-    if NEARNESS[best] == "unknown":
-        return gpu
-    names = tuple(name for rank, name in by_rank if rank == best)
-    return Gpu(**{**vars(gpu), "nearest": names, "nearest_by": NEARNESS[best]})
+    names, by = nearest(gpu.place, devices)
+    return replace(gpu, nearest=names, nearest_by=by)

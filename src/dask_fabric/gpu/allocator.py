@@ -1,0 +1,118 @@
+"""The pool of device memory of a GPU worker: CuPy's, or RMM's."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+from dask.utils import format_bytes
+
+from dask_fabric.config import ALLOCATORS, Settings
+from dask_fabric.errors import UnavailableError
+
+CUPY, RMM = ALLOCATORS
+_ALIGNMENT_BYTES = 512  # CuPy rounds to that, RMM to half
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What a worker sets aside.
+
+    Attributes
+    ----------
+    allocator : str
+        ``cupy`` or ``rmm``.
+    size : int, float or None
+        In bytes, or as a fraction of the device's memory; None sets nothing aside.
+    """
+
+    allocator: str
+    size: int | float | None
+
+    @classmethod
+    def configured(cls, settings: Settings) -> Pool:
+        """Give the pool that ``fabric.gpu`` asks for."""
+        return cls(settings.gpu_allocator, settings.gpu_pool_size)
+
+    def size_bytes(self, memory_bytes: int | None) -> int | None:
+        """Give the size on a device of so much memory."""
+        size = self.size
+        if isinstance(size, float):
+            if memory_bytes is None:
+                raise UnavailableError(
+                    f"fabric.gpu.pool is {size}, a fraction of the GPU's memory, whose size its "
+                    "driver does not tell; give the pool's size in bytes"
+                )
+            size = int(size * memory_bytes)
+        return None if size is None else size // _ALIGNMENT_BYTES * _ALIGNMENT_BYTES
+
+    def set_up(self, memory_bytes: int | None) -> None:
+        """Let CuPy take its memory from this pool, in this process; needs the CUDA context.
+
+        Without CuPy and without a size there is nothing to do.
+
+        Raises
+        ------
+        UnavailableError
+            The package is missing, or the device has not so much memory.
+        """
+        size_bytes = self.size_bytes(memory_bytes)
+        if self.allocator == RMM:
+            _set_up_rmm(size_bytes)
+        elif size_bytes or find_spec("cupy"):
+            _set_up_cupy(size_bytes)
+
+
+def usage_bytes() -> tuple[int | None, int | None]:
+    """Give what is in use of CuPy's pool, and what the pool holds; None without CuPy."""
+    cupy = sys.modules.get("cupy")
+    if cupy is None:
+        return None, None
+    pool = cupy.get_default_memory_pool()
+    return pool.used_bytes(), pool.total_bytes()
+
+
+def _set_up_cupy(size_bytes: int | None) -> None:
+    # Imported also without a size: who receives an array of the GPU must know of CuPy by then.
+    cupy = _import("cupy", "pip install cupy-cuda13x, or cupy-cuda12x")
+    if size_bytes:
+        with _explained(size_bytes):
+            # Given back to the pool at once, which keeps it.
+            cupy.get_default_memory_pool().malloc(size_bytes)
+
+
+def _set_up_rmm(size_bytes: int | None) -> None:
+    rmm = _import("rmm", "pip install rmm-cu13, or rmm-cu12; or set fabric.gpu.allocator: cupy")
+    if size_bytes:
+        with _explained(size_bytes):
+            rmm.reinitialize(pool_allocator=True, initial_pool_size=size_bytes)
+    if find_spec("cupy"):
+        import cupy
+        from rmm.allocators.cupy import rmm_cupy_allocator
+
+        cupy.cuda.set_allocator(rmm_cupy_allocator)
+
+
+@contextlib.contextmanager
+def _explained(size_bytes: int) -> Iterator[None]:
+    try:
+        yield
+    except MemoryError as exc:  # of CuPy and of RMM
+        raise UnavailableError(
+            f"the GPU has not {format_bytes(size_bytes)} left for the pool of this worker: lower "
+            f"fabric.gpu.pool ({exc})"
+        ) from exc
+
+
+def _import(name: str, remedy: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as exc:
+        raise UnavailableError(
+            f"fabric.gpu asks for a pool of {name}, which cannot be imported ({exc}): {remedy}"
+        ) from exc

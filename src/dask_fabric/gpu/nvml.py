@@ -1,0 +1,163 @@
+"""The NVIDIA GPUs that a process may use, as their driver tells through nvidia-ml-py."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dask_fabric.errors import UnavailableError
+
+_CPU_WORDS = 64  # of 64 bits: the driver fills what it is given room for, and Linux stops at 8192
+_CPUS_PER_WORD = 64
+
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU, or an instance of one that is divided (MIG); what is None is unknown.
+
+    Attributes
+    ----------
+    visible_name : str
+        What ``CUDA_VISIBLE_DEVICES`` calls it: an index or a UUID.
+    uuid : str
+        In full, such as ``GPU-9baca7f5-...`` or ``MIG-41b3359c-...``.
+    address : str or None
+        On the PCI bus, as the driver writes it.
+    cores : tuple of int
+        The CPUs that are nearest to it; none where the driver does not tell.
+    """
+
+    visible_name: str
+    uuid: str
+    model: str
+    memory_bytes: int | None
+    address: str | None
+    cores: tuple[int, ...] = ()
+
+
+class NoDriverError(UnavailableError):
+    """Nobody here knows of GPUs: nvidia-ml-py is not installed, or finds no driver."""
+
+
+def list_devices(names: Sequence[str] | None = None) -> tuple[Device, ...]:
+    """List the devices that are named, or all: of a GPU that is divided, its instances.
+
+    Parameters
+    ----------
+    names : sequence of str, optional
+        Indices, in the order of the PCI bus as ``nvidia-smi`` counts, or UUIDs.
+
+    Raises
+    ------
+    NoDriverError
+        The driver cannot be asked.
+    UnavailableError
+        There is no such device.
+    """
+    with _driver() as nvml:
+        gpus = list(_gpus(nvml))
+    if names is None:
+        return tuple(device for gpu, parts in gpus for device in _usable(gpu, parts))
+    return tuple(_find(name, gpus) for name in names)
+
+
+def own_memory_bytes(uuid: str) -> int | None:
+    """Give the memory of a device that this process holds, or None where nobody knows.
+
+    In a container the driver may call processes by other numbers.
+    """
+    with contextlib.suppress(UnavailableError), _driver() as nvml:
+        handle = nvml.nvmlDeviceGetHandleByUUID(uuid.encode())
+        for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle):
+            if process.pid == os.getpid():
+                return process.usedGpuMemory
+    return None
+
+
+@contextlib.contextmanager
+def _driver() -> Iterator[Any]:
+    """Lend the module, and let its errors out as one of ours."""
+    try:
+        import pynvml
+    except ImportError as exc:
+        raise NoDriverError("nvidia-ml-py is not installed") from exc
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as exc:
+        raise NoDriverError(f"NVIDIA's driver cannot be asked: {exc}") from exc
+    try:
+        yield pynvml
+    except pynvml.NVMLError as exc:
+        raise UnavailableError(f"NVIDIA's driver does not tell of a GPU: {exc}") from exc
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _gpus(nvml: Any) -> Iterator[tuple[Device, list[Device] | None]]:
+    """Yield every GPU with its instances; with None where it is not divided."""
+    for index in range(nvml.nvmlDeviceGetCount()):
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        gpu = _device(nvml, handle, handle, str(index))
+        mode = _optional(nvml, lambda: nvml.nvmlDeviceGetMigMode(handle)[0])  # noqa: B023
+        yield gpu, list(_instances(nvml, handle)) if mode else None
+
+
+def _instances(nvml: Any, gpu: Any) -> Iterator[Device]:
+    for index in range(nvml.nvmlDeviceGetMaxMigDeviceCount(gpu)):
+        try:
+            handle = nvml.nvmlDeviceGetMigDeviceHandleByIndex(gpu, index)
+        except nvml.NVMLError:
+            continue  # that place is free
+        yield _device(nvml, handle, gpu, _text(nvml.nvmlDeviceGetUUID(handle)))
+
+
+def _device(nvml: Any, handle: Any, gpu: Any, name: str) -> Device:
+    """Describe a device; what its GPU alone has is asked of that."""
+    return Device(
+        visible_name=name,
+        uuid=_text(nvml.nvmlDeviceGetUUID(handle)),
+        model=_text(nvml.nvmlDeviceGetName(handle)),
+        memory_bytes=_optional(nvml, lambda: nvml.nvmlDeviceGetMemoryInfo(handle).total),
+        address=_optional(nvml, lambda: _text(nvml.nvmlDeviceGetPciInfo(gpu).busId)),
+        cores=_optional(nvml, lambda: _cpus(nvml.nvmlDeviceGetCpuAffinity(gpu, _CPU_WORDS))) or (),
+    )
+
+
+def _usable(gpu: Device, instances: list[Device] | None) -> list[Device]:
+    return [gpu] if instances is None else instances
+
+
+def _find(name: str, gpus: Sequence[tuple[Device, list[Device] | None]]) -> Device:
+    everything = [device for gpu, parts in gpus for device in (gpu, *(parts or ()))]
+    if name.isdecimal():
+        found = [gpu for gpu, _ in gpus if gpu.visible_name == str(int(name))]
+    else:
+        found = [device for device in everything if device.uuid.startswith(name)]
+    if len(found) != 1:
+        known = ", ".join(f"{device.visible_name} ({device.uuid})" for device in everything)
+        raise UnavailableError(
+            f"CUDA_VISIBLE_DEVICES names {name}, which is {'several GPUs' if found else 'no GPU'} "
+            f"of this host; it has {known or 'none'}"
+        )
+    (device,) = found
+    return Device(**{**vars(device), "visible_name": name})
+
+
+def _cpus(words: Sequence[int]) -> tuple[int, ...]:
+    """Give the numbers of the CPUs whose bits are set."""
+    bits = sum(word << (_CPUS_PER_WORD * place) for place, word in enumerate(words))
+    return tuple(cpu for cpu in range(bits.bit_length()) if bits >> cpu & 1)
+
+
+def _optional(nvml: Any, ask: Callable[[], Any]) -> Any:
+    try:
+        return ask()
+    except nvml.NVMLError:  # most of all NVMLError_NotSupported
+        return None
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value

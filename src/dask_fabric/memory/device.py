@@ -1,0 +1,200 @@
+"""Memory of GPUs: the small interface that dask-fabric has to it, and which one is in use.
+
+There is no CUDA in here. `dask_fabric.memory.cuda` implements the interface, and is imported only
+once this process works with device memory anyway.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from dask_fabric.errors import UnavailableError
+
+logger = logging.getLogger(__name__)
+
+HOST = "host"
+CUDA = "cuda"
+# A process that has imported none of these has no device memory to send.
+_HOLDERS = frozenset({"cupy", "rmm", "torch", "numba.cuda"})
+_ONLY_HOST = (memoryview, bytes, bytearray)
+
+
+class Span(NamedTuple):
+    """Contiguous memory of a device: its address, its size, and the device's number."""
+
+    address: int
+    nbytes: int
+    device: int
+
+
+class StagedFrame(np.ndarray):
+    """A frame that belongs on a device, in host memory for now: one-dimensional, of bytes.
+
+    What is sent on as it came keeps its kind, for whoever receives it may have a device.
+    """
+
+    @classmethod
+    def over(cls, memory: Any) -> StagedFrame:
+        """Make one over a buffer, which it keeps alive."""
+        return np.frombuffer(memory, np.uint8).view(cls)
+
+
+class Copy(Protocol):
+    """A copy under way."""
+
+    def wait(self) -> None:
+        """Block, without the GIL, until it is done; raise if it failed. May be called again."""
+
+
+class Runtime(Protocol):
+    """What is asked of CUDA. Every method may be called in any thread."""
+
+    def span_of(self, frame: Any) -> Span | None:
+        """Give the memory of a frame; None unless it is contiguous memory of a device.
+
+        Never blocks, and costs little for what lives in host memory.
+        """
+
+    def allocate(self, nbytes: int) -> Any:
+        """Hand out a frame of device memory, by the allocator that this process uses.
+
+        It is one-dimensional, of bytes, and lies on the current device. What its earlier owner
+        enqueued may still be under way: `await_producers` of it before anybody writes there.
+
+        Raises
+        ------
+        MemoryError
+            The device does not have that much; the message names the size.
+        """
+
+    def await_producers(self, frames: Iterable[Any]) -> None:
+        """Block, without the GIL, until what was enqueued on the memory of *frames* is done.
+
+        On whichever stream that was. Takes as long as the device needs: not for an event loop.
+        """
+
+    def copy_to_host(self, span: Span, offset: int, host_memory: Any) -> Copy:
+        """Begin to fill *host_memory* (a writeable buffer) from *offset* of device memory on.
+
+        The caller keeps both alive until the copy is done.
+        """
+
+    def copy_to_device(self, host_memory: Any, span: Span, offset: int) -> Copy:
+        """Begin to write *host_memory* (a buffer) to device memory from *offset* on.
+
+        The caller keeps both alive until the copy is done.
+        """
+
+    def pin(self, address: int, nbytes: int) -> None:
+        """Pin host memory, so that copies to and from it need no other on the way.
+
+        Raises
+        ------
+        MemoryError
+            The system does not let it be pinned.
+        """
+
+    def unpin(self, address: int) -> None:
+        """Undo `pin`."""
+
+    def describe(self) -> Mapping[str, Any]:
+        """Say, for people, what this is: names, versions and figures."""
+
+
+# Found or installed; None also while nothing has been looked for.
+_runtime: Runtime | None = None
+# Whether `_runtime` is the answer for good, or importing a holder may still change it.
+_is_settled = False
+_enabled: bool | None = None
+_lock = threading.RLock()
+
+
+def current() -> Runtime | None:
+    """Give the runtime of this process; None if it works with no device memory (as yet)."""
+    if _is_settled:
+        return _runtime
+    if not _enabled and sys.modules.keys().isdisjoint(_HOLDERS):
+        return None
+    with _lock:
+        return _runtime if _is_settled else _look()
+
+
+def kinds() -> tuple[str, ...]:
+    """Name the kinds of memory that frames of this process live in."""
+    return (HOST,) if current() is None else (HOST, CUDA)
+
+
+def span_of(frame: Any) -> Span | None:
+    """Give the device memory of a frame; None for what lives in host memory."""
+    if isinstance(frame, _ONLY_HOST):
+        return None
+    runtime = current()
+    return None if runtime is None else runtime.span_of(frame)
+
+
+def belongs_on_device(frame: Any) -> bool:
+    """Whether a frame is memory of a device, or is to become that."""
+    if isinstance(frame, _ONLY_HOST):
+        return False
+    return isinstance(frame, StagedFrame) or span_of(frame) is not None
+
+
+def install(runtime: Runtime | None) -> None:
+    """Use this runtime from now on; None for none."""
+    _settle(runtime, True)
+
+
+def configure(enabled: bool | None) -> None:
+    """Decide whether device memory is used.
+
+    Parameters
+    ----------
+    enabled : bool or None
+        None: once this process has imported a library for it. True: from the start.
+    """
+    global _enabled
+    with _lock:
+        if enabled is not _enabled:
+            _enabled = enabled
+            _settle(None, enabled is False)
+
+
+def _look() -> Runtime | None:
+    from dask_fabric.memory import cuda
+
+    try:
+        runtime = cuda.open_runtime(insist=bool(_enabled))
+    except Exception as error:  # whatever a broken installation raises
+        log = logger.warning if _enabled else logger.info
+        is_odd = not isinstance(error, UnavailableError)
+        log("No memory of GPUs in this process: %s", error, exc_info=is_odd)
+        install(None)
+        return None
+    if runtime is not None:
+        install(runtime)
+    return runtime
+
+
+def _settle(runtime: Runtime | None, is_settled: bool) -> None:
+    global _runtime, _is_settled
+    with _lock:
+        _is_settled = False  # first, for `current` reads without the lock
+        _runtime = runtime
+        _is_settled = is_settled
+
+
+def _after_fork_in_child() -> None:
+    global _lock
+    _lock = threading.RLock()
+    if _runtime is not None:  # CUDA does not survive a fork
+        install(None)
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
