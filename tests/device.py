@@ -7,13 +7,18 @@ happen only when they are waited for: a wait that is missing leaves wrong bytes.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 import threading
+from dataclasses import replace
+from unittest import mock
 
+import dask
 import numpy as np
 from distributed.protocol.cuda import cuda_deserialize, cuda_serialize
 
+from dask_fabric.comm import paths
 from dask_fabric.memory.device import Span, current
 
 GARBAGE = 0xDB
@@ -110,6 +115,8 @@ class StandIn:
         Pinned host memory: bytes by address.
     """
 
+    ucx_kind = 0  # host memory: UCX itself moves it here
+
     def __init__(self) -> None:
         self.capacity_bytes: int | None = None
         self.allocation_count = 0
@@ -204,6 +211,9 @@ class StandIn:
     def unpin(self, address: int) -> None:
         del self.pinned[address]
 
+    def context_setter(self) -> tuple[int, int]:
+        return 0, 0
+
     def describe(self) -> dict:
         return {"stand-in": True}
 
@@ -224,3 +234,23 @@ def deserialize_array(header, frames):
     (frame,) = frames
     assert isinstance(frame, Array), f"a {type(frame).__name__} is no memory of the device"
     return Array(frame.memory, header["shape"], header["typestr"], header["strides"], frame.offset)
+
+
+@contextlib.contextmanager
+def direct_path():
+    """Have UCX say that it moves the memory of devices, as it does that of the stand-in."""
+    real = paths.local_ucx
+
+    def told(settings, insists):
+        local, reason = real(settings, insists)
+        return local and replace(local, transports=(*local.transports, "cuda_copy")), reason
+
+    with (
+        mock.patch.object(paths, "local_ucx", told),
+        dask.config.set({"fabric.ucx.enabled": True}),
+    ):
+        paths.describe.cache_clear()
+        try:
+            yield
+        finally:
+            paths.describe.cache_clear()

@@ -23,7 +23,6 @@ MEETS_DISTRIBUTED = {"comm", "gpu", "monitor", "cli"}
 FROM = r"from\s+(?P<module>[\w.]+)\s+c?import\s+(?P<names>[^#\n]+)"
 COLUMNS_LIMIT = 100
 LINES_LIMIT = 400
-LONGER_FOR_NOW = {"cython/dask_fabric/engine/channel.pyx"}  # is to be split
 MEASURED = sorted(
     str(path.relative_to(CYTHON.parent))
     for folder in (CYTHON, CYTHON.parent / "src")
@@ -124,7 +123,7 @@ def excesses(name: str, source: str) -> list[str]:
         for number, line in enumerate(lines, 1)
         if len(line) > COLUMNS_LIMIT
     ]
-    if len(lines) > LINES_LIMIT and name not in LONGER_FOR_NOW:
+    if len(lines) > LINES_LIMIT:
         found.append(f"{name} has {len(lines)} lines")
     return found
 
@@ -138,4 +137,3 @@ def test_what_is_too_long_is_seen():
     assert excesses("a.pyx", "x" * 100 + "\n" * 400) == []
     assert excesses("a.pyx", "\n" + "é" * 101) == ["a.pyx:2 has 101 columns"]
     assert excesses("a.py", "\n" * 401) == ["a.py has 401 lines"]
-    assert LONGER_FOR_NOW.issubset(MEASURED)

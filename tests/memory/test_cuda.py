@@ -266,3 +266,29 @@ def test_rmm_allocates_where_it_is_configured(cupy, monkeypatch, resource, alloc
     runtime = cuda.open_runtime()
     assert type(runtime.allocate(10)) is expected
     assert runtime.describe()["allocator"] == ("rmm" if expected is DeviceBuffer else "cupy")
+
+
+@pytest.mark.parametrize("failing", ["", "cuDeviceGet", "cuDevicePrimaryCtxRetain"])
+def test_a_thread_without_python_is_bound_by_the_driver(cupy, monkeypatch, failing):
+    class Function:
+        def __init__(self, name, value):
+            self.name, self.value = name, value
+
+        def __call__(self, target, _):
+            target._obj.value = self.value
+            return 999 if self.name == failing else 0
+
+    driver = types.SimpleNamespace(
+        cuDeviceGet=Function("cuDeviceGet", 5),
+        cuDevicePrimaryCtxRetain=Function("cuDevicePrimaryCtxRetain", 0xC0DE),
+        cuCtxSetCurrent=ctypes.CDLL(None).abs,
+    )
+    monkeypatch.setattr(cuda.ctypes, "CDLL", {"libcuda.so.1": driver}.__getitem__)
+    runtime = cuda.open_runtime()
+    if failing:
+        with pytest.raises(UnavailableError, match=f"{failing} of the CUDA driver fails with 999"):
+            runtime.context_setter()
+        return
+    function, context = runtime.context_setter()
+    assert context == 0xC0DE
+    assert ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int)(function)(-3) == 3

@@ -1,4 +1,4 @@
-"""The page of the dashboard, in a real browser."""
+"""The page of the dashboard: what it shows, and in a real browser."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ import numpy as np
 import pytest
 from distributed import Client, LocalCluster, Scheduler
 
+from dask_fabric.monitor.matrix import gather
+from dask_fabric.wire.records import PATH_NAMES
+
 pytest.importorskip("bokeh", reason="needs bokeh")
+
+from dask_fabric.monitor import page as fabric_page
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Port .* is already in use:UserWarning"),
@@ -20,6 +25,7 @@ pytestmark = [
 ]
 
 DATA_COUNT = 1_000_000
+SIZES = {"stream": 1 << 10, "cma": 2 << 20, "ucx": 3 << 20}
 PRELOAD = {"distributed.scheduler.preload": ["dask_fabric.dashboard"]}
 
 
@@ -70,6 +76,18 @@ def test_the_page_in_a_browser(cluster, tmp_path):
         page.screenshot(path=str(tmp_path / "page.png"))
         browser.close()
     assert errors == []
+
+
+def test_every_path_has_a_color():
+    assert set(fabric_page._COLORS) == set(PATH_NAMES.values())
+
+
+def test_a_pair_shows_what_went_by_each_path():
+    rows = [("fabric://h:2", path, size, 0, 0, 0, 0, 0, 0, 0) for path, size in SIZES.items()]
+    report = gather([("a", "fabric://h:1", {"peers": rows}), ("b", "fabric://h:2", None)])
+    data = fabric_page._cells(report)
+    assert data["path"] == ["ucx"]
+    assert data["sizes"] == ["3.00 MiB by ucx, 2.00 MiB by cma, 1.00 kiB by stream"]
 
 
 async def test_a_scheduler_without_a_dashboard_starts(caplog):

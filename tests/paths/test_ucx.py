@@ -385,3 +385,25 @@ def test_no_ucx(new_peer):
     with pytest.raises(AssertionError, match="UnavailableError: UCX cannot be loaded: /no/libucm"):
         peer("start(\"Library('/no/libucp.so.0', 'x', (1, 22, 0))\")")
     assert peer("ucx.statistics()['endpoint_count']") == 0
+
+
+def test_threads_are_bound_to_the_device_before_ucx_works_there(new_peer):
+    early, late = new_peer(), new_peer()
+    early("bind()")
+    early.address = early.start()
+    early.until("bound_count() == 2")  # who starts UCX, and the thread
+    late.address = late.start()
+    late("bind()")
+    late.until("bound_count() == 1")
+    join(early, late, 1, 2)
+    operation = late("post(2, 100_000)")
+    early("offer(1, 100_000)")
+    assert late(f"received(2, {operation}, 100_000)")
+    assert (early("bound_count()"), late("bound_count()")) == (2, 1)  # for host memory nobody is
+
+
+def test_ucx_does_not_start_without_the_device(new_peer):
+    peer = new_peer()
+    peer("bind_in_vain()")
+    with pytest.raises(AssertionError, match="the context of the device"):
+        peer.start()

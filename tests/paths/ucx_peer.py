@@ -6,6 +6,7 @@ UCX lives once in a process and prints on its standard output, so no test runs i
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import sys
@@ -24,6 +25,26 @@ buffers: dict[tuple[int, int], np.ndarray] = {}
 def start(library: str, options=()) -> bytes:
     ucx.start(eval(library, {"Library": Library}), options)
     return ucx.address()
+
+
+libc = ctypes.CDLL(None)
+semaphore = ctypes.create_string_buffer(64)
+
+
+def bind() -> None:
+    """Have UCX count, in a semaphore, the threads that are to be bound to a device."""
+    function = ctypes.cast(libc.sem_post, ctypes.c_void_p).value
+    ucx_worker.bind(function, ctypes.addressof(semaphore))
+
+
+def bound_count() -> int:
+    value = ctypes.c_int()
+    libc.sem_getvalue(semaphore, ctypes.byref(value))
+    return value.value
+
+
+def bind_in_vain() -> None:
+    ucx_worker.bind(ctypes.cast(libc.abs, ctypes.c_void_p).value, 7)  # which gives 7
 
 
 def connect(address: bytes, own_token: int, peer_token: int) -> None:

@@ -18,7 +18,8 @@ from dask_fabric.wire.records import close_record, error_record, paths_record
 PREFIX = struct.Struct("<BBHIQQ")
 ENTRY = struct.Struct("<QBBHI")
 MESSAGE, ACKNOWLEDGE, ERROR, CLOSE, REQUEST, FRAMES, PATHS = range(1, 8)
-CMA = 1
+CMA, UCX = 1, 2
+HOST_MEMORY, CUDA_MEMORY = 0, 1
 
 
 def record(sequence, header, frames):
@@ -27,8 +28,8 @@ def record(sequence, header, frames):
     return prefix + table + header + b"".join(frames)
 
 
-def assembler(header=1 << 24, message=1 << 28, frames=10_000, paths=0):
-    return Assembler(header, message, frames, paths)
+def assembler(header=1 << 24, message=1 << 28, frames=10_000, paths=0, **devices):
+    return Assembler(header, message, frames, paths, **devices)
 
 
 def as_bytes(messages):
@@ -259,3 +260,107 @@ def test_an_offer_counts_towards_the_limit():
     data = offer(0, b"h", [65_536, 100_000])
     with pytest.raises(LimitError, match=r"fabric\.limits\.message "):
         assembler(message=165_000, paths=1 << CMA).receive_data(data)
+
+
+# ---------------------------------------------------------------- frames of devices
+
+
+class OnDevice:
+    """A frame that no host code can read."""
+
+    def __init__(self, nbytes):
+        self.nbytes = nbytes
+
+
+class Devices:
+    capacity_bytes = 1 << 30
+
+    def allocate(self, nbytes):
+        if nbytes > self.capacity_bytes:
+            raise MemoryError(nbytes)
+        return OnDevice(nbytes)
+
+    def span_of(self, frame):
+        return (0xDEAD0000 if frame.nbytes else 0, frame.nbytes, 0)
+
+    def stage(self, memory):
+        return ("staged", memory)
+
+
+def device_assembler(paths=0, **limits):
+    return assembler(paths=paths, device_paths=1 << UCX, devices=Devices(), **limits)
+
+
+def message_of(entries, header=b"h", descriptors=b"", inline=b""):
+    prefix = PREFIX.pack(MESSAGE, 0, 0, len(entries), len(header), 0)
+    return prefix + b"".join(entries) + descriptors + header + inline
+
+
+def on_device(nbytes):
+    return ENTRY.pack(nbytes, UCX, CUDA_MEMORY, 0, 0)
+
+
+EMPTY_ON_DEVICE = ENTRY.pack(0, 0, CUDA_MEMORY, 0, 0)
+
+
+@pytest.mark.parametrize("size", [7, 1 << 20])
+@pytest.mark.parametrize("inline_bytes", [3, 200_000])
+def test_frames_of_devices_have_memory_there(size, inline_bytes):
+    entries = [
+        on_device(1), ENTRY.pack(inline_bytes, 0, 0, 0, 0), EMPTY_ON_DEVICE, on_device(1 << 20),
+        ENTRY.pack(65_536, CMA, 0, 0, 8),
+    ]  # fmt: skip
+    inline = b"i" * inline_bytes
+    data = message_of(entries, descriptors=struct.pack("<Q", 4096), inline=inline)
+    target = device_assembler(paths=1 << CMA)
+    ((header, frames),) = feed(target, data, size)
+    kinds = [type(frame) for frame in frames]
+    assert kinds == [OnDevice, memoryview, OnDevice, OnDevice, memoryview]
+    assert [frame.nbytes for frame in frames] == [1, inline_bytes, 0, 1 << 20, 65_536]
+    assert bytes(header) == b"h" and bytes(frames[1]) == inline
+
+
+def test_many_small_frames_of_devices():
+    data = message_of([on_device(1)] * 5000, header=b"h" * 70_000)
+    ((_, frames),) = feed(device_assembler(), data, 10_000)
+    assert len(frames) == 5000 and {type(frame) for frame in frames} == {OnDevice}
+
+
+def test_a_full_device_leaves_host_memory():
+    devices = Devices()
+    devices.capacity_bytes = 99
+    target = assembler(device_paths=1 << UCX, devices=devices)
+    ((_, ((kind, memory),)),) = target.receive_data(message_of([on_device(100)]))
+    assert kind == "staged" and memory.nbytes == 100 and not memory.readonly
+
+
+@pytest.mark.parametrize(
+    ("entry", "text"),
+    [
+        (ENTRY.pack(65_536, UCX, HOST_MEMORY, 0, 0), "not negotiated"),  # ucx is for devices only
+        (ENTRY.pack(65_536, CMA, CUDA_MEMORY, 0, 8), "not negotiated"),  # and cma is not
+        (ENTRY.pack(65_536, UCX, 2, 0, 0), "not negotiated"),
+        (ENTRY.pack(65_536, UCX, CUDA_MEMORY, 1, 0), "not negotiated"),
+        (ENTRY.pack(65_536, 3, CUDA_MEMORY, 0, 0), "not negotiated"),
+        (ENTRY.pack(65_536, 255, CUDA_MEMORY, 0, 0), "not negotiated"),
+        (ENTRY.pack(65_536, 0, CUDA_MEMORY, 0, 0), "not negotiated"),  # inline, and not empty
+        (ENTRY.pack(0, UCX, CUDA_MEMORY, 0, 0), "not negotiated"),
+        (ENTRY.pack(0, 0, CUDA_MEMORY, 0, 8), "descriptor of 8 bytes"),
+        (ENTRY.pack(65_536, UCX, CUDA_MEMORY, 0, 8), "descriptor of 8 bytes"),
+    ],
+)
+def test_a_frame_of_a_device_comes_as_was_negotiated(entry, text):
+    with pytest.raises(ProtocolError, match=text):
+        device_assembler(paths=1 << CMA).receive_data(message_of([entry]))
+
+
+@pytest.mark.parametrize("entry", [on_device(65_536), on_device(1), EMPTY_ON_DEVICE])
+@pytest.mark.parametrize("paths", [0, 1 << CMA | 1 << UCX])
+def test_who_has_no_device_takes_no_frame_of_one(entry, paths):
+    with pytest.raises(ProtocolError, match="not negotiated"):
+        assembler(paths=paths).receive_data(message_of([entry]))
+
+
+def test_frames_of_devices_count_towards_the_limit():
+    with pytest.raises(LimitError, match=r"fabric\.limits\.message "):
+        device_assembler(message=99_999).receive_data(message_of([on_device(50_000)] * 2))

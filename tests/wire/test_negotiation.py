@@ -82,6 +82,74 @@ TABLE = {
 }  # fmt: skip
 
 
+GPU_TRANSPORTS = ("posix", "tcp", "rc_mlx5", "cuda_copy", "cuda_ipc")
+GPU = replace(BOTH, memory=("host", "cuda"), ucx={**UCX, "transports": GPU_TRANSPORTS})
+GPU_ELSEWHERE = replace(GPU, boot="two")
+
+DEVICE_TABLE = {
+    "one host": (GPU, GPU, {}, ("cma", "ucx"), {"ucx": "cma is better", "cma (cuda)": None}),
+    "two hosts": (GPU, GPU_ELSEWHERE, {}, ("ucx", "ucx"), {"stream (cuda)": "ucx is better"}),
+    "only one has a device": (GPU, BOTH, {}, ("cma", None), {"ucx": "cma is better"}),
+    "no cuda in ucx": (
+        with_ucx(GPU, transports=TRANSPORTS), GPU, {}, ("cma", "stream"),
+        {"ucx (cuda)": "UCX has neither cuda_ipc nor cuda_copy in common between the two"},
+    ),
+    "ipc without shared memory": (
+        with_ucx(GPU, transports=("tcp", "cuda_ipc")), GPU, {}, ("cma", "ucx"),
+        {"ucx": "UCX has no shared memory in common between the two, and the stream is as good "
+                "as its TCP"},
+    ),
+    "copies over tcp": (
+        with_ucx(GPU, transports=("tcp", "cuda_copy")), GPU, {}, ("cma", "stream"),
+        {"ucx (cuda)": "UCX has no shared memory in common between the two, and the stream is as "
+                       "good as its TCP"},
+    ),
+    "no rdma between hosts": (
+        with_ucx(GPU, transports=("posix", "cuda_ipc")), GPU_ELSEWHERE, {}, ("stream", "stream"),
+        {"ucx (cuda)": "UCX has no RDMA in common between the two, and the stream is as good as "
+                       "its TCP"},
+    ),
+    "ucx that is insisted on": (
+        replace(with_ucx(off(GPU, "cma", "no"), transports=("tcp", "cuda_copy")),
+                scheme="fabric+ucx"),
+        GPU, {}, ("ucx", "ucx"), {"cma": "client: no"},
+    ),
+    "ucx is off": (
+        off(GPU, "ucx", "off"), GPU, {}, ("cma", "stream"),
+        {"ucx": "client: off", "ucx (cuda)": "client: off"},
+    ),
+    "the client cannot": (
+        GPU, GPU, {"ucx": "no"}, ("cma", "stream"), {"ucx (cuda)": "client: no"},
+    ),
+    "cma fails": (GPU, GPU, {"cma": "EPERM"}, ("ucx", "ucx"), {"cma": "client: EPERM"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("row", DEVICE_TABLE)
+def test_the_table_of_devices(row):
+    client, server, found, expected, refused = DEVICE_TABLE[row]
+    choice = choose(client, told(server), found)
+    assert choice == choose(told(client), server, found)
+    assert (choice.paths["host"], choice.paths.get("cuda")) == expected
+    assert {name: choice.refused.get(name) for name in refused} == refused
+
+
+def test_a_path_that_only_devices_can_take_is_tried():
+    client = with_ucx(GPU, transports=("tcp", "cuda_ipc"))
+    assert objection("ucx", client, GPU, {}) and not objection("ucx", client, GPU, {}, "cuda")
+    assert set(candidates(client, GPU)) == {"cma", "ucx"}
+    assert candidates(client, replace(GPU, memory=("host",))) == ["cma"]
+
+
+def test_what_is_left_without_a_path():
+    choice = choose(GPU, GPU_ELSEWHERE, {}).without("ucx", "broken")
+    assert choice.paths == {"host": "stream", "cuda": "stream"}
+    assert choice.refused["ucx"] == choice.refused["ucx (cuda)"] == "broken"
+    choice = choose(GPU, GPU, {}).without("ucx", "broken")
+    assert choice.paths == {"host": "cma", "cuda": "stream"}
+    assert (choice.refused["ucx"], choice.refused["ucx (cuda)"]) == ("cma is better", "broken")
+
+
 def told(hello):
     """The hello as the other side reads it."""
     return Hello.decode(hello.encode()[PREAMBLE.size :])
@@ -128,9 +196,12 @@ hellos = st.builds(
     scheme=st.sampled_from(["fabric", "fabric+tcp", "fabric+ucx"]),
     paths=st.lists(st.sampled_from(["stream", "cma", "ucx", "other"]), max_size=4).map(tuple),
     refused=reasons,
+    memory=st.sampled_from([("host",), ("host", "cuda"), ("cuda",), ()]),
     boot=st.sampled_from(["", "one", "two"]),
     cma=st.sampled_from([{}, CMA.cma]),
-    ucx=st.sampled_from([{}, UCX, {**UCX, "version": "2"}, {**UCX, "transports": ("tcp",)}]),
+    ucx=st.sampled_from(
+        [{}, UCX, {**UCX, "version": "2"}, {**UCX, "transports": ("tcp",)}, GPU.ucx]
+    ),
 )
 
 
@@ -143,8 +214,15 @@ def test_whatever_is_said_both_sides_choose_the_same_and_know_why(client, server
     assert path in ("cma", "ucx", "stream")
     assert set(mine.refused) | {path} >= {"cma", "ucx"}
     assert path not in mine.refused and all(mine.refused.values())
-    if path != "stream":
-        assert path in client.paths and path in server.paths and path not in found
+    assert ("cuda" in mine.paths) == ("cuda" in client.memory and "cuda" in server.memory)
+    if "cuda" in mine.paths:
+        assert {"ucx (cuda)", "stream (cuda)"} - mine.refused.keys() == {
+            f"{mine.paths['cuda']} (cuda)"
+        }
+    for path in mine.paths.values():
+        if path != "stream":
+            assert path in client.paths and path in server.paths and path not in found
+            assert path in candidates(client, server)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ cdef class Channel(Sender):
     cdef object negotiator              # until both sides have agreed on the paths
     cdef public object choice           # what they agreed on
 
-    cdef Figures _offers_figures(self)
+    cdef Figures _stream_figures(self)
+    cdef Figures _figures_beside(self)
     cdef _finish_opening(self)
     cdef _let_end_follow(self)
     cdef _end_sending(self)

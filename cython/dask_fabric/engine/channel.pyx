@@ -18,7 +18,9 @@ from dask_fabric.paths.ucx cimport open_endpoint
 from dask_fabric.wire.records cimport ACKNOWLEDGE, CMA, OFFER_BYTES, REQUEST, STREAM, UCX
 
 from dask_fabric.errors import ProtocolError
-from dask_fabric.wire.records import PATH_NAMES, close_record, error_record, paths_record
+from dask_fabric.wire.records import (
+    PATH_NAMES, close_record, error_record, paths_record, violation,
+)
 
 
 @cython.auto_pickle(False)
@@ -174,10 +176,14 @@ cdef class Channel(Sender):
             The process that was found to be the peer.
         """
         self.peer_pid = peer_pid
-        self.path = self.chosen_path = CMA
+        self.path = CMA
+        self.figures_of(CMA)
         self.assembler.paths |= 1 << CMA
 
-    def use_ucx(self, own_token, peer_token, bytes address, int peer_pid=0):
+    def use_ucx(
+        self, own_token, peer_token, bytes address, int peer_pid=0, bint for_host=True,
+        devices=None
+    ):
         """Let large frames travel by UCX, in both directions.
 
         Parameters
@@ -188,6 +194,10 @@ cdef class Channel(Sender):
             Of the peer's worker.
         peer_pid : int
             The peer's process, where the kernel tells.
+        for_host : bool
+            Whether frames of host memory do.
+        devices : dask_fabric.comm.direct.Devices, optional
+            For frames of device memory, if they do.
 
         Returns
         -------
@@ -196,13 +206,32 @@ cdef class Channel(Sender):
         """
         cdef const char *data = address
         cdef bint taken = open_endpoint(data, len(address), own_token, peer_token)
-        self.assembler.paths |= 1 << UCX
+        if for_host:
+            self.assembler.paths |= 1 << UCX
+        if devices is not None:
+            self.devices = devices
+            self.device_kind = devices.ucx_kind
+            self.assembler.take_devices(1 << UCX, devices)
         if taken:
             self.ucx_token = own_token
             self.ucx_pid = peer_pid
-            self.path = self.chosen_path = UCX
-            self.offer_bytes = OFFER_BYTES
+            self.figures_of(UCX)
+            if for_host:
+                self.path = UCX
+                self.offer_bytes = OFFER_BYTES
+            if devices is not None:
+                self.queue.take_devices(UCX, devices.span_of)
         return taken
+
+    @property
+    def sends_devices(self):
+        """Whether `send` takes frames of device memory now; else they are to be brought to host."""
+        return self.queue.device_path != STREAM
+
+    @property
+    def receives_devices(self):
+        """Whether the peer may offer frames of device memory; some may come to host memory yet."""
+        return self.devices is not None
 
     def tell_paths(self, content):
         """Complete the negotiation, as the client: with the next message, or soon."""
@@ -217,8 +246,7 @@ cdef class Channel(Sender):
         else:
             negotiator, self.negotiator = self.negotiator, None
             if negotiator is None or not self.handshake.server_side:
-                text = "protocol violation: paths that nobody asked for"
-                raise ProtocolError(text, error_record(text))
+                raise violation("paths that nobody asked for")
             try:
                 negotiator.complete_as_server(self, control.content)
             except ProtocolError as error:
@@ -277,30 +305,34 @@ cdef class Channel(Sender):
             Counts of messages, bytes and engine jobs by direction; ``pending_bytes`` the kernel has
             not taken and ``unacknowledged_bytes`` the peer has not fetched; ``fallbacks_*``,
             messages whose frames had to go by the stream instead. ``sends_by`` is the path that
-            large frames of this side take now. ``traffic`` has, for the stream and for the path
-            that was chosen beside it, what `dask_fabric.engine.figures.Figures.as_dict` gives.
+            large frames of this side take now, and ``sends_devices`` tells whether those of device
+            memory have one of their own. ``traffic`` has, for the stream and for each path that was
+            chosen beside it, what `dask_fabric.engine.figures.Figures.as_dict` gives.
         """
+        cdef Counts *stream = &self.stream.counts
+        cdef Figures beside = self._figures_beside()
         return {
             "messages_sent": self.queue.message_count,
             "messages_received": self.assembler.message_count,
-            "bytes_sent": self.bytes_sent,
-            "bytes_received": self.bytes_received + self.fetched_bytes,
+            "bytes_sent": stream.sent_message_bytes.total,
+            "bytes_received": stream.bytes_received + beside.counts.bytes_received,
             "send_jobs": self.send_job_count,
             "receive_jobs": self.receive_job_count,
             "pending_bytes": self.queue.pending_bytes,
-            "offered_frames": self.offered_count,
-            "offered_bytes": self.offered_bytes,
+            "offered_frames": beside.counts.frames_sent,
+            "offered_bytes": beside.counts.bytes_sent,
             "unacknowledged_bytes": self.held_bytes,
-            "fetched_frames": self.fetched_count,
-            "fetched_bytes": self.fetched_bytes,
-            "fallbacks_sent": self.fallback_count,
-            "fallbacks_received": self.fetch_failure_count,
+            "fetched_frames": beside.counts.frames_received,
+            "fetched_bytes": beside.counts.bytes_received,
+            "fallbacks_sent": beside.counts.fallbacks_sent,
+            "fallbacks_received": beside.counts.fallbacks_received,
             "sends_by": PATH_NAMES[self.path],
+            "sends_devices": self.sends_devices,
             "traffic": {path: of.as_dict() for path, of in self.figures().items()},
         }
 
     def figures(self):
-        """What was counted of each path.
+        """What was counted of the stream, and of each path that was chosen beside it.
 
         Returns
         -------
@@ -308,32 +340,31 @@ cdef class Channel(Sender):
             Copies. Messages, their sizes and their serialization count with the stream, which
             carries their headers.
         """
-        cdef Figures stream = self.stream.copy()
-        cdef Counts *counts = &stream.counts
-        cdef dict told = {"stream": stream}
-        counts.messages_sent = self.queue.message_count
-        counts.messages_received = self.assembler.message_count
-        counts.bytes_sent = self.bytes_sent - self.offered_bytes + self.fallback_bytes
-        counts.bytes_received = self.bytes_received
-        counts.frames_sent = self.queue.frame_count - self.offered_count
-        counts.frames_received = self.assembler.frames_received - self.fetched_count
-        counts.allocate_ns = self.assembler.allocate_ns[<int> STREAM]
-        counts.received_message_bytes = self.assembler.message_bytes
-        if self.chosen_path != STREAM:
-            told[PATH_NAMES[self.chosen_path]] = self._offers_figures()
+        cdef Figures copy
+        cdef int path
+        cdef dict told = {"stream": self._stream_figures()}
+        for path in sorted(self.others):
+            copy = self.figures_of(path).copy()
+            copy.counts.allocate_ns += self.assembler.allocate_ns[path]
+            told[PATH_NAMES[path]] = copy
         return told
 
-    cdef Figures _offers_figures(self):
-        cdef Figures other = self.figures_of(self.chosen_path).copy()
-        cdef Counts *counts = &other.counts
-        counts.bytes_sent = self.offered_bytes - self.fallback_bytes
-        counts.bytes_received = self.fetched_bytes
-        counts.frames_sent = self.offered_count
-        counts.frames_received = self.fetched_count
-        counts.fallbacks_sent = self.fallback_count
-        counts.fallbacks_received = self.fetch_failure_count
-        counts.allocate_ns = self.assembler.allocate_ns[self.chosen_path]
-        return other
+    cdef Figures _stream_figures(self):
+        cdef Figures stream = self.stream.copy()
+        cdef Counts *counts = &stream.counts
+        counts.messages_sent = self.queue.message_count
+        counts.messages_received = self.assembler.message_count
+        counts.frames_received = self.assembler.frames_received
+        counts.allocate_ns = self.assembler.allocate_ns[<int> STREAM]
+        counts.received_message_bytes = self.assembler.message_sizes
+        return stream
+
+    cdef Figures _figures_beside(self):
+        """The sums of all paths but the stream."""
+        cdef Figures sums = Figures()
+        for other in self.others.values():
+            sums.add(other)
+        return sums
 
     @property
     def server_side(self):

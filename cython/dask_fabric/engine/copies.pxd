@@ -5,6 +5,8 @@ from libc.stdint cimport uint64_t
 from dask_fabric.engine.mailbox cimport Mailbox
 from dask_fabric.wire.offers cimport Offer
 
+cdef uint64_t COPY_BIT          # of the names of these jobs, and of no others
+
 cdef uint64_t submit_copies(
     Mailbox *mailbox, int pid, const Offer *offers, size_t offer_count
 ) except 0

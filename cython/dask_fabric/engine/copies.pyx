@@ -24,7 +24,7 @@ from dask_fabric.wire.offers cimport Offer
 cdef enum:
     SLICE_BYTES = 4 << 20
 
-cdef uint64_t NAME_BIT = <uint64_t> 1 << 63     # apart from the names of `engine.threads`
+cdef uint64_t COPY_BIT = <uint64_t> 1 << 63
 
 cdef struct Job:
     uint64_t name
@@ -110,7 +110,7 @@ cdef uint64_t submit_copies(
         _free(job)
         raise OSError("dask-fabric cannot start its native threads: is ulimit -u reached?")
     engine.job_count += 1
-    job.name = name = engine.job_count | NAME_BIT
+    job.name = name = engine.job_count | COPY_BIT
     _append(job)
     pthread_cond_broadcast(&engine.work)
     pthread_mutex_unlock(&engine.mutex)

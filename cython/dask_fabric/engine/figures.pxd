@@ -4,6 +4,7 @@ from libc.stdint cimport int64_t, uint64_t
 
 from dask_fabric.engine.port cimport Port
 from dask_fabric.histogram cimport Histogram
+from dask_fabric.wire.offers cimport Offers
 
 # Nothing but integers of 64 bits: they are added as one array.
 cdef struct Counts:
@@ -15,6 +16,7 @@ cdef struct Counts:
     uint64_t frames_received
     uint64_t fallbacks_sent         # messages whose frames had to go by the stream instead
     uint64_t fallbacks_received
+    uint64_t fallback_bytes         # of those sent: offered so, and sent by the stream after all
     int64_t loop_ns                 # from the end of a job until the loop took notice
     int64_t allocate_ns
     int64_t wire_ns
@@ -31,6 +33,10 @@ cdef struct Counts:
 cdef class Figures:
     cdef Counts counts
 
+    cdef void offered(self, Offers offers) noexcept
+    cdef void fell_back(self, Offers offers) noexcept
+    cdef void fetched(self, Offers offers) noexcept
+    cdef void allocated(self, int64_t begin_ns) noexcept
     cdef void sent(self, int64_t begin_ns, Port port) noexcept
     cdef void received(self, int64_t begin_ns, Port port) noexcept
     cdef void answered(self, int64_t begin_ns) noexcept

@@ -10,6 +10,7 @@ from libc.string cimport memset
 from dask_fabric.engine.clock cimport now_ns
 from dask_fabric.engine.port cimport Port
 from dask_fabric.histogram cimport BUCKET_COUNT, Histogram, note
+from dask_fabric.wire.offers cimport Offers
 
 HISTOGRAM_BUCKET_COUNT = BUCKET_COUNT
 
@@ -40,6 +41,24 @@ cdef class Figures:
     def deserialized(self, int64_t spent_ns):
         """Count the time that it took to deserialize a message that was not tiny."""
         self.counts.deserialize_ns += spent_ns
+
+    cdef void offered(self, Offers offers) noexcept:
+        """Frames are there for the peer to fetch."""
+        self.counts.bytes_sent += offers.nbytes
+        self.counts.frames_sent += offers.count
+
+    cdef void fell_back(self, Offers offers) noexcept:
+        """Frames that were offered so are to be sent instead."""
+        self.counts.fallback_bytes += offers.nbytes
+
+    cdef void fetched(self, Offers offers) noexcept:
+        """Frames that the peer has offered are here."""
+        self.counts.bytes_received += offers.nbytes
+        self.counts.frames_received += offers.count
+
+    cdef void allocated(self, int64_t begin_ns) noexcept:
+        """Memory that was asked for then may be used."""
+        self.counts.allocate_ns += now_ns() - begin_ns
 
     cdef void sent(self, int64_t begin_ns, Port port) noexcept:
         """Bytes or frames have left that were begun then."""
@@ -107,6 +126,7 @@ cdef class Figures:
             "frames_received": counts.frames_received,
             "fallbacks_sent": counts.fallbacks_sent,
             "fallbacks_received": counts.fallbacks_received,
+            "fallback_bytes": counts.fallback_bytes,
             "send_seconds": counts.send_ns.total / 1e9,
             "receive_seconds": counts.receive_ns.total / 1e9,
             "loop_seconds": counts.loop_ns / 1e9,

@@ -18,7 +18,7 @@ cdef class Link:
     cdef bint watching_writable
     cdef int64_t blocked_ns             # since when it watches for room in the socket
     cdef readonly Figures stream        # of all that the socket carries
-    cdef dict others                    # path -> Figures
+    cdef dict others                    # path -> Figures, of those beside the stream
     cdef public object on_closed        # called once, with the link
     cdef object __weakref__
 

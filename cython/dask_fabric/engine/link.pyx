@@ -64,7 +64,7 @@ cdef class Link:
         self.others = {}
 
     cdef Figures figures_of(self, int path):
-        """What is counted of one path."""
+        """What is counted of one path, which from now on is among those that are told."""
         if path == STREAM:
             return self.stream
         figures = self.others.get(path)

@@ -25,6 +25,6 @@ cdef class Port:
     ) except 0
     cdef uint64_t submit_copies(self, int pid, Offers offers, object link) except 0
     cdef uint64_t submit_transit(
-        self, uint64_t token, Offers offers, bint sending, object link
+        self, uint64_t token, Offers offers, int device_kind, bint sending, object link
     ) except 0
     cdef cancel(self, uint64_t job, object memory=*, int peer_pid=*)

@@ -10,13 +10,13 @@ cimport cython
 from libc.stdint cimport int64_t, uint64_t
 
 from dask_fabric.engine.clock cimport now_ns
-from dask_fabric.engine.copies cimport cancel_copies, submit_copies
+from dask_fabric.engine.copies cimport COPY_BIT, cancel_copies, submit_copies
 from dask_fabric.engine.mailbox cimport (
     Completion, close_mailbox, forget_all, next_completion, open_mailbox,
 )
 from dask_fabric.engine.threads cimport cancel, start, submit
 from dask_fabric.engine.transits cimport (
-    cancel_transit, keep_for_ucx, submit_transit,
+    TRANSIT_BIT, cancel_transit, keep_for_ucx, submit_transit,
 )
 from dask_fabric.linux cimport eventfd_read, iovec
 from dask_fabric.paths.stream cimport Direction
@@ -111,11 +111,11 @@ cdef class Port:
         return job
 
     cdef uint64_t submit_transit(
-        self, uint64_t token, Offers offers, bint sending, object link
+        self, uint64_t token, Offers offers, int device_kind, bint sending, object link
     ) except 0:
         """As `submit`, for frames by UCX."""
         cdef uint64_t job = submit_transit(
-            self.mailbox, token, offers.sequence, offers.items, offers.count, sending
+            self.mailbox, token, offers.sequence, offers.items, offers.count, device_kind, sending
         )
         self.jobs[job] = weakref.ref(link)
         return job
@@ -132,10 +132,12 @@ cdef class Port:
         cdef bint is_unended = False
         if job in self.jobs:
             with nogil:
-                # The name is of one of them only.
-                cancel(job)
-                cancel_copies(job)
-                is_unended = cancel_transit(job)
+                if job & COPY_BIT:
+                    cancel_copies(job)
+                elif job & TRANSIT_BIT:
+                    is_unended = cancel_transit(job)
+                else:
+                    cancel(job)
             del self.jobs[job]
         if is_unended:
             keep_for_ucx(memory, peer_pid)

@@ -1,7 +1,7 @@
 """The receiving half of a channel.
 
-The loop itself reads what is small; what is large is one job of the engine. Frames that the peer
-offers are fetched from its memory before their message is delivered.
+The loop itself reads what is small; what is large is one job of the engine. Messages are delivered
+in their order, each when the frames that it has on offer are fetched.
 """
 
 import os
@@ -9,34 +9,32 @@ from collections import deque
 from itertools import islice
 
 cimport cython
-from libc.errno cimport EAGAIN, EINTR, ETIMEDOUT, errno
+from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport uint64_t
 
 from dask_fabric.engine.clock cimport now_ns
-from dask_fabric.engine.fetching cimport fetch_here, patience_seconds
-from dask_fabric.engine.link cimport Link
+from dask_fabric.engine.fetching cimport Fetcher
 from dask_fabric.engine.waiter cimport Waiter
 from dask_fabric.linux cimport MSG_DONTWAIT, recv
-from dask_fabric.paths.stream cimport COMPLETE, END_OF_STREAM, FAILED, RECEIVE
+from dask_fabric.paths.stream cimport COMPLETE, END_OF_STREAM, RECEIVE
 from dask_fabric.wire.framing cimport Assembler
-from dask_fabric.wire.offers cimport Arrived, Control, Offers
-from dask_fabric.wire.records cimport ACKNOWLEDGE, FRAMES, REQUEST, UCX, plain_record
+from dask_fabric.wire.offers cimport Arrived, Control
+from dask_fabric.wire.records cimport FRAMES
 
-from dask_fabric.errors import ChannelClosedError, ProtocolError
-from dask_fabric.wire.records import error_record
+from dask_fabric.errors import ChannelClosedError
+from dask_fabric.wire.records import violation
 
 cdef enum:
     TURN_BYTES = 1 << 20        # what the loop moves itself before it sees to others
-    FETCHED_INLINE_BYTES = 2 << 20      # what it copies itself: less time than the hop to a thread
     MESSAGE_COST_BYTES = 1 << 10
 
 
 @cython.auto_pickle(False)
-cdef class Receiver(Link):
+cdef class Receiver(Fetcher):
     """The receiving half of a channel."""
 
     def __init__(self, loop, sock, settings):
-        Link.__init__(self, loop, sock)
+        Fetcher.__init__(self, loop, sock)
         self.bulk_bytes = settings.stream_bulk_bytes
         self.message_bytes_limit = settings.message_bytes_limit
         self.assembler = Assembler(
@@ -135,7 +133,7 @@ cdef class Receiver(Link):
         room_bytes = min(room_bytes, <Py_ssize_t> TURN_BYTES)
         cdef ssize_t moved = recv(self.fd, room, room_bytes, MSG_DONTWAIT)
         if moved >= 0:
-            self.bytes_received += moved
+            self.stream.counts.bytes_received += moved
             return moved
         if errno == EAGAIN or errno == EINTR:
             return -1
@@ -157,18 +155,18 @@ cdef class Receiver(Link):
         )
 
     def _job_ended(self, uint64_t job, int progress, int error, size_t moved_bytes):
+        if job != self.receive_job:
+            Fetcher._job_ended(self, job, progress, error, moved_bytes)
+            return
         try:
-            if job == self.receive_job:
-                self._received(progress, error, moved_bytes)
-            elif job == self.fetch_job:
-                self._fetched(error)
+            self._received(progress, error, moved_bytes)
         except Exception as failure:
             self._fail(failure)
 
     def _received(self, int progress, int error, size_t moved_bytes):
         self.receive_job = 0
         self.stream.received(self.receive_begin_ns, self.port)
-        self.bytes_received += moved_bytes
+        self.stream.counts.bytes_received += moved_bytes
         if progress == COMPLETE:
             self.assembler.filled()
             self._watch_readable(True)
@@ -283,19 +281,17 @@ cdef class Receiver(Link):
             arrived = Arrived.__new__(Arrived)
             arrived.message = record
             arrived.offers = self.assembler.take_offers()
-            arrived.nbytes = MESSAGE_COST_BYTES + sum(map(len, (record[0], *record[1])))
+            if arrived.offers is not None:
+                arrived.paths_left = arrived.offers.paths
+            arrived.nbytes = MESSAGE_COST_BYTES + self.assembler.message_bytes
             if self.backlog_bytes > self.message_bytes_limit:
-                text = "protocol violation: messages instead of the frames that were requested"
-                raise ProtocolError(text, error_record(text))
+                raise violation("messages instead of the frames that were requested")
             self.backlog_bytes += arrived.nbytes
             self.backlog.append(arrived)
         elif (<Control> record).kind == FRAMES:
-            requested, self.requested = self.requested, None
-            requested.offers = None
+            self._take_requested()
         elif not self.closed:           # nothing is held any more
             self._on_control(record)
-
-    # ------------------------------------------------------------ fetching
 
     cdef _fetch_ahead(self):
         """Fetch for messages that nobody awaits yet."""
@@ -306,77 +302,17 @@ cdef class Receiver(Link):
             if arrived.offers is not None:
                 self._fetch(arrived)
 
-    cdef _fetch(self, Arrived arrived):
-        """Fetch what is on offer: here and now where it is little, else by the engine."""
-        cdef Offers offers = arrived.offers
-        cdef bint by_ucx = offers.items[0].path == UCX
-        if self.closed:                 # what came before the end is readable, but not fetchable
-            self._keep_whole()
-            raise self._why_closed()
-        self.fetching = arrived
-        self.fetch_begin_ns = now_ns()
-        if by_ucx:
-            self.fetch_job = self.port.submit_transit(self.ucx_token, offers, False, self)
-            # A fabric that is broken may never bring them.
-            self.fetch_timer = self.loop.call_later(patience_seconds(offers), self._lose_patience)
-        elif offers.nbytes > FETCHED_INLINE_BYTES:
-            self.fetch_job = self.port.submit_copies(self.peer_pid, offers, self)
-        else:
-            self._end_fetch(fetch_here(self.peer_pid, offers))
-
-    def _lose_patience(self):
-        if self.fetch_job and self.port.cancel(self.fetch_job, self.fetching, self.ucx_pid):
-            self._fail(ChannelClosedError("UCX neither brings frames nor gives their memory back"))
-        elif self.fetch_job:
-            self._job_ended(self.fetch_job, FAILED, ETIMEDOUT, 0)
-
-    cdef _stop_fetch_timer(self):
-        if self.fetch_timer is not None:
-            self.fetch_timer.cancel()
-            self.fetch_timer = None
-
-    def _fetched(self, int error):
-        self.fetch_job = 0
-        self._stop_fetch_timer()
-        self._end_fetch(error)
-        self._watch_readable(True)
-        self._process()
-        self._after_process()
-
-    cdef _end_fetch(self, int error):
-        """Frames are valid only if the peer, who may free them when it goes, is still there.
-
-        What cannot be read, because of its pages or of a permission, shall be sent instead.
-        """
-        cdef Arrived arrived = self.fetching
-        cdef Offers offers = arrived.offers
-        self.fetching = None
-        self.figures_of(offers.items[0].path).received(self.fetch_begin_ns, self.port)
-        if error:
-            self.fetch_failure_count += 1
-            self.requested, self.assembler.requested = arrived, offers
-            self._answer(plain_record(REQUEST, offers.sequence))
-            return
-        if self._peer_has_gone():
-            raise ChannelClosedError("the peer's end was lost while its frames were fetched")
-        arrived.offers = None
-        self.fetched_count += offers.count
-        self.fetched_bytes += offers.nbytes
-        self._answer(plain_record(ACKNOWLEDGE, offers.sequence))
-
     # ------------------------------------------------------------ ends
 
     cdef _stop_jobs(self):
         if self.receive_job:
             self.port.cancel(self.receive_job)
-        if self.fetch_job:
-            self.port.cancel(self.fetch_job, self.fetching, self.ucx_pid)
-        self._stop_fetch_timer()
-        self.receive_job = self.fetch_job = 0
+        self.receive_job = 0
+        Fetcher._stop_jobs(self)
 
     cdef _settle(self):
         self.assembler.abandon()
-        self.fetching = self.requested = None
+        Fetcher._settle(self)
         self._keep_whole()
         if self.waiter is not None and not self.loop.is_closed() and not self.waiter.done():
             self.waiter.set_exception(self._why_closed())
@@ -393,7 +329,5 @@ cdef class Receiver(Link):
 
     cdef bint _is_open(self): raise NotImplementedError
     cdef _process_handshake(self): raise NotImplementedError
-    cdef _answer(self, bytes record): raise NotImplementedError
     cdef _on_control(self, Control control): raise NotImplementedError
-    cdef _after_process(self): raise NotImplementedError
     cdef bint _discards(self): raise NotImplementedError

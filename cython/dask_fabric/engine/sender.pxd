@@ -15,7 +15,6 @@ cdef class Sender(Receiver):
     cdef uint64_t send_job
     cdef object drained                 # the future of close(), done when the peer has everything
     cdef object uncork_callback
-    cdef readonly uint64_t bytes_sent
     cdef uint64_t send_job_count
 
     # frames that are offered to the peer instead of being sent
@@ -24,19 +23,15 @@ cdef class Sender(Receiver):
     cdef dict held                      # number of the message -> its frames, for the peer to fetch
     cdef dict transits                  # job -> frames that UCX is sending
     cdef readonly Py_ssize_t held_bytes
-    cdef uint64_t offered_bytes
-    cdef uint64_t offered_count
-    cdef uint64_t fallback_count
+    cdef dict bringing                  # number of the message -> its frames, on their way to host
     cdef int fallback_streak
-    cdef int chosen_path                # while no break has led to the stream
-    cdef uint64_t fallback_bytes
     cdef int64_t send_begin_ns          # of the engine's job
 
     # what a subclass with another way to the socket replaces
     cdef _write_some(self)
 
     cdef _hold(self, Offers offers)
-    cdef _stop_offering(self)
+    cdef bint _stop_offering(self, int path) except -1
     cdef bint _is_busy(self)
     cdef Offers _take_held(self, uint64_t sequence)
     cdef _acknowledged(self, uint64_t sequence)

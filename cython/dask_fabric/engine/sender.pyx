@@ -8,13 +8,15 @@ import asyncio
 import logging
 import os
 import socket
+from functools import partial
 
 cimport cython
 from libc.stdint cimport uint64_t
 
 from dask_fabric.engine.clock cimport now_ns
+from dask_fabric.engine.figures cimport Figures
 from dask_fabric.engine.receiver cimport Receiver
-from dask_fabric.engine.sendqueue cimport SendQueue
+from dask_fabric.engine.sendqueue cimport DeviceFrame, SendQueue
 from dask_fabric.engine.threads cimport moved_bytes
 from dask_fabric.paths.ucx cimport close_endpoint, fail
 from dask_fabric.paths.stream cimport (
@@ -22,10 +24,10 @@ from dask_fabric.paths.stream cimport (
 )
 from dask_fabric.histogram cimport note
 from dask_fabric.wire.offers cimport Offers
-from dask_fabric.wire.records cimport STREAM, UCX
+from dask_fabric.wire.records cimport CMA, STREAM, UCX
 
-from dask_fabric.errors import ChannelClosedError, ProtocolError
-from dask_fabric.wire.records import PATH_NAMES, error_record
+from dask_fabric.errors import ChannelClosedError
+from dask_fabric.wire.records import PATH_NAMES, violation
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +49,7 @@ cdef class Sender(Receiver):
         self.path = STREAM
         self.held = {}
         self.transits = {}
+        self.bringing = {}
         self.queue = SendQueue()
         self.uncork_callback = self._uncork
 
@@ -72,8 +75,9 @@ cdef class Sender(Receiver):
         nbytes = self.queue.put_message(
             header, frames, self.inline_bytes, self.path, self.offer_bytes
         )
-        self.bytes_sent += nbytes
         note(&self.stream.counts.sent_message_bytes, nbytes)
+        self.stream.counts.bytes_sent += nbytes
+        self.stream.counts.frames_sent += len(frames)
         if self.queue.offered is not None:
             self._hold(self.queue.offered)
         if self.queue.pending_bytes > self.inline_bytes:
@@ -104,39 +108,50 @@ cdef class Sender(Receiver):
 
         UCX keeps its own also when the peer has acknowledged them.
         """
+        cdef Offers part
         self.queue.offered = None
         offers.begin_ns = now_ns()
         self.held[offers.sequence] = offers
         self.held_bytes += offers.nbytes
-        self.offered_bytes += offers.nbytes
-        self.offered_count += offers.count
-        if self.path == UCX:
-            job = self.port.submit_transit(self.ucx_token, offers, True, self)
-            self.transits[job] = offers
+        self.stream.counts.bytes_sent -= offers.nbytes
+        self.stream.counts.frames_sent -= offers.count
+        for part in offers.parts():
+            self.figures_of(part.items[0].path).offered(part)
+            if part.items[0].path == UCX:
+                job = self.port.submit_transit(self.ucx_token, part, self.device_kind, True, self)
+                self.transits[job] = part
 
     def _sent_by_ucx(self, uint64_t job, int error):
         cdef Offers offers = self.transits.pop(job)
         self.figures_of(UCX).sent(offers.begin_ns, self.port)
         if error:
-            self._stop_offering()
+            self._stop_offering(UCX)
         self._after_write()
 
-    cdef _stop_offering(self):
-        """The other path is broken: the stream has to do, until this channel ends."""
-        if self.path != STREAM:
-            logger.warning(
-                "Frames to %s go by the stream from now on: the path %s is broken",
-                self.peer_sockname, PATH_NAMES[self.path],
-            )
-        self.path = STREAM
+    cdef bint _stop_offering(self, int path) except -1:
+        """The path is broken: the stream has to do, until this channel ends.
+
+        False where nothing has been offered by it any more.
+        """
+        if path != self.path and path != self.queue.device_path:
+            return False
+        logger.warning(
+            "Frames to %s go by the stream from now on: the path %s is broken",
+            self.peer_sockname, PATH_NAMES[path],
+        )
+        if path == self.path:
+            self.path = STREAM
+        if path == self.queue.device_path:
+            self.queue.take_devices(STREAM, None)
+        return True
 
     cdef Offers _take_held(self, uint64_t sequence):
-        cdef Offers offers = self.held.pop(sequence, None)
+        cdef Offers part, offers = self.held.pop(sequence, None)
         if offers is None:
-            text = f"protocol violation: an answer about message {sequence}, which offers nothing"
-            raise ProtocolError(text, error_record(text))
+            raise violation(f"an answer about message {sequence}, which offers nothing")
         self.held_bytes -= offers.nbytes
-        self.figures_of(offers.items[0].path).answered(offers.begin_ns)
+        for part in offers.parts():
+            self.figures_of(part.items[0].path).answered(offers.begin_ns)
         return offers
 
     cdef _acknowledged(self, uint64_t sequence):
@@ -146,22 +161,46 @@ cdef class Sender(Receiver):
 
     cdef _send_held(self, uint64_t sequence):
         """The peer cannot fetch: its frames go by the stream."""
-        cdef Offers offers = self._take_held(sequence)
-        self.queue.put_frames(offers)
-        self.fallback_bytes += offers.nbytes
-        self.fallback_count += 1
+        cdef Offers part, offers = self._take_held(sequence)
+        # One of a message's paths has failed; where there are two, this is the one to doubt.
+        cdef int path = UCX if offers.paths >> UCX & 1 else CMA
+        cdef Figures figures = self.figures_of(path)
+        figures.counts.fallbacks_sent += 1
+        for part in offers.parts():
+            self.figures_of(part.items[0].path).fell_back(part)
+        self.stream.offered(offers)
         self.fallback_streak += 1
         logger.log(
-            logging.WARNING if self.fallback_count == 1 else logging.DEBUG,
+            logging.WARNING if figures.counts.fallbacks_sent == 1 else logging.DEBUG,
             "The peer %s cannot fetch frames by the path %s; they are sent",
-            self.peer_sockname, PATH_NAMES[self.chosen_path],
+            self.peer_sockname, " or ".join(_names_of(offers.paths)),
         )
-        if self.fallback_streak == FALLBACK_STREAK or self.path == UCX:
-            self._stop_offering()
-            if self.ucx_token:
+        if path == UCX:
+            if self._stop_offering(UCX):
                 with nogil:
                     fail(self.ucx_token)
+        elif self.fallback_streak == FALLBACK_STREAK:
+            self._stop_offering(CMA)
+        if offers.any_of_device:
+            self.bringing[sequence] = offers
+            frames = [_frame_of(view) for view in offers.frames]
+            future = self.loop.run_in_executor(None, self.devices.copy_to_host, frames)
+            future.add_done_callback(partial(self._brought, sequence))
+        else:
+            self.queue.put_frames(offers)
         self._flush()
+
+    def _brought(self, sequence, future):
+        """What the peer has asked for is in host memory."""
+        cdef Offers offers = self.bringing.pop(sequence, None)
+        if self.closed:
+            return
+        try:
+            offers.frames = future.result()
+            self.queue.put_frames(offers)
+            self._flush()
+        except Exception as error:
+            self._fail(error)
 
     # ------------------------------------------------------------ bytes
 
@@ -269,7 +308,7 @@ cdef class Sender(Receiver):
 
     cdef bint _is_busy(self):
         """Whether something is still to leave: ending a send by UCX would end its connection."""
-        return self.queue.pending_bytes > 0 or len(self.held) > 0 or len(self.transits) > 0
+        return self.queue.pending_bytes > 0 or bool(self.held or self.transits or self.bringing)
 
     async def _drained(self, timeout_seconds):
         """Wait until the peer has everything, or takes no more."""
@@ -338,8 +377,17 @@ cdef class Sender(Receiver):
         self.queue.clear()
         self.held.clear()
         self.transits.clear()
+        self.bringing.clear()
         self.held_bytes = 0
         self.uncork_callback = None
         if self.drained is not None and not self.loop.is_closed() and not self.drained.done():
             self.drained.set_result(None)
         Receiver._settle(self)
+
+
+cdef list _names_of(int paths):
+    return [name for path, name in PATH_NAMES.items() if paths >> <int> path & 1]
+
+
+cdef object _frame_of(view):
+    return (<DeviceFrame> view).frame if type(view) is DeviceFrame else view

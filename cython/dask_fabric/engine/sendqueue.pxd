@@ -4,10 +4,16 @@ from libc.stdint cimport uint64_t
 
 from dask_fabric.memory.pool cimport Buffer
 from dask_fabric.linux cimport iovec
-from dask_fabric.wire.offers cimport Offers
+from dask_fabric.wire.offers cimport Offer, Offers
 
 cdef extern from "Python.h":
     Py_ssize_t PY_SSIZE_T_MAX
+
+# A frame of device memory, as it was given, and where it lies.
+cdef class DeviceFrame:
+    cdef object frame
+    cdef uint64_t address
+    cdef Py_ssize_t nbytes
 
 cdef class SendQueue:
     cdef iovec *vectors             # vectors[first:last] are still to be sent
@@ -20,12 +26,13 @@ cdef class SendQueue:
     cdef bint tail_is_open          # the last vector ends where the chunk's free room begins
     cdef readonly Py_ssize_t pending_bytes
     cdef uint64_t message_count
-    cdef uint64_t frame_count
     cdef Py_ssize_t frame_count_limit       # what the peer accepts
     cdef Py_ssize_t header_bytes_limit
     cdef Py_ssize_t message_bytes_limit
 
     cdef Offers offered             # of the message that was put last: frames not in the queue
+    cdef object span_of             # (frame) -> address and size, where frames of devices are taken
+    cdef int device_path            # by which those are offered
 
     cdef Py_ssize_t put_message(
         self, header, list frames, Py_ssize_t inline_bytes, int path, Py_ssize_t offer_bytes
@@ -38,6 +45,9 @@ cdef class SendQueue:
     cdef void seal(self) noexcept
     cdef clear(self)
 
+    cdef take_devices(self, int path, span_of)
+    cdef _view_of(self, frame)
+    cdef Offer _offer_of(self, view, int path, Py_ssize_t offer_bytes) noexcept
     cdef char *_reserve(self, Py_ssize_t nbytes) except NULL
     cdef _put_descriptors(self, Offers offers)
     cdef _put_vector(self, char *data, Py_ssize_t nbytes, owner)

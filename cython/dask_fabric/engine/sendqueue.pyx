@@ -7,7 +7,7 @@ inline limit are sent from their own memory, which the queue keeps alive until t
 from collections import deque
 
 cimport cython
-from cpython.buffer cimport PyBuffer_IsContiguous
+from cpython.buffer cimport PyBuffer_IsContiguous, PyObject_CheckBuffer
 from cpython.memoryview cimport PyMemoryView_FromObject, PyMemoryView_GET_BUFFER
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
@@ -17,8 +17,8 @@ from dask_fabric.memory.pool cimport Buffer, allocate
 from dask_fabric.linux cimport iovec
 from dask_fabric.wire.offers cimport Offer, Offers
 from dask_fabric.wire.records cimport (
-    ENTRY_BYTES, FRAMES, MESSAGE, PREFIX_BYTES, STREAM, descriptor_bytes_of, pack_entry,
-    pack_prefix,
+    CUDA_MEMORY, ENTRY_BYTES, FRAMES, HOST_MEMORY, MESSAGE, PREFIX_BYTES, STREAM,
+    descriptor_bytes_of, pack_entry, pack_prefix,
 )
 
 from dask_fabric.errors import MessageTooLargeError
@@ -26,6 +26,12 @@ from dask_fabric.errors import MessageTooLargeError
 cdef enum:
     CHUNK_BYTES = 32 << 10
     COPIED_BYTES = 4 << 10      # of a large message, what is not worth a vector of its own
+
+
+@cython.auto_pickle(False)
+@cython.final
+cdef class DeviceFrame:
+    """A frame of device memory, and where it lies."""
 
 
 @cython.auto_pickle(False)
@@ -45,8 +51,9 @@ cdef class SendQueue:
         """Queue one message: copied where all of it is within `inline_bytes`; else its frames stay
         where they are, except those that are hardly more than their entry in a list of vectors.
 
-        Frames of `offer_bytes` and more are offered by `path`, unless that is the stream: they are
-        put into `offered`, for the caller to keep until the peer has them.
+        Frames of `offer_bytes` and more are offered by `path`, unless that is the stream, and those
+        of devices by theirs, unless they are empty: they are put into `offered`, for the caller to
+        keep until the peer has them.
 
         Returns
         -------
@@ -54,30 +61,33 @@ cdef class SendQueue:
             Bytes of the whole message.
         """
         cdef Py_ssize_t frame_count = len(frames)
-        cdef Py_ssize_t index, nbytes, header_bytes, total_bytes, sent_bytes
-        cdef list views = [_bytes_of(frame) for frame in frames] if frames else frames
+        cdef Py_ssize_t index, header_bytes, total_bytes, sent_bytes
+        cdef list views = frames
         cdef Offers offered = None
+        cdef Offer offer
         cdef char *out
-        cdef char *data
+        if frames and self.span_of is None:
+            views = [_bytes_of(frame) for frame in frames]
+        elif frames:
+            views = [self._view_of(frame) for frame in frames]
         header = _bytes_of(header)
         total_bytes = header_bytes = PyMemoryView_GET_BUFFER(header).len
         for view in views:
-            total_bytes += PyMemoryView_GET_BUFFER(view).len
+            total_bytes += _nbytes_of(view)
         self._check_limits(frame_count, header_bytes, total_bytes)
         out = self._reserve(PREFIX_BYTES + frame_count * ENTRY_BYTES)
         pack_prefix(out, MESSAGE, frame_count, header_bytes, self.message_count)
         out += PREFIX_BYTES
         for index, view in enumerate(views):
-            nbytes = PyMemoryView_GET_BUFFER(view).len
-            if path != STREAM and nbytes >= offer_bytes:
-                pack_entry(out, nbytes, path)
+            offer = self._offer_of(view, path, offer_bytes)
+            offer.index = index
+            pack_entry(out, offer.nbytes, offer.path, offer.memory)
+            out += ENTRY_BYTES
+            if offer.path != STREAM:
                 if offered is None:
                     offered = Offers(self.message_count)
-                data = <char *> PyMemoryView_GET_BUFFER(view).buf
-                offered.add(view, Offer(data, <uint64_t> data, nbytes, index, path))
-            else:
-                pack_entry(out, nbytes, STREAM)
-            out += ENTRY_BYTES
+                offered.add(view, offer)
+                views[index] = None
         self.offered = offered
         sent_bytes = total_bytes
         if offered is not None:
@@ -87,11 +97,43 @@ cdef class SendQueue:
             inline_bytes = min(inline_bytes, <Py_ssize_t> COPIED_BYTES)
         self._put(header, inline_bytes)
         for view in views:
-            if offered is None or PyMemoryView_GET_BUFFER(view).len < offer_bytes:
+            if type(view) is memoryview:    # of the others none is inline
                 self._put(view, inline_bytes)
         self.message_count += 1
-        self.frame_count += frame_count
         return PREFIX_BYTES + frame_count * ENTRY_BYTES + total_bytes
+
+    cdef Offer _offer_of(self, view, int path, Py_ssize_t offer_bytes) noexcept:
+        """How a frame goes: by the stream, or where it lies to be fetched."""
+        cdef Offer offer = Offer(NULL, 0, 0, 0, STREAM, HOST_MEMORY)
+        if type(view) is DeviceFrame:
+            offer.nbytes = (<DeviceFrame> view).nbytes
+            offer.memory = CUDA_MEMORY
+            offer.data = <char *> (<DeviceFrame> view).address
+            if offer.nbytes:
+                offer.path = self.device_path
+        else:
+            offer.nbytes = PyMemoryView_GET_BUFFER(view).len
+            offer.data = <char *> PyMemoryView_GET_BUFFER(view).buf
+            if <Py_ssize_t> offer.nbytes >= offer_bytes:
+                offer.path = path
+        offer.address = <uint64_t> offer.data
+        return offer
+
+    cdef take_devices(self, int path, span_of):
+        """Offer frames of devices by this path from now on; none are taken if it is the stream."""
+        self.device_path = path
+        self.span_of = span_of
+
+    cdef _view_of(self, frame):
+        """As `_bytes_of`, or where the device memory of a frame lies."""
+        cdef DeviceFrame device
+        span = None if PyObject_CheckBuffer(frame) else self.span_of(frame)
+        if span is None:
+            return _bytes_of(frame)
+        device = DeviceFrame.__new__(DeviceFrame)
+        device.frame = frame
+        device.address, device.nbytes = span[0], span[1]
+        return device
 
     cdef _check_limits(self, Py_ssize_t frame_count, Py_ssize_t header_bytes, Py_ssize_t nbytes):
         """Do not send what the peer has said that it refuses: that would end the connection."""
@@ -116,7 +158,7 @@ cdef class SendQueue:
         pack_prefix(out, FRAMES, offers.count, 0, offers.sequence)
         out += PREFIX_BYTES
         for index in range(offers.count):
-            pack_entry(out, offers.items[index].nbytes, STREAM)
+            pack_entry(out, offers.items[index].nbytes, STREAM, HOST_MEMORY)
             out += ENTRY_BYTES
         for view in offers.frames:
             self._put(view, COPIED_BYTES)
@@ -223,6 +265,12 @@ cdef _excess(what, size, limit, key):
         f"a message of {size} {what}; the peer accepts {limit} "
         f"(fabric.limits.{key} in its configuration)"
     )
+
+
+cdef Py_ssize_t _nbytes_of(view) noexcept:
+    if type(view) is DeviceFrame:
+        return (<DeviceFrame> view).nbytes
+    return PyMemoryView_GET_BUFFER(view).len
 
 
 cdef object _bytes_of(data):

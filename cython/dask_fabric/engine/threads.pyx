@@ -186,6 +186,8 @@ cdef Job *_take_job() noexcept nogil:
     engine.free_count -= 1
     job = engine.jobs[engine.free_slots[engine.free_count]]
     job.name += <uint64_t> 1 << 32
+    if job.name >> 62:          # the names of other kinds of jobs begin there
+        job.name = <uint32_t> job.name + (<uint64_t> 1 << 32)
     job.cancelled = False
     job.state = WAITING
     return job

@@ -5,9 +5,11 @@ from libc.stdint cimport uint64_t
 from dask_fabric.engine.mailbox cimport Mailbox
 from dask_fabric.wire.offers cimport Offer
 
+cdef uint64_t TRANSIT_BIT       # of the names of these jobs, and of no others
+
 cdef uint64_t submit_transit(
     Mailbox *mailbox, uint64_t token, uint64_t sequence, const Offer *offers, size_t offer_count,
-    bint sending
+    int device_kind, bint sending
 ) except 0
 cdef bint cancel_transit(uint64_t name) noexcept nogil
 cdef keep_for_ucx(owner, int peer_pid)

@@ -19,10 +19,11 @@ from dask_fabric.paths cimport ucx
 from dask_fabric.paths.libucp cimport HOST
 from dask_fabric.paths.stream cimport COMPLETE, FAILED
 from dask_fabric.wire.offers cimport Offer
+from dask_fabric.wire.records cimport HOST_MEMORY
 
 logger = logging.getLogger(__name__)
 
-cdef uint64_t NAME_BIT = <uint64_t> 1 << 62     # apart from the names of other jobs
+cdef uint64_t TRANSIT_BIT = <uint64_t> 1 << 62
 
 cdef struct Transit:
     uint64_t name
@@ -57,30 +58,33 @@ os.register_at_fork(after_in_child=_reset)
 
 cdef uint64_t submit_transit(
     Mailbox *mailbox, uint64_t token, uint64_t sequence, const Offer *offers, size_t offer_count,
-    bint sending
+    int device_kind, bint sending
 ) except 0:
     """Send or receive frames by the endpoint `token`; the end is posted to the mailbox.
 
-    The memory of the frames must live until the end or the cancellation.
+    UCX takes memory of devices for `device_kind`, by its own numbers. The memory of the frames must
+    live until the end or the cancellation.
     """
     _let_go()
     cdef Transit *transit = _new_transit(mailbox, offer_count)
     cdef uint64_t name, operation
     cdef size_t index
+    cdef int kind
     if transit == NULL:
         raise MemoryError()
     name = transit.name
     with nogil:
         for index in range(offer_count):
+            kind = HOST if offers[index].memory == HOST_MEMORY else device_kind
             if sending:
                 operation = ucx.offer(
                     token, sequence, offers[index].index, offers[index].data,
-                    offers[index].nbytes, HOST, _on_end, transit,
+                    offers[index].nbytes, kind, _on_end, transit,
                 )
             else:
                 operation = ucx.post(
                     token, sequence, offers[index].index, offers[index].data,
-                    offers[index].nbytes, HOST, _on_end, transit,
+                    offers[index].nbytes, kind, _on_end, transit,
                 )
             transit.operations[index] = operation
             if operation == 0:
@@ -192,7 +196,7 @@ cdef Transit *_new_transit(Mailbox *mailbox, size_t offer_count) noexcept nogil:
     transit.mailbox = mailbox
     pthread_mutex_lock(&engine.mutex)
     engine.transit_count += 1
-    transit.name = engine.transit_count | NAME_BIT
+    transit.name = engine.transit_count | TRANSIT_BIT
     transit.next = engine.first
     engine.first = transit
     pthread_mutex_unlock(&engine.mutex)

@@ -12,7 +12,7 @@ from dask_fabric.errors import UCXError
 from dask_fabric.paths import libucp, ucx_worker
 
 from dask_fabric.linux cimport ECANCELED
-from dask_fabric.paths.libucp cimport ucp
+from dask_fabric.paths.libucp cimport HOST, ucp
 from dask_fabric.paths.ucx_inbox cimport take_kept
 from dask_fabric.paths.ucx_operations cimport (
     abandon, count_of, end, find_operation, is_reporting, new_operation, put, release, release_all,
@@ -232,12 +232,10 @@ cdef uint64_t offer(
     int
         The operation's name; 0 where there is no such endpoint, or memory is short.
     """
-    cdef Operation *operation = NULL
+    cdef Operation *operation = _begin(
+        own_token, sequence, index, memory, nbytes, memory_kind, on_end, context
+    )
     cdef uint64_t name = 0
-    if lock():
-        operation = _begin(
-            own_token, sequence, index, memory, nbytes, memory_kind, on_end, context
-        )
     if operation != NULL:
         name = operation.name
         operation.header.token = operation.endpoint.peer_token
@@ -262,13 +260,11 @@ cdef uint64_t post(
     int
         The operation's name; 0 where there is no such endpoint, or memory is short.
     """
-    cdef Operation *operation = NULL
+    cdef Operation *operation = _begin(
+        own_token, sequence, index, memory, nbytes, memory_kind, on_end, context
+    )
     cdef uint64_t name = 0
     cdef Kept *kept
-    if lock():
-        operation = _begin(
-            own_token, sequence, index, memory, nbytes, memory_kind, on_end, context
-        )
     if operation != NULL:
         name = operation.name
         kept = take_kept(operation.endpoint, sequence, index)
@@ -286,8 +282,13 @@ cdef Operation *_begin(
     uint64_t own_token, uint64_t sequence, uint32_t index, void *memory, size_t nbytes,
     int memory_kind, OnEnd on_end, void *context
 ) noexcept nogil:
-    cdef Endpoint *endpoint = find_endpoint(own_token)
+    """Take the lock, which the caller lets go of, and a new operation; NULL where there is none."""
+    cdef Endpoint *endpoint = NULL
     cdef Operation *operation = NULL
+    if lock():
+        endpoint = find_endpoint(own_token)
+    if endpoint != NULL and memory_kind != HOST and worker.bind != NULL:
+        worker.bind(worker.bind_argument)
     if endpoint != NULL:
         operation = new_operation(memory, nbytes, memory_kind, on_end, context)
     if operation != NULL:

@@ -16,6 +16,10 @@ cdef struct Worker:
     pthread_mutex_t queue       # who waits for the mutex holds it: the thread comes last
     pthread_cond_t changed
     pthread_t thread
+    # Called in a thread before UCX works with device memory there; NULL where it does not.
+    int (*bind)(void *argument) noexcept nogil
+    void *bind_argument
+    bint is_bound               # the thread below has called it
     # What else the thread does between two rounds of progress; True where there was something.
     bint (*attend)() noexcept nogil
     size_t operation_count      # under way: an event is near

@@ -14,7 +14,7 @@ from libc.string cimport memset
 from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 from posix.unistd cimport usleep
 
-from dask_fabric.errors import ForkedError, UnavailableError
+from dask_fabric.errors import ForkedError, UCXError, UnavailableError
 from dask_fabric.paths import libucp
 from dask_fabric.paths.ucx_library import environment
 
@@ -43,26 +43,7 @@ _library_path = ""
 
 
 def start(library, options=(), estimated_endpoints=64):
-    """Start the worker of this process on a UCX library; without effect where it runs on that one.
-
-    Parameters
-    ----------
-    library : dask_fabric.paths.ucx_library.Library
-        What the loader has chosen.
-    options : iterable of (str, str)
-        UCX's settings, without ``UCX_``. The environment wins.
-    estimated_endpoints : int
-        How many peers to expect: UCX chooses transports that scale by it.
-
-    Raises
-    ------
-    ForkedError
-        This is a forked child, where UCX cannot be used.
-    UnavailableError
-        The library cannot be loaded, or another one runs already.
-    UCXError
-        UCX does not start.
-    """
+    """Start the worker alone; see `dask_fabric.paths.ucx.start`, which is to be called."""
     global _library_path
     _refuse_forked()
     if worker.handle != NULL:
@@ -76,6 +57,25 @@ def start(library, options=(), estimated_endpoints=64):
         _create(estimated_endpoints)
     _library_path = library.path
     atexit.register(_stop)
+
+
+def bind(size_t function, size_t argument):
+    """Have a C function called in each thread before UCX works with device memory there.
+
+    Up to 1.19 UCX takes the context that is current in a thread, and has to be told of none other.
+
+    Parameters
+    ----------
+    function, argument : int
+        Addresses of an ``int function(void *argument)``, which needs no GIL and gives 0, and of
+        what it is called with: CUDA's ``cuCtxSetCurrent`` and a context. 0 and 0 for none.
+    """
+    with nogil:
+        lock()
+        worker.bind = <int (*)(void *) noexcept nogil> function
+        worker.bind_argument = <void *> argument
+        worker.is_bound = False
+        unlock_and_wake()
 
 
 def is_running():
@@ -114,6 +114,8 @@ def _create(size_t estimated_endpoints):
     memset(&params, 0, sizeof(params))
     params.field_mask = WORKER_PARAM_FIELD_THREAD_MODE
     params.thread_mode = THREAD_MODE_SERIALIZED
+    if worker.bind != NULL and worker.bind(worker.bind_argument) != 0:
+        raise UCXError("the context of the device cannot be made current for UCX", -1)
     _create_context(estimated_endpoints)
     try:
         check(ucp.worker_create(worker.context, &params, &worker.handle), "ucp_worker_create")
@@ -274,6 +276,9 @@ cdef void *_thread_main(void *argument) noexcept nogil:
 
 cdef bint _advance() noexcept nogil:
     """One round; True where anything happened."""
+    if worker.bind != NULL and not worker.is_bound:
+        worker.is_bound = True
+        worker.bind(worker.bind_argument)
     cdef bint moved = ucp.worker_progress(worker.handle) != 0
     return (worker.attend != NULL and worker.attend()) or moved
 

@@ -5,30 +5,27 @@ entry of 16 bytes a frame, descriptors of frames on offer, the header, and the f
 """
 
 cimport cython
-from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndSize
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from cpython.memoryview cimport PyMemoryView_FromObject
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy
 
 from dask_fabric.engine.clock cimport now_ns
 from dask_fabric.histogram cimport note
-from dask_fabric.memory.arrays cimport data_of, new_array
-from dask_fabric.wire.landing cimport Landing
-from dask_fabric.wire.offers cimport Control, Offer, Offers
+from dask_fabric.wire.landing cimport POOLED_BYTES, Landing, new_frame
+from dask_fabric.wire.offers cimport Offer, Offers, new_control
 from dask_fabric.wire.records cimport (
-    ACKNOWLEDGE, CLOSE, CMA, ENTRY_BYTES, ERROR, FRAMES, MESSAGE, OFFER_BYTES, PATH_COUNT, PATHS,
-    PREFIX_BYTES, REQUEST, STREAM, TEXT_BYTES, Entry, Prefix, descriptor_bytes_of, pack_prefix,
+    ACKNOWLEDGE, CLOSE, CMA, CUDA_MEMORY, ENTRY_BYTES, ERROR, FRAMES, HOST_MEMORY, MESSAGE,
+    OFFER_BYTES, PATH_COUNT, PATHS, PREFIX_BYTES, REQUEST, STREAM, TEXT_BYTES, Entry, Prefix,
+    descriptor_bytes_of, pack_prefix,
 )
 
-from dask_fabric.errors import LimitError, ProtocolError
-from dask_fabric.wire.records import error_record
+from dask_fabric.errors import ProtocolError
+from dask_fabric.wire.records import excess, violation
 
 cdef enum:
     # A message up to this is awaited whole in the staging buffer and copied out of it.
     COPIED_BYTES = 64 << 10
-    POOLED_BYTES = 64 << 10
     # Memory for small frames is touched as it is taken: at most so much ahead of the stream.
     AHEAD_BYTES = 1 << 20
     FRAME_COST_BYTES = 256      # of a frame's Python objects
@@ -45,8 +42,13 @@ cdef class Assembler(Landing):
     frame_count_limit : int
         What one message may claim.
 
-    paths : int
-        Set of the paths (``1 << path``) by which the peer may offer frames.
+    paths, device_paths : int
+        Sets of the paths (``1 << path``) by which the peer may offer frames of host memory, and of
+        devices.
+    devices : object
+        What makes memory for frames of devices, with `device_paths` only: ``allocate(nbytes)``
+        gives a frame of device memory, or raises `MemoryError`; ``span_of(frame)`` gives its
+        address first; ``stage(memory)`` makes a frame over host memory that belongs on a device.
 
     Notes
     -----
@@ -56,8 +58,12 @@ cdef class Assembler(Landing):
     allocated; to fill it is the owner's matter (`take_offers`).
     """
 
-    def __cinit__(self, header_bytes_limit, message_bytes_limit, frame_count_limit, paths=0):
+    def __cinit__(
+        self, header_bytes_limit, message_bytes_limit, frame_count_limit, paths=0, device_paths=0,
+        devices=None
+    ):
         self.paths = paths
+        self.take_devices(device_paths, devices)
         self.header_bytes_limit = header_bytes_limit
         self.message_bytes_limit = message_bytes_limit
         self.frame_count_limit = frame_count_limit
@@ -82,8 +88,7 @@ cdef class Assembler(Landing):
         ProtocolError, LimitError
             As `next_record`.
         """
-        cdef Py_ssize_t offset = 0, room_bytes = 0
-        cdef Py_ssize_t nbytes = len(data)
+        cdef Py_ssize_t offset = 0, room_bytes = 0, nbytes = len(data)
         cdef const char *source = data
         cdef char *room
         cdef list records = []
@@ -119,6 +124,11 @@ cdef class Assembler(Landing):
         """Let go of all that has arrived and was not given, after `abandon`."""
         self.header = self.frames = self.offers = None
         self.start = self.end
+
+    cdef take_devices(self, int paths, devices):
+        """From now on the peer may offer frames of devices, by these paths."""
+        self.device_paths = paths
+        self.devices = devices
 
     cdef Offers take_offers(self):
         """What is to be fetched before the message that `next_record` gave is whole, or None."""
@@ -162,7 +172,7 @@ cdef class Assembler(Landing):
         if self.filling_requested:
             self.filling_requested = False
             sequence, self.requested = self.requested.sequence, None
-            return _control(FRAMES, sequence, b"")
+            return new_control(FRAMES, sequence, b"")
         message = (self.header, self.frames)
         self.header = self.frames = None
         return message
@@ -194,29 +204,29 @@ cdef class Assembler(Landing):
     cdef Py_ssize_t _check_prefix(self, Prefix *prefix) except -1:
         """The bytes of prefix and table, of a record that may stand here."""
         if self.close_received and prefix.kind != FRAMES:
-            raise _violation("a record after the close record")
+            raise violation("a record after the close record")
         if prefix.flags or prefix.reserved:
-            raise _violation(f"reserved bits are set ({prefix.flags:#x}, {prefix.reserved:#x})")
+            raise violation(f"reserved bits are set ({prefix.flags:#x}, {prefix.reserved:#x})")
         if prefix.kind == MESSAGE:
             if prefix.sequence != self.message_count:
-                raise _violation(f"message {prefix.sequence} where {self.message_count} was due")
+                raise violation(f"message {prefix.sequence} where {self.message_count} was due")
             if prefix.header_bytes > <uint64_t> self.header_bytes_limit:
-                raise _excess("header", prefix.header_bytes, self.header_bytes_limit, "header")
+                raise excess("header", prefix.header_bytes, self.header_bytes_limit, "header")
             if prefix.frame_count > <uint64_t> self.frame_count_limit:
-                raise _excess("table", prefix.frame_count, self.frame_count_limit, "frames")
+                raise excess("table", prefix.frame_count, self.frame_count_limit, "frames")
         elif prefix.kind == ERROR or prefix.kind == PATHS:
             if prefix.frame_count or prefix.header_bytes > TEXT_BYTES:
-                raise _violation(f"a malformed record of kind {prefix.kind}")
+                raise violation(f"a malformed record of kind {prefix.kind}")
         elif prefix.kind == CLOSE or prefix.kind == ACKNOWLEDGE or prefix.kind == REQUEST:
             if prefix.frame_count or prefix.header_bytes:
-                raise _violation(f"a malformed record of kind {prefix.kind}")
+                raise violation(f"a malformed record of kind {prefix.kind}")
         elif prefix.kind == FRAMES:
             if self.requested is None or prefix.sequence != self.requested.sequence:
-                raise _violation(f"frames of message {prefix.sequence}, which were not requested")
+                raise violation(f"frames of message {prefix.sequence}, which were not requested")
             if prefix.header_bytes or prefix.frame_count != self.requested.count:
-                raise _violation("other frames than were requested")
+                raise violation("other frames than were requested")
         else:
-            raise _violation(f"a record of unknown kind {prefix.kind}")
+            raise violation(f"a record of unknown kind {prefix.kind}")
         return PREFIX_BYTES + <Py_ssize_t> prefix.frame_count * ENTRY_BYTES
 
     cdef Py_ssize_t _check_table(
@@ -228,27 +238,32 @@ cdef class Assembler(Landing):
         cdef uint64_t offered = 0
         cdef Py_ssize_t index
         if total > <uint64_t> self.message_bytes_limit:
-            raise _excess("message", total, self.message_bytes_limit, "message")
+            raise excess("message", total, self.message_bytes_limit, "message")
         for index in range(prefix.frame_count):
             memcpy(&entry, table + index * ENTRY_BYTES, ENTRY_BYTES)
             if entry.path or entry.memory or entry.flags or entry.descriptor_bytes:
-                self._check_offer(&entry, index)
+                self._check_special(&entry, index)
                 descriptor_bytes[0] += entry.descriptor_bytes
                 offered += entry.nbytes
             if entry.nbytes > <uint64_t> self.message_bytes_limit - total:
-                raise _excess("message", total + entry.nbytes, self.message_bytes_limit, "message")
+                raise excess("message", total + entry.nbytes, self.message_bytes_limit, "message")
             total += entry.nbytes
-        self.next_bytes = PREFIX_BYTES + <uint64_t> prefix.frame_count * ENTRY_BYTES + total
+        self.message_bytes = PREFIX_BYTES + <uint64_t> prefix.frame_count * ENTRY_BYTES + total
         return <Py_ssize_t> (total - offered) + descriptor_bytes[0]
 
-    cdef _check_offer(self, Entry *entry, Py_ssize_t index):
-        if (entry.memory or entry.flags or not STREAM < entry.path < PATH_COUNT
-                or not self.paths >> entry.path & 1):
-            raise _violation(f"frame {index} comes by a path that was not negotiated")
-        if entry.nbytes < OFFER_BYTES:
-            raise _violation(f"a frame of {entry.nbytes} bytes on offer: too small")
+    cdef _check_special(self, Entry *entry, Py_ssize_t index):
+        """A frame that is on offer, or of a device: an empty one of those is not on offer."""
+        cdef int paths = 0
+        if entry.memory == HOST_MEMORY:
+            paths = self.paths
+        elif entry.memory == CUDA_MEMORY and self.device_paths:
+            paths = self.device_paths if entry.nbytes else 1 << STREAM
+        if entry.flags or entry.path >= PATH_COUNT or not paths >> entry.path & 1:
+            raise violation(f"frame {index} comes by a path that was not negotiated")
+        if entry.memory == HOST_MEMORY and entry.nbytes < OFFER_BYTES:
+            raise violation(f"a frame of {entry.nbytes} bytes on offer: too small")
         if entry.descriptor_bytes != descriptor_bytes_of(entry.path):
-            raise _violation(f"a descriptor of {entry.descriptor_bytes} bytes")
+            raise violation(f"a descriptor of {entry.descriptor_bytes} bytes")
 
     cdef _check_requested(self, Prefix *prefix, const char *table):
         cdef Entry entry
@@ -258,16 +273,16 @@ cdef class Assembler(Landing):
             memcpy(&entry, table + index * ENTRY_BYTES, ENTRY_BYTES)
             nbytes = self.requested.items[index].nbytes
             if entry.path or entry.memory or entry.flags or entry.descriptor_bytes:
-                raise _violation("requested frames that do not come by the stream")
+                raise violation("requested frames that do not come by the stream")
             if entry.nbytes != nbytes:
-                raise _violation(f"a frame of {entry.nbytes} bytes, which was {nbytes} on offer")
+                raise violation(f"a frame of {entry.nbytes} bytes, which was {nbytes} on offer")
 
     cdef tuple _copy_out(self, Prefix *prefix, const char *table, Py_ssize_t descriptor_bytes):
         """A message that is whole in the staging buffer."""
         cdef const char *descriptor = table + prefix.frame_count * ENTRY_BYTES
         cdef char *data = <char *> descriptor + descriptor_bytes
         cdef Entry entry
-        cdef char *memory = NULL
+        cdef char *memory
         cdef Py_ssize_t index
         cdef list frames = []
         header = PyBytes_FromStringAndSize(data, prefix.header_bytes)
@@ -280,31 +295,42 @@ cdef class Assembler(Landing):
                 data += entry.nbytes
         self.start = data - self.staging.data
         self.message_count += 1
-        note(&self.message_bytes, self.next_bytes)
+        note(&self.message_sizes, self.message_bytes)
         return header, frames
 
-    cdef char *_place(self, list frames, const Entry *entry, const char **descriptor) except NULL:
+    cdef char *_place(self, list frames, const Entry *entry, const char **descriptor) except? NULL:
         """Memory for the next frame; if it is on offer, `offers` tells of it."""
-        cdef char *memory = NULL
-        cdef uint64_t address = 0
+        cdef Offer offer = Offer(NULL, 0, entry.nbytes, len(frames), entry.path, entry.memory)
         cdef int64_t begin_ns = 0
         if entry.path == CMA:       # which copies faster where both ends are aligned alike
-            memcpy(&address, descriptor[0], sizeof(address))
+            memcpy(&offer.address, descriptor[0], sizeof(offer.address))
         if entry.nbytes >= POOLED_BYTES:
             begin_ns = now_ns()
-        frame = _new_frame(entry.nbytes, &memory, address)
+        if entry.memory == HOST_MEMORY:
+            frame = new_frame(entry.nbytes, &offer.data, offer.address)
+        else:
+            frame = self._new_device_frame(&offer)
         if begin_ns:
             self.allocate_ns[entry.path] += now_ns() - begin_ns
         frames.append(frame)
-        self.frames_received += 1
-        if entry.path != STREAM:
+        if entry.path == STREAM:
+            self.frames_received += 1
+        else:
             if self.offers is None:
                 self.offers = Offers(self.message_count)
-            self.offers.add(
-                frame, Offer(memory, address, entry.nbytes, len(frames) - 1, entry.path)
-            )
+            self.offers.add(frame, offer)
             descriptor[0] += entry.descriptor_bytes
-        return memory
+        return offer.data
+
+    cdef _new_device_frame(self, Offer *offer):
+        """Memory of a device; where that has no more, of the host: whoever reads may make room."""
+        try:
+            frame = self.devices.allocate(offer.nbytes)
+        except MemoryError:
+            offer.memory = HOST_MEMORY
+            return self.devices.stage(new_frame(offer.nbytes, &offer.data, 0))
+        offer.data = <char *> <uintptr_t> self.devices.span_of(frame)[0]
+        return frame
 
     cdef _begin_filling(self, Prefix *prefix, const char *table, Py_ssize_t descriptor_bytes):
         """Give the header of a larger message its memory, and the first frames theirs."""
@@ -319,7 +345,7 @@ cdef class Assembler(Landing):
         self.descriptor = self.table + table_bytes
         self.start += PREFIX_BYTES + table_bytes + descriptor_bytes
         self._begin_vectors()
-        self.header = _new_frame(prefix.header_bytes, &memory, 0)
+        self.header = new_frame(prefix.header_bytes, &memory, 0)
         self._give(memory, prefix.header_bytes)
         self.frames = []
         self.frame_count = prefix.frame_count
@@ -343,16 +369,22 @@ cdef class Assembler(Landing):
             self.frame_count -= 1
         if self.frame_count == 0:
             self.message_count += 1
-            note(&self.message_bytes, self.next_bytes)
+            note(&self.message_sizes, self.message_bytes)
 
     cdef _begin_requested(self, Prefix *prefix):
-        """Fill from the stream what could not be fetched."""
-        cdef uint64_t index
+        """Fill from the stream, in host memory, what could not be fetched."""
+        cdef Offer *offer
+        cdef uint32_t index
         self.start += PREFIX_BYTES + prefix.frame_count * ENTRY_BYTES
         self._begin_vectors()
         self.filling_requested = True
+        self.frames_received += self.requested.count
         for index in range(self.requested.count):
-            self._give(self.requested.items[index].data, self.requested.items[index].nbytes)
+            offer = &self.requested.items[index]
+            if offer.memory != HOST_MEMORY:
+                frame = new_frame(offer.nbytes, &offer.data, 0)
+                self.requested.frames[index] = self.devices.stage(frame)
+            self._give(offer.data, offer.nbytes)
         return None if self.missing_bytes > 0 else self._whole()
 
     cdef _end_of_record(self, Prefix *prefix):
@@ -363,38 +395,6 @@ cdef class Assembler(Landing):
             text = content.decode("utf-8", "replace")
             raise ProtocolError(f"the peer ended the connection: {text}")
         if prefix.kind != CLOSE:
-            return _control(prefix.kind, prefix.sequence, content)
+            return new_control(prefix.kind, prefix.sequence, content)
         self.close_received = True
         return self._parse()        # only what was requested may follow
-
-
-cdef _new_frame(Py_ssize_t nbytes, char **memory, uint64_t like):
-    """Writeable memory for one frame: of the pool where it is large, else as Python has it."""
-    if nbytes >= POOLED_BYTES:
-        array = new_array(nbytes, like)
-        memory[0] = data_of(array)
-        return PyMemoryView_FromObject(array)
-    plain = PyByteArray_FromStringAndSize(NULL, nbytes)
-    memory[0] = PyByteArray_AS_STRING(plain)
-    return PyMemoryView_FromObject(plain)
-
-
-cdef Control _control(int kind, uint64_t sequence, bytes content):
-    cdef Control control = Control.__new__(Control)
-    control.kind = kind
-    control.sequence = sequence
-    control.content = content
-    return control
-
-
-cdef _violation(what):
-    text = f"protocol violation: {what}"
-    return ProtocolError(text, error_record(text))
-
-
-cdef _excess(what, size, limit, key):
-    text = (
-        f"a {what} of {size} is above the limit of {limit} "
-        f"(fabric.limits.{key} in the configuration of the receiver)"
-    )
-    return LimitError(text, error_record(text))

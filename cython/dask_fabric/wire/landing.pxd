@@ -1,7 +1,12 @@
 """Where the bytes of a stream land: in a staging buffer, or in their final memory."""
 
+from libc.stdint cimport uint64_t
+
 from dask_fabric.linux cimport iovec
 from dask_fabric.memory.pool cimport Buffer
+
+cdef enum:
+    POOLED_BYTES = 64 << 10
 
 cdef class Landing:
     # Bytes that arrived and are not yet given to a message: staging.data[start:end].
@@ -28,3 +33,5 @@ cdef class Landing:
     cdef _give(self, char *data, Py_ssize_t nbytes)
     cdef _reserve_vector(self)
     cdef void _make_room(self) except *
+
+cdef new_frame(Py_ssize_t nbytes, char **memory, uint64_t like)

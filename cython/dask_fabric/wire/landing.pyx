@@ -1,11 +1,15 @@
 """Where the bytes of a stream land: in a staging buffer, or in their final memory."""
 
 cimport cython
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndSize
 from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.memoryview cimport PyMemoryView_FromObject
+from libc.stdint cimport uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memmove
 
 from dask_fabric.linux cimport iovec
+from dask_fabric.memory.arrays cimport data_of, new_array
 from dask_fabric.memory.pool cimport Buffer, allocate
 
 cdef enum:
@@ -109,3 +113,14 @@ cdef class Landing:
         memmove(grown.data, old.data + self.start, staged)
         self.staging = grown
         self.start, self.end = 0, staged
+
+
+cdef new_frame(Py_ssize_t nbytes, char **memory, uint64_t like):
+    """Writeable memory for one frame: of the pool where it is large, else as Python has it."""
+    if nbytes >= POOLED_BYTES:
+        array = new_array(nbytes, like)
+        memory[0] = data_of(array)
+        return PyMemoryView_FromObject(array)
+    plain = PyByteArray_FromStringAndSize(NULL, nbytes)
+    memory[0] = PyByteArray_AS_STRING(plain)
+    return PyMemoryView_FromObject(plain)

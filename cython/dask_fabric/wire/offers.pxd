@@ -9,11 +9,14 @@ cdef struct Offer:
     uint64_t nbytes
     uint32_t index              # of the frame in its message
     int path
+    int memory                  # a `Memory`
 
 cdef class Offers:
     """The frames of one message that its receiver is to fetch; both sides keep them so."""
     cdef readonly uint64_t sequence
     cdef readonly uint64_t nbytes
+    cdef int paths                  # set of those by which they are on offer, mostly of one
+    cdef bint any_of_device
     cdef Offer *items
     cdef uint32_t count
     cdef uint32_t capacity
@@ -21,11 +24,15 @@ cdef class Offers:
     cdef int64_t begin_ns       # when they were offered
 
     cdef add(self, frame, Offer offer)
+    cdef Offers part(self, int path)
+    cdef list parts(self)
+    cdef list frames_of_device(self)
 
 cdef class Arrived:
     """A message that waits for its frames, or for somebody who wants it."""
     cdef tuple message
     cdef Offers offers              # None where its frames are here
+    cdef int paths_left             # set of those by which frames are still to be fetched
     cdef Py_ssize_t nbytes
 
 cdef class Control:
@@ -33,3 +40,5 @@ cdef class Control:
     cdef readonly int kind
     cdef readonly uint64_t sequence
     cdef readonly bytes content
+
+cdef Control new_control(int kind, uint64_t sequence, bytes content)

@@ -22,9 +22,12 @@ cdef enum Path:
     STREAM = 0
     CMA = 1
     UCX = 2
-
-cdef enum:
     PATH_COUNT = 3
+
+# Kinds of memory, in the table of frames.
+cdef enum Memory:
+    HOST_MEMORY = 0
+    CUDA_MEMORY = 1
 
 cdef struct Prefix:
     unsigned char kind
@@ -45,5 +48,5 @@ cdef uint32_t descriptor_bytes_of(int path) noexcept nogil
 cdef void pack_prefix(
     char *out, RecordKind kind, uint32_t frame_count, uint64_t header_bytes, uint64_t sequence
 ) noexcept nogil
-cdef void pack_entry(char *out, uint64_t nbytes, int path) noexcept nogil
+cdef void pack_entry(char *out, uint64_t nbytes, int path, int memory) noexcept nogil
 cdef bytes plain_record(RecordKind kind, uint64_t sequence)

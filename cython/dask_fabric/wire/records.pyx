@@ -7,6 +7,8 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 
+from dask_fabric.errors import LimitError, ProtocolError
+
 PATH_NAMES = {STREAM: "stream", CMA: "cma", UCX: "ucx"}
 
 
@@ -23,8 +25,8 @@ cdef void pack_prefix(
     memcpy(out, &prefix, PREFIX_BYTES)
 
 
-cdef void pack_entry(char *out, uint64_t nbytes, int path) noexcept nogil:
-    cdef Entry entry = Entry(nbytes, path, 0, 0, descriptor_bytes_of(path))
+cdef void pack_entry(char *out, uint64_t nbytes, int path, int memory) noexcept nogil:
+    cdef Entry entry = Entry(nbytes, path, memory, 0, descriptor_bytes_of(path))
     memcpy(out, &entry, ENTRY_BYTES)
 
 
@@ -81,3 +83,39 @@ cdef bytes _text_record(RecordKind kind, bytes content):
     cdef char out[PREFIX_BYTES]
     pack_prefix(out, kind, 0, len(content), 0)
     return PyBytes_FromStringAndSize(out, PREFIX_BYTES) + content
+
+
+def violation(what):
+    """Make the error about a peer that breaks the protocol, with the record that tells it so.
+
+    Parameters
+    ----------
+    what : str
+
+    Returns
+    -------
+    ProtocolError
+    """
+    text = f"protocol violation: {what}"
+    return ProtocolError(text, error_record(text))
+
+
+def excess(what, size, limit, key):
+    """Make the error about a claim above a limit, as `violation`.
+
+    Parameters
+    ----------
+    what : str
+    size, limit : int
+    key : str
+        Of the limit in the configuration.
+
+    Returns
+    -------
+    LimitError
+    """
+    text = (
+        f"a {what} of {size} is above the limit of {limit} "
+        f"(fabric.limits.{key} in the configuration of the receiver)"
+    )
+    return LimitError(text, error_record(text))

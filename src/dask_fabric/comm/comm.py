@@ -170,7 +170,7 @@ class FabricComm(Comm):
         deserialize = self.deserialize
         threshold_bytes = comm_utils.OFFLOAD_THRESHOLD  # 0 or False: never
         try:
-            if is_staged and deserialize:
+            if deserialize and frames and (is_staged or self._channel.receives_devices):
                 frames = await staging_receive.to_device(frames)
             work_bytes = deserialize and codec.offload_bytes(header, frames)
             if work_bytes < _TIMED_BYTES:
@@ -260,9 +260,13 @@ class FabricComm(Comm):
         return header, frames
 
     async def _sources_of(self, frames: list) -> dict[int, staging.Source]:
-        """Give what of *frames* is to travel in chunks."""
+        """Wait for what of *frames* is on a device; give what is to travel in chunks."""
         if self._takes_chunks:
-            return await self._loop.run_in_executor(None, staging.sources_of, frames)
+            sources = await self._loop.run_in_executor(None, staging.sources_of, frames)
+            is_direct = self._channel.sends_devices and not any(
+                isinstance(frame, device.StagedFrame) for frame in frames
+            )
+            return {} if is_direct else sources
         if any(device.span_of(frame) is not None for frame in frames):
             raise UnavailableError(
                 f"{self._peer_addr} takes no memory of GPUs (fabric.gpu.enabled may be false in "

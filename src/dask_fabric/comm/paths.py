@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from dask_fabric.comm import unix
+from dask_fabric.comm.direct import Devices
 from dask_fabric.comm.security import Scheme
 from dask_fabric.comm.ucx import local_ucx
 from dask_fabric.config import Settings
 from dask_fabric.errors import RefusedError
+from dask_fabric.memory import device
 from dask_fabric.memory.device import HOST
 from dask_fabric.paths import cma
 from dask_fabric.wire.hello import CHUNKS, Hello
@@ -170,19 +172,24 @@ class Negotiator:
             token = 1 + secrets.randbits(62)
             hello = replace(hello, ucx={**hello.ucx, "token": token})
         self.hello = hello
+        # What the hello speaks of; whatever becomes of that until the paths are chosen.
+        self._runtime = device.current() if device.CUDA in hello.memory else None
+        self._open: list[str] = []  # as a server: what the client has still to try
 
     def refuse(self, client: Hello) -> str:
         """As a server, give the reason to turn a client away, or ""."""
+        if not insists_on_ucx(client, self.hello):
+            return ""
         reason = objection("ucx", client, self.hello, {})
-        if reason and insists_on_ucx(client, self.hello):
-            return f"{UCX_SCHEME}:// cannot be used between the two: {reason}"
-        return ""
+        return reason and f"{UCX_SCHEME}:// cannot be used between the two: {reason}"
 
     def answer(self, client: Hello) -> Hello:
         """As a server, give the hello for a client whose own is known: with what was found out."""
-        found = self._find_out(candidates(client, self.hello), client)
+        paths = candidates(client, self.hello)
+        found = self._find_out(paths, client)
         if found:
             self.hello = _refusing(self.hello, found)
+        self._open = [path for path in paths if path not in found]
         return self.hello
 
     def complete_as_client(self, channel: Any) -> None:
@@ -199,10 +206,8 @@ class Negotiator:
 
     def await_client(self, channel: Any) -> None:
         """As a server, use the stream until the client has told what it found out."""
-        paths = candidates(channel.peer, self.hello)
-        channel.choice = choose(
-            channel.peer, self.hello, dict.fromkeys(paths, "it has not answered yet")
-        )
+        waiting = dict.fromkeys(self._open, "it has not answered yet")
+        channel.choice = choose(channel.peer, self.hello, waiting)
 
     def complete_as_server(self, channel: Any, content: bytes) -> None:
         """Choose as the client did, which has told what it found out.
@@ -229,18 +234,20 @@ class Negotiator:
 
     def _use(self, channel: Any, choice: Choice) -> None:
         channel.choice = choice
+        if choice.paths["host"] == "cma":
+            channel.use_cma(self._pid_of(channel.peer))
+        if "ucx" in choice.paths.values() and not self._use_ucx(channel, choice.paths):
+            reason = "UCX of this process does not take the peer's address"
+            logger.warning("%s, %s", reason, channel.peer_sockname)
+            channel.choice = choice.without("ucx", reason)
+
+    def _use_ucx(self, channel: Any, paths: Mapping[str, str]) -> bool:
         peer = channel.peer
-        path = choice.paths["host"]
-        if path == "cma":
-            channel.use_cma(self._pid_of(peer))
-        elif path == "ucx":
-            own_token, peer_token = self.hello.ucx["token"], peer.ucx["token"]
-            pid = unix.peer_pid(self._sock) if self._sock.family == socket.AF_UNIX else 0
-            if not channel.use_ucx(own_token, peer_token, peer.ucx["address"], pid):
-                reason = "UCX of this process does not take the peer's address"
-                logger.warning("%s, %s", reason, channel.peer_sockname)
-                channel.choice = replace(
-                    choice,
-                    paths={**choice.paths, "host": "stream"},
-                    refused={**choice.refused, "ucx": reason},
-                )
+        return channel.use_ucx(
+            self.hello.ucx["token"],
+            peer.ucx["token"],
+            peer.ucx["address"],
+            unix.peer_pid(self._sock) if self._sock.family == socket.AF_UNIX else 0,
+            paths["host"] == "ucx",
+            Devices(self._runtime) if paths.get("cuda") == "ucx" else None,
+        )

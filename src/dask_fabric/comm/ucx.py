@@ -10,6 +10,7 @@ from distributed.comm.core import FatalCommClosedError
 
 from dask_fabric.config import Settings
 from dask_fabric.errors import FabricError, UnavailableError
+from dask_fabric.memory import device
 from dask_fabric.paths import ucx, ucx_worker
 from dask_fabric.paths.ucx_candidates import is_wanted, look
 from dask_fabric.paths.ucx_library import choose
@@ -51,6 +52,10 @@ def local_ucx(settings: Settings, insists: bool) -> tuple[LocalUCX | None, str]:
     wanted, reason = is_wanted(settings.ucx_enabled, host)
     if not wanted and not (insists and settings.ucx_enabled is None):
         return None, reason
+    runtime = device.current()
+    if runtime is not None:
+        # Before UCX starts, where that has not been yet: it looks for the device's context.
+        ucx_worker.bind(*runtime.context_setter())
     local, reason = _started(settings.ucx_library, settings.ucx_options)
     if local is not None and not ucx_worker.is_running():
         return None, "UCX belongs to the parent of this forked process"

@@ -5,6 +5,7 @@ Nothing here makes a CUDA context before the first frame is copied or allocated.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import sys
 import threading
@@ -84,6 +85,8 @@ class CudaRuntime:
     the one that is current in the thread that asks, and PyTorch has none. So `await_producers`
     waits for the device. That costs what its kernels of now take, and the event loop nothing.
     """
+
+    ucx_kind = 1
 
     def __init__(self, cupy: ModuleType) -> None:
         self._cupy = cupy
@@ -167,12 +170,26 @@ class CudaRuntime:
     def unpin(self, address: int) -> None:
         self._cupy.cuda.runtime.hostUnregister(address)
 
+    def context_setter(self) -> tuple[int, int]:
+        driver = ctypes.CDLL("libcuda.so.1")
+        number, context = ctypes.c_int(), ctypes.c_void_p()
+        _check(driver.cuDeviceGet(ctypes.byref(number), _DEVICE), "cuDeviceGet")
+        # The one that CUDA's runtime, and so CuPy, works in; kept for as long as the process lives.
+        retained = driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), number)
+        _check(retained, "cuDevicePrimaryCtxRetain")
+        return ctypes.cast(driver.cuCtxSetCurrent, ctypes.c_void_p).value, context.value
+
     def describe(self) -> Mapping[str, Any]:
         return {
             "cupy": self._cupy.__version__,
             "device_count": self._cupy.cuda.runtime.getDeviceCount(),
             "allocator": "rmm" if self._uses_rmm() else "cupy",
         }
+
+
+def _check(result: int, call: str) -> None:
+    if result:
+        raise UnavailableError(f"{call} of the CUDA driver fails with {result}")
 
 
 def _interface_of(frame: Any) -> Mapping[str, Any] | None:

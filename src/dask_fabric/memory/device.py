@@ -54,7 +54,15 @@ class Copy(Protocol):
 
 
 class Runtime(Protocol):
-    """What is asked of CUDA. Every method may be called in any thread."""
+    """What is asked of CUDA. Every method may be called in any thread.
+
+    Attributes
+    ----------
+    ucx_kind : int
+        What UCX is to take the memory for, by its own numbers (``ucs_memory_type_t``): 1 is CUDA.
+    """
+
+    ucx_kind: int
 
     def span_of(self, frame: Any) -> Span | None:
         """Give the memory of a frame; None unless it is contiguous memory of a device.
@@ -103,6 +111,16 @@ class Runtime(Protocol):
 
     def unpin(self, address: int) -> None:
         """Undo `pin`."""
+
+    def context_setter(self) -> tuple[int, int]:
+        """Bind this process to its device, and say how a thread without Python does so.
+
+        Returns
+        -------
+        (int, int)
+            Addresses of a C function, ``int f(void *)``, which gives 0, and of what it is to be
+            called with; both 0 if there is nothing to do.
+        """
 
     def describe(self) -> Mapping[str, Any]:
         """Say, for people, what this is: names, versions and figures."""

@@ -27,13 +27,13 @@ from distributed.dashboard.components.scheduler import BOKEH_THEME, env
 from distributed.dashboard.utils import update
 
 from dask_fabric.comm.heartbeat import METRIC
-from dask_fabric.monitor.matrix import PathSum, Report, gather
+from dask_fabric.monitor.matrix import Cell, PathSum, Report, gather
 
 INTERVAL_MS = 1000
 _SECONDS_SHOWN = 300
 _COLORS = {"stream": "#4c78a8", "cma": "#59a14f", "ucx": "#e1812c"}
 _OTHER_COLOR = "#b279a2"
-_CELL_FIELDS = ("sender", "receiver", "nbytes", "size", "path")
+_CELL_FIELDS = ("sender", "receiver", "nbytes", "path", "sizes")
 _TITLES = (
     "path",
     "sent",
@@ -88,7 +88,7 @@ class FabricPage(DashboardComponent):
         )
         plot.xaxis.major_label_orientation = 0.9
         plot.grid.grid_line_color = None
-        tips = [("", "@sender to @receiver"), ("bytes", "@size"), ("path", "@path")]
+        tips = [("", "@sender to @receiver"), ("bytes", "@sizes")]
         plot.add_tools(HoverTool(tooltips=tips))
         return plot
 
@@ -178,10 +178,16 @@ def _cells(report: Report) -> dict[str, list]:
     data: dict[str, list] = {name: [] for name in _CELL_FIELDS}
     for (sender, receiver), cell in report.cells.items():
         if cell.nbytes and sender in shown and receiver in shown:
-            values = (sender, receiver, cell.nbytes, format_bytes(cell.nbytes), cell.path)
+            values = (sender, receiver, cell.nbytes, cell.path, _sizes(cell))
             for name, value in zip(_CELL_FIELDS, values, strict=True):
                 data[name].append(value)
     return data
+
+
+def _sizes(cell: Cell) -> str:
+    """Write how much went by each path: memory of the host and of devices may take two."""
+    by_path = sorted(cell.bytes_by_path.items(), key=lambda item: -item[1])
+    return ", ".join(f"{format_bytes(nbytes)} by {path}" for path, nbytes in by_path if nbytes)
 
 
 def _table(paths: dict[str, PathSum]) -> str:

@@ -6,7 +6,7 @@ know the same answer, and for each path that is not taken the same reason.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import msgpack
@@ -15,11 +15,13 @@ from dask_fabric.errors import ProtocolError
 from dask_fabric.wire.hello import Hello, is_reasons, unpack_map
 
 # The best first; `stream` is always there.
-PREFERENCE = {"host": ("cma", "ucx", "stream")}
+PREFERENCE = {"host": ("cma", "ucx", "stream"), "cuda": ("ucx", "stream")}
 UCX_SCHEME = "fabric+ucx"
 # Beginnings of the names of UCX's transports.
 SHARED_MEMORY = ("posix", "sysv", "xpmem", "cma", "knem")
 RDMA = ("rc_", "dc_", "ud_", "srd", "gga_")
+CUDA = ("cuda_ipc", "cuda_copy")
+CUDA_WITHIN_HOST = (*SHARED_MEMORY, "cuda_ipc")
 REASON_LENGTH_LIMIT = 256  # of a name in a hello
 
 
@@ -30,16 +32,26 @@ class Choice:
     Parameters
     ----------
     paths : mapping of str to str
-        The path of large frames, for each kind of memory.
+        The path of large frames, for each kind of memory that both sides have. Frames of a device
+        that go by the stream are brought to host memory first.
     refused : mapping of str to str
-        The paths that are not in use, each with the reason.
+        The paths that are not in use, each with the reason: ``ucx`` for host memory, ``ucx (cuda)``
+        for that of GPUs.
     """
 
     paths: Mapping[str, str]
     refused: Mapping[str, str]
 
+    def without(self, path: str, reason: str) -> Choice:
+        """Give what is left for a side that cannot use a chosen *path* after all."""
+        lost = [memory for memory, chosen in self.paths.items() if chosen == path]
+        paths = {**self.paths, **dict.fromkeys(lost, "stream")}
+        return Choice(paths, {**self.refused, **{_key(path, memory): reason for memory in lost}})
 
-def objection(path: str, client: Hello, server: Hello, found: Mapping[str, str]) -> str:
+
+def objection(
+    path: str, client: Hello, server: Hello, found: Mapping[str, str], memory: str = "host"
+) -> str:
     """Give the reason why a pair cannot use *path*, or "".
 
     Parameters
@@ -48,6 +60,8 @@ def objection(path: str, client: Hello, server: Hello, found: Mapping[str, str])
     client, server : Hello
     found : mapping of str to str
         Paths, with reasons, that the client gave up after it had read the server's hello.
+    memory : str
+        The kind of memory that the frames are in.
     """
     for side, hello in (("client", client), ("server", server)):
         if path in hello.refused:
@@ -60,7 +74,7 @@ def objection(path: str, client: Hello, server: Hello, found: Mapping[str, str])
         if client.boot != server.boot:
             return "the two processes are on different hosts"
     elif path == "ucx":
-        reason = _objection_to_ucx(client, server)
+        reason = _objection_to_ucx(client, server, memory)
         if reason:
             return reason
     if path in found:
@@ -68,22 +82,28 @@ def objection(path: str, client: Hello, server: Hello, found: Mapping[str, str])
     return ""
 
 
-def _objection_to_ucx(client: Hello, server: Hello) -> str:
+def _objection_to_ucx(client: Hello, server: Hello, memory: str) -> str:
     if not (client.ucx and server.ucx):
         return "a hello does not describe it"
     versions = client.ucx["version"], server.ucx["version"]
     if versions[0] != versions[1]:
         return "client: UCX {}, server: UCX {}; both must have the same version".format(*versions)
-    if UCX_SCHEME in (client.scheme, server.scheme):
-        return ""
     common = set(client.ucx["transports"]) & set(server.ucx["transports"])
+    if memory == "cuda" and not _any_of(CUDA, common):
+        return "UCX has neither cuda_ipc nor cuda_copy in common between the two"
+    if insists_on_ucx(client, server):
+        return ""
     if client.boot and client.boot == server.boot:
-        useful, what = SHARED_MEMORY, "shared memory"
+        useful, what = (CUDA_WITHIN_HOST if memory == "cuda" else SHARED_MEMORY), "shared memory"
     else:
         useful, what = RDMA, "RDMA"
-    if any(name.startswith(useful) for name in common):
+    if _any_of(useful, common):
         return ""
     return f"UCX has no {what} in common between the two, and the stream is as good as its TCP"
+
+
+def _any_of(beginnings: tuple[str, ...], names: Iterable[str]) -> bool:
+    return any(name.startswith(beginnings) for name in names)
 
 
 def insists_on_ucx(client: Hello, server: Hello) -> bool:
@@ -93,8 +113,13 @@ def insists_on_ucx(client: Hello, server: Hello) -> bool:
 
 def candidates(client: Hello, server: Hello) -> list[str]:
     """Give the paths, besides the stream, against which neither hello objects."""
-    paths = dict.fromkeys(path for paths in PREFERENCE.values() for path in paths)
-    return [p for p in paths if p != "stream" and not objection(p, client, server, {})]
+    paths: list[str] = []
+    for memory in _kinds(client, server):
+        for path in PREFERENCE[memory]:
+            if path == "stream" or path in paths or objection(path, client, server, {}, memory):
+                continue
+            paths.append(path)
+    return paths
 
 
 def choose(client: Hello, server: Hello, found: Mapping[str, str]) -> Choice:
@@ -107,17 +132,23 @@ def choose(client: Hello, server: Hello, found: Mapping[str, str]) -> Choice:
         As for `objection`.
     """
     chosen, refused = {}, {}
-    for memory, preference in PREFERENCE.items():
-        for path in preference:
-            reason = objection(path, client, server, found) if path != "stream" else ""
-            if reason:
-                refused[path] = reason
-            elif memory in chosen:
-                refused[path] = f"{chosen[memory]} is better"
-            else:
+    for memory in _kinds(client, server):
+        for path in PREFERENCE[memory]:
+            reason = objection(path, client, server, found, memory) if path != "stream" else ""
+            if not reason and memory not in chosen:
                 chosen[memory] = path
-    used = set(chosen.values())
-    return Choice(chosen, {path: why for path, why in refused.items() if path not in used})
+            else:
+                refused[_key(path, memory)] = reason or f"{chosen[memory]} is better"
+    return Choice(chosen, refused)
+
+
+def _kinds(client: Hello, server: Hello) -> tuple[str, ...]:
+    """Name the kinds of memory that both have."""
+    return ("host", "cuda") if "cuda" in client.memory and "cuda" in server.memory else ("host",)
+
+
+def _key(path: str, memory: str) -> str:
+    return path if memory == "host" else f"{path} ({memory})"
 
 
 def encode_found(found: Mapping[str, str]) -> bytes:
