@@ -23,6 +23,7 @@ MEETS_DISTRIBUTED = {"comm", "gpu", "monitor", "cli"}
 FROM = r"from\s+(?P<module>[\w.]+)\s+c?import\s+(?P<names>[^#\n]+)"
 COLUMNS_LIMIT = 100
 LINES_LIMIT = 400
+
 MEASURED = sorted(
     str(path.relative_to(CYTHON.parent))
     for folder in (CYTHON, CYTHON.parent / "src")

@@ -18,6 +18,12 @@ DATA_COUNT = 1_000_000
 SAMPLE = re.compile(r"^(?P<name>\w+)(?:\{(?P<labels>[^}]*)\})? (?P<value>\S+)$")
 
 
+@pytest.fixture(autouse=True)
+def forgotten(monkeypatch):
+    """Nothing was closed before: of many peers a report has but the busiest."""
+    monkeypatch.setattr(statistics, "_closed", {})
+
+
 async def metrics_of(server) -> dict[tuple[str, str], float]:
     """The samples of a server's page, by name and labels."""
     address = f"http://127.0.0.1:{server.http_server.port}/metrics"
