@@ -5,6 +5,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RESULTS := build/bench
+BENCH_RUN = $(BIN)/dask fabric bench $(BENCH)
+# With ucx_perftest (Debian: ucx-utils) beside it, on the library that this is linked to.
+UCX_COLUMN = --protocols tcp,fabric,fabric+tcp,fabric+ucx \
+  $(if $(shell command -v ucx_perftest),--ucx-library perftest)
 SOURCES := pyproject.toml README.md LICENSE $(shell find cython src -type f -not -name '*.pyc')
 
 .PHONY: help demo test bench lint docs clean
@@ -13,7 +17,7 @@ SOURCES := pyproject.toml README.md LICENSE $(shell find cython src -type f -not
 help:
 	@echo "make demo   a cluster on fabric:// and on tcp://, on real data (about a minute)"
 	@echo "make test   lint, and all tests on the installed wheel"
-	@echo "make bench  the figures of the README; JSON in $(RESULTS)/; BENCH=--quick for a first look,"
+	@echo "make bench  the figures of the README; JSON and pages in $(RESULTS)/; BENCH=--quick for a first look,"
 	@echo "            UCXX=PYTHON beside the distributed-ucxx of that Python"
 	@echo "make lint   ruff and the law of imports"
 	@echo "make docs   the documentation, in site/"
@@ -27,9 +31,12 @@ test: lint
 
 bench: $(VENV)/extra-bench
 	mkdir -p $(RESULTS)
-	$(BIN)/python benchmarks/comm.py $(BENCH) $(UCXX:%=--ucxx %) --json $(RESULTS)/comm.json
-	$(BIN)/python benchmarks/comm.py $(BENCH) --tls --json $(RESULTS)/tls.json
-	$(BIN)/python benchmarks/cluster.py $(BENCH) --json $(RESULTS)/cluster.json
+	$(BENCH_RUN) pingpong stream bandwidth gil cpu connect memory $(UCX_COLUMN) $(UCXX:%=--ucxx %) \
+	  --ways one --json $(RESULTS)/comm.json --html $(RESULTS)/comm.html
+	$(BENCH_RUN) pingpong stream bandwidth gil connect --protocols tls,fabric+tls \
+	  --ways one --json $(RESULTS)/tls.json
+	$(BENCH_RUN) work --json $(RESULTS)/work.json --html $(RESULTS)/work.html
+	$(BIN)/python benchmarks/asked.py $(RESULTS)/comm.json $(RESULTS)/tls.json $(RESULTS)/work.json
 
 lint: $(VENV)/extra-test
 	$(BIN)/ruff check .

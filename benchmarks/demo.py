@@ -7,6 +7,7 @@ checked against pandas or numpy in this process; the exit status is 1 where one 
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import logging
 import sys
@@ -23,11 +24,13 @@ import dask.array as da
 import dask.dataframe as dd
 import numpy as np
 import pandas as pd
-from distributed import Client, Worker, wait
+from distributed import Client, wait
 
-from arguments import common_parser, parse
-from cluster import persist_rows, start_cluster
-from report import Row, print_facts, print_grid, progress, save
+from dask_fabric.bench.machine import facts
+from dask_fabric.bench.results import Results, Row
+from dask_fabric.bench.tables import facts_line, grid
+from dask_fabric.bench.work.arrays import persist_rows
+from dask_fabric.bench.work.local import moved_bytes, start_cluster
 
 PARTITIONS = 16
 SIDE, CHUNK = 8000, 1000
@@ -142,20 +145,6 @@ def equal(one: object, other: object) -> bool:
     return bool(np.array_equal(one, other))
 
 
-def moved_bytes(client: Client) -> int:
-    """Bytes that the workers have sent for fetches and shuffles, by their own counters."""
-
-    def count(dask_worker: Worker) -> float:
-        shuffled = (
-            value
-            for key, value in dask_worker.digests_total.items()
-            if key[0] == "p2p" and key[2:] == ("background-comms", "process", "bytes")
-        )
-        return dask_worker.transfer_outgoing_bytes_total + sum(shuffled)
-
-    return int(sum(client.run(count).values()))
-
-
 @dataclass
 class Line:
     """One line of the table, filled scheme by scheme."""
@@ -228,8 +217,7 @@ def print_results(lines: Iterable[Line], schemes: list[str]) -> None:
             cells.append(f"{line.bandwidth.median(scheme):,.0f}")
         cells.append(f"{line.time.times_better(schemes[-1], schemes[0]):.2f}x")
         body.append(cells)
-    print()
-    print_grid([head, *body])
+    print(f"\n{grid([head, *body], markdown=True)}")
 
 
 def new_lines(data: Flights) -> dict[str, Line]:
@@ -243,16 +231,32 @@ def new_lines(data: Flights) -> dict[str, Line]:
         "fetch": f"a table of {size} from worker to worker",
     }
     return {
-        key: Line(name, Row(name, "s", higher_is_better=False), Row(name, "MB/s"))
+        key: Line(name, Row("demo", name, "s", False), Row("demo", f"{name}, moved", "MB/s"))
         for key, name in names.items()
     }
 
 
+def progress(text: str) -> None:
+    """A plain line on stderr, so that stdout holds the table alone."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--schemes", default="tcp,fabric", help="the first is the baseline")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="one round")
+    parser.add_argument("--json", metavar="FILE", help="write every round there")
+    return parser.parse_args()
+
+
 def main() -> None:
-    parser = common_parser(__doc__, rounds=3)
-    options = parse(parser, ["tcp", "fabric"])
+    options = arguments()
+    schemes = options.schemes.split(",")
     repeats = 1 if options.quick else options.rounds
-    print_facts()
+    about = facts()
+    print(facts_line(about), flush=True)
     progress("reading the flights, and computing what is expected with pandas and numpy")
     data = Flights()
     lines = new_lines(data)
@@ -263,12 +267,14 @@ def main() -> None:
         demo = Demo(data, Path(folder, "flights"), expected(data), repeats)
         dd.from_pandas(data.flights, npartitions=PARTITIONS).to_parquet(demo.files)
         with ExitStack() as stack:
-            sites = {scheme: open_site(scheme, demo, stack) for scheme in options.schemes}
+            sites = {scheme: open_site(scheme, demo, stack) for scheme in schemes}
             for verb, line in lines.items():
                 run_line(verb, line, sites, demo)
-    print_results(lines.values(), options.schemes)
+    print_results(lines.values(), schemes)
     rows = [row for line in lines.values() for row in (line.time, line.bandwidth)]
-    save(options.json, rows, options.schemes[0], vars(options))
+    if options.json:
+        Path(options.json).write_text(Results(about, vars(options), schemes, rows).as_json())
+        progress(f"written: {options.json}")
     sys.exit(not all(line.equal for line in lines.values()))
 
 

@@ -7,28 +7,28 @@ with the memory of the GPU on both sides. Needs a GPU and CuPy. Run ``gpu.py --h
 from __future__ import annotations
 
 import argparse
-import asyncio
-import hashlib
 import operator
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import dask.array as da
 import numpy as np
 from dask.utils import parse_bytes
 from distributed import Client, wait
 
-from arguments import commas, common_parser, parse
-from asked import PERFTEST, UCXX, compare, print_asked
-from awake import awake_cpus
-from cluster import persist_rows
-from comm import MEASURE_TIMEOUT_SECONDS, Figure, measure, share_library, size_name
 from dask_fabric import LocalFabricCluster
-from floors import DevicePerftestSession, ForeignSession
-from report import Row, print_facts, print_table, progress, save
-from sessions import CommSession, Session
+from dask_fabric.bench import perftest, suite
+from dask_fabric.bench.awake import awake_cpus
+from dask_fabric.bench.figures import Extent
+from dask_fabric.bench.machine import facts
+from dask_fabric.bench.pairs import Protocol, Surroundings
+from dask_fabric.bench.results import Results, Row
+from dask_fabric.bench.rounds import Effort
+from dask_fabric.bench.tables import render
+from dask_fabric.bench.work.arrays import persist_rows
 
 SIZES = "1MB,10MB,100MB,1GB"
 PARTS = ("transfers", "cluster")
@@ -39,48 +39,23 @@ PARTITIONS, KEYS = 8, 16_000_000
 # ---- between two processes
 
 
-def figures(sizes: list[int]) -> list[Figure]:
-    """One for each size, all of the same memory of the GPU."""
-    import cupy
-
-    rng = np.random.default_rng(0)
-    largest = cupy.asarray(rng.integers(0, 256, max(sizes), dtype="u1"))
-    return [
-        Figure("cupy", f"cupy {size_name(n)}, acknowledged", "GB/s", "send", largest[:n])
-        for n in sizes
-    ]
-
-
-async def check(session: Session, figure: Figure) -> None:
-    """End the program unless what arrives is what was sent, in the memory of a GPU."""
-    if isinstance(session, CommSession):
-        found = await session.digest(figure.array)
-        expected = hashlib.sha256(figure.array.get()).hexdigest()
-        if found != {"digest": expected, "module": "cupy"}:
-            sys.exit(f"{session.scheme}, {figure.name}: {found} has arrived, not {expected}")
-
-
-async def transfers(options: argparse.Namespace) -> list[Row]:
-    """GB/s of arrays from one process to the other."""
-    wanted = figures(options.sizes)  # before the comms: with CuPy they know that there is a GPU
-    sessions: list[Session] = [CommSession(scheme, options) for scheme in options.schemes]
-    sessions += [KINDS[name](name, options) for name in options.beside]
-    rows = []
-    try:
-        for session in sessions:
-            await session.open()
-        for figure in wanted:
-            progress(figure.name)
-            for session in sessions:
-                await check(session, figure)
-            work = measure(figure, sessions, options)
-            rows.append(await asyncio.wait_for(work, MEASURE_TIMEOUT_SECONDS))
-        for session in sessions:
-            await session.close()
-    finally:
-        for session in sessions:
-            session.kill()
-    return rows
+def transfers(options: argparse.Namespace) -> Results:
+    """GB/s of arrays from one process to the other, which arrive as they were sent."""
+    protocols = [Protocol(scheme, scheme) for scheme in options.schemes]
+    protocols += [Protocol("ucx", "ucx", options.ucxx)] if options.ucxx else []
+    library = options.ucx_library or perftest.own_library()
+    environment = {"DASK_FABRIC__GPU__ENABLED": "true"}
+    environment |= {"DASK_FABRIC__UCX__LIBRARY": library} if library else {}
+    plan = suite.Plan(
+        scenarios=("bandwidth",),
+        protocols=tuple(protocols),
+        extent=Extent(tuple(options.sizes), ("one",), module="cupy"),
+        effort=Effort(options.rounds, options.round_seconds),
+        has_floors=not options.no_floor,
+        awake=False,  # they are already
+        around=Surroundings(module="cupy", environment=environment),
+    )
+    return suite.run(plan, vars(options), sys.stderr)
 
 
 # ---- between two workers
@@ -208,7 +183,7 @@ def start_cluster(scheme: str) -> LocalFabricCluster:
 def clusters(options: argparse.Namespace) -> list[Row]:
     """Each scheme with a fresh cluster in every round; the first repetition is dropped."""
     kinds: tuple[Callable, ...] = (Transpose, Shuffle)
-    rows = {kind: Row(kind.name, "s", False) for kind in kinds}
+    rows = {kind: Row("workers", kind.name, "s", False) for kind in kinds}
     for turn in range(options.rounds):
         shift = turn % len(options.schemes)
         for scheme in options.schemes[shift:] + options.schemes[:shift]:
@@ -223,44 +198,61 @@ def clusters(options: argparse.Namespace) -> list[Row]:
 
 # ---- the command line
 
-KINDS = {PERFTEST: DevicePerftestSession, UCXX: ForeignSession}
+
+def commas(convert: Callable) -> Callable[[str], list]:
+    """A converter of comma-separated lists, for argparse."""
+    return lambda text: [convert(part.strip()) for part in text.split(",")]
+
+
+def progress(text: str) -> None:
+    """A plain line on stderr, so that stdout holds the table alone."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = common_parser(__doc__, rounds=5)
+    parser = argparse.ArgumentParser(description=__doc__)
+    schemes = ["tcp", "fabric", "fabric+tcp"]
+    parser.add_argument("--schemes", type=commas(str), default=schemes, help=",".join(schemes))
     parser.add_argument("--parts", type=commas(str), default=list(PARTS), help=str(PARTS))
     parser.add_argument("--sizes", type=commas(parse_bytes), default=SIZES, help=SIZES)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--round-seconds", type=float, default=0.5, help="length of one round")
     parser.add_argument("--repeats", type=int, default=2, help="values per round of a cluster")
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
+    parser.add_argument("--sleepy", action="store_true", help="let idle CPUs sleep")
     parser.add_argument("--no-floor", action="store_true", help="the schemes alone")
     parser.add_argument("--ucx-library", help="of the schemes; left out: that of ucx_perftest")
     parser.add_argument("--ucxx", metavar="PYTHON", help="a Python that has distributed-ucxx")
-    options = parse(parser, ["tcp", "fabric", "fabric+tcp"])
+    parser.add_argument("--json", metavar="FILE", help="write every round there")
+    options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"unknown parts {sorted(unknown)}; there are {', '.join(PARTS)}")
     if options.quick:
         options.rounds, options.round_seconds, options.repeats = min(options.rounds, 3), 0.2, 1
-    options.on_gpu, options.uvloop, options.security = True, False, None
-    options.beside = [] if options.no_floor or not share_library(options) else [PERFTEST]
-    if options.ucxx:
-        options.beside.append(UCXX)
     return options
+
+
+def measured(options: argparse.Namespace) -> Results:
+    """All parts that are wanted."""
+    rows: Sequence[Row] = []
+    if "cluster" in options.parts:  # first: here this process has no context yet
+        rows = clusters(options)
+    if "transfers" not in options.parts:
+        return Results(facts(), vars(options), options.schemes, list(rows))
+    results = transfers(options)
+    results.rows += rows
+    return results
 
 
 def main() -> None:
     options = parse_arguments()
     os.environ["DASK_FABRIC__GPU__ENABLED"] = "true"  # of the other process too
-    print_facts()
-    rows: list[Row] = []
     with awake_cpus(not options.sleepy):
-        if "cluster" in options.parts:  # first: here this process has no context yet
-            rows += clusters(options)
-        if "transfers" in options.parts:
-            rows = asyncio.run(transfers(options)) + rows
-    print_table(rows, [*options.schemes, *options.beside], options.schemes[0])
-    asked = compare(rows)
-    print_asked(asked)
-    save(options.json, rows, options.schemes[0], vars(options), asked)
+        results = measured(options)
+    print(render(results, markdown=True))
+    if options.json:
+        Path(options.json).write_text(results.as_json())
+        progress(f"written: {options.json}")
 
 
 if __name__ == "__main__":

@@ -6,8 +6,6 @@ Both run alternately on the same library; needs its ``ucx_perftest`` (Debian: uc
 from __future__ import annotations
 
 import argparse
-import os
-import re
 import socket
 import statistics
 import subprocess
@@ -16,11 +14,11 @@ import time
 
 import numpy as np
 
+from dask_fabric.bench import perftest
 from dask_fabric.paths import ucx, ucx_library
 from dask_fabric.paths.ucx_endpoint import UCXEndpoint
 
-WINDOW = 4  # frames in flight
-PORT = 13399
+WINDOW = perftest.WINDOW  # frames in flight
 COLUMNS = ("ucx path", "perftest by shared memory", "perftest by default (cma)")
 
 
@@ -64,39 +62,6 @@ def ours(library: str, size: int, count: int) -> float:
     return float(outputs[0].split()[-1])
 
 
-def perftest(
-    library: str, size: int, count: int, transports: str | None, memory: str = "host"
-) -> float | None:
-    """Give GB/s; None where this ucx_perftest does not run on the library.
-
-    *memory* is that of both sides: ``host``, or ``cuda``.
-    """
-    folder = os.path.dirname(library)
-    environment = {**os.environ, "LD_LIBRARY_PATH": folder, "UCX_WARN_UNUSED_ENV_VARS": "n"}
-    if transports:
-        environment["UCX_TLS"] = transports
-    command = ["ucx_perftest", "-t", "tag_bw", "-s", str(size), "-n", str(count), "-w",
-               str(WINDOW), "-m", memory, "-f", "-p", str(PORT)]  # fmt: skip
-    cpus = sorted(os.sched_getaffinity(0))  # both ends spin, and would starve on one
-    on_first, on_last = (["-c", str(cpu)] for cpu in (cpus[0], cpus[-1]))
-    server = subprocess.Popen([*command, *on_last], env=environment, stdout=subprocess.DEVNULL)
-    figures: list[str] = []
-    while not figures and server.poll() is None:  # until it listens
-        client = subprocess.run(
-            [*command, *on_first, "127.0.0.1"],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        if client.returncode == 0:
-            figures = re.findall(r"[\d.]+", client.stdout.strip().rpartition("\n")[2])
-        time.sleep(0.05)
-    server.kill()
-    server.wait()
-    return float(figures[5]) * 2**20 / 1e9 if len(figures) > 5 else None  # MB/s of 2**20
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("library", nargs="?")
@@ -116,8 +81,8 @@ def main() -> None:
         rounds = [
             (
                 ours(library, size, count),
-                perftest(library, size, count, "posix,sysv,self"),
-                perftest(library, size, count, None),
+                perftest.bandwidth(library, size, count, perftest.SHARED_MEMORY),
+                perftest.bandwidth(library, size, count, None),
             )
             for _ in range(args.rounds)
         ]

@@ -73,3 +73,11 @@ class UCXError(FabricError):
 
 class UnavailableError(FabricError):
     """What was asked for cannot be had here; the message says why and what to do."""
+
+
+class BenchError(FabricError):
+    """Something cannot be measured; the text says what, and what to do."""
+
+
+class PairError(BenchError):
+    """Two processes that measure cannot be started, or one does not answer any more."""

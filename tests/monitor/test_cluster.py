@@ -13,15 +13,16 @@ from distributed import Client, LocalCluster
 import dask_fabric
 from dask_fabric.cli.main import fabric
 
-pytestmark = pytest.mark.filterwarnings("ignore:Port .* is already in use:UserWarning")
-
 DATA_COUNT = 1_000_000
 
 
 @pytest.fixture(scope="module", params=["fabric", "tcp"])
 def cluster(request):
     with LocalCluster(
-        protocol=request.param, n_workers=2, threads_per_worker=1, dashboard_address=None
+        protocol=request.param,
+        n_workers=2,
+        threads_per_worker=1,
+        dashboard_address="127.0.0.1:0",  # not Dask's own port, which others use
     ) as cluster:
         yield cluster
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from dask_fabric.cli.bench import bench
 from dask_fabric.cli.worker import worker
 
 _PATHS = ("stream", "unix", "tls", "cma", "ucx")
@@ -25,6 +26,7 @@ def fabric() -> None:
     """The fabric:// communication backend: workers, and what it uses here and why."""
 
 
+fabric.add_command(bench)
 fabric.add_command(worker)
 
 

@@ -4,8 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+
+# Not beyond the end of whoever measures.
+_LOOP = """
+import os, sys
+os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+os.sched_setaffinity(0, {int(sys.argv[1])})
+while os.getppid() == int(sys.argv[2]):
+    for _ in range(1_000_000):
+        pass
+"""
 
 
 @contextlib.contextmanager
@@ -17,28 +28,12 @@ def awake_cpus(wanted: bool = True) -> Iterator[None]:
     cause of that, and nodes made for low latency do not let their CPUs sleep either. A loop of
     class SCHED_IDLE runs only when nothing else wants the CPU.
     """
-    if not wanted:
-        yield
-        return
-    children = [_start_loop(cpu) for cpu in os.sched_getaffinity(0)]
+    cpus = sorted(os.sched_getaffinity(0)) if wanted else []
+    command = [sys.executable, "-S", "-c", _LOOP]
+    children = [subprocess.Popen([*command, str(cpu), str(os.getpid())]) for cpu in cpus]
     try:
         yield
     finally:
         for child in children:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-
-
-def _start_loop(cpu: int) -> int:
-    parent = os.getpid()
-    child = os.fork()
-    if child:
-        return child
-    try:
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-        os.sched_setaffinity(0, {cpu})
-        while os.getppid() == parent:  # not beyond the end of whoever measures
-            for _ in range(1_000_000):
-                pass
-    finally:
-        os._exit(0)
+            child.kill()
+            child.wait()

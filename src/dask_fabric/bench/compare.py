@@ -1,0 +1,112 @@
+"""Two results against each other: what became better, and what worse."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dask_fabric.bench.results import FLOORS, Results, Row, times_better
+from dask_fabric.bench.tables import grid, number
+
+BETTER, WORSE, NOISE = "better", "worse", "within noise"
+GONE, NEW, FAILED = "gone", "new", "failed"
+THRESHOLD = 0.05
+_CHANGING = ("date", "load_average")
+HEAD = ("scenario", "figure", "unit", "column", "A", "B", "ratio", "verdict")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One figure of one column in both.
+
+    Attributes
+    ----------
+    before, after : float or None
+        The medians.
+    times_better : float or None
+        Above 1 where the second is better, whichever the direction of the figure.
+    verdict : str
+    """
+
+    scenario: str
+    name: str
+    unit: str
+    column: str
+    before: float | None
+    after: float | None
+    times_better: float | None
+    verdict: str
+
+
+def compare(a: Results, b: Results, threshold: float = THRESHOLD) -> list[Comparison]:
+    """Compare all that either has.
+
+    A figure is better or worse where the medians differ by more than the threshold, and the middle
+    halves of their rounds do not meet.
+    """
+    before, after = _by_identity(a), _by_identity(b)
+    found = []
+    for identity in dict.fromkeys([*before, *after]):
+        one, other = before.get(identity), after.get(identity)
+        found += [_compare(one, other, column, threshold) for column in _columns(one, other)]
+    return found
+
+
+def _columns(a: Row | None, b: Row | None) -> list[str]:
+    """Those of either; a floor, which no run must have, only where both have it."""
+    found = {column: None for row in (a, b) if row for column in (*row.rounds, *row.problems)}
+    in_both = a and b and {*a.rounds} & {*b.rounds}
+    return [column for column in found if column not in FLOORS or column in (in_both or ())]
+
+
+def _by_identity(results: Results) -> dict[tuple[str, str], Row]:
+    return {(row.scenario, row.name): row for row in results.rows}
+
+
+def _compare(a: Row | None, b: Row | None, column: str, threshold: float) -> Comparison:
+    known = a or b
+    before, after = a.median(column) if a else None, b.median(column) if b else None
+    ratio = times_better(after, before, known.higher_is_better)
+    if after is None:
+        verdict = FAILED if b and column in b.problems else GONE
+    elif before is None:
+        verdict = NEW
+    elif ratio is None or abs(ratio - 1) <= threshold or _meet(a, b, column):
+        verdict = NOISE
+    else:
+        verdict = BETTER if ratio > 1 else WORSE
+    identity = (known.scenario, known.name, known.unit, column)
+    return Comparison(*identity, before, after, ratio, verdict)
+
+
+def _meet(a: Row, b: Row, column: str) -> bool:
+    """Whether the middle halves of the rounds have a value in common."""
+    (low, high), (other_low, other_high) = a.quartiles(column), b.quartiles(column)
+    return low <= other_high and other_low <= high
+
+
+def warnings(a: Results, b: Results) -> list[str]:
+    """What makes the two hard to compare: a machine or a version that changed, and noise."""
+    said = [
+        f"{name}: {a.facts.get(name)} in A, {b.facts.get(name)} in B"
+        for name in dict.fromkeys([*a.facts, *b.facts])
+        if name not in _CHANGING and a.facts.get(name) != b.facts.get(name)
+    ]
+    return said + [f"{x}: {text}" for x, one in (("A", a), ("B", b)) for text in one.warnings]
+
+
+def render(comparisons: Sequence[Comparison], markdown: bool) -> str:
+    """Write a line for each, and what they come to."""
+    lines = [HEAD, *map(_cells, comparisons)]
+    counts = {
+        verdict: sum(one.verdict == verdict for one in comparisons)
+        for verdict in (BETTER, WORSE, NOISE, FAILED, GONE, NEW)
+    }
+    summary = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
+    return f"{grid(lines, markdown)}\n\n{summary or 'nothing to compare'}"
+
+
+def _cells(one: Comparison) -> list[str]:
+    ratio = "" if one.times_better is None else f"{one.times_better:.2f}x"
+    values = (number(one.before), number(one.after))
+    return [one.scenario, one.name, one.unit, one.column, *values, ratio, one.verdict]

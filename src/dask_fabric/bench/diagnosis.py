@@ -1,0 +1,280 @@
+"""What is odd in a matrix: slow links and nodes, and paths that others do not take."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dask_fabric.bench.cluster import Worker
+
+_SLOW = 0.5  # of what the better links have
+_LATE = 3.0  # times the round trip of the better links
+_LATE_US = 100.0  # less is no matter
+
+Ends = tuple[str, str]  # from one node to another
+
+
+@dataclass(frozen=True)
+class Link:
+    """What was measured between two workers, or why nothing was.
+
+    Attributes
+    ----------
+    one, other : str
+        Names of the workers.
+    path : str
+        The way of large frames.
+    refused : dict of str to str
+        Why another path is not in use.
+    there_gbs, back_gbs : float
+        From the one to the other, and back.
+    """
+
+    one: str
+    other: str
+    path: str | None = None
+    refused: dict[str, str] = field(default_factory=dict)
+    round_trip_us: float | None = None
+    there_gbs: float | None = None
+    back_gbs: float | None = None
+    error: str = ""
+
+
+def diagnose(workers: Sequence[Worker], links: Sequence[Link]) -> list[str]:
+    """Say in sentences what is odd.
+
+    Links within hosts and links between them are held against their own kind. Between hosts, what
+    all workers of a host have in common is said of the host.
+    """
+    place = {worker.name: worker.place for worker in workers}
+    within = [link for link in links if place[link.one] == place[link.other]]
+    between = [link for link in links if place[link.one] != place[link.other]]
+    names = _host_names(workers)
+    own = {name: name for name in place}
+    own_names = {name: f"worker {name}" for name in place}
+    found = _broken(workers, links)
+    for kind in (between, within):
+        working = [link for link in kind if not link.error]
+        found += _odd_paths(working)
+        for measure in _MEASURES:
+            bad: set[str] = set()
+            if kind is between:
+                said, bad = _odd_values(working, place, names, measure)
+                found += said
+            left = [link for link in working if not {place[link.one], place[link.other]} & bad]
+            said, _ = _odd_values(left, own, own_names, measure, kind is within)
+            found += said
+    return list(dict.fromkeys(found))
+
+
+def suspects(links: Sequence[Link], place: Mapping[str, str]) -> list[Link]:
+    """The links that are slow or late beside others of their kind, or could not be measured."""
+    found = [link for link in links if link.error]
+    own = {name: name for name in place}
+    for within in (True, False):
+        kind = [x for x in links if not x.error and (place[x.one] == place[x.other]) is within]
+        for measure in _MEASURES:
+            odd = _odd_ends(_medians(kind, own, measure), measure)
+            named = {frozenset(ends) for ends in odd}
+            found += [link for link in kind if {link.one, link.other} in named]
+    return list({(link.one, link.other): link for link in found}.values())
+
+
+def better_of(one: Link, other: Link) -> Link:
+    """What is best of two measurements of the same link: a hiccup makes no link slow."""
+    if one.error or other.error:
+        return other if one.error else one
+    return replace(
+        other,
+        round_trip_us=min(one.round_trip_us, other.round_trip_us),
+        there_gbs=max(one.there_gbs, other.there_gbs),
+        back_gbs=max(one.back_gbs, other.back_gbs),
+    )
+
+
+def _host_names(workers: Sequence[Worker]) -> dict[str, str]:
+    """How hosts are called: by their only worker, or by their name with all."""
+    by_place: dict[str, list[Worker]] = {}
+    for worker in workers:
+        by_place.setdefault(worker.place, []).append(worker)
+    return {
+        place: f"worker {there[0].name}"
+        if len(there) == 1
+        else f"host {there[0].host} (workers {', '.join(one.name for one in there)})"
+        for place, there in by_place.items()
+    }
+
+
+def _broken(workers: Sequence[Worker], links: Sequence[Link]) -> list[str]:
+    """Links without an answer; a worker that has none is said once."""
+    broken = [link for link in links if link.error]
+    count = Counter(name for link in broken for name in (link.one, link.other))
+    alone = [w.name for w in workers if count[w.name] == len(workers) - 1 and len(workers) > 2]
+    found = []
+    for name in alone:
+        reason = next(link.error for link in broken if name in (link.one, link.other))
+        found.append(f"worker {name} could not be measured with any other: {reason}")
+    return found + [
+        f"worker {link.one} to worker {link.other} could not be measured: {link.error}"
+        for link in broken
+        if not {link.one, link.other} & set(alone)
+    ]
+
+
+def _odd_paths(links: Sequence[Link]) -> list[str]:
+    """Paths other than that of most links; a worker that has one with all others is said once."""
+    paths = Counter(link.path for link in links)
+    if len(paths) < 2:
+        return []
+    usual = paths.most_common(1)[0][0]
+    found = []
+    odd = [link for link in links if link.path != usual]
+    count = Counter(name for link in links for name in (link.one, link.other))
+    odd_count = Counter(name for link in odd for name in (link.one, link.other))
+    named = {name for name in count if odd_count[name] == count[name] > 1}
+    if len(named) * 2 > len(count):  # then it is nobody's in particular
+        named = set()
+    for name in sorted(named):
+        own = [link for link in odd if name in (link.one, link.other)]
+        path, reason = own[0].path, _reason(own, usual)
+        found.append(f"worker {name} talks {_spoken(path)} to all{reason}")
+    return found + [
+        f"worker {link.one} and worker {link.other} talk {_spoken(link.path)}, "
+        f"most others {_spoken(usual)}{_reason([link], usual)}"
+        for link in odd
+        if not {link.one, link.other} & named
+    ]
+
+
+def _spoken(path: str) -> str:
+    return path.upper() if path in ("tcp", "ucx", "cma") else path
+
+
+def _reason(links: Iterable[Link], usual: str) -> str:
+    """Why the usual path is not taken, as most of the links tell."""
+    reasons = Counter(link.refused[usual] for link in links if usual in link.refused)
+    return f": {reasons.most_common(1)[0][0]}" if reasons else ""
+
+
+def _upper_quartile(values: Sequence[float]) -> float:
+    """What the better links have: not the median, for one slow node of three has most links."""
+    if len(values) < 2:
+        return values[0]
+    return statistics.quantiles(values, n=4, method="inclusive")[2]
+
+
+@dataclass(frozen=True)
+class _Measure:
+    """What is held against what the better links have.
+
+    Attributes
+    ----------
+    word : str
+        For what is odd.
+    both : callable
+        The values of a link, there and back.
+    usual : callable
+        What the better links have.
+    is_odd : callable
+        Whether a value is, beside the usual one.
+    written : callable
+        A value with its unit.
+    """
+
+    word: str
+    both: Callable[[Link], tuple[float, float]]
+    usual: Callable[[Sequence[float]], float]
+    is_odd: Callable[[float, float], bool]
+    written: Callable[[float], str]
+
+
+_MEASURES = (
+    _Measure(
+        word="slow",
+        both=lambda link: (link.there_gbs, link.back_gbs),
+        usual=_upper_quartile,
+        is_odd=lambda value, usual: value < _SLOW * usual,
+        written=lambda value: f"{value:.3g} GB/s",
+    ),
+    _Measure(
+        word="late",
+        both=lambda link: (link.round_trip_us, link.round_trip_us),
+        usual=lambda values: -_upper_quartile([-value for value in values]),
+        is_odd=lambda value, usual: value > max(_LATE * usual, usual + _LATE_US),
+        written=lambda value: f"{value:,.0f} us",
+    ),
+)
+
+
+def _odd_values(
+    links: Sequence[Link],
+    nodes: Mapping[str, str],
+    names: Mapping[str, str],
+    measure: _Measure,
+    links_too: bool = True,
+) -> tuple[list[str], set[str]]:
+    """Name the nodes of which every link is odd, and the odd links of the others."""
+    values = _medians(links, nodes, measure)
+    if not values:
+        return [], set()
+    usual = measure.usual(list(values.values()))
+    odd = _odd_ends(values, measure)
+    bad = _odd_nodes(values, odd)
+    beside = f"; the better links have {measure.written(usual)}"
+    found = []
+    for node in sorted(bad, key=names.__getitem__):
+        value = statistics.median(value for ends, value in odd.items() if node in ends)
+        found.append(f"{measure.word} node: {names[node]}, {measure.written(value)} to all{beside}")
+    for ends in odd if links_too else ():
+        if not bad & {*ends}:
+            found += _odd_link(ends, odd, names, measure, beside)
+    return found, bad
+
+
+def _odd_ends(values: Mapping[Ends, float], measure: _Measure) -> dict[Ends, float]:
+    """The values that are odd beside what the better links have."""
+    usual = measure.usual(list(values.values())) if values else 0.0
+    return {ends: value for ends, value in values.items() if measure.is_odd(value, usual)}
+
+
+def _odd_nodes(values: Mapping[Ends, float], odd: Mapping[Ends, float]) -> set[str]:
+    """Those with several links and no good one, where others have a good one."""
+    good = {node for ends in values if ends not in odd for node in ends}
+    peers = Counter(node for ends in values for node in ends)
+    return {node for node in peers if peers[node] > 2 and node not in good} if good else set()
+
+
+def _medians(
+    links: Sequence[Link], nodes: Mapping[str, str], measure: _Measure
+) -> dict[Ends, float]:
+    """Values from node to node, over the links of their workers."""
+    values: dict[Ends, list[float]] = {}
+    for link in links:
+        one, other = nodes[link.one], nodes[link.other]
+        there, back = measure.both(link)
+        values.setdefault((one, other), []).append(there)
+        values.setdefault((other, one), []).append(back)
+    return {ends: statistics.median(found) for ends, found in values.items()}
+
+
+def _odd_link(
+    ends: Ends,
+    odd: Mapping[Ends, float],
+    names: Mapping[str, str],
+    measure: _Measure,
+    beside: str,
+) -> list[str]:
+    """One sentence for a link that is odd in one direction, or in both."""
+    one, other = ends
+    back = odd.get((other, one))
+    if back is None:
+        value = measure.written(odd[ends])
+        return [f"{measure.word} link: {names[one]} to {names[other]}, {value}{beside}"]
+    if names[one] > names[other]:
+        return []  # it is said the other way round
+    value = measure.written(statistics.median([odd[ends], back]))
+    return [f"{measure.word} link: {names[one]} and {names[other]}, {value}{beside}"]

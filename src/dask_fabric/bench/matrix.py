@@ -1,0 +1,142 @@
+"""All pairs of workers of a cluster: latency, bandwidth, and the path that each uses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TextIO
+
+from dask_fabric.bench import workers
+from dask_fabric.bench.cluster import Cluster, Worker
+from dask_fabric.bench.diagnosis import Link, better_of, diagnose, suspects
+from dask_fabric.bench.progress import Progress
+from dask_fabric.bench.tournament import Pairing, rounds
+
+_SUSPECTS_LIMIT = 32  # more than that is no hiccup
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long each pair is measured.
+
+    Attributes
+    ----------
+    nbytes : int
+        Of each array that is sent.
+    seconds : float
+        About so long arrays go each way.
+    patience_seconds : float
+        A pair that takes longer counts as broken.
+    """
+
+    nbytes: int = 16_000_000
+    round_trip_count: int = 200
+    seconds: float = 0.3
+    patience_seconds: float = 120.0
+
+
+def measure(cluster: Cluster, effort: Effort, stream: TextIO) -> dict[str, Any]:
+    """Measure all pairs; give what `Results.matrix` holds."""
+    by_address = {worker.address: worker for worker in cluster.workers}
+    hosts: dict[str, list[str]] = {}
+    for worker in cluster.workers:
+        hosts.setdefault(worker.place, []).append(worker.address)
+    links: list[Link] = []
+    pairings = rounds(hosts)
+    progress = Progress(len(pairings), stream)
+    try:
+        for pairing in pairings:
+            progress.say(f"{len(pairing)} pairs at a time")
+            links += _measure_round(cluster, pairing, by_address, effort)
+            progress.step()
+        links = _measure_again(cluster, links, by_address, effort)
+    finally:
+        progress.close()
+    return {
+        "protocol": cluster.scheme,
+        "nbytes": effort.nbytes,
+        "workers": [asdict(worker) for worker in cluster.workers],
+        "links": [asdict(link) for link in links],
+        "findings": diagnose(cluster.workers, links),
+    }
+
+
+def _measure_again(
+    cluster: Cluster, links: list[Link], by_address: dict[str, Worker], effort: Effort
+) -> list[Link]:
+    """Measure links that seem slow once more, one after the other, and keep what was better."""
+    by_name = {worker.name: worker for worker in cluster.workers}
+    place = {worker.name: worker.place for worker in cluster.workers}
+    kept = {(link.one, link.other): link for link in links}
+    for link in suspects(links, place)[:_SUSPECTS_LIMIT]:
+        pair = (by_name[link.one].address, by_name[link.other].address)
+        (again,) = _measure_round(cluster, [pair], by_address, effort)
+        kept[link.one, link.other] = better_of(link, again)
+    return list(kept.values())
+
+
+def _measure_round(
+    cluster: Cluster, pairing: Pairing, by_address: dict[str, Worker], effort: Effort
+) -> list[Link]:
+    told = cluster.client.run(
+        workers.measure_link,
+        dict(pairing),
+        effort.nbytes,
+        effort.round_trip_count,
+        effort.seconds,
+        effort.patience_seconds,
+        workers=[one for one, _ in pairing],
+        on_error="return",
+    )
+    found = []
+    for one, other in pairing:
+        answer = told.get(one, {"error": "the worker is gone"})
+        if isinstance(answer, BaseException):
+            answer = {"error": str(answer) or type(answer).__name__}
+        found.append(_link(by_address[one], by_address[other], answer))
+    return found
+
+
+def _link(one: Worker, other: Worker, told: dict[str, Any]) -> Link:
+    if "error" in told:
+        return Link(one.name, other.name, error=str(told["error"]))
+    return Link(
+        one.name,
+        other.name,
+        path=path_name(one.address.partition("://")[0], told),
+        refused={str(path): str(why) for path, why in told.get("refused", {}).items()},
+        round_trip_us=told["round_trip_seconds"] * 1e6,
+        there_gbs=told["there_bytes_per_second"] / 1e9,
+        back_gbs=told["back_bytes_per_second"] / 1e9,
+    )
+
+
+def path_name(scheme: str, told: dict[str, Any]) -> str:
+    """Name the way of large frames by what a comm tells; a scheme that tells nothing is its own."""
+    path = told.get("paths", {}).get("host")
+    if path is None:
+        return scheme
+    if path == "stream":
+        path = told.get("control_stream", "tcp")
+        return f"{path} with TLS" if told.get("encrypted") else path
+    return path
+
+
+def grids(matrix: dict[str, Any]) -> dict[str, list[list[str | float | None]]]:
+    """Tables from row to column, in the order of the workers: bandwidth, round trip, path."""
+    names = [worker["name"] for worker in matrix["workers"]]
+    place = {name: number for number, name in enumerate(names)}
+    found: dict[str, list[list]] = {
+        key: [[None] * len(names) for _ in names] for key in ("bandwidth", "round trip", "path")
+    }
+    for link in matrix["links"]:
+        i, j = place[link["one"]], place[link["other"]]
+        found["bandwidth"][i][j], found["bandwidth"][j][i] = link["there_gbs"], link["back_gbs"]
+        for key, value in (("round trip", link["round_trip_us"]), ("path", link["path"])):
+            found[key][i][j] = found[key][j][i] = value
+    return found
+
+
+def worker_names(matrix: dict[str, Any]) -> Sequence[str]:
+    """In the order of the grids."""
+    return [worker["name"] for worker in matrix["workers"]]

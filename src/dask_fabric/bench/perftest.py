@@ -1,0 +1,88 @@
+"""UCX's own benchmark, ucx_perftest (Debian: ucx-utils), as a floor."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import time
+
+SHARED_MEMORY = "posix,sysv,self"  # what fabric+ucx has within a host
+WINDOW = 4  # messages in flight
+_PROGRAM = "ucx_perftest"
+_PATIENCE_SECONDS = 120.0
+_START_SECONDS = 10.0
+
+
+def own_library() -> str | None:
+    """The UCX that ucx_perftest is linked to; None where there is no such program."""
+    program = shutil.which(_PROGRAM)
+    if program is None:
+        return None
+    linked = subprocess.run(["ldd", program], capture_output=True, text=True).stdout
+    found = re.search(r"libucp\S* => (\S+)", linked)
+    return os.path.realpath(found[1]) if found else None
+
+
+def bandwidth(
+    library: str, nbytes: int, count: int, transports: str | None, memory: str = "host"
+) -> float | None:
+    """Measure tags one way.
+
+    Parameters
+    ----------
+    library : str
+        Path of the libucp to run on.
+    transports : str, optional
+        For ``UCX_TLS``; UCX's own choice where left out.
+    memory : str
+        Of both sides: ``host``, or ``cuda``.
+
+    Returns
+    -------
+    float or None
+        GB/s; None where this ucx_perftest does not run on the library.
+    """
+    environment = {
+        **os.environ,
+        "LD_LIBRARY_PATH": os.path.dirname(library),
+        "UCX_WARN_UNUSED_ENV_VARS": "n",
+        **({"UCX_TLS": transports} if transports else {}),
+    }
+    command = [
+        *(_PROGRAM, "-t", "tag_bw", "-m", memory, "-f", "-w", str(WINDOW)),
+        *("-s", str(nbytes), "-n", str(count), "-p", str(_free_port())),
+    ]
+    cpus = sorted(os.sched_getaffinity(0))  # both ends spin, and would starve on one
+    on_first, on_last = (["-c", str(cpu)] for cpu in (cpus[0], cpus[-1]))
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([*command, *on_last], env=environment, **quiet) as server:
+        try:
+            return _ask([*command, *on_first, "127.0.0.1"], environment, server)
+        finally:
+            server.kill()
+
+
+def _ask(command: list[str], environment: dict[str, str], server: subprocess.Popen) -> float | None:
+    """Run the client until the server listens; give what the client measures."""
+    deadline = time.monotonic() + _START_SECONDS
+    while server.poll() is None and time.monotonic() < deadline:
+        try:
+            client = subprocess.run(
+                command, env=environment, capture_output=True, text=True, timeout=_PATIENCE_SECONDS
+            )
+        except subprocess.TimeoutExpired:
+            return None
+        figures = re.findall(r"[\d.]+", client.stdout.strip().rpartition("\n")[2])
+        if client.returncode == 0 and len(figures) > 5:
+            return float(figures[5]) * 2**20 / 1e9  # MB/s of 2**20
+        time.sleep(0.05)
+    return None
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

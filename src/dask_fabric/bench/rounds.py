@@ -1,0 +1,120 @@
+"""Measuring in rounds, in which all columns take turns."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from dask_fabric.bench.figures import Figure
+from dask_fabric.bench.pairs import Hog
+from dask_fabric.bench.progress import Progress
+from dask_fabric.bench.results import Row
+from dask_fabric.errors import PairError
+
+_GROWTH = 10
+_CPUS = sorted(os.sched_getaffinity(0))
+
+
+class Site(Protocol):
+    """Where a column is measured: a pair of processes, or a floor."""
+
+    name: str
+    pids: list[int]
+
+    def can(self, verb: str, arguments: dict[str, Any]) -> bool: ...
+
+    def ask(self, verb: str, hog: Hog, **arguments: Any) -> dict[str, Any]: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long it is measured.
+
+    Attributes
+    ----------
+    rounds : int
+        Values of each column.
+    round_seconds : float
+        About the length of each.
+    """
+
+    rounds: int = 5
+    round_seconds: float = 0.5
+
+
+def measure(figure: Figure, sites: Sequence[Site], effort: Effort, progress: Progress) -> list[Row]:
+    """Measure one figure: in every round each column once, in turning order.
+
+    A site that fails is left out from then on; its row tells why.
+    """
+    rows = figure.rows()
+    able = [site for site in sites if site.can(figure.verb, figure.arguments)]
+    counts: dict[str, int] = {}
+    for site in able:
+        progress.say(f"{figure.name}: {site.name}")
+        with _noting_failure(rows, site):
+            _pin(site.pids, figure.pinned)
+            counts[site.name] = _calibrate(site, figure, effort.round_seconds)
+    for turn in range(effort.rounds):
+        shift = turn % max(len(able), 1)
+        for site in able[shift:] + able[:shift]:
+            if site.name in counts and site.name not in rows[0].problems:
+                progress.say(f"{figure.name}: round {turn + 1}, {site.name}")
+                with _noting_failure(rows, site):
+                    _add_round(rows, figure, site, counts[site.name])
+    for site in able:
+        _pin(site.pids, False)
+    progress.step(len(able))
+    return rows
+
+
+@contextlib.contextmanager
+def _noting_failure(rows: list[Row], site: Site) -> Iterator[None]:
+    """Turn the failure of a site into what its rows tell of it."""
+    try:
+        yield
+    except PairError as exc:
+        for row in rows:
+            row.problems[site.name] = str(exc)
+            row.rounds.pop(site.name, None)
+
+
+def _add_round(rows: list[Row], figure: Figure, site: Site, count: int) -> None:
+    told = site.ask(figure.verb, figure.hog, count=count, **figure.arguments)
+    for row, value in zip(rows, figure.values(told, count), strict=True):
+        row.add(site.name, value)
+    if "histogram" in told:
+        rows[0].add_histogram(site.name, told["histogram"])
+
+
+def _calibrate(site: Site, figure: Figure, seconds: float) -> int:
+    """Warm up, and find the count that lasts about so long."""
+
+    def elapsed() -> float:
+        told = site.ask(figure.verb, figure.hog, count=count, **figure.arguments)
+        return max(told.get("elapsed", told["seconds"]), 1e-6)
+
+    count = 1
+    while True:
+        lasted = elapsed()
+        if lasted > seconds / 4:  # unless that was a hiccup of the machine
+            lasted = min(lasted, elapsed())
+        if lasted > seconds / 4:
+            return max(1, round(count * seconds / lasted))
+        count = max(2 * count, min(_GROWTH * count, round(count * seconds / 2 / lasted)))
+
+
+def _pin(pids: Sequence[int], wanted: bool) -> None:
+    """Put all threads of one process on one CPU and those of the other on another, or let go."""
+    for pid, place in zip(pids, (0, -1), strict=False):
+        cpus = {_CPUS[place]} if wanted else set(_CPUS)
+        try:
+            for thread in os.listdir(f"/proc/{pid}/task"):
+                os.sched_setaffinity(int(thread), cpus)
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has ended: asking tells why

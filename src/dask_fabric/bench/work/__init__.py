@@ -1,0 +1,1 @@
+"""Workloads: what whole clusters do, and whether the results are right."""

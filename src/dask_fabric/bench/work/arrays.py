@@ -1,0 +1,154 @@
+"""Arrays that travel: a transposed sum, rechunking, a broadcast, single fetches."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import dask.array as da
+import numpy as np
+from distributed import Client, secede, wait
+
+from dask_fabric.bench.work.extent import GPU, Extent, Outcome
+from dask_fabric.bench.work.local import worker_addresses
+
+_FETCH_BYTES = 400_000_000
+_BUSY_FETCH_BYTES = 100_000_000
+_ROWS, _COLUMNS = 1013, 769  # the periods of the elements
+
+
+def _element(row: np.ndarray, column: np.ndarray) -> np.ndarray:
+    """Small whole numbers, so that every sum of them is exact."""
+    return (row % _ROWS + column % _COLUMNS).astype(float)
+
+
+def _on_gpu(block: np.ndarray) -> Any:
+    import cupy
+
+    return cupy.asarray(block)
+
+
+def ones(nbytes: int, kind: str) -> Any:
+    """An array of bytes, on the host or on a GPU."""
+    array = np.ones(nbytes, "u1")
+    return _on_gpu(array) if kind == GPU else array
+
+
+def persist_rows(client: Client, array: da.Array) -> da.Array:
+    """Keep the array's rows of chunks on the workers in turn, so that every run moves the same."""
+    workers = worker_addresses(client)
+    rows = [
+        client.persist(array.blocks[i], workers=[workers[i % len(workers)]])
+        for i in range(array.numblocks[0])
+    ]
+    wait(rows)
+    return da.concatenate(rows)
+
+
+def _elements(client: Client, extent: Extent) -> da.Array:
+    shape, chunks = (extent.size,) * 2, (extent.chunk_size,) * 2
+    array = da.fromfunction(_element, shape=shape, chunks=chunks, dtype=float)
+    if extent.kind == GPU:
+        array = array.map_blocks(_on_gpu, dtype=float)
+    return persist_rows(client, array)
+
+
+def transpose_sum(client: Client, extent: Extent) -> Callable[[], Outcome]:
+    """(x + x.T).sum(): of two workers, half of the chunks meet one of the other."""
+    array = _elements(client, extent)
+    index = np.arange(extent.size)
+    expected = 2 * extent.size * int((index % _ROWS).sum() + (index % _COLUMNS).sum())
+
+    def run() -> Outcome:
+        begin = time.perf_counter()
+        result = client.compute((array + array.T).sum()).result()
+        return Outcome(time.perf_counter() - begin, float(result) == expected)
+
+    return run
+
+
+def rechunk(client: Client, extent: Extent) -> Callable[[], Outcome]:
+    """Blocks to columns, all to all; the maximum of each column is checked."""
+    array = _elements(client, extent)
+    index = np.arange(extent.size)
+    expected = (index % _ROWS).max() + index % _COLUMNS
+    width = max(extent.chunk_size // 4, 1)
+
+    def run() -> Outcome:
+        begin = time.perf_counter()
+        columns = array.rechunk((-1, width), method="p2p")
+        result = client.compute(columns.max(axis=0)).result()
+        seconds = time.perf_counter() - begin
+        result = result.get() if extent.kind == GPU else result
+        return Outcome(seconds, np.array_equal(result, expected))
+
+    return run
+
+
+def _sum(array: Any) -> int:
+    """Of few elements, for a transfer must not be timed with much else."""
+    return int(array[::997].sum())
+
+
+def _sum_of_ones(nbytes: int) -> int:
+    return len(range(0, nbytes, 997))
+
+
+def broadcast(client: Client, extent: Extent) -> Callable[[], Outcome]:
+    """An array of one worker, used by a task of every other."""
+    source, *others = worker_addresses(client)
+
+    def run() -> Outcome:
+        array = client.submit(ones, _FETCH_BYTES, extent.kind, workers=[source], pure=False)
+        wait(array)
+        begin = time.perf_counter()
+        sums = client.gather(
+            [client.submit(_sum, array, workers=[worker], pure=False) for worker in others]
+        )
+        seconds = time.perf_counter() - begin
+        right = sums == [_sum_of_ones(_FETCH_BYTES)] * len(others)
+        return Outcome(_FETCH_BYTES * len(others) / 1e9 / seconds, right)
+
+    return run
+
+
+def _fetch(client: Client, nbytes: int, kind: str) -> Outcome:
+    source, target = worker_addresses(client)[:2]
+    array = client.submit(ones, nbytes, kind, workers=[source], pure=False)
+    wait(array)
+    begin = time.perf_counter()
+    result = client.submit(_sum, array, workers=[target], pure=False).result()
+    gigabytes_per_second = nbytes / 1e9 / (time.perf_counter() - begin)
+    return Outcome(gigabytes_per_second, result == _sum_of_ones(nbytes))
+
+
+def fetch(client: Client, extent: Extent) -> Callable[[], Outcome]:
+    """One worker fetches a large array of another's, from submit to result."""
+    return lambda: _fetch(client, _FETCH_BYTES, extent.kind)
+
+
+def _compute(marker: str) -> None:
+    """A task of pure Python, until the marker is gone; it makes room for other tasks beside it."""
+    secede()
+    while os.path.exists(marker):
+        for _ in range(100_000):
+            pass
+
+
+def busy_fetch(client: Client, extent: Extent) -> Callable[[], Outcome]:
+    """As `fetch`, of less, while both workers run a task that keeps the GIL."""
+
+    def run() -> Outcome:
+        with tempfile.NamedTemporaryFile() as marker:
+            tasks = [
+                client.submit(_compute, marker.name, workers=[worker], pure=False)
+                for worker in worker_addresses(client)[:2]
+            ]
+            outcome = _fetch(client, _BUSY_FETCH_BYTES, extent.kind)
+        wait(tasks)
+        return outcome
+
+    return run

@@ -1,0 +1,64 @@
+"""Workloads on one cluster: ``python -m dask_fabric.bench.work.program``.
+
+A process of its own for each cluster, so that no two protocols, and no two UCX, are ever in one. It
+reads a line of JSON, and prints one for each workload.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import sys
+from typing import Any
+
+import dask
+from distributed import Client, performance_report
+
+from dask_fabric.bench.work.catalogue import WORKLOADS
+from dask_fabric.bench.work.extent import Extent
+from dask_fabric.bench.work.local import start_cluster
+
+
+def _client(stack: contextlib.ExitStack, config: dict[str, Any]) -> Client:
+    """Of the cluster that is named, or of a new one."""
+    if config["address"]:
+        return stack.enter_context(Client(config["address"]))
+    if config["scheduler_file"]:
+        return stack.enter_context(Client(scheduler_file=config["scheduler_file"]))
+    cluster = stack.enter_context(start_cluster(config["scheme"], config["worker_count"]))
+    return stack.enter_context(Client(cluster))
+
+
+def _run(client: Client, name: str, config: dict[str, Any]) -> dict[str, Any]:
+    """Run a workload some times after a warm-up, and tell what came out."""
+    try:
+        run = WORKLOADS[name].prepare(client, Extent(**config["extent"]))
+        outcomes = [run() for _ in range(1 + config["runs"])]
+    except Exception as exc:
+        return {"problem": f"{type(exc).__name__}: {exc}"}
+    if not all(outcome.right for outcome in outcomes):
+        return {"problem": "the result is wrong"}
+    return {"values": [outcome.value for outcome in outcomes[1:]]}
+
+
+def main() -> None:
+    told = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints must not be taken for an answer
+    config = json.loads(sys.stdin.readline())
+    # Every shuffle is announced as a warning.
+    logging.getLogger("distributed.shuffle._scheduler_plugin").setLevel(logging.ERROR)
+    dask.config.set({"distributed.p2p.storage.disk": False})
+    with contextlib.ExitStack() as stack:
+        client = _client(stack, config)
+        protocol = client.scheduler.address.partition("://")[0]
+        print(json.dumps(protocol), file=told, flush=True)
+        if config["profile"]:
+            stack.enter_context(performance_report(filename=config["profile"]))
+        for name in config["workloads"]:
+            print(json.dumps(_run(client, name, config)), file=told, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+"""Many tasks that do nothing: the scheduler's work, and its messages."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from distributed import Client, wait
+
+from dask_fabric.bench.work.extent import Extent, Outcome
+
+TASK_COUNT = 4000
+
+
+def _increment(x: int) -> int:
+    return x + 1
+
+
+def tiny_tasks(client: Client, extent: Extent) -> Callable[[], Outcome]:
+    """A map of a function that adds one, until all are finished."""
+
+    def run() -> Outcome:
+        begin = time.perf_counter()
+        futures = client.map(_increment, range(TASK_COUNT), pure=False)
+        wait(futures)
+        seconds = time.perf_counter() - begin
+        total = client.submit(sum, futures).result()
+        return Outcome(TASK_COUNT / seconds, total == TASK_COUNT * (TASK_COUNT + 1) // 2)
+
+    return run

@@ -1,0 +1,103 @@
+"""What workers of a cluster run to measure among themselves.
+
+It reaches them by `Client.run`, pickled by value: they need not have this package. As `agent`, it
+therefore imports nothing else of it. Each worker answers on its own server, by a handler that is
+there as long as it is measured, so that the address, the encryption and the path are those by which
+workers fetch from each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import statistics
+import time
+from typing import Any
+
+from dask_fabric.bench.agent import Asker, Responder
+
+OPERATION = "dask-fabric-bench"
+_HELLO = {"op": OPERATION, "reply": False}
+_WARM_UP_COUNT = 10
+_LEAST_COUNT = 2
+_MOST_COUNT = 20
+
+
+async def prepare(dask_worker: Any) -> dict[str, Any]:
+    """Have a worker answer; give what tells it from the others."""
+
+    async def respond(comm: Any) -> None:
+        await Responder(comm).run()
+
+    dask_worker.handlers[OPERATION] = respond
+    with open("/proc/sys/kernel/random/boot_id") as file:
+        machine = file.read().strip()
+    return {
+        "name": str(dask_worker.name),
+        "address": dask_worker.address,
+        "host": platform.node(),
+        "place": f"{machine} {os.stat('/proc/self/ns/net').st_ino}",
+    }
+
+
+async def restore(dask_worker: Any) -> None:
+    """Let a worker be as it was."""
+    dask_worker.handlers.pop(OPERATION, None)
+
+
+async def ask(
+    peer: str, question: list, patience_seconds: float, dask_worker: Any
+) -> dict[str, Any]:
+    """Do what `Asker.do` does against another worker."""
+    return await asyncio.wait_for(_ask(peer, question, dask_worker), patience_seconds)
+
+
+async def _ask(peer: str, question: list, dask_worker: Any) -> dict[str, Any]:
+    async with Asker(peer, dask_worker.connection_args, _HELLO) as asker:
+        return await asker.do(*question)
+
+
+async def measure_link(
+    partners: dict[str, str],
+    nbytes: int,
+    round_trip_count: int,
+    seconds: float,
+    patience_seconds: float,
+    dask_worker: Any,
+) -> dict[str, Any]:
+    """Measure the link to this worker's partner of the round, or tell why it cannot be measured."""
+    peer = partners[dask_worker.address]
+    work = _measure_link(peer, nbytes, round_trip_count, seconds, dask_worker)
+    try:
+        return await asyncio.wait_for(work, patience_seconds)
+    except asyncio.TimeoutError:
+        return {"error": f"it was not measured within {patience_seconds:g} seconds"}
+    except Exception as exc:
+        cause = exc.__cause__ or exc  # Dask's own error only says how long it tried
+        return {"error": str(cause) or type(cause).__name__}
+
+
+async def _measure_link(
+    peer: str, nbytes: int, round_trip_count: int, seconds: float, dask_worker: Any
+) -> dict[str, Any]:
+    async with Asker(peer, dask_worker.connection_args, _HELLO) as asker:
+        await asker.ping(_WARM_UP_COUNT)
+        told = await asker.ping(round_trip_count)
+        return {
+            "round_trip_seconds": told["quantiles"]["p50"],
+            "there_bytes_per_second": nbytes / await _repeat(asker.send, nbytes, seconds),
+            "back_bytes_per_second": nbytes / await _repeat(asker.fetch, nbytes, seconds),
+            **await asker.paths(),
+        }
+
+
+async def _repeat(verb: Any, nbytes: int, seconds: float) -> float:
+    """Median time of one array, about so long measured, and at least twice after a warm-up."""
+    times: list[float] = []
+    deadline = time.perf_counter() + seconds
+    while len(times) <= _LEAST_COUNT or (
+        time.perf_counter() < deadline and len(times) < _MOST_COUNT
+    ):
+        times.append((await verb(1, nbytes))["seconds"])
+    return statistics.median(times[1:])

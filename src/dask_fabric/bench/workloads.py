@@ -1,0 +1,149 @@
+"""Workloads on whole clusters, protocol after protocol."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from dask_fabric.bench.pairs import Program, Protocol, Surroundings, child_environment
+from dask_fabric.bench.progress import Progress
+from dask_fabric.bench.results import Row
+from dask_fabric.bench.work.catalogue import WORKLOADS
+from dask_fabric.bench.work.extent import Extent
+from dask_fabric.errors import PairError
+
+_START_SECONDS = 120.0
+_RUN_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class Work:
+    """What clusters do, and how often.
+
+    Attributes
+    ----------
+    runs : int
+        Of each workload on each cluster, after a warm-up.
+    rounds : int
+        Fresh clusters of each protocol.
+    worker_count : int
+        Of clusters that are started.
+    profile : str, optional
+        Where Dask's performance report of the last round is written; the name of the protocol is
+        put before its suffix.
+    """
+
+    runs: int = 2
+    rounds: int = 2
+    worker_count: int = 2
+    profile: str | None = None
+    extent: Extent = field(default_factory=Extent)
+
+
+def _row(name: str, extent: Extent) -> Row:
+    one = WORKLOADS[name]
+    figure, parameters = one.about, asdict(extent)
+    if name in ("transpose-sum", "rechunk"):
+        figure += f", {extent.size} x {extent.size} in chunks of {extent.chunk_size}"
+    elif name in ("shuffle", "merge"):
+        figure += f", {extent.partitions} x {extent.partition_rows:,} rows"
+    return Row("workloads", figure, one.unit, one.unit.endswith("/s"), parameters=parameters)
+
+
+def measure(
+    names: Sequence[str],
+    work: Work,
+    protocols: Sequence[Protocol],
+    around: Surroundings,
+    stream: TextIO,
+) -> tuple[list[Row], list[str]]:
+    """Run the workloads on new clusters, in every round one of each protocol."""
+    found = [_row(name, work.extent) for name in names]
+    warnings = []
+    progress = Progress(len(names) * len(protocols) * work.rounds, stream)
+    lost: set[str] = set()
+    try:
+        for turn in range(work.rounds):
+            shift = turn % len(protocols)
+            for protocol in [*protocols[shift:], *protocols[:shift]]:
+                if protocol.name in lost:
+                    continue
+                last = turn == work.rounds - 1
+                config = {**_config(names, work, protocol.name, last), "scheme": protocol.scheme}
+                try:
+                    _on_cluster(config, protocol.name, found, around, progress)
+                except PairError as exc:
+                    warnings.append(f"left out: {exc}")
+                    lost.add(protocol.name)
+    finally:
+        progress.close()
+    return found, warnings
+
+
+def measure_on(
+    where: dict[str, str | None],
+    names: Sequence[str],
+    work: Work,
+    around: Surroundings,
+    stream: TextIO,
+) -> list[Row]:
+    """Run the workloads on a cluster that is there; its protocol names the column.
+
+    Raises
+    ------
+    PairError
+        The cluster cannot be had.
+    """
+    found = [_row(name, work.extent) for name in names]
+    progress = Progress(len(names), stream)
+    try:
+        config = {**_config(names, work, "", True), **where}
+        _on_cluster(config, None, found, around, progress)
+    finally:
+        progress.close()
+    return found
+
+
+def _config(names: Sequence[str], work: Work, protocol: str, last: bool) -> dict[str, Any]:
+    profile = None
+    if work.profile and last:
+        path = Path(work.profile).absolute()
+        profile = str(path.with_stem(f"{path.stem}-{protocol}") if protocol else path)
+    return {
+        "address": None,
+        "scheduler_file": None,
+        "worker_count": work.worker_count,
+        "workloads": list(names),
+        "runs": work.runs,
+        "profile": profile,
+        "extent": asdict(work.extent),
+    }
+
+
+def _on_cluster(
+    config: dict[str, Any],
+    column: str | None,
+    found: Sequence[Row],
+    around: Surroundings,
+    progress: Progress,
+) -> None:
+    """Have a program run all workloads, and add what came out."""
+    command = [sys.executable, "-m", "dask_fabric.bench.work.program"]
+    program = Program(f"{column or 'the cluster'}", command, config, child_environment(around))
+    try:
+        scheme = program.read(_START_SECONDS)
+        column = column or scheme
+        for row in found:
+            progress.say(f"{row.name}: {column}")
+            told = program.read(_RUN_SECONDS)
+            progress.step()
+            for value in told.get("values", ()):
+                row.add(column, value)
+            if "problem" in told:
+                row.problems[column] = told["problem"]
+                row.rounds.pop(column, None)
+    finally:
+        program.end()

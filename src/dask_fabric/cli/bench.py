@@ -1,0 +1,381 @@
+"""The command ``dask fabric bench``. What measures is imported when it runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from dask_fabric.bench.pairs import Protocol, Surroundings
+    from dask_fabric.bench.results import Results
+    from dask_fabric.bench.suite import Plan
+    from dask_fabric.bench.workloads import Work
+
+_ABOUT = {
+    "pingpong": "round trips of a tiny message: p50, p90, p99 and their histogram",
+    "stream": "small messages one way",
+    "bandwidth": "arrays of many sizes, one way and both ways, on one comm or several",
+    "connect": "connections, one after the other and in a storm",
+    "gil": "round trips and arrays beside a thread of pure Python on either side",
+    "cpu": "CPU time of both sides",
+    "memory": "memory of a receiver of many large arrays",
+    "floor": "the same without Dask: sockets, memory copies, ucx_perftest",
+    "matrix": "all pairs of workers of a running cluster (--scheduler): slow links, odd nodes",
+    "tasks": "many tiny tasks",
+    "fetch": "a large array fetched, worker to worker",
+    "busy-fetch": "the same, while both workers run Python",
+    "transpose-sum": "(x + x.T).sum() of an array in chunks",
+    "rechunk": "an array's blocks to columns, all to all",
+    "broadcast": "an array of one worker, used by all others",
+    "shuffle": "a dataframe shuffled by a key",
+    "merge": "two dataframes merged by a key",
+}
+_WORK = tuple(_ABOUT)[tuple(_ABOUT).index("tasks") :]
+_DEFAULT = ("pingpong", "stream", "bandwidth", "connect", "gil")
+_MODULES = {"cpu": "numpy", "gpu": "cupy"}
+_SIZES = "1kB,8kB,64kB,1MB,10MB,100MB"
+
+
+class _Bench(click.Group):
+    """A group whose first argument may also be a scenario, or an option: then it runs them."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args or args[0] not in self.commands:
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_Bench)
+def bench() -> None:
+    """Measure any protocol that Dask knows, and compare results."""
+
+
+def _list_of(convert: Callable[[str], Any]) -> Callable[..., tuple]:
+    """A callback that reads a list of distinct values, separated by commas."""
+
+    def read(ctx: click.Context, parameter: click.Parameter, text: str) -> tuple:
+        try:
+            values = tuple(convert(part.strip()) for part in text.split(","))
+        except ValueError as exc:
+            raise click.BadParameter(str(exc)) from exc
+        if len(set(values)) < len(values):
+            raise click.BadParameter("every value once")
+        return values
+
+    return read
+
+
+def _size(text: str) -> int:
+    from dask.utils import parse_bytes
+
+    size = parse_bytes(text)
+    if not 0 < size <= 2**40:
+        raise ValueError(f"{text} is no size of an array")
+    return size
+
+
+def _one_size(ctx: click.Context, parameter: click.Parameter, text: str) -> int:
+    (size,) = _list_of(_size)(ctx, parameter, text)
+    return size
+
+
+def _two(
+    ctx: click.Context, parameter: click.Parameter, text: str | None
+) -> tuple[str, str] | None:
+    names = text.split(",") if text else None
+    if names and (len(names) != 2 or names[0] == names[1]):
+        raise click.BadParameter("two workers, separated by a comma")
+    return names and (names[0].strip(), names[1].strip())
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or not 0 < int(text) <= 1000:
+        raise ValueError(f"{text} is not a number from 1 to 1000")
+    return int(text)
+
+
+def _way(text: str) -> str:
+    if text not in ("one", "both"):
+        raise ValueError(f"{text} is neither one nor both")
+    return text
+
+
+def _scheme(text: str) -> str:
+    return text.removesuffix("://")
+
+
+def _outputs(command: Callable) -> Callable:
+    """The options of where results go."""
+    for option in (
+        click.option("--html", type=click.Path(dir_okay=False), help="Write a page with plots."),
+        click.option("--markdown", is_flag=True, help="Print tables as Markdown."),
+        click.option("--json", "json_file", type=click.Path(dir_okay=False, allow_dash=True),
+                     help="Write every round there; - is standard output, without tables."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def _cluster_options(command: Callable) -> Callable:
+    """The options of a cluster that is there."""
+    for option in (
+        click.option("--matrix-size", default="16MB", callback=_one_size, show_default=True,
+                     help="Of the arrays of matrix."),
+        click.option("--between", metavar="WORKER,WORKER", callback=_two,
+                     help="Names or addresses of the workers that measure what is no matrix."),
+        click.option("--scheduler-file", type=click.Path(exists=True, dir_okay=False),
+                     help="The same, by the file that its scheduler wrote."),
+        click.option("--scheduler", metavar="ADDRESS",
+                     help="Measure on the workers of this cluster instead of on this host."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def _work_options(command: Callable) -> Callable:
+    """The options of workloads, in the terms of dask-cuda's benchmarks."""
+    for option in (
+        click.option("--workers", type=click.IntRange(2, 1000), default=2, show_default=True,
+                     help="Of the clusters that are started here."),
+        click.option("--profile", metavar="FILE", type=click.Path(dir_okay=False),
+                     help="Write Dask's performance report of the workloads there (HTML)."),
+        click.option("--partition-rows", type=click.IntRange(1), default=100_000,
+                     show_default=True, help="Of the dataframes."),
+        click.option("--partitions", type=click.IntRange(1), default=16, show_default=True,
+                     help="Of the dataframes."),
+        click.option("--chunk-size", type=click.IntRange(1), default=1000, show_default=True,
+                     help="Side of the chunks of the workloads' arrays."),
+        click.option("--size", type=click.IntRange(1), default=8000, show_default=True,
+                     help="Side of the workloads' arrays."),
+        click.option("--type", "kind", type=click.Choice(["cpu", "gpu"]), default="cpu",
+                     show_default=True, help="numpy and pandas, or cupy and cudf."),
+        click.option("--runs", type=click.IntRange(1, 1000), default=2, show_default=True,
+                     help="Of each workload on each cluster, after a warm-up."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+@bench.command()
+@click.argument("scenarios", nargs=-1, metavar="[SCENARIO]...")
+@click.option(
+    "--protocols",
+    default="tcp,fabric",
+    callback=_list_of(_scheme),
+    show_default=True,
+    help="Any that Dask knows; the first is the baseline.",
+)
+@click.option(
+    "--ucxx",
+    metavar="PYTHON",
+    type=click.Path(exists=True, dir_okay=False),
+    help="A Python that has distributed-ucxx: its ucx is measured beside.",
+)
+@click.option("--rounds", type=click.IntRange(1, 1000), default=5, show_default=True)
+@click.option("--round-seconds", type=click.FloatRange(0.01, 60), default=0.5, show_default=True)
+@click.option("--quick", is_flag=True, help="3 rounds of 0.2 seconds.")
+@click.option(
+    "--sizes",
+    default=_SIZES,
+    callback=_list_of(_size),
+    show_default=True,
+    help="Of the arrays of bandwidth; up to 1GB and more.",
+)
+@click.option("--ways", default="one,both", callback=_list_of(_way), show_default=True)
+@click.option(
+    "--comms",
+    default="1",
+    callback=_list_of(_count),
+    show_default=True,
+    help="How many comms at a time; 1,4 measures both.",
+)
+@click.option(
+    "--messages",
+    type=click.IntRange(10, 10**6),
+    default=100,
+    show_default=True,
+    help="Of the scenario memory.",
+)
+@click.option("--floor/--no-floor", "has_floors", default=True, help="With or without the floors.")
+@click.option("--sleepy", is_flag=True, help="Let idle CPUs sleep meanwhile.")
+@click.option("--uvloop", is_flag=True, help="Let all processes run on uvloop.")
+@click.option(
+    "--ucx-library",
+    metavar="PATH",
+    help="Of fabric+ucx; perftest: the one that ucx_perftest is linked to.",
+)
+@_cluster_options
+@_work_options
+@_outputs
+def run(json_file: str | None, markdown: bool, html: str | None, **options: Any) -> None:
+    """Run scenarios, and print a table of each.
+
+    Medians of some rounds, in which all protocols take turns; how many times better than the first
+    protocol; the part that they reach of what the machine can do (floor).
+    """
+    from dask_fabric.errors import BenchError
+
+    for path in filter(None, (json_file, html, options["profile"])):
+        _check_folder(path)
+    try:
+        results = _run(options)
+        _write(results, json_file, markdown, html)
+    except BenchError as exc:
+        raise click.ClickException(str(exc)) from exc
+    sys.exit(any(row.problems for row in results.rows))
+
+
+_LINES = [f"  {name:13} {about}" for name, about in _ABOUT.items()]
+_LINES.append(f"Without any: {', '.join(_DEFAULT)}; work: all from tasks on")
+run.epilog = "\n".join(["\b\nScenarios:", *_LINES])
+
+
+def _run(options: dict[str, Any]) -> Results:
+    from dask_fabric.bench import suite
+
+    named = [
+        one for name in options["scenarios"] or _DEFAULT
+        for one in (_WORK if name == "work" else [name])
+    ]  # fmt: skip
+    unknown = [name for name in named if name not in suite.ALL]
+    if unknown:
+        raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(suite.ALL)}, work")
+    return suite.run(_plan(tuple(dict.fromkeys(named)), options), options, sys.stderr)
+
+
+def _plan(scenarios: tuple[str, ...], options: dict[str, Any]) -> Plan:
+    from dask_fabric.bench import figures, matrix, rounds, suite
+
+    protocols = _protocols(options)
+    where = {"address": options["scheduler"], "scheduler_file": options["scheduler_file"]}
+    if all(where.values()):
+        raise click.UsageError("either --scheduler or --scheduler-file")
+    effort = rounds.Effort(options["rounds"], options["round_seconds"])
+    return suite.Plan(
+        scenarios=scenarios,
+        protocols=tuple(protocols),
+        extent=figures.Extent(
+            options["sizes"], options["ways"], options["comms"], _MODULES[options["kind"]]
+        ),
+        effort=rounds.Effort(3, 0.2) if options["quick"] else effort,
+        where=where if any(where.values()) else None,
+        between=options["between"],
+        has_floors=options["has_floors"],
+        awake=not options["sleepy"],
+        message_count=options["messages"],
+        around=_surroundings(protocols, options),
+        work=_work(options),
+        matrix=matrix.Effort(options["matrix_size"]),
+    )
+
+
+def _protocols(options: dict[str, Any]) -> list[Protocol]:
+    from dask_fabric.bench.pairs import Protocol
+
+    protocols = [Protocol(name, name) for name in options["protocols"]]
+    if not options["ucxx"]:
+        return protocols
+    beside = Protocol("ucx", "ucx", options["ucxx"])
+    return [*(one for one in protocols if one.name != "ucx"), beside]
+
+
+def _surroundings(protocols: Sequence[Protocol], options: dict[str, Any]) -> Surroundings:
+    from dask_fabric.bench import pairs, perftest
+
+    library = options["ucx_library"]
+    if library == "perftest":
+        library = perftest.own_library()
+        if library is None:
+            raise click.BadParameter("there is no ucx_perftest (Debian: ucx-utils)")
+    encrypted = any(protocol.is_encrypted for protocol in protocols)
+    return pairs.Surroundings(
+        module=_MODULES[options["kind"]],
+        security=pairs.temporary_security() if encrypted else None,
+        uvloop=options["uvloop"],
+        environment={"DASK_FABRIC__UCX__LIBRARY": library} if library else None,
+    )
+
+
+def _work(options: dict[str, Any]) -> Work:
+    from dask_fabric.bench.work.extent import Extent
+    from dask_fabric.bench.workloads import Work
+
+    names = ("size", "chunk_size", "partitions", "partition_rows", "kind")
+    return Work(
+        runs=options["runs"],
+        rounds=1 if options["quick"] else 2,
+        worker_count=options["workers"],
+        profile=options["profile"],
+        extent=Extent(**{name: options[name] for name in names}),
+    )
+
+
+def _write(results: Results, json_file: str | None, markdown: bool, html: str | None) -> None:
+    from dask_fabric.bench import tables
+    from dask_fabric.bench.page import page
+
+    if json_file == "-":
+        click.echo(results.as_json(), nl=False)
+    else:
+        click.echo(tables.render(results, markdown))
+        if json_file:
+            _save(json_file, results.as_json())
+    if html:
+        _save(html, page.render(results))
+
+
+def _check_folder(path: str) -> None:
+    """Complain of a file that cannot be written before it is measured, not after."""
+    if not os.access(Path(path).absolute().parent, os.W_OK):
+        raise click.ClickException(f"cannot write {path}: its folder is missing or not writable")
+
+
+def _save(path: str, text: str) -> None:
+    try:
+        Path(path).write_text(text)
+    except OSError as exc:
+        raise click.ClickException(f"cannot write {path}: {exc.strerror}") from exc
+    click.echo(f"written: {path}", err=True)
+
+
+@bench.command()
+@click.argument("before", metavar="A.json")
+@click.argument("after", metavar="B.json")
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0),
+    default=0.05,
+    show_default=True,
+    help="Ratios that differ from 1 by no more are noise.",
+)
+@click.option(
+    "--fail-on-worse",
+    is_flag=True,
+    help="Exit with status 1 where a figure is worse, has failed or is gone.",
+)
+@click.option("--markdown", is_flag=True, help="Print the table as Markdown.")
+def compare(before: str, after: str, threshold: float, fail_on_worse: bool, markdown: bool) -> None:
+    """Compare two files of --json: how many times better B is than A, and a verdict for each row.
+
+    A figure is better or worse where the medians differ by more than the threshold and the middle
+    halves of the rounds do not overlap.
+    """
+    from dask_fabric.bench import compare as comparing
+    from dask_fabric.bench import results
+    from dask_fabric.errors import BenchError
+
+    try:
+        a, b = results.read(before), results.read(after)
+    except BenchError as exc:
+        raise click.ClickException(str(exc)) from exc
+    found = comparing.compare(a, b, threshold)
+    click.echo(comparing.render(found, markdown))
+    for warning in comparing.warnings(a, b):
+        click.echo(f"warning: {warning}")
+    bad = (comparing.WORSE, comparing.FAILED, comparing.GONE)
+    sys.exit(fail_on_worse and any(one.verdict in bad for one in found))

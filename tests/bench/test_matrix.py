@@ -1,0 +1,263 @@
+"""All pairs of workers: who meets whom, what is measured, and what is said of it."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from distributed import Client
+
+from dask_fabric.bench import matrix, tables
+from dask_fabric.bench.cluster import Worker, connected, prepared
+from dask_fabric.bench.diagnosis import Link, better_of, diagnose, suspects
+from dask_fabric.bench.results import Results
+from dask_fabric.bench.tournament import rounds, tournament
+from dask_fabric.bench.workers import OPERATION
+from dask_fabric.errors import BenchError
+
+SHORT = matrix.Effort(nbytes=1_000_000, round_trip_count=5, seconds=0.01, patience_seconds=20)
+
+
+@pytest.mark.parametrize("count", range(2, 10))
+def test_everybody_meets_everybody_in_as_few_rounds_as_can_be(count):
+    players = [str(number) for number in range(count)]
+    found = tournament(players)
+    assert len(found) == count - 1 + count % 2
+    met = [frozenset(pair) for pairing in found for pair in pairing]
+    assert sorted(map(sorted, met)) == sorted(map(list, itertools.combinations(players, 2)))
+    for pairing in found:
+        playing = [player for pair in pairing for player in pair]
+        assert len(set(playing)) == len(playing)
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (3,), (2, 3, 1), (4, 4)])
+def test_no_host_takes_part_twice_in_a_round(sizes):
+    hosts = {f"h{i}": [f"h{i}.{j}" for j in range(size)] for i, size in enumerate(sizes)}
+    found = rounds(hosts)
+    met = [frozenset(pair) for pairing in found for pair in pairing]
+    workers = [worker for there in hosts.values() for worker in there]
+    assert len(met) == len(set(met)) == len(list(itertools.combinations(workers, 2)))
+    for pairing in found:
+        assert pairing
+        used = [host for pair in pairing for host in {worker.split(".")[0] for worker in pair}]
+        assert len(set(used)) == len(used)
+
+
+def cluster(*hosts: int) -> list[Worker]:
+    """So many workers on each host."""
+    return [
+        Worker(f"{host}{letter}", f"tcp://10.0.0.{host}:{ord(letter)}", f"n{host}", f"n{host}")
+        for host, count in enumerate(hosts)
+        for letter in "abcd"[:count]
+    ]
+
+
+def links(workers: list[Worker], *odd: Link) -> list[Link]:
+    """Good links between all, but for the odd ones."""
+    other_way = {(link.one, link.other): link for link in odd}
+    good = {"path": "ucx", "round_trip_us": 20.0, "there_gbs": 10.0, "back_gbs": 9.0}
+    return [
+        other_way.get((a.name, b.name)) or Link(a.name, b.name, **good)
+        for a, b in itertools.combinations(workers, 2)
+    ]
+
+
+def slow(one: str, other: str, there: float = 1.0, back: float = 1.0, trip: float = 20.0) -> Link:
+    return Link(one, other, "ucx", {}, trip, there, back)
+
+
+def test_nothing_odd():
+    workers = cluster(1, 1, 1, 1)
+    assert diagnose(workers, links(workers)) == []
+
+
+def test_a_slow_link_is_named_with_its_direction():
+    workers = cluster(1, 1, 1)
+    (said,) = diagnose(workers, links(workers, slow("0a", "1a")))
+    assert said == ("slow link: worker 0a and worker 1a, 1 GB/s; the better links have 9.75 GB/s")
+    (said,) = diagnose(workers, links(workers, slow("0a", "1a", back=9.0)))
+    assert said.startswith("slow link: worker 0a to worker 1a, 1 GB/s")
+    (said,) = diagnose(workers, links(workers, slow("0a", "1a", there=10.0)))
+    assert said.startswith("slow link: worker 1a to worker 0a, 1 GB/s")
+
+
+@pytest.mark.parametrize("count", [3, 6])
+def test_a_slow_node_is_named_once(count):
+    workers = cluster(*[1] * count)
+    odd = [slow("0a", worker.name) for worker in workers[1:]]
+    (said,) = diagnose(workers, links(workers, *odd))
+    assert said.startswith("slow node: worker 0a, 1 GB/s to all; ")
+
+
+def test_a_late_link():
+    workers = cluster(1, 1, 1)
+    (said,) = diagnose(workers, links(workers, slow("0a", "1a", 10.0, 9.0, trip=5000.0)))
+    assert said == "late link: worker 0a and worker 1a, 5,000 us; the better links have 20 us"
+
+
+def test_what_all_workers_of_a_host_have_is_said_of_the_host():
+    workers = cluster(2, 2, 1)
+    odd = [slow(a, b) for a in ("0a", "0b") for b in ("1a", "1b")]
+    (said,) = diagnose(workers, links(workers, *odd))
+    assert said.startswith("slow link: host n0 (workers 0a, 0b) and host n1 (workers 1a, 1b), 1 ")
+    odd = [slow("0a", worker.name) for worker in workers[2:]]
+    (said,) = diagnose(workers, links(workers, *odd))
+    assert said.startswith("slow node: worker 0a, 1 GB/s to all")
+
+
+def test_links_within_a_host_are_held_against_their_own_kind():
+    workers = cluster(2, 2)
+    within = [slow("0a", "0b", 50.0, 50.0), slow("1a", "1b", 50.0, 50.0)]
+    assert diagnose(workers, links(workers, *within)) == []
+    within[0] = slow("0a", "0b", 9.0, 9.0)
+    (said,) = diagnose(workers, links(workers, *within))
+    assert said.startswith("slow link: worker 0a and worker 0b, 9 GB/s")
+
+
+def test_a_worker_with_a_path_of_its_own_is_named_with_the_reason():
+    workers = cluster(1, 1, 1, 1)
+    refused = {"ucx": "no UCX found"}
+    odd = [Link(w.name, "3a", "tcp", refused, 20.0, 10.0, 9.0) for w in workers[:3]]
+    assert diagnose(workers, links(workers, *odd)) == ["worker 3a talks TCP to all: no UCX found"]
+    assert diagnose(workers, links(workers, odd[0])) == [
+        "worker 0a and worker 3a talk TCP, most others UCX: no UCX found"
+    ]
+
+
+def test_links_that_cannot_be_measured():
+    workers = cluster(1, 1, 1)
+    broken = [Link("0a", name, error="timed out") for name in ("1a", "2a")]
+    assert diagnose(workers, links(workers, broken[0])) == [
+        "worker 0a to worker 1a could not be measured: timed out"
+    ]
+    assert diagnose(workers, links(workers, *broken)) == [
+        "worker 0a could not be measured with any other: timed out"
+    ]
+
+
+def test_what_seems_slow_or_broken_is_suspect_and_the_better_of_two_counts():
+    workers = cluster(1, 1, 1, 1)
+    place = {worker.name: worker.place for worker in workers}
+    bad, late = slow("0a", "1a"), slow("1a", "2a", 10.0, 9.0, trip=5000.0)
+    gone = Link("2a", "3a", error="timed out")
+    found = links(workers, bad, late, gone)
+    assert suspects(found, place) == [gone, bad, late]
+    assert suspects(links(workers), place) == []
+    good = slow("0a", "1a", 10.0, 0.5, trip=30.0)
+    assert better_of(bad, good) == slow("0a", "1a", 10.0, 1.0, trip=20.0)
+    assert better_of(gone, good) == better_of(good, gone) == good
+
+
+def handlers(dask_worker) -> bool:
+    return "dask-fabric-bench" in dask_worker.handlers
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "fabric"])
+def test_a_real_cluster(scheme, local_cluster):
+    assert OPERATION == "dask-fabric-bench"
+    with connected({"address": local_cluster(scheme, 3).scheduler_address}) as client:
+        with prepared(client) as found:
+            assert all(client.run(handlers).values())
+            told = matrix.measure(found, SHORT, io.StringIO())
+        assert not any(client.run(handlers).values())
+    assert told["protocol"] == scheme
+    json.dumps(told)
+    grids = matrix.grids(told)
+    for i, j in itertools.permutations(range(3), 2):
+        assert grids["bandwidth"][i][j] > 0 and grids["round trip"][i][j] > 0
+        assert grids["path"][i][j] == {"tcp": "tcp", "fabric": grids["path"][j][i]}[scheme]
+    assert grids["bandwidth"][0][0] is None
+    text = tables.render(Results({}, {}, [scheme], matrix=told), markdown=False)
+    assert "bandwidth, GB/s, from row to column" in text
+
+
+def test_there_must_be_a_scheduler():
+    expected = pytest.raises(BenchError, match=r"no scheduler at tcp://127\.0\.0\.1:1: ")
+    with expected, connected({"address": "tcp://127.0.0.1:1"}):
+        pass
+
+
+def test_there_must_be_two_workers(local_cluster):
+    with Client(local_cluster("tcp", 1), set_as_default=False) as client:
+        expected = pytest.raises(BenchError, match="there is 1")
+        with expected, prepared(client):
+            pass
+
+
+def ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
+
+
+@pytest.fixture
+def triangle():
+    """Three hosts, each with a link of its own to each other; that of the first two is slow."""
+    names = [f"bench{os.getpid()}{side}" for side in "abc"]
+    made = []
+    try:
+        for number, name in enumerate(names, 1):
+            ip("netns", "add", name)
+            made.append(name)
+            ip("-n", name, "link", "set", "lo", "up")
+            ip("-n", name, "address", "add", f"10.99.0.{number}/32", "dev", "lo")
+        for i, j in itertools.combinations(range(3), 2):
+            ip("-n", names[i], "link", "add", f"to{j}", "type", "veth",
+               "peer", "name", f"to{i}", "netns", names[j])  # fmt: skip
+            for here, there in ((i, j), (j, i)):
+                ip("-n", names[here], "link", "set", f"to{there}", "up")
+            for here, there in ((i, j), (j, i)):
+                ip("-n", names[here], "route", "add", f"10.99.0.{there + 1}/32",
+                   "dev", f"to{there}", "src", f"10.99.0.{here + 1}")  # fmt: skip
+                rate = "40mbit" if {i, j} == {0, 1} else "400mbit"
+                subprocess.run(
+                    ["tc", "-n", names[here], "qdisc", "add", "dev", f"to{there}", "root",
+                     "tbf", "rate", rate, "burst", "256kb", "latency", "100ms"],
+                    check=True, capture_output=True, text=True,
+                )  # fmt: skip
+        yield names
+    except (OSError, subprocess.CalledProcessError) as exc:
+        pytest.skip(f"no network namespaces with tbf here: {exc} {getattr(exc, 'stderr', '')}")
+    finally:
+        for name in made:
+            ip("netns", "del", name)
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize("scheme", ["tcp", "fabric+tcp"])
+def test_a_link_of_a_tenth_is_named(scheme, triangle, tmp_path):
+    address = f"{scheme}://10.99.0.1:8786"
+    dask = [sys.executable, "-m", "dask"]
+    processes = []
+
+    def start(host: str, *arguments: str) -> None:
+        command = ["ip", "netns", "exec", host, *dask, *arguments]
+        log = (tmp_path / f"{len(processes)}.log").open("w")
+        with log:
+            processes.append(subprocess.Popen(command, stdout=log, stderr=log))
+
+    try:
+        start(triangle[0], "scheduler", "--host", "10.99.0.1", "--protocol", scheme,
+              "--no-dashboard")  # fmt: skip
+        for number, host in enumerate(triangle, 1):
+            start(host, "worker", address, "--host", f"10.99.0.{number}", "--name", str(number),
+                  "--no-nanny", "--nthreads", "1", "--no-dashboard")  # fmt: skip
+        wait = "import sys; from distributed import Client as C; C(sys.argv[1]).wait_for_workers(3)"
+        inside = ["ip", "netns", "exec", triangle[0]]
+        subprocess.run([*inside, sys.executable, "-c", wait, address], check=True, timeout=60)
+        done = subprocess.run(
+            [*inside, *dask, "fabric", "bench", "matrix", "--scheduler", address,
+             "--matrix-size", "2MB", "--json", "-"],
+            check=True, capture_output=True, text=True, timeout=90,
+        )  # fmt: skip
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    told = json.loads(done.stdout)["matrix"]
+    slow = [said for said in told["findings"] if said.startswith("slow ")]
+    assert len(slow) == 1 and slow[0].startswith("slow link: worker 1 and worker 2, 0.00")
+    assert {link["path"] for link in told["links"]} == {"tcp"}

@@ -1,0 +1,118 @@
+"""Rounds in which all sites take turns."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from dask_fabric.bench.figures import SCENARIOS, Extent, Figure, figures, size_name
+from dask_fabric.bench.progress import Progress
+from dask_fabric.bench.rounds import Effort, measure
+from dask_fabric.errors import PairError
+
+EFFORT = Effort(rounds=3, round_seconds=0.1)
+
+
+class Site:
+    """Takes a known time for each repetition, and notes what it was asked."""
+
+    pids = ()
+
+    def __init__(self, name: str, asked: list, seconds: float = 0.01) -> None:
+        self.name, self._asked, self._seconds = name, asked, seconds
+        self.fails_after = float("inf")
+
+    def can(self, verb: str, arguments: dict) -> bool:
+        return True
+
+    def ask(self, verb: str, hog: tuple[bool, bool], **arguments) -> dict:
+        self._asked.append((self.name, verb, arguments, hog))
+        if len(self._asked) > self.fails_after:
+            raise PairError(f"{self.name} has ended")
+        quantiles = dict.fromkeys(("p50", "p90", "p99"), self._seconds)
+        seconds = self._seconds * arguments.get("count", 1)
+        return {"seconds": seconds, "quantiles": quantiles, "histogram": {"8": 2}}
+
+
+def run(figure: Figure, *sites: Site):
+    return measure(figure, sites, EFFORT, Progress(1, io.StringIO()))
+
+
+def test_sites_take_turns_and_the_order_moves_on():
+    asked = []
+    (row,) = run(Figure("stream", "x", "1/s", "flood"), Site("a", asked), Site("b", asked))
+    order = [name for name, _, arguments, _ in asked if arguments["count"] == 10]
+    assert order == ["a", "b", "b", "a", "a", "b"]
+    assert row.rounds == {"a": [pytest.approx(100)] * 3, "b": [pytest.approx(100)] * 3}
+    assert row.higher_is_better
+
+
+def test_quantiles_have_a_row_each_and_the_first_the_histogram():
+    (ping,) = figures(["pingpong"], Extent((1,)))
+    rows = run(ping, Site("a", []))
+    assert [row.name.split(", ")[1] for row in rows] == ["p50", "p90", "p99"]
+    assert rows[0].histograms == {"a": {"8": 6}} and rows[1].histograms == {}
+    assert rows[2].rounds["a"] == [pytest.approx(10_000)] * 3 and not rows[2].higher_is_better
+
+
+def test_hogs_are_asked_for():
+    asked = []
+    for figure in figures(["gil"], Extent((1,))):
+        run(figure, Site(figure.name, asked))
+    hogs = {name: hog for name, _, _, hog in asked}
+    assert hogs["round trip, idle"] == (False, False)
+    assert hogs["round trip, busy sender"] == (True, False)
+    assert hogs["numpy 1 B, busy receiver"] == (False, True)
+
+
+@pytest.mark.parametrize("when", [0, 4])
+def test_a_site_that_fails_is_left_out_and_its_row_tells_why(when):
+    failing, other = Site("a", []), Site("b", [])
+    failing.fails_after = when
+    (row,) = run(Figure("stream", "x", "1/s", "flood"), failing, other)
+    assert row.problems == {"a": "a has ended"} and list(row.rounds) == ["b"]
+    assert len(row.rounds["b"]) == 3
+
+
+def test_units():
+    figure = Figure("bandwidth", "x", "GB/s", "send", {"nbytes": 10**9}, 10**9)
+    assert figure.values({"seconds": 2}, 4) == [2]
+    assert Figure("cpu", "x", "s/GB", "cpu", {}, 10**9).values({"seconds": 2}, 4) == [0.5]
+    assert Figure("x", "x", "us", "ping").values({"seconds": 2}, 4) == [500_000]
+
+
+def test_bandwidth_has_a_row_for_each_size_way_and_number_of_comms():
+    extent = Extent((1000, 10**9), comms=(1, 4))
+    found = {one.name: one for one in figures(["bandwidth"], extent)}
+    assert len(found) == 8
+    both = found["numpy 1 GB, both ways, 4 at a time"]
+    assert both.moved_bytes == 8 * 10**9 and both.arguments == {"nbytes": 10**9, "comms": 4}
+
+
+def test_identities_are_unique():
+    found = figures(SCENARIOS, Extent((1000, 10**6), comms=(1, 2)))
+    rows = [(row.scenario, row.name) for figure in found for row in figure.rows()]
+    assert len(set(rows)) == len(rows)
+
+
+@pytest.mark.parametrize(
+    ("size", "name"), [(1, "1 B"), (1000, "1 kB"), (64000, "64 kB"), (2_500_000_000, "2.5 GB")]
+)
+def test_size_names(size, name):
+    assert size_name(size) == name
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_is_quiet_in_a_pipe():
+    for stream, shows in ((io.StringIO(), False), (Terminal(), True)):
+        progress = Progress(2, stream)
+        progress.step()
+        progress.say("half")
+        assert ("1/2 half" in stream.getvalue()) is shows
+        progress.close()
+        assert stream.getvalue() == "" or stream.getvalue().endswith("\r")

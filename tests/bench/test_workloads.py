@@ -1,0 +1,103 @@
+"""Workloads on small clusters: that they run, and that a wrong result is found."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from distributed import Client
+
+from dask_fabric.bench import workloads
+from dask_fabric.bench.pairs import Protocol, Surroundings
+from dask_fabric.bench.work import arrays, frames, tasks
+from dask_fabric.bench.work.catalogue import WORKLOADS
+from dask_fabric.bench.work.extent import Extent
+from dask_fabric.bench.workloads import Work
+
+SMALL = Extent(size=200, chunk_size=50, partitions=3, partition_rows=200)
+
+
+@pytest.fixture(scope="module")
+def client(local_cluster):
+    with Client(local_cluster("tcp", 2)) as client:
+        yield client
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr(arrays, "_FETCH_BYTES", 10_000)
+    monkeypatch.setattr(arrays, "_BUSY_FETCH_BYTES", 10_000)
+    monkeypatch.setattr(tasks, "TASK_COUNT", 20)
+
+
+@pytest.mark.filterwarnings("ignore")  # Dask's of shuffling within one process
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_every_workload(client, name):
+    run = WORKLOADS[name].prepare(client, SMALL)
+    for _ in range(2):
+        outcome = run()
+        assert outcome.right and outcome.value > 0
+
+
+def shifted(row, column):
+    return row + column + 1.0
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("name", "module", "function", "wrong"),
+    [
+        ("transpose-sum", arrays, "_element", shifted),
+        ("rechunk", arrays, "_element", shifted),
+        ("fetch", arrays, "_sum", len),
+        ("broadcast", arrays, "_sum", len),
+        ("tasks", tasks, "_increment", abs),
+        ("shuffle", frames, "_count", None),
+        ("merge", frames, "_count", None),
+    ],
+)
+def test_a_wrong_result_is_found(client, monkeypatch, name, module, function, wrong):
+    if wrong is None:  # a row is lost on the way
+        count, wrong = frames._count, lambda frame: count(frame.iloc[1:])
+        run = WORKLOADS[name].prepare(client, SMALL)
+        monkeypatch.setattr(module, function, wrong)
+    else:
+        monkeypatch.setattr(module, function, wrong)
+        run = WORKLOADS[name].prepare(client, SMALL)
+    assert not run().right
+
+
+def test_clusters_of_their_own_and_a_report(tmp_path):
+    work = Work(runs=2, rounds=2, profile=str(tmp_path / "report.html"), extent=SMALL)
+    protocols = [Protocol("tcp", "tcp"), Protocol("none", "none"), Protocol("fabric", "fabric")]
+    stream = io.StringIO()
+    rows, warnings = workloads.measure(
+        ["rechunk", "shuffle"], work, protocols, Surroundings(), stream
+    )
+    assert [row.name for row in rows] == [
+        "blocks to columns, all to all, 200 x 200 in chunks of 50",
+        "dataframe shuffled by a key, 3 x 200 rows",
+    ]
+    for row in rows:
+        assert {name: len(values) for name, values in row.rounds.items()} == {"tcp": 4, "fabric": 4}
+        assert row.problems == {}
+    assert len(warnings) == 1 and warnings[0].startswith("left out: none")
+    assert {path.name for path in tmp_path.iterdir()} == {"report-tcp.html", "report-fabric.html"}
+
+
+def test_what_cannot_run_says_why():
+    work = Work(runs=1, rounds=1, extent=Extent(size=10, chunk_size=5, kind="gpu"))
+    rows, _ = workloads.measure(
+        ["transpose-sum"], work, [Protocol("tcp", "tcp")], Surroundings(), io.StringIO()
+    )
+    if not rows[0].rounds:  # no cupy, or no GPU
+        assert (
+            "cupy" in rows[0].problems["tcp"].lower() or "cuda" in rows[0].problems["tcp"].lower()
+        )
+
+
+def test_a_cluster_that_is_there(local_cluster):
+    where = {"address": local_cluster("fabric", 2).scheduler_address, "scheduler_file": None}
+    work = Work(runs=1, extent=SMALL)
+    (row,) = workloads.measure_on(where, ["tasks"], work, Surroundings(), io.StringIO())
+    assert len(row.rounds["fabric"]) == 1

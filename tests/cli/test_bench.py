@@ -1,0 +1,115 @@
+"""The commands of the benchmark suite as a user types them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from dask_fabric.bench.suite import ALL
+from dask_fabric.cli.bench import _ABOUT
+from dask_fabric.cli.main import fabric
+
+SHORT = ("--rounds", "2", "--round-seconds", "0.02", "--sleepy", "--no-floor")
+
+
+def run(*arguments: str):
+    return CliRunner().invoke(fabric, ["bench", *arguments], prog_name="dask fabric")
+
+
+def test_help_names_all_scenarios():
+    shown = run("--help").output
+    assert all(f"\n    {name} " in shown for name in _ABOUT)
+    assert "--fail-on-worse" in run("compare", "--help").output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["nothing"], "'nothing' is none of pingpong"),
+        (["--protocols", "tcp,tcp"], "every value once"),
+        (["--sizes", "1kB,many"], "--sizes"),
+        (["--sizes", "0"], "0 is no size"),
+        (["--ways", "two"], "two is neither one nor both"),
+        (["--comms", "-1"], "not a number from 1"),
+        (["--rounds", "0"], "--rounds"),
+        (["--ucxx", "/nowhere/python"], "does not exist"),
+        (["--scheduler", "a", "--scheduler-file", __file__], "either --scheduler or"),
+        (["--between", "a"], "two workers, separated by a comma"),
+        (["--matrix-size", "x"], "--matrix-size"),
+        (["--type", "tpu"], "--type"),
+        (["compare", "a"], "Missing argument 'B.json'"),
+    ],
+)
+def test_wrong_options(arguments, complaint):
+    done = run(*arguments)
+    assert done.exit_code == 2
+    assert complaint in done.output
+
+
+def test_no_protocol_works():
+    done = run("stream", "--protocols", "none", *SHORT)
+    assert done.exit_code == 1
+    assert "Error: left out: none://: ValueError: unknown address scheme" in done.stderr
+
+
+def test_a_run_and_its_comparison(tmp_path):
+    files = [str(tmp_path / name) for name in "ab"]
+    done = run("stream", *SHORT, "--json", files[0])
+    assert done.exit_code == 0
+    assert done.stderr == f"written: {files[0]}\n"  # no progress in a pipe
+    assert "small messages one way" in done.stdout
+    content = json.loads((tmp_path / "a").read_text())
+    for values in content["rows"][0]["rounds"].values():
+        values[:] = [value * 10**6 for value in values]
+    (tmp_path / "b").write_text(json.dumps(content))
+    assert run("compare", *files, "--fail-on-worse").exit_code == 0
+    done = run("compare", *reversed(files), "--fail-on-worse", "--markdown")
+    assert done.exit_code == 1
+    assert "2 worse" in done.stdout and done.stdout.startswith("| scenario |")
+    assert run("compare", *reversed(files)).exit_code == 0
+
+
+def test_all_scenarios_are_explained():
+    assert set(_ABOUT) == set(ALL)
+
+
+def test_workloads_and_a_page(tmp_path):
+    page = tmp_path / "page.html"
+    small = ("--size", "100", "--chunk-size", "50", "--quick", "--runs", "1")
+    done = run("transpose-sum", *small, "--protocols", "tcp", "--html", str(page), "--sleepy")
+    assert done.exit_code == 0, done.output
+    assert "(x + x.T).sum(), 100 x 100" in done.stdout
+    assert "<svg" in page.read_text()
+
+
+def test_a_workload_that_fails_makes_the_exit_status_1(monkeypatch):
+    small = ("--size", "10", "--chunk-size", "0")
+    assert run("rechunk", *small).exit_code == 2
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    arguments = ("transpose-sum", "tasks", "--size", "10", "--type", "gpu", "--protocols", "tcp")
+    done = run(*arguments, "--quick", "--sleepy", "--runs", "1")
+    assert done.exit_code == 1
+    (failed,) = [line for line in done.stdout.splitlines() if line.startswith("(x + x.T).sum()")][
+        :1
+    ]
+    assert failed.split()[-1] == "failed" and "4,000 tiny tasks" in done.stdout
+
+
+def test_no_scheduler_there():
+    done = run("matrix", "--scheduler", "tcp://127.0.0.1:1")
+    assert done.exit_code == 1 and "Error: no scheduler at tcp://127.0.0.1:1" in done.stderr
+
+
+def test_json_on_standard_output():
+    done = run("stream", *SHORT, "--protocols", "tcp", "--json", "-")
+    (row,) = json.loads(done.stdout)["rows"]
+    assert len(row["rounds"]["tcp"]) == 2
+
+
+def test_files_that_cannot_be_used(tmp_path):
+    done = run("compare", str(tmp_path / "a"), str(tmp_path / "b"))
+    assert done.exit_code == 1 and "cannot read" in done.stderr
+    done = run("stream", *SHORT, "--protocols", "tcp", "--json", str(tmp_path / "no" / "a"))
+    assert done.exit_code == 1 and "cannot write" in done.stderr
