@@ -15,11 +15,11 @@ LAYERS = (
     {"codec", "engine"},
     {"comm"},
     {"gpu"},
-    {"bench"},
+    {"monitor", "bench"},
     {"cli"},
 )
 FOR_ALL = {"config", "errors"}
-MEETS_DISTRIBUTED = {"comm", "gpu", "bench", "cli"}
+MEETS_DISTRIBUTED = {"comm", "gpu", "monitor", "bench", "cli"}
 FROM = r"from\s+(?P<module>[\w.]+)\s+c?import\s+(?P<names>[^#\n]+)"
 COLUMNS_LIMIT = 100
 LINES_LIMIT = 400

@@ -9,18 +9,34 @@ if TYPE_CHECKING:
 __version__ = version("dask-fabric")
 
 
-def statistics() -> dict[str, Any]:
-    """Tell what the comms of this process have moved, and by which paths.
+def statistics(client: Any = None) -> Any:
+    """Tell what comms have moved, by which paths, and what they waited for.
 
-    ``Client.run(dask_fabric.statistics)`` asks every worker.
+    Parameters
+    ----------
+    client : distributed.Client, optional
+        Of the cluster whose processes are asked; without it, only this process is.
 
     Returns
     -------
-    dict
-        ``comms``: for each open comm what its ``statistics()`` gives; ``closed``: how many were
-        closed, and the sum of their traffic by path; ``pool``, ``engine``, ``ucx`` (None where
-        it does not run) and ``gpu`` (None where no device memory is used): their own figures.
+    dict, or pandas.DataFrame where there is a client
+        Of this process. ``comms``: for each open comm what its ``statistics()`` gives; ``closed``:
+        how many were closed, and the sum of their traffic by path; ``peers``: the sums of open and
+        closed comms by peer and path; ``pool``, ``engine``, ``ucx`` (None where it does not
+        run) and ``gpu`` (None where no device memory is used): their own figures.
+
+        Of a cluster: a row for each process (workers, scheduler and client), peer and path. With
+        an asynchronous client it is to be awaited.
+
+    Raises
+    ------
+    ImportError
+        The table needs pandas.
     """
+    if client is not None:
+        from dask_fabric.monitor.frame import of_cluster
+
+        return of_cluster(client)
     from dask_fabric.comm.statistics import of_process
 
     return of_process()

@@ -13,6 +13,7 @@ from distributed.protocol import to_serialize
 from dask_fabric.comm import comm as module
 from dask_fabric.comm.comm import FabricComm
 from dask_fabric.config import load
+from dask_fabric.engine.figures import Figures
 from dask_fabric.errors import ChannelClosedError, ForkedError, LimitError, ProtocolError
 from dask_fabric.wire.hello import Hello
 from dask_fabric.wire.negotiation import Choice
@@ -32,6 +33,8 @@ class FakeChannel:
         self.error = error
         self.closed = False
         self.sent = []
+        self.stream = Figures()
+        self.server_side = False
 
     def receive_nowait(self):
         return None
@@ -57,6 +60,12 @@ class FakeChannel:
         if not self.closed:
             self.closed = True
             self.on_closed(self)
+
+    def figures(self):
+        return {}
+
+    def tcp_info(self):
+        return b""
 
     def statistics(self):
         return {"traffic": {}}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import dask
@@ -17,6 +18,7 @@ from distributed.comm import CommClosedError, listen
 from distributed.protocol import Serialized, serialize, to_serialize
 from distributed.utils import wait_for
 
+from dask_fabric.comm import heartbeat, prometheus, statistics
 from dask_fabric.memory import device
 from dask_fabric.memory.device import StagedFrame
 from dask_fabric.paths import ucx
@@ -77,6 +79,46 @@ async def test_each_kind_of_memory_has_its_path(pair, scheme):
     assert a.paths == b.paths == {"host": host, "cuda": "ucx"}
     assert a.refused_paths == b.refused_paths
     assert a.statistics()["sends_devices"] and b.statistics()["sends_devices"]
+
+
+async def test_each_path_counts_for_itself(pair, gpu, scheme):
+    a, b = pair
+    values = np.arange(MEBI)
+    begin = time.monotonic()
+    await exchange(a, b, gpu, values)
+    await b.write("this takes the acknowledgement along")
+    await a.read()
+    elapsed = time.monotonic() - begin
+    sent, received = a.statistics()["traffic"], b.statistics()["traffic"]
+    frame_counts = (
+        {"stream": 0, "ucx": 2} if scheme == "fabric+ucx" else {"stream": 0, "cma": 1, "ucx": 1}
+    )
+    assert set(sent) == set(received) == set(frame_counts)
+    for path, count in frame_counts.items():
+        assert sent[path]["frames_sent"] == received[path]["frames_received"] == count
+        if path != "stream":
+            moved = received[path]["bytes_received"]
+            assert sent[path]["bytes_sent"] == moved == count * values.nbytes
+            assert 0 < sent[path]["histograms"]["answer_ns"]["sum"] / 1e9 <= elapsed
+            assert 0 < received[path]["receive_seconds"] <= elapsed
+    assert 0 <= sent["ucx"]["send_seconds"] <= elapsed
+    assert a.statistics()["bytes_sent"] == sum(of["bytes_sent"] for of in sent.values())
+    check_reports(frame_counts)
+
+
+def check_reports(paths):
+    """Whoever asks this process is told of each path."""
+    pytest.importorskip("prometheus_client", reason="needs prometheus_client")
+    metrics = prometheus.FabricCollector().collect()
+    shown = {
+        sample.labels["path"]
+        for metric in metrics
+        for sample in metric.samples
+        if sample.name == "dask_fabric_bytes_total"
+    }
+    assert shown >= set(paths)
+    assert {path for _, path, *_ in heartbeat.summary()["peers"]} >= set(paths)
+    assert {row["path"] for row in statistics.rows()} >= set(paths)
 
 
 @pytest.mark.parametrize("values", ARRAYS.values(), ids=ARRAYS.keys())

@@ -301,7 +301,7 @@ async def test_nothing_is_sent_after_the_close_record(channels):
 async def test_nothing_is_read_after_this_side_closed(channels):
     async with channels() as (near, far):
         near.send(b"x", [])
-        while not far.bytes_received:
+        while not far.statistics()["bytes_received"]:
             await asyncio.sleep(0)
         far.abort()
         with pytest.raises(ChannelClosedError, match="this side"):

@@ -129,7 +129,7 @@ async def test_a_message_that_looks_like_a_close_costs_nothing():
         for sequence in range(50):
             table = PREFIX.pack(MESSAGE, 0, 0, 0, len(fake) + 500, sequence)
             peer.sendall(table + bytes(500) + fake)
-            await until(lambda: channel.bytes_received)
+            await until(lambda: channel.statistics()["bytes_received"])
             await asyncio.sleep(0)
         for _ in range(50):
             assert bytes((await receive(channel))[0]).endswith(fake)

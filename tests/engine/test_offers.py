@@ -84,8 +84,21 @@ async def test_what_cannot_be_read_is_asked_for_again(cma_pair, nbytes, begin):
         assert bytes(header) == b"first"
         assert np.array_equal(np.frombuffer(frame, "u1"), region.view)
         assert bytes((await receive(far))[0]) == b"second"
-        assert near.statistics()["fallbacks_sent"] == 1
         await until(lambda: near.held_bytes == 0)
+        check_fallback(near.statistics(), far.statistics(), nbytes)
+
+
+def check_fallback(sent, received, nbytes):
+    """The first of two frames was offered and sent; the figures of both ends agree on that."""
+    assert sent["fallbacks_sent"] == received["fallbacks_received"] == 1
+    by_cma, by_stream = sent["traffic"]["cma"], sent["traffic"]["stream"]
+    assert (by_cma["fallbacks_sent"], by_cma["fallback_bytes"]) == (1, nbytes)
+    assert (by_cma["frames_sent"], by_cma["bytes_sent"]) == (2, nbytes + 200_000)
+    assert by_stream["frames_sent"] == received["traffic"]["stream"]["frames_received"] == 1
+    assert nbytes < by_stream["bytes_sent"] < nbytes + 1000
+    assert sent["bytes_sent"] == by_cma["bytes_sent"] + by_stream["bytes_sent"] - nbytes
+    fetched = received["traffic"]["cma"]
+    assert (fetched["frames_received"], fetched["bytes_received"]) == (1, 200_000)
 
 
 async def test_what_is_not_there_any_more_ends_the_comm(cma_pair):

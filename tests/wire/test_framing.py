@@ -243,6 +243,7 @@ def test_offered_frames_have_memory_and_do_not_come_on_the_stream(inline_bytes, 
     [
         (ENTRY.pack(65_536, CMA + 1, 0, 0, 0), "not negotiated"),
         (ENTRY.pack(65_536, 255, 0, 0, 8), "not negotiated"),
+        (ENTRY.pack(65_536, CMA + 32, 0, 0, 8), "not negotiated"),
         (ENTRY.pack(65_536, CMA, 1, 0, 8), "not negotiated"),
         (ENTRY.pack(65_536, 0, 0, 0, 8), "not negotiated"),
         (ENTRY.pack(65_535, CMA, 0, 0, 8), "too small"),

@@ -9,15 +9,13 @@ import asyncio
 import socket
 
 cimport cython
-from libc.stdint cimport uint64_t
 
+from dask_fabric.engine.figures cimport Counts, Figures
 from dask_fabric.engine.sender cimport Sender
 from dask_fabric.engine.sendqueue cimport PY_SSIZE_T_MAX
 from dask_fabric.wire.offers cimport Control
 from dask_fabric.paths.ucx cimport open_endpoint
-from dask_fabric.wire.records cimport (
-    ACKNOWLEDGE, CMA, OFFER_BYTES, PATH_COUNT, REQUEST, STREAM, UCX,
-)
+from dask_fabric.wire.records cimport ACKNOWLEDGE, CMA, OFFER_BYTES, REQUEST, STREAM, UCX
 
 from dask_fabric.errors import ProtocolError
 from dask_fabric.wire.records import (
@@ -179,7 +177,7 @@ cdef class Channel(Sender):
         """
         self.peer_pid = peer_pid
         self.path = CMA
-        self.chosen_paths |= 1 << CMA
+        self.figures_of(CMA)
         self.assembler.paths |= 1 << CMA
 
     def use_ucx(
@@ -217,7 +215,7 @@ cdef class Channel(Sender):
         if taken:
             self.ucx_token = own_token
             self.ucx_pid = peer_pid
-            self.chosen_paths |= 1 << UCX
+            self.figures_of(UCX)
             if for_host:
                 self.path = UCX
                 self.offer_bytes = OFFER_BYTES
@@ -309,60 +307,69 @@ cdef class Channel(Sender):
             messages whose frames had to go by the stream instead. ``sends_by`` is the path that
             large frames of this side take now, and ``sends_devices`` tells whether those of device
             memory have one of their own. ``traffic`` has, for the stream and for each path that was
-            chosen beside it, bytes and frames by direction, and the seconds that bulk transfers
-            took.
+            chosen beside it, what `dask_fabric.engine.figures.Figures.as_dict` gives.
         """
+        cdef Counts *stream = &self.stream.counts
+        cdef Figures beside = self._figures_beside()
         return {
             "messages_sent": self.queue.message_count,
             "messages_received": self.assembler.message_count,
-            "bytes_sent": self.bytes_sent,
-            "bytes_received": self.bytes_received + self._fetched_bytes(),
+            "bytes_sent": stream.sent_message_bytes.total,
+            "bytes_received": stream.bytes_received + beside.counts.bytes_received,
             "send_jobs": self.send_job_count,
             "receive_jobs": self.receive_job_count,
             "pending_bytes": self.queue.pending_bytes,
-            "offered_frames": self.offered_count[<int> CMA] + self.offered_count[<int> UCX],
-            "offered_bytes": self._offered_bytes(),
+            "offered_frames": beside.counts.frames_sent,
+            "offered_bytes": beside.counts.bytes_sent,
             "unacknowledged_bytes": self.held_bytes,
-            "fetched_frames": self._fetched_count(),
-            "fetched_bytes": self._fetched_bytes(),
-            "fallbacks_sent": self.fallback_count,
-            "fallbacks_received": self.fetch_failure_count,
+            "fetched_frames": beside.counts.frames_received,
+            "fetched_bytes": beside.counts.bytes_received,
+            "fallbacks_sent": beside.counts.fallbacks_sent,
+            "fallbacks_received": beside.counts.fallbacks_received,
             "sends_by": PATH_NAMES[self.path],
             "sends_devices": self.sends_devices,
-            "traffic": self._traffic(),
+            "traffic": {path: of.as_dict() for path, of in self.figures().items()},
         }
 
-    cdef uint64_t _offered_bytes(self) noexcept:
-        return self.offered_bytes[<int> CMA] + self.offered_bytes[<int> UCX]
+    def figures(self):
+        """What was counted of the stream, and of each path that was chosen beside it.
 
-    def _traffic(self):
+        Returns
+        -------
+        dict of str to Figures
+            Copies. Messages, their sizes and their serialization count with the stream, which
+            carries their headers.
+        """
+        cdef Figures copy
         cdef int path
-        fallback_bytes = self.fallback_bytes[<int> CMA] + self.fallback_bytes[<int> UCX]
-        offered_count = self.offered_count[<int> CMA] + self.offered_count[<int> UCX]
-        traffic = {
-            "stream": {
-                "bytes_sent": self.bytes_sent - self._offered_bytes() + fallback_bytes,
-                "bytes_received": self.bytes_received,
-                "frames_sent": self.queue.frame_count - offered_count,
-                "frames_received": self.assembler.frames_received - self._fetched_count(),
-                "send_seconds": self.send_ns / 1e9,
-                "receive_seconds": self.receive_ns / 1e9,
-            }
-        }
-        for path in range(CMA, PATH_COUNT):
-            if self.chosen_paths >> path & 1:
-                traffic[PATH_NAMES[path]] = self._traffic_by(path)
-        return traffic
+        cdef dict told = {"stream": self._stream_figures()}
+        for path in sorted(self.others):
+            copy = self.figures_of(path).copy()
+            copy.counts.allocate_ns += self.assembler.allocate_ns[path]
+            told[PATH_NAMES[path]] = copy
+        return told
 
-    cdef dict _traffic_by(self, int path):
-        return {
-            "bytes_sent": self.offered_bytes[path] - self.fallback_bytes[path],
-            "bytes_received": self.fetched_bytes[path],
-            "frames_sent": self.offered_count[path],
-            "frames_received": self.fetched_count[path],
-            "send_seconds": 0.0,    # the receiver fetches
-            "receive_seconds": self.fetch_ns[path] / 1e9,
-        }
+    cdef Figures _stream_figures(self):
+        cdef Figures stream = self.stream.copy()
+        cdef Counts *counts = &stream.counts
+        counts.messages_sent = self.queue.message_count
+        counts.messages_received = self.assembler.message_count
+        counts.frames_received = self.assembler.frames_received
+        counts.allocate_ns = self.assembler.allocate_ns[<int> STREAM]
+        counts.received_message_bytes = self.assembler.message_sizes
+        return stream
+
+    cdef Figures _figures_beside(self):
+        """The sums of all paths but the stream."""
+        cdef Figures sums = Figures()
+        for other in self.others.values():
+            sums.add(other)
+        return sums
+
+    @property
+    def server_side(self):
+        """Whether the peer has connected to this process, and not the other way round."""
+        return self.handshake.server_side
 
 
 cdef Py_ssize_t _limit(limits, name):

@@ -197,7 +197,8 @@ cdef Offer _take_slice(Job *job) noexcept nogil:
 cdef void _end(Job *job) noexcept nogil:
     cdef Ended *ended = job.ended
     ended.completion = Completion(
-        job.name, FAILED if job.error else COMPLETE, job.error, job.moved_bytes
+        job.name, FAILED if job.error else COMPLETE, job.error, job.moved_bytes,
+        0, 0,
     )
     job.ended = NULL
     _remove(job)

@@ -5,7 +5,6 @@ from libc.stdint cimport int64_t, uint64_t
 from dask_fabric.engine.link cimport Link
 from dask_fabric.wire.framing cimport Assembler
 from dask_fabric.wire.offers cimport Arrived, Offers
-from dask_fabric.wire.records cimport PATH_COUNT
 
 cdef class Fetcher(Link):
     cdef Assembler assembler
@@ -19,19 +18,13 @@ cdef class Fetcher(Link):
     cdef Arrived fetching               # whose frames are being fetched
     cdef int fetching_path              # by which
     cdef Arrived requested              # whose frames the peer shall send instead
-    cdef uint64_t fetched_bytes[PATH_COUNT]
-    cdef uint64_t fetched_count[PATH_COUNT]
-    cdef uint64_t fetch_failure_count
     cdef int64_t fetch_begin_ns
-    cdef int64_t fetch_ns[PATH_COUNT]
 
     cdef _fetch(self, Arrived arrived)
     cdef _post(self, Offers offers)
     cdef _stop_fetch_timer(self)
     cdef _end_fetch(self, int error)
     cdef _take_requested(self)
-    cdef uint64_t _fetched_bytes(self) noexcept
-    cdef uint64_t _fetched_count(self) noexcept
 
     # what a subclass does
     cdef _answer(self, bytes record)

@@ -11,6 +11,7 @@ from libc.errno cimport ETIMEDOUT
 from libc.stdint cimport uint32_t, uint64_t
 
 from dask_fabric.engine.clock cimport now_ns
+from dask_fabric.engine.figures cimport Figures
 from dask_fabric.engine.link cimport Link
 from dask_fabric.paths.cma cimport read_memory
 from dask_fabric.paths.stream cimport FAILED
@@ -70,6 +71,8 @@ cdef class Fetcher(Link):
         if self.fetch_job != PREPARING:
             return                      # closed meanwhile
         self.fetch_job = 0
+        self.figures_of(self.fetching_path).allocated(self.fetch_begin_ns)
+        self.fetch_begin_ns = now_ns()
         try:
             future.result()
             self._post(offers)
@@ -110,17 +113,17 @@ cdef class Fetcher(Link):
         """
         cdef Arrived arrived = self.fetching
         cdef Offers offers = arrived.offers.part(self.fetching_path)
+        cdef Figures figures = self.figures_of(self.fetching_path)
         self.fetching = None
-        self.fetch_ns[self.fetching_path] += now_ns() - self.fetch_begin_ns
+        figures.received(self.fetch_begin_ns, self.port)
         if error:
-            self.fetch_failure_count += 1
+            figures.counts.fallbacks_received += 1
             self.requested, self.assembler.requested = arrived, arrived.offers
             self._answer(plain_record(REQUEST, offers.sequence))
             return
         if self._peer_has_gone():
             raise ChannelClosedError("the peer's end was lost while its frames were fetched")
-        self.fetched_count[self.fetching_path] += offers.count
-        self.fetched_bytes[self.fetching_path] += offers.nbytes
+        figures.fetched(offers)
         if arrived.paths_left:
             self._fetch(arrived)
             return
@@ -137,12 +140,6 @@ cdef class Fetcher(Link):
         if offers.any_of_device:
             for index in range(offers.count):
                 frames[offers.items[index].index] = offers.frames[index]
-
-    cdef uint64_t _fetched_bytes(self) noexcept:
-        return self.fetched_bytes[<int> CMA] + self.fetched_bytes[<int> UCX]
-
-    cdef uint64_t _fetched_count(self) noexcept:
-        return self.fetched_count[<int> CMA] + self.fetched_count[<int> UCX]
 
     cdef _stop_jobs(self):
         if self.fetch_job:

@@ -1,5 +1,8 @@
 """A link: one connected socket in one event loop, and its end."""
 
+from libc.stdint cimport int64_t
+
+from dask_fabric.engine.figures cimport Figures
 from dask_fabric.engine.port cimport Port
 
 cdef class Link:
@@ -13,10 +16,14 @@ cdef class Link:
     cdef Port port                      # None where the link is not, or no longer, counted in it
     cdef bint watching_readable
     cdef bint watching_writable
+    cdef int64_t blocked_ns             # since when it watches for room in the socket
+    cdef readonly Figures stream        # of all that the socket carries
+    cdef dict others                    # path -> Figures, of those beside the stream
     cdef public object on_closed        # called once, with the link
     cdef object __weakref__
 
     cdef _begin(self)
+    cdef Figures figures_of(self, int path)
     cdef _watch_readable(self, bint watch)
     cdef _watch_writable(self, bint watch)
     cdef _fail(self, error)

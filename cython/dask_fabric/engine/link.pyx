@@ -2,17 +2,24 @@
 
 import os
 import weakref
+from socket import IPPROTO_TCP, TCP_INFO
 
 cimport cython
 
+from dask_fabric.engine.clock cimport now_ns
+from dask_fabric.engine.figures cimport Figures
 from dask_fabric.engine.port cimport Port
 from dask_fabric.linux cimport POLLERR, POLLHUP, POLLRDHUP, poll, pollfd
+from dask_fabric.wire.records cimport STREAM
 
 from dask_fabric.engine.port import port_of
 from dask_fabric.errors import ChannelClosedError, ForkedError, ProtocolError
 
 cdef extern from "Python.h":
     bint Py_IsInitialized()     # not so any more while modules are torn down
+
+cdef enum:
+    TCP_INFO_BYTES = 256        # more than any kernel gives
 
 _links = weakref.WeakSet()
 
@@ -53,6 +60,23 @@ cdef class Link:
         self.fd = sock.fileno()
         self.local_sockname = sock.getsockname()
         self.peer_sockname = sock.getpeername()
+        self.stream = Figures()
+        self.others = {}
+
+    cdef Figures figures_of(self, int path):
+        """What is counted of one path, which from now on is among those that are told."""
+        if path == STREAM:
+            return self.stream
+        figures = self.others.get(path)
+        if figures is None:
+            figures = self.others[path] = Figures()
+        return figures
+
+    def tcp_info(self):
+        """What the kernel says of the connection (``struct tcp_info``); empty if it is no TCP."""
+        if self.closed or type(self.local_sockname) is not tuple:
+            return b""
+        return self.sock.getsockopt(IPPROTO_TCP, TCP_INFO, TCP_INFO_BYTES)
 
     cdef _begin(self):
         """Everything is in place; whoever opens the link starts to watch the socket."""
@@ -156,8 +180,10 @@ cdef class Link:
     cdef _watch_writable(self, bint watch):
         if watch and not self.watching_writable:
             self.loop.add_writer(self.fd, self._on_writable)
+            self.blocked_ns = now_ns()
         elif self.watching_writable and not watch:
             self.loop.remove_writer(self.fd)
+            self.stream.counts.peer_ns += now_ns() - self.blocked_ns
         self.watching_writable = watch
 
     cdef _send_last(self, bytes reply):

@@ -1,6 +1,6 @@
 """A mailbox: where native threads put the ends of jobs, for one event loop to collect."""
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint64_t
 
 from dask_fabric.linux cimport pthread_mutex_t
 
@@ -9,6 +9,8 @@ cdef struct Completion:
     int progress                # a `dask_fabric.paths.stream.Progress`
     int error                   # errno, where it failed
     size_t moved_bytes
+    int64_t busy_ns             # in system calls that move bytes; 0 where nobody knows
+    int64_t posted_ns           # when it was put in
 
 # Made before a job starts, so that its end needs no memory.
 cdef struct Ended:

@@ -5,6 +5,7 @@ import os
 from libc.errno cimport errno
 from libc.stdlib cimport calloc, free
 
+from dask_fabric.engine.clock cimport now_ns
 from dask_fabric.linux cimport (
     EFD_CLOEXEC, EFD_NONBLOCK, close, eventfd, eventfd_write, pthread_mutex_destroy,
     pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
@@ -36,6 +37,7 @@ cdef void close_mailbox(Mailbox *mailbox) noexcept nogil:
 cdef void post(Mailbox *mailbox, Ended *ended) noexcept nogil:
     """Put in the end of a job, which belongs to the mailbox from now on, and wake its loop."""
     ended.next = NULL
+    ended.completion.posted_ns = now_ns()
     pthread_mutex_lock(&mailbox.mutex)
     if mailbox.last == NULL:
         mailbox.first = ended

@@ -7,8 +7,9 @@ import os
 import weakref
 
 cimport cython
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint64_t
 
+from dask_fabric.engine.clock cimport now_ns
 from dask_fabric.engine.copies cimport COPY_BIT, cancel_copies, submit_copies
 from dask_fabric.engine.mailbox cimport (
     Completion, close_mailbox, forget_all, next_completion, open_mailbox,
@@ -142,6 +143,18 @@ cdef class Port:
             keep_for_ucx(memory, peer_pid)
         return is_unended
 
+    cdef int64_t take_waited_ns(self) noexcept:
+        """How long the job that has just ended waited for the loop; 0 where none has."""
+        cdef int64_t waited_ns = self.waited_ns
+        self.waited_ns = 0
+        return waited_ns
+
+    cdef int64_t take_busy_ns(self) noexcept:
+        """How long the job that has just ended was busy; 0 where none has, or nobody knows."""
+        cdef int64_t busy_ns = self.busy_ns
+        self.busy_ns = 0
+        return busy_ns
+
     def _forked(self):
         """In a forked child: the jobs are the parent's."""
         self.jobs.clear()
@@ -158,7 +171,10 @@ cdef class Port:
             known = self.jobs.pop(completion.job, None)
             link = None if known is None else known()
             if link is not None:
+                self.waited_ns = now_ns() - completion.posted_ns
+                self.busy_ns = completion.busy_ns
                 link._job_ended(
                     completion.job, completion.progress, completion.error,
                     completion.moved_bytes,
                 )
+                self.waited_ns = self.busy_ns = 0

@@ -10,14 +10,12 @@ cdef class Receiver(Fetcher):
     cdef Py_ssize_t message_bytes_limit
     cdef object waiter                  # of a pending receive(), or a future of open()
     cdef uint64_t receive_job
-    cdef readonly uint64_t bytes_received
     cdef uint64_t receive_job_count
 
     cdef object backlog                 # what is not delivered yet, in order
     cdef Py_ssize_t backlog_bytes
 
     cdef int64_t receive_begin_ns       # of the engine's job
-    cdef int64_t receive_ns             # of all of them
 
     # what a subclass with another way to the socket replaces
     cdef Py_ssize_t _read_some(self) except -2

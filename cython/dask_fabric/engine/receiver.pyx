@@ -133,7 +133,7 @@ cdef class Receiver(Fetcher):
         room_bytes = min(room_bytes, <Py_ssize_t> TURN_BYTES)
         cdef ssize_t moved = recv(self.fd, room, room_bytes, MSG_DONTWAIT)
         if moved >= 0:
-            self.bytes_received += moved
+            self.stream.counts.bytes_received += moved
             return moved
         if errno == EAGAIN or errno == EINTR:
             return -1
@@ -165,8 +165,8 @@ cdef class Receiver(Fetcher):
 
     def _received(self, int progress, int error, size_t moved_bytes):
         self.receive_job = 0
-        self.receive_ns += now_ns() - self.receive_begin_ns
-        self.bytes_received += moved_bytes
+        self.stream.received(self.receive_begin_ns, self.port)
+        self.stream.counts.bytes_received += moved_bytes
         if progress == COMPLETE:
             self.assembler.filled()
             self._watch_readable(True)

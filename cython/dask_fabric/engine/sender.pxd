@@ -5,7 +5,6 @@ from libc.stdint cimport int64_t, uint64_t
 from dask_fabric.engine.receiver cimport Receiver
 from dask_fabric.engine.sendqueue cimport SendQueue
 from dask_fabric.wire.offers cimport Offers
-from dask_fabric.wire.records cimport PATH_COUNT
 
 cdef class Sender(Receiver):
     cdef SendQueue queue
@@ -16,7 +15,6 @@ cdef class Sender(Receiver):
     cdef uint64_t send_job
     cdef object drained                 # the future of close(), done when the peer has everything
     cdef object uncork_callback
-    cdef readonly uint64_t bytes_sent
     cdef uint64_t send_job_count
 
     # frames that are offered to the peer instead of being sent
@@ -26,14 +24,8 @@ cdef class Sender(Receiver):
     cdef dict transits                  # job -> frames that UCX is sending
     cdef readonly Py_ssize_t held_bytes
     cdef dict bringing                  # number of the message -> its frames, on their way to host
-    cdef uint64_t offered_bytes[PATH_COUNT]
-    cdef uint64_t offered_count[PATH_COUNT]
-    cdef uint64_t fallback_count
     cdef int fallback_streak
-    cdef int chosen_paths               # set of them, also of those that a break has ended
-    cdef uint64_t fallback_bytes[PATH_COUNT]
     cdef int64_t send_begin_ns          # of the engine's job
-    cdef int64_t send_ns                # of all of them
 
     # what a subclass with another way to the socket replaces
     cdef _write_some(self)

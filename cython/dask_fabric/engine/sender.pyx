@@ -14,6 +14,7 @@ cimport cython
 from libc.stdint cimport uint64_t
 
 from dask_fabric.engine.clock cimport now_ns
+from dask_fabric.engine.figures cimport Figures
 from dask_fabric.engine.receiver cimport Receiver
 from dask_fabric.engine.sendqueue cimport DeviceFrame, SendQueue
 from dask_fabric.engine.threads cimport moved_bytes
@@ -21,8 +22,9 @@ from dask_fabric.paths.ucx cimport close_endpoint, fail
 from dask_fabric.paths.stream cimport (
     FAILED, SEND, Progress, Transfer, advance, new_transfer, reset,
 )
+from dask_fabric.histogram cimport note
 from dask_fabric.wire.offers cimport Offers
-from dask_fabric.wire.records cimport CMA, PATH_COUNT, STREAM, UCX
+from dask_fabric.wire.records cimport CMA, STREAM, UCX
 
 from dask_fabric.errors import ChannelClosedError
 from dask_fabric.wire.records import PATH_NAMES, violation
@@ -73,7 +75,9 @@ cdef class Sender(Receiver):
         nbytes = self.queue.put_message(
             header, frames, self.inline_bytes, self.path, self.offer_bytes
         )
-        self.bytes_sent += nbytes
+        note(&self.stream.counts.sent_message_bytes, nbytes)
+        self.stream.counts.bytes_sent += nbytes
+        self.stream.counts.frames_sent += len(frames)
         if self.queue.offered is not None:
             self._hold(self.queue.offered)
         if self.queue.pending_bytes > self.inline_bytes:
@@ -105,23 +109,21 @@ cdef class Sender(Receiver):
         UCX keeps its own also when the peer has acknowledged them.
         """
         cdef Offers part
-        cdef int path
         self.queue.offered = None
+        offers.begin_ns = now_ns()
         self.held[offers.sequence] = offers
         self.held_bytes += offers.nbytes
-        for path in range(CMA, PATH_COUNT):
-            if offers.paths >> path & 1:
-                part = offers.part(path)
-                self.offered_bytes[path] += part.nbytes
-                self.offered_count[path] += part.count
-                if path == UCX:
-                    job = self.port.submit_transit(
-                        self.ucx_token, part, self.device_kind, True, self
-                    )
-                    self.transits[job] = part
+        self.stream.counts.bytes_sent -= offers.nbytes
+        self.stream.counts.frames_sent -= offers.count
+        for part in offers.parts():
+            self.figures_of(part.items[0].path).offered(part)
+            if part.items[0].path == UCX:
+                job = self.port.submit_transit(self.ucx_token, part, self.device_kind, True, self)
+                self.transits[job] = part
 
     def _sent_by_ucx(self, uint64_t job, int error):
-        del self.transits[job]
+        cdef Offers offers = self.transits.pop(job)
+        self.figures_of(UCX).sent(offers.begin_ns, self.port)
         if error:
             self._stop_offering(UCX)
         self._after_write()
@@ -144,10 +146,12 @@ cdef class Sender(Receiver):
         return True
 
     cdef Offers _take_held(self, uint64_t sequence):
-        cdef Offers offers = self.held.pop(sequence, None)
+        cdef Offers part, offers = self.held.pop(sequence, None)
         if offers is None:
             raise violation(f"an answer about message {sequence}, which offers nothing")
         self.held_bytes -= offers.nbytes
+        for part in offers.parts():
+            self.figures_of(part.items[0].path).answered(offers.begin_ns)
         return offers
 
     cdef _acknowledged(self, uint64_t sequence):
@@ -157,19 +161,21 @@ cdef class Sender(Receiver):
 
     cdef _send_held(self, uint64_t sequence):
         """The peer cannot fetch: its frames go by the stream."""
-        cdef Offers offers = self._take_held(sequence)
-        cdef int path
-        for path in range(CMA, PATH_COUNT):
-            if offers.paths >> path & 1:
-                self.fallback_bytes[path] += offers.part(path).nbytes
-        self.fallback_count += 1
+        cdef Offers part, offers = self._take_held(sequence)
+        # One of a message's paths has failed; where there are two, this is the one to doubt.
+        cdef int path = UCX if offers.paths >> UCX & 1 else CMA
+        cdef Figures figures = self.figures_of(path)
+        figures.counts.fallbacks_sent += 1
+        for part in offers.parts():
+            self.figures_of(part.items[0].path).fell_back(part)
+        self.stream.offered(offers)
         self.fallback_streak += 1
         logger.log(
-            logging.WARNING if self.fallback_count == 1 else logging.DEBUG,
+            logging.WARNING if figures.counts.fallbacks_sent == 1 else logging.DEBUG,
             "The peer %s cannot fetch frames by the path %s; they are sent",
             self.peer_sockname, " or ".join(_names_of(offers.paths)),
         )
-        if offers.paths >> UCX & 1:
+        if path == UCX:
             if self._stop_offering(UCX):
                 with nogil:
                     fail(self.ucx_token)
@@ -273,7 +279,7 @@ cdef class Sender(Receiver):
 
     def _bulk_written(self, int progress, int error, size_t moved_bytes):
         self.send_job = 0
-        self.send_ns += now_ns() - self.send_begin_ns
+        self.stream.sent(self.send_begin_ns, self.port)
         if progress == FAILED:
             self._broken(OSError(error, os.strerror(error)))
             return

@@ -26,7 +26,6 @@ cdef class SendQueue:
     cdef bint tail_is_open          # the last vector ends where the chunk's free room begins
     cdef readonly Py_ssize_t pending_bytes
     cdef uint64_t message_count
-    cdef uint64_t frame_count
     cdef Py_ssize_t frame_count_limit       # what the peer accepts
     cdef Py_ssize_t header_bytes_limit
     cdef Py_ssize_t message_bytes_limit

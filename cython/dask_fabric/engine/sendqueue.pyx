@@ -100,7 +100,6 @@ cdef class SendQueue:
             if type(view) is memoryview:    # of the others none is inline
                 self._put(view, inline_bytes)
         self.message_count += 1
-        self.frame_count += frame_count
         return PREFIX_BYTES + frame_count * ENTRY_BYTES + total_bytes
 
     cdef Offer _offer_of(self, view, int path, Py_ssize_t offer_bytes) noexcept:

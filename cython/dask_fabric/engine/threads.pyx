@@ -11,10 +11,11 @@ its lower half and a generation in the upper, so that a late event of an ended j
 import os
 
 from libc.errno cimport EINTR, ENOMEM, errno
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 
+from dask_fabric.engine.clock cimport now_ns
 from dask_fabric.engine.mailbox cimport Completion, Ended, Mailbox, post
 from dask_fabric.engine.native cimport prepare_thread, start_thread, thread_goal
 from dask_fabric.linux cimport (
@@ -44,6 +45,7 @@ cdef struct Job:
     bint cancelled
     uint64_t name
     Transfer transfer
+    int64_t busy_ns             # in slices, and not waiting for the socket
     iovec *vectors              # owned; transfer.vectors points into it
     Mailbox *mailbox
     Ended *ended                # owned until it is posted
@@ -131,6 +133,7 @@ cdef uint64_t submit(
         job.ended = ended
         job.transfer = new_transfer(fd, direction, copies, vector_count)
         job.mailbox = mailbox
+        job.busy_ns = 0
         error = 0 if _watch(EPOLL_CTL_ADD, job) == 0 else errno
         if error:
             _free_job(job)
@@ -303,6 +306,7 @@ cdef void _run(uint64_t name) noexcept nogil:
     """Give a job one slice; then watch its socket again, or put the job into its mailbox."""
     cdef Job *job
     cdef Progress progress
+    cdef int64_t begin_ns
     pthread_mutex_lock(&engine.mutex)
     job = _find_job(name)
     if job == NULL or job.cancelled:
@@ -311,7 +315,9 @@ cdef void _run(uint64_t name) noexcept nogil:
     job.state = RUNNING
     pthread_mutex_unlock(&engine.mutex)
 
+    begin_ns = now_ns()
     progress = advance(&job.transfer, SLICE_BYTES)
+    job.busy_ns += now_ns() - begin_ns
 
     pthread_mutex_lock(&engine.mutex)
     job.state = WAITING
@@ -329,7 +335,7 @@ cdef void _end(Job *job, Progress progress) noexcept nogil:
     cdef Ended *ended = job.ended
     _unwatch(job)
     ended.completion = Completion(
-        job.name, progress, job.transfer.error, job.transfer.moved_bytes
+        job.name, progress, job.transfer.error, job.transfer.moved_bytes, job.busy_ns, 0
     )
     job.ended = NULL
     post(job.mailbox, ended)

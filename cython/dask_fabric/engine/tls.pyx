@@ -175,7 +175,7 @@ cdef class TLSChannel(Channel):
             return -1
         except ssl.SSLEOFError:
             return 0
-        self.bytes_received += moved
+        self.stream.counts.bytes_received += moved
         return moved
 
     cdef _write_some(self):

@@ -174,7 +174,7 @@ cdef void _count_down(Transit *transit, int error, size_t moved_bytes) noexcept 
         ended, transit.ended = transit.ended, NULL
         ended.completion = Completion(
             transit.name, FAILED if transit.error else COMPLETE, transit.error,
-            transit.moved_bytes,
+            transit.moved_bytes, 0, 0,
         )
         # Under the mutex: whoever cancels finds it there still, or posted.
         post(mailbox, ended)

@@ -1,18 +1,21 @@
 """Assembling messages from the bytes that arrive."""
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint64_t
 
+from dask_fabric.histogram cimport Histogram
 from dask_fabric.wire.landing cimport Landing
 from dask_fabric.wire.offers cimport Offer, Offers
-from dask_fabric.wire.records cimport Entry, Prefix
+from dask_fabric.wire.records cimport PATH_COUNT, Entry, Prefix
 
 cdef class Assembler(Landing):
     cdef Py_ssize_t header_bytes_limit
     cdef Py_ssize_t message_bytes_limit
     cdef Py_ssize_t frame_count_limit
     cdef readonly uint64_t message_count
-    cdef uint64_t message_bytes     # of the message that `next_record` gave last
-    cdef uint64_t frames_received
+    cdef uint64_t message_bytes     # of the message that `next_record` gave last, with its frames
+    cdef Histogram message_sizes
+    cdef uint64_t frames_received   # by the stream
+    cdef int64_t allocate_ns[PATH_COUNT]    # of large frames, by path
     cdef readonly bint close_received
 
     # The message that is being filled in its final memory, if any.

@@ -6,12 +6,14 @@ entry of 16 bytes a frame, descriptors of frames on offer, the header, and the f
 
 cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.stdint cimport uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy
 
+from dask_fabric.engine.clock cimport now_ns
+from dask_fabric.histogram cimport note
 from dask_fabric.wire.landing cimport POOLED_BYTES, Landing, new_frame
-from dask_fabric.wire.offers cimport Control, Offer, Offers
+from dask_fabric.wire.offers cimport Offer, Offers, new_control
 from dask_fabric.wire.records cimport (
     ACKNOWLEDGE, CLOSE, CMA, CUDA_MEMORY, ENTRY_BYTES, ERROR, FRAMES, HOST_MEMORY, MESSAGE,
     OFFER_BYTES, PATH_COUNT, PATHS, PREFIX_BYTES, REQUEST, STREAM, TEXT_BYTES, Entry, Prefix,
@@ -86,8 +88,7 @@ cdef class Assembler(Landing):
         ProtocolError, LimitError
             As `next_record`.
         """
-        cdef Py_ssize_t offset = 0, room_bytes = 0
-        cdef Py_ssize_t nbytes = len(data)
+        cdef Py_ssize_t offset = 0, room_bytes = 0, nbytes = len(data)
         cdef const char *source = data
         cdef char *room
         cdef list records = []
@@ -171,7 +172,7 @@ cdef class Assembler(Landing):
         if self.filling_requested:
             self.filling_requested = False
             sequence, self.requested = self.requested.sequence, None
-            return _control(FRAMES, sequence, b"")
+            return new_control(FRAMES, sequence, b"")
         message = (self.header, self.frames)
         self.header = self.frames = None
         return message
@@ -247,7 +248,7 @@ cdef class Assembler(Landing):
             if entry.nbytes > <uint64_t> self.message_bytes_limit - total:
                 raise excess("message", total + entry.nbytes, self.message_bytes_limit, "message")
             total += entry.nbytes
-        self.message_bytes = total
+        self.message_bytes = PREFIX_BYTES + <uint64_t> prefix.frame_count * ENTRY_BYTES + total
         return <Py_ssize_t> (total - offered) + descriptor_bytes[0]
 
     cdef _check_special(self, Entry *entry, Py_ssize_t index):
@@ -294,20 +295,27 @@ cdef class Assembler(Landing):
                 data += entry.nbytes
         self.start = data - self.staging.data
         self.message_count += 1
+        note(&self.message_sizes, self.message_bytes)
         return header, frames
 
     cdef char *_place(self, list frames, const Entry *entry, const char **descriptor) except? NULL:
         """Memory for the next frame; if it is on offer, `offers` tells of it."""
         cdef Offer offer = Offer(NULL, 0, entry.nbytes, len(frames), entry.path, entry.memory)
+        cdef int64_t begin_ns = 0
         if entry.path == CMA:       # which copies faster where both ends are aligned alike
             memcpy(&offer.address, descriptor[0], sizeof(offer.address))
+        if entry.nbytes >= POOLED_BYTES:
+            begin_ns = now_ns()
         if entry.memory == HOST_MEMORY:
             frame = new_frame(entry.nbytes, &offer.data, offer.address)
         else:
             frame = self._new_device_frame(&offer)
+        if begin_ns:
+            self.allocate_ns[entry.path] += now_ns() - begin_ns
         frames.append(frame)
-        self.frames_received += 1
-        if entry.path != STREAM:
+        if entry.path == STREAM:
+            self.frames_received += 1
+        else:
             if self.offers is None:
                 self.offers = Offers(self.message_count)
             self.offers.add(frame, offer)
@@ -361,6 +369,7 @@ cdef class Assembler(Landing):
             self.frame_count -= 1
         if self.frame_count == 0:
             self.message_count += 1
+            note(&self.message_sizes, self.message_bytes)
 
     cdef _begin_requested(self, Prefix *prefix):
         """Fill from the stream, in host memory, what could not be fetched."""
@@ -369,6 +378,7 @@ cdef class Assembler(Landing):
         self.start += PREFIX_BYTES + prefix.frame_count * ENTRY_BYTES
         self._begin_vectors()
         self.filling_requested = True
+        self.frames_received += self.requested.count
         for index in range(self.requested.count):
             offer = &self.requested.items[index]
             if offer.memory != HOST_MEMORY:
@@ -385,14 +395,6 @@ cdef class Assembler(Landing):
             text = content.decode("utf-8", "replace")
             raise ProtocolError(f"the peer ended the connection: {text}")
         if prefix.kind != CLOSE:
-            return _control(prefix.kind, prefix.sequence, content)
+            return new_control(prefix.kind, prefix.sequence, content)
         self.close_received = True
         return self._parse()        # only what was requested may follow
-
-
-cdef Control _control(int kind, uint64_t sequence, bytes content):
-    cdef Control control = Control.__new__(Control)
-    control.kind = kind
-    control.sequence = sequence
-    control.content = content
-    return control

@@ -1,6 +1,6 @@
 """Frames on offer, and the records that answer them."""
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 # One frame on offer: where it lies or belongs here, and where it lies in the sender's memory.
 cdef struct Offer:
@@ -21,9 +21,11 @@ cdef class Offers:
     cdef uint32_t count
     cdef uint32_t capacity
     cdef list frames            # keeps the memory alive
+    cdef int64_t begin_ns       # when they were offered
 
     cdef add(self, frame, Offer offer)
     cdef Offers part(self, int path)
+    cdef list parts(self)
     cdef list frames_of_device(self)
 
 cdef class Arrived:
@@ -38,3 +40,5 @@ cdef class Control:
     cdef readonly int kind
     cdef readonly uint64_t sequence
     cdef readonly bytes content
+
+cdef Control new_control(int kind, uint64_t sequence, bytes content)

@@ -1,10 +1,10 @@
 """Frames on offer, and the records that answer them."""
 
 cimport cython
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 
-from dask_fabric.wire.records cimport HOST_MEMORY
+from dask_fabric.wire.records cimport CMA, HOST_MEMORY, PATH_COUNT
 
 
 @cython.auto_pickle(False)
@@ -53,10 +53,16 @@ cdef class Offers:
         if self.paths == 1 << path:
             return self
         part = Offers(self.sequence)
+        part.begin_ns = self.begin_ns
         for index in range(self.count):
             if self.items[index].path == path:
                 part.add(self.frames[index], self.items[index])
         return part
+
+    cdef list parts(self):
+        """Those by each path, by themselves."""
+        cdef int path
+        return [self.part(path) for path in range(CMA, PATH_COUNT) if self.paths >> path & 1]
 
     cdef list frames_of_device(self):
         """Those whose memory is not that of the host."""
@@ -65,3 +71,11 @@ cdef class Offers:
             self.frames[index] for index in range(self.count)
             if self.items[index].memory != HOST_MEMORY
         ]
+
+
+cdef Control new_control(int kind, uint64_t sequence, bytes content):
+    cdef Control control = Control.__new__(Control)
+    control.kind = kind
+    control.sequence = sequence
+    control.content = content
+    return control

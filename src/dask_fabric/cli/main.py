@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import shutil
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -58,6 +59,43 @@ def doctor(as_json: bool, required: tuple[str, ...], peer: str | None) -> None:
     for path, reason in reasons.items():
         click.echo(f"{path} is required and not in use: {reason}", err=True)
     sys.exit(bool(reasons))
+
+
+@fabric.command()
+@click.argument("address")
+@click.option(
+    "--interval",
+    "interval_seconds",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0.1),
+    default=2.0,
+    show_default=True,
+    help="Time between two looks.",
+)
+@click.option("--once", is_flag=True, help="Print one table, of one interval, and end.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, a line for each look.")
+def top(address: str, interval_seconds: float, once: bool, as_json: bool) -> None:
+    """Show what the cluster of the scheduler at ADDRESS moves right now, and by which paths.
+
+    Works under any scheme; workers that have no dask-fabric are named.
+    """
+    from dask_fabric.cli import top as looks
+    from dask_fabric.cli.pair import explain
+
+    def show(found: dict[str, Any]) -> None:
+        if as_json:
+            click.echo(looks.as_json(found))
+            return
+        if sys.stdout.isatty() and not once:
+            click.clear()
+        click.echo(looks.as_text(found, shutil.get_terminal_size((200, 24)).columns))
+
+    with _quiet(), contextlib.suppress(KeyboardInterrupt):
+        try:
+            asyncio.run(looks.watch(address, interval_seconds, once, show))
+        except Exception as exc:
+            reason = f"cannot watch the cluster at {address}: {explain(exc)}"
+            raise click.ClickException(reason) from exc
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+from time import perf_counter_ns
 from typing import Any
 
 from distributed.comm import utils as comm_utils
@@ -13,6 +14,7 @@ from distributed.utils import offload
 
 from dask_fabric.comm import staging, staging_receive, statistics
 from dask_fabric.comm.dialect import codec
+from dask_fabric.comm.kernel import parse_tcp_info
 from dask_fabric.config import Settings
 from dask_fabric.errors import (
     ChannelClosedError,
@@ -27,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 # Queued and not yet taken by the kernel: above, a write gives the loop a turn.
 _BACKLOG_BYTES = 4 << 20
+
+# What is less work to (de)serialize is not timed: the clock would be a part of it.
+_TIMED_BYTES = 4 << 10
 
 _ENDS_COMM = (ChannelClosedError, ProtocolError, EOFError, OSError)
 
@@ -69,6 +74,7 @@ class FabricComm(Comm):
         # Bound once: each saves a look-up in every message.
         self._receive_nowait = channel.receive_nowait
         self._send = channel.send
+        self._figures = channel.stream
         self._takes_chunks = CHUNKS in channel.peer.features
         self._outgoing: staging.Outgoing | None = None
         self._incoming: staging_receive.Incoming | None = None
@@ -108,6 +114,15 @@ class FabricComm(Comm):
         """The paths that are not in use, each with the reason."""
         return dict(self._channel.choice.refused)
 
+    @property
+    def peer_name(self) -> str:
+        """Under which the comm's figures are summed up; see `statistics.peer_name`."""
+        return statistics.peer_name(self._peer_addr, self._channel.server_side)
+
+    def figures(self) -> dict[str, Any]:
+        """Give the channel's `Figures` by path."""
+        return self._channel.figures()
+
     def statistics(self) -> dict[str, Any]:
         """Give the channel's counters with the addresses, stream and paths they belong to."""
         return {
@@ -116,6 +131,7 @@ class FabricComm(Comm):
             "control_stream": self.control_stream,
             "paths": self.paths,
             "refused": self.refused_paths,
+            "kernel": parse_tcp_info(self._channel.tcp_info()),
             "staged": self._staged_statistics(),
             **self._channel.statistics(),
         }
@@ -156,14 +172,16 @@ class FabricComm(Comm):
         try:
             if deserialize and frames and (is_staged or self._channel.receives_devices):
                 frames = await staging_receive.to_device(frames)
-            if (
-                deserialize
-                and threshold_bytes
-                and self.allow_offload
-                and codec.offload_bytes(header, frames) > threshold_bytes
-            ):
-                return await offload(codec.decode, header, frames, deserialize, deserializers)
-            return codec.decode(header, frames, deserialize, deserializers)
+            work_bytes = deserialize and codec.offload_bytes(header, frames)
+            if work_bytes < _TIMED_BYTES:
+                return codec.decode(header, frames, deserialize, deserializers)
+            begin_ns = perf_counter_ns()
+            if threshold_bytes and self.allow_offload and work_bytes > threshold_bytes:
+                decoded = await offload(codec.decode, header, frames, deserialize, deserializers)
+            else:
+                decoded = codec.decode(header, frames, deserialize, deserializers)
+            self._figures.deserialized(perf_counter_ns() - begin_ns)
+            return decoded
         except (EOFError, ProtocolError, asyncio.CancelledError) as exc:
             # What is truncated or lost is not the sender's object that failed, but the connection.
             self._end(exc)
@@ -195,11 +213,11 @@ class FabricComm(Comm):
         }
         try:
             encoding = codec.begin(msg, serializers, on_error, context)
-            threshold_bytes = comm_utils.OFFLOAD_THRESHOLD
-            if threshold_bytes and encoding.offload_bytes > threshold_bytes and self.allow_offload:
-                header, frames = await offload(encoding.finish)
-            else:
+            work_bytes = encoding.offload_bytes
+            if work_bytes < _TIMED_BYTES:
                 header, frames = encoding.finish()
+            else:
+                header, frames = await self._finish(encoding, work_bytes)
             sources = None
             if any(map(device.belongs_on_device, frames)):
                 sources = await self._sources_of(frames)
@@ -229,6 +247,17 @@ class FabricComm(Comm):
                 self.abort()
                 raise
         return nbytes
+
+    async def _finish(self, encoding: Any, work_bytes: int) -> tuple[Any, list]:
+        """Serialize what is more than tiny, in Dask's thread for that if it is large."""
+        begin_ns = perf_counter_ns()
+        threshold_bytes = comm_utils.OFFLOAD_THRESHOLD
+        if threshold_bytes and work_bytes > threshold_bytes and self.allow_offload:
+            header, frames = await offload(encoding.finish)
+        else:
+            header, frames = encoding.finish()
+        self._figures.serialized(perf_counter_ns() - begin_ns)
+        return header, frames
 
     async def _sources_of(self, frames: list) -> dict[int, staging.Source]:
         """Wait for what of *frames* is on a device; give what is to travel in chunks."""

@@ -21,7 +21,7 @@ from distributed.comm.core import BaseListener, CommClosedError
 from distributed.nanny import Nanny
 from distributed.worker import Worker
 
-from dask_fabric.comm import runtime, unix
+from dask_fabric.comm import heartbeat, prometheus, runtime, unix
 from dask_fabric.comm.addressing import (
     WILDCARD_HOSTS,
     advertised_host,
@@ -146,6 +146,8 @@ class FabricListener(BaseListener):
         if self.scheme.fast and self._ssl_context is None and self._settings.unix_sockets:
             self._listen_unix(backlog_count)
         runtime.watch_memory(self, getattr(self.comm_handler, "__self__", None))
+        heartbeat.watch(_server_of(self))
+        prometheus.register()
 
     def _listen_unix(self, backlog_count: int) -> None:
         for sock, address in unix.bind_beside(self._sockets, backlog_count):

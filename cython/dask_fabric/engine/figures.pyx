@@ -1,0 +1,193 @@
+"""What has moved by one path, of one comm or of several together, and what it had to wait for.
+
+Always on: a small message costs additions to integers and no look at the clock.
+"""
+
+cimport cython
+from libc.stdint cimport int64_t, uint64_t
+from libc.string cimport memset
+
+from dask_fabric.engine.clock cimport now_ns
+from dask_fabric.engine.port cimport Port
+from dask_fabric.histogram cimport BUCKET_COUNT, Histogram, note
+from dask_fabric.wire.offers cimport Offers
+
+HISTOGRAM_BUCKET_COUNT = BUCKET_COUNT
+
+
+@cython.auto_pickle(False)
+@cython.final
+cdef class Figures:
+    """Counters, times and histograms of one path."""
+
+    def add(self, Figures other):
+        """Add what another object has counted."""
+        cdef uint64_t *sums = <uint64_t *> &self.counts
+        cdef const uint64_t *more = <const uint64_t *> &other.counts
+        cdef size_t index
+        for index in range(sizeof(Counts) // sizeof(uint64_t)):
+            sums[index] += more[index]
+
+    def copy(self):
+        """Give another object with the same counts."""
+        cdef Figures other = Figures.__new__(Figures)
+        other.counts = self.counts
+        return other
+
+    def serialized(self, int64_t spent_ns):
+        """Count the time that it took to serialize a message that was not tiny."""
+        self.counts.serialize_ns += spent_ns
+
+    def deserialized(self, int64_t spent_ns):
+        """Count the time that it took to deserialize a message that was not tiny."""
+        self.counts.deserialize_ns += spent_ns
+
+    cdef void offered(self, Offers offers) noexcept:
+        """Frames are there for the peer to fetch."""
+        self.counts.bytes_sent += offers.nbytes
+        self.counts.frames_sent += offers.count
+
+    cdef void fell_back(self, Offers offers) noexcept:
+        """Frames that were offered so are to be sent instead."""
+        self.counts.fallback_bytes += offers.nbytes
+
+    cdef void fetched(self, Offers offers) noexcept:
+        """Frames that the peer has offered are here."""
+        self.counts.bytes_received += offers.nbytes
+        self.counts.frames_received += offers.count
+
+    cdef void allocated(self, int64_t begin_ns) noexcept:
+        """Memory that was asked for then may be used."""
+        self.counts.allocate_ns += now_ns() - begin_ns
+
+    cdef void sent(self, int64_t begin_ns, Port port) noexcept:
+        """Bytes or frames have left that were begun then."""
+        cdef int64_t spent_ns = now_ns() - begin_ns
+        note(&self.counts.send_ns, spent_ns)
+        self._moved(spent_ns, port)
+
+    cdef void received(self, int64_t begin_ns, Port port) noexcept:
+        """Bytes or frames are here that were begun then."""
+        cdef int64_t spent_ns = now_ns() - begin_ns
+        note(&self.counts.receive_ns, spent_ns)
+        self._moved(spent_ns, port)
+
+    cdef void _moved(self, int64_t spent_ns, Port port) noexcept:
+        """Split the time of a job. What a job of the stream was not busy it waited for the socket;
+        other paths do not tell how long they were."""
+        cdef int64_t loop_ns = port.take_waited_ns()
+        cdef int64_t busy_ns = port.take_busy_ns()
+        cdef int64_t moving_ns = max(<int64_t> 0, spent_ns - loop_ns)
+        if busy_ns == 0 or busy_ns > moving_ns:
+            busy_ns = moving_ns
+        self.counts.loop_ns += loop_ns
+        self.counts.wire_ns += busy_ns
+        self.counts.peer_ns += moving_ns - busy_ns
+
+    cdef void answered(self, int64_t begin_ns) noexcept:
+        cdef int64_t spent_ns = now_ns() - begin_ns
+        note(&self.counts.answer_ns, spent_ns)
+        self.counts.peer_ns += spent_ns
+
+    def brief(self):
+        """Give bytes and seconds alone.
+
+        Returns
+        -------
+        tuple
+            Bytes sent and received, fallbacks, and seconds of waiting for the loop, allocating, on
+            the wire, waiting for the peer, and of serializing and deserializing together.
+        """
+        cdef Counts *counts = &self.counts
+        return (
+            counts.bytes_sent, counts.bytes_received,
+            counts.fallbacks_sent + counts.fallbacks_received,
+            counts.loop_ns / 1e9, counts.allocate_ns / 1e9, counts.wire_ns / 1e9,
+            counts.peer_ns / 1e9, (counts.serialize_ns + counts.deserialize_ns) / 1e9,
+        )
+
+    def as_dict(self):
+        """Give everything by its name.
+
+        Returns
+        -------
+        dict
+            Counts, ``*_seconds``, and under ``histograms`` for each the ``counts`` (the one with
+            the index i is of values up to 2**i and above 2**(i - 1); without zeros at the end) and
+            the ``sum`` of the values.
+        """
+        cdef Counts *counts = &self.counts
+        return {
+            "messages_sent": counts.messages_sent,
+            "messages_received": counts.messages_received,
+            "bytes_sent": counts.bytes_sent,
+            "bytes_received": counts.bytes_received,
+            "frames_sent": counts.frames_sent,
+            "frames_received": counts.frames_received,
+            "fallbacks_sent": counts.fallbacks_sent,
+            "fallbacks_received": counts.fallbacks_received,
+            "fallback_bytes": counts.fallback_bytes,
+            "send_seconds": counts.send_ns.total / 1e9,
+            "receive_seconds": counts.receive_ns.total / 1e9,
+            "loop_seconds": counts.loop_ns / 1e9,
+            "allocate_seconds": counts.allocate_ns / 1e9,
+            "wire_seconds": counts.wire_ns / 1e9,
+            "peer_seconds": counts.peer_ns / 1e9,
+            "serialize_seconds": counts.serialize_ns / 1e9,
+            "deserialize_seconds": counts.deserialize_ns / 1e9,
+            "histograms": {
+                "sent_message_bytes": _plain(&counts.sent_message_bytes),
+                "received_message_bytes": _plain(&counts.received_message_bytes),
+                "send_ns": _plain(&counts.send_ns),
+                "receive_ns": _plain(&counts.receive_ns),
+                "answer_ns": _plain(&counts.answer_ns),
+            },
+        }
+
+
+cdef _plain(const Histogram *histogram):
+    cdef int end = BUCKET_COUNT
+    while end > 0 and histogram.counts[end - 1] == 0:
+        end -= 1
+    return {"counts": [histogram.counts[i] for i in range(end)], "sum": histogram.total}
+
+
+def histogram_of(values):
+    """Count integers as the engine counts sizes and times.
+
+    Parameters
+    ----------
+    values : iterable of int
+
+    Returns
+    -------
+    dict
+        As in `Figures.as_dict`.
+    """
+    cdef Histogram histogram
+    cdef uint64_t value
+    memset(&histogram, 0, sizeof(histogram))
+    for value in values:
+        note(&histogram, value)
+    return _plain(&histogram)
+
+
+def time_of_counting(int64_t count):
+    """Measure what the counting adds to one small message, in either direction.
+
+    Parameters
+    ----------
+    count : int
+        How many messages to count.
+
+    Returns
+    -------
+    float
+        Nanoseconds for one.
+    """
+    cdef Figures figures = Figures()
+    cdef volatile uint64_t nbytes = 100     # so that the compiler counts each
+    cdef int64_t begin_ns = now_ns()
+    for _ in range(count):
+        note(&figures.counts.sent_message_bytes, nbytes)
+    return (now_ns() - begin_ns) / <double> count

@@ -1,0 +1,155 @@
+"""``dask fabric top``: what a cluster moves right now, again and again."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from dask.utils import format_bytes
+from distributed import Client
+from distributed.comm import connect
+from distributed.security import Security
+
+from dask_fabric.cli.pair import printable
+from dask_fabric.monitor.cluster import Process, ask
+from dask_fabric.monitor.rates import Pair, Rate, rates, slowest
+
+_CONNECT_SECONDS = 10.0
+_ANSWER_SECONDS = 30.0
+_HEAD = ("process", "path", "received/s", "sent/s", "messages/s", "fallbacks")
+_WAITS = {
+    "loop": "loop",
+    "allocate": "allocate",
+    "wire": "wire",
+    "peer": "peer",
+    "serialize": "encode",
+    "deserialize": "decode",
+}
+
+
+async def watch(
+    address: str, interval_seconds: float, once: bool, show: Callable[[dict[str, Any]], None]
+) -> None:
+    """Ask a cluster again and again.
+
+    Parameters
+    ----------
+    address : str
+        Of the scheduler, with any scheme.
+    interval_seconds : float
+        Between two looks.
+    once : bool
+        Whether two looks are enough.
+    show : callable
+        Called with what `summary` gives, after each look but the first.
+    """
+    await _reach(address)
+    async with Client(
+        address, asynchronous=True, set_as_default=False, timeout=_CONNECT_SECONDS
+    ) as client:
+        before, began = await _look(client), time.monotonic()
+        while True:
+            await asyncio.sleep(interval_seconds)
+            after, now = await _look(client), time.monotonic()
+            show(summary(before, after, now - began))
+            if once:
+                return
+            before, began = after, now
+
+
+async def _reach(address: str) -> None:
+    """Fail at once where nobody is: a client that cannot connect leaves a lot behind."""
+    arguments = Security().get_connection_args("client")
+    comm = await connect(address, _CONNECT_SECONDS, **arguments)
+    comm.abort()
+
+
+async def _look(client: Client) -> list[Process]:
+    return await asyncio.wait_for(ask(client), _ANSWER_SECONDS)
+
+
+def summary(before: Sequence[Process], after: Sequence[Process], seconds: float) -> dict[str, Any]:
+    """Give rates, the slowest pairs, and the processes that tell nothing."""
+    return {
+        "seconds": seconds,
+        "rates": rates(before, after, seconds),
+        "slowest": slowest(after),
+        "silent": {process.name: process.reason for process in after if process.rows is None},
+        "idle": [process.name for process in after if process.rows == []],
+    }
+
+
+def as_json(found: dict[str, Any]) -> str:
+    """Write a summary as one line of JSON."""
+    return json.dumps(found, default=dataclasses.asdict)
+
+
+def as_text(found: dict[str, Any], width: int) -> str:
+    """Write a summary as tables."""
+    lines = [
+        f"Over {found['seconds']:.1f} s. Waits are seconds per second, of all transfers together.",
+        "",
+        *_rates(found["rates"]),
+        "",
+        "Slowest pairs since they began, of bulk transfers",
+        *_slowest(found["slowest"]),
+        "",
+        *_left_out(found),
+    ]
+    return "\n".join(line[:width] for line in lines)
+
+
+def _rates(found: Sequence[Rate]) -> list[str]:
+    if not found:
+        return ["No process has had a comm of dask-fabric."]
+    busiest = sorted(
+        found, key=lambda rate: -rate.sent_bytes_per_second - rate.received_bytes_per_second
+    )
+    rows = [
+        (
+            f"{rate.role} {rate.process}",
+            rate.path,
+            format_bytes(int(rate.received_bytes_per_second)),
+            format_bytes(int(rate.sent_bytes_per_second)),
+            f"{rate.messages_per_second:.0f}",
+            str(rate.fallbacks),
+            *(f"{rate.waits[wait]:.2f}" for wait in _WAITS),
+        )
+        for rate in busiest
+    ]
+    return _table([(*_HEAD, *_WAITS.values()), *rows])
+
+
+def _slowest(pairs: Sequence[Pair]) -> list[str]:
+    if not pairs:
+        return ["None has moved enough yet."]
+    rows = [
+        (
+            pair.process,
+            f"from {pair.peer}",
+            pair.path,
+            format_bytes(pair.received_bytes),
+            f"{format_bytes(int(pair.bytes_per_second))}/s",
+        )
+        for pair in pairs
+    ]
+    return _table(rows)
+
+
+def _left_out(found: dict[str, Any]) -> list[str]:
+    lines = [f"{name} tells nothing: {reason}" for name, reason in found["silent"].items()]
+    lines += [f"{name} has had no comm of dask-fabric" for name in found["idle"]]
+    return [printable(line) for line in lines]
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    rows = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]

@@ -1,0 +1,52 @@
+"""A short summary of a process's figures, which its worker sends with every heartbeat."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+from distributed.worker import Worker
+
+from dask_fabric.comm import statistics
+
+METRIC = "fabric"
+# It is sent every second or so, and passed on to clients: some KiB for a worker of a large cluster.
+PEER_LIMIT = 32
+
+
+def watch(server: Any) -> None:
+    """Let *server*, if it is a worker, report with its heartbeats (``Worker.metrics``).
+
+    Parameters
+    ----------
+    server : object
+        Whatever listens.
+    """
+    if isinstance(server, Worker):
+        server.metrics.setdefault(METRIC, summary)
+
+
+def summary(worker: Any = None) -> dict[str, Any]:
+    """Give what the dashboard shows of this process.
+
+    Parameters
+    ----------
+    worker : distributed.Worker
+        As Dask passes it; the figures are of the whole process.
+
+    Returns
+    -------
+    dict
+        ``process``: a name that workers of one process share; ``peers``: a list of the peer, the
+        path, and what `dask_fabric.engine.figures.Figures.brief` gives.
+    """
+    found = statistics.totals(PEER_LIMIT)
+    return {
+        "process": f"{socket.gethostname()}:{os.getpid()}",
+        "peers": [
+            (peer, path, *brief)
+            for (peer, path), figures in found.items()
+            if any(brief := figures.brief())
+        ],
+    }

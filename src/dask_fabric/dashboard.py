@@ -1,0 +1,48 @@
+"""The preload that adds the page ``/fabric`` to the dashboard of a scheduler.
+
+``dask scheduler --preload dask_fabric.dashboard``, or in Dask's configuration
+``distributed.scheduler.preload: [dask_fabric.dashboard]``.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+
+def dask_setup(scheduler: Any) -> None:
+    """Add the page, as Dask adds its own to the scheduler's HTTP server.
+
+    Parameters
+    ----------
+    scheduler : distributed.Scheduler
+    """
+    try:
+        from bokeh.server.tornado import BokehTornado
+
+        from dask_fabric.monitor.page import fabric_doc
+    except ImportError as exc:
+        logger.warning("No page /fabric: the dashboard cannot be imported (%s)", exc)
+        return
+    from distributed.dashboard.core import BokehApplication
+    from distributed.dashboard.scheduler import template_variables
+    from tornado.ioloop import IOLoop
+
+    served = [
+        app for app in scheduler.http_application.applications if isinstance(app, BokehTornado)
+    ]
+    if not served:
+        logger.warning("No page /fabric: this scheduler has no dashboard")
+        return
+    variables = template_variables(scheduler)
+    page = BokehApplication(
+        {"/fabric": fabric_doc},
+        scheduler,
+        prefix=served[0].prefix,
+        template_variables={**variables, "pages": [*variables["pages"], "fabric"]},
+    )
+    scheduler.http_application.add_application(page)
+    page.initialize(IOLoop.current())
+    page.start()
