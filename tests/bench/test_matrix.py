@@ -176,9 +176,26 @@ def test_a_real_cluster(scheme, local_cluster):
     assert "bandwidth, GB/s, from row to column" in text
 
 
-def test_there_must_be_a_scheduler():
-    expected = pytest.raises(BenchError, match=r"no scheduler at tcp://127\.0\.0\.1:1: ")
-    with expected, connected({"address": "tcp://127.0.0.1:1"}):
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("tcp://127.0.0.1:1", r".*refused"),
+        ("nowhere", "missing port number"),
+        ("none://127.0.0.1:1", "unknown address scheme"),
+    ],
+)
+def test_there_must_be_a_scheduler(address, reason):
+    expected = pytest.raises(BenchError, match=f"no scheduler at {address}: {reason}")
+    with expected, connected({"address": address}):
+        pass
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}"])
+def test_a_file_that_no_scheduler_wrote(text, tmp_path):
+    path = tmp_path / "file"
+    path.write_text(text)
+    expected = pytest.raises(BenchError, match="is not what a scheduler writes")
+    with expected, connected({"scheduler_file": str(path)}):
         pass
 
 

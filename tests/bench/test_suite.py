@@ -8,12 +8,14 @@ import io
 import os
 import sys
 import threading
+import types
 
+import numpy as np
 import pytest
 from distributed.comm import listen
 
 from dask_fabric.bench import floors, pairs, suite
-from dask_fabric.bench.agent import Asker, Hog, Responder
+from dask_fabric.bench.agent import Arrays, Asker, Hog, Responder
 from dask_fabric.bench.figures import Extent
 from dask_fabric.bench.pairs import Pair, Protocol, Surroundings
 from dask_fabric.bench.rounds import Effort
@@ -69,7 +71,7 @@ async def test_hogs_run_for_the_time_of_a_verb(hog, monkeypatch):
 
     monkeypatch.setattr(Asker, "count", count, raising=False)
     async with contextlib.AsyncExitStack() as stack:
-        served = listen("tcp://127.0.0.1:0", lambda comm: Responder(comm).run())
+        served = listen("tcp://127.0.0.1:0", lambda comm: Responder(comm, Arrays()).run())
         listener = await stack.enter_async_context(served)
         asker = await stack.enter_async_context(Asker(listener.contact_address, {}))
         assert await asker.do("count", {}, hog) == sum(hog)
@@ -147,7 +149,7 @@ def run(*scenarios: str, protocols: tuple[str, ...] = ("tcp", "fabric"), **optio
     plan = suite.Plan(
         scenarios=scenarios,
         protocols=tuple(Protocol(name, name) for name in protocols),
-        extent=Extent(SIZES, ("one",)),
+        extent=options.pop("extent", Extent(SIZES, ("one",))),
         effort=Effort(rounds=2, round_seconds=0.02),
         awake=False,
         **options,
@@ -180,6 +182,20 @@ def test_arrays_that_arrive_otherwise_end_the_run(monkeypatch):
         run("bandwidth", has_floors=False)
 
 
+def test_a_protocol_that_cannot_send_arrays_is_left_out(monkeypatch):
+    ask = Pair.ask
+
+    def failing(pair, verb, hog, **arguments):
+        if verb == "arrives" and pair.name == "fabric":
+            raise PairError("fabric://: it broke")
+        return ask(pair, verb, hog, **arguments)
+
+    monkeypatch.setattr(Pair, "ask", failing)
+    results = run("bandwidth", has_floors=False)
+    assert "left out: fabric://: it broke" in results.warnings
+    assert all(set(row.rounds) == {"tcp"} for row in results.rows)
+
+
 def test_floors_alone_need_no_protocol():
     rows = run("floor", protocols=("none",)).rows
     assert {row.scenario for row in rows} == {"floor"}
@@ -210,6 +226,20 @@ class TestOnACluster:
         assert results.protocols == ["fabric"]
         assert results.options["between"] == [names[2], names[0]]
         assert all(set(row.rounds) == {"fabric"} and not row.problems for row in results.rows)
+
+    def test_arrays_are_of_the_module_that_the_figure_names(self, where, monkeypatch):
+        used = []
+        fake = types.ModuleType("not_numpy")
+        fake.__getattr__ = lambda name: used.append(name) or getattr(np, name)
+        monkeypatch.setitem(sys.modules, "not_numpy", fake)
+        extent = Extent((1000,), ("one",), module="not_numpy")
+        (row,) = run("bandwidth", where=where, extent=extent).rows
+        assert row.name == "not_numpy 1 kB, acknowledged" and row.rounds
+        assert "arange" in used
+
+    def test_a_module_that_workers_lack(self, where):
+        with pytest.raises(BenchError, match="cannot measure: No module named 'no_such'"):
+            run("bandwidth", where=where, extent=Extent((1000,), module="no_such"))
 
     def test_a_worker_that_is_none(self, where):
         with pytest.raises(BenchError, match="0 workers are called 'nobody'; there are 0, 1, 2"):

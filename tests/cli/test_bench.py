@@ -108,6 +108,16 @@ def test_json_on_standard_output():
     assert len(row["rounds"]["tcp"]) == 2
 
 
+def test_standard_output_needs_no_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    done = run("stream", *SHORT, "--protocols", "tcp", "--json", "-")
+    assert done.exit_code == 0
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "old.json").touch()
+    done = run("stream", *SHORT, "--protocols", "tcp", "--json", "old.json")
+    assert done.exit_code == 2 and "'old.json' is not writable" in done.stderr
+
+
 def test_files_that_cannot_be_used(tmp_path):
     done = run("compare", str(tmp_path / "a"), str(tmp_path / "b"))
     assert done.exit_code == 1 and "cannot read" in done.stderr

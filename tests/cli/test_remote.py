@@ -12,8 +12,8 @@ from distributed import Nanny, Scheduler, Worker
 from distributed.comm import listen
 
 from dask_fabric.cli import remote
-from dask_fabric.cli.pair import explain
 from dask_fabric.cli.remote import ask, full_address
+from dask_fabric.comm.reaching import explain
 from dask_fabric.errors import UnavailableError
 
 

@@ -116,12 +116,11 @@ class Hog:
 
 
 class Responder:
-    """Answers the measurements of one comm."""
+    """Answers the measurements of one comm, with arrays that are there before they are timed."""
 
-    def __init__(self, comm: Any, module: str = "numpy") -> None:
-        self._comm = comm
+    def __init__(self, comm: Any, arrays: Arrays) -> None:
+        self._comm, self._arrays = comm, arrays
         self._hog = Hog()
-        self._arrays = Arrays(module)
 
     async def run(self) -> None:
         """Serve until the other side closes."""
@@ -337,7 +336,8 @@ async def serve(config: dict, answer: Any) -> None:
     security, module = config["security"], config["module"]
     options = Security(**security).get_listen_args("scheduler") if security else {}
     address = f"{config['scheme']}://{config['host']}:0"
-    async with listen(address, lambda comm: Responder(comm, module).run(), **options) as listener:
+    arrays = Arrays(module)
+    async with listen(address, lambda comm: Responder(comm, arrays).run(), **options) as listener:
         answer(listener.contact_address)
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import cloudpickle
@@ -12,6 +15,7 @@ from distributed import Client
 
 from dask_fabric.bench import agent, workers
 from dask_fabric.bench.pairs import ANSWER_SECONDS, NO_HOG, Hog
+from dask_fabric.comm.reaching import explain, reach
 from dask_fabric.errors import BenchError, PairError
 
 _CONNECT_SECONDS = 15
@@ -39,10 +43,11 @@ class Worker:
 
 @dataclass
 class Cluster:
-    """A client, and the workers that were there when they were prepared."""
+    """A client, the workers that were there when they were prepared, and whose arrays they send."""
 
     client: Client
     workers: list[Worker]
+    module: str = "numpy"
 
     @property
     def scheme(self) -> str:
@@ -84,38 +89,55 @@ def connected(where: dict[str, str | None]) -> Iterator[Client]:
     BenchError
         There is no scheduler.
     """
-    known = {name: value for name, value in where.items() if value}
+    address = where.get("address") or _written_address(where["scheduler_file"])
     try:
-        client = Client(**known, timeout=_CONNECT_SECONDS, set_as_default=False)
+        asyncio.run(reach(address, _CONNECT_SECONDS))
+        client = Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError, TypeError, RuntimeError) as exc:
-        place = " ".join(known.values())
-        raise BenchError(f"no scheduler at {place}: {exc.__cause__ or exc}") from exc
+        raise BenchError(f"no scheduler at {address}: {explain(exc)}") from exc
     with client:
         yield client
 
 
+def _written_address(scheduler_file: str) -> str:
+    """What a scheduler has written there."""
+    try:
+        return str(json.loads(Path(scheduler_file).read_text())["address"])
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise BenchError(
+            f"{scheduler_file} is not what a scheduler writes with --scheduler-file"
+        ) from exc
+
+
 @contextlib.contextmanager
-def prepared(client: Client) -> Iterator[Cluster]:
+def prepared(client: Client, module: str = "numpy") -> Iterator[Cluster]:
     """Have all workers answer measurements for the time of the block.
 
     Raises
     ------
     BenchError
-        There are fewer than two workers.
+        There are fewer than two workers, or one of them cannot measure.
     """
-    for module in (agent, workers):
-        cloudpickle.register_pickle_by_value(module)
+    for sent in (agent, workers):
+        cloudpickle.register_pickle_by_value(sent)
     try:
-        told = client.run(workers.prepare)
         try:
-            if len(told) < 2:
-                raise BenchError(f"two workers are needed at least, there is {len(told) or 'none'}")
-            yield Cluster(client, _named(told))
+            told = client.run(workers.prepare, module, on_error="return")
+            yield Cluster(client, _named(_all_prepared(told)), module)
         finally:
             client.run(workers.restore, on_error="ignore")
     finally:
-        for module in (agent, workers):
-            cloudpickle.unregister_pickle_by_value(module)
+        for sent in (agent, workers):
+            cloudpickle.unregister_pickle_by_value(sent)
+
+
+def _all_prepared(told: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    for address, answer in told.items():
+        if isinstance(answer, BaseException):
+            raise BenchError(f"the worker at {address} cannot measure: {explain(answer)}")
+    if len(told) < 2:
+        raise BenchError(f"two workers are needed at least, there is {len(told) or 'none'}")
+    return told
 
 
 def _named(told: dict[str, dict[str, Any]]) -> list[Worker]:
@@ -130,6 +152,7 @@ class WorkerPair:
     def __init__(self, cluster: Cluster, one: Worker, other: Worker) -> None:
         self.name, self.pids = cluster.scheme, []
         self._client, self._one, self._other = cluster.client, one, other
+        self._module = cluster.module
 
     def can(self, verb: str, arguments: dict[str, Any]) -> bool:
         """Whether this can be measured here; a comm can do all."""
@@ -140,7 +163,7 @@ class WorkerPair:
         question = [verb, arguments, hog]
         try:
             told = self._client.run(
-                workers.ask, self._other.address, question, ANSWER_SECONDS,
+                workers.ask, self._other.address, question, self._module, ANSWER_SECONDS,
                 workers=[self._one.address],
             )  # fmt: skip
         except Exception as exc:

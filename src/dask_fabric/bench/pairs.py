@@ -23,7 +23,7 @@ from dask_fabric.errors import PairError
 _AGENT = str(Path(__file__).with_name("agent.py"))
 # Not `python agent.py`: the modules beside it must not be taken for Python's own.
 _BOOT = "import runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__')"
-_ERROR = re.compile(r"[\w.]*(Error|Exception|Interrupt|Exit)\b")
+_ERROR = re.compile(r"[\w.]*(Error|Exception|Interrupt|Exit|Warning)\b")
 _START_SECONDS = 60.0
 _END_SECONDS = 10.0
 ANSWER_SECONDS = 300.0

@@ -15,7 +15,7 @@ import statistics
 import time
 from typing import Any
 
-from dask_fabric.bench.agent import Asker, Responder
+from dask_fabric.bench.agent import Arrays, Asker, Responder
 
 OPERATION = "dask-fabric-bench"
 _HELLO = {"op": OPERATION, "reply": False}
@@ -24,11 +24,12 @@ _LEAST_COUNT = 2
 _MOST_COUNT = 20
 
 
-async def prepare(dask_worker: Any) -> dict[str, Any]:
-    """Have a worker answer; give what tells it from the others."""
+async def prepare(module: str, dask_worker: Any) -> dict[str, Any]:
+    """Have a worker answer, and send arrays of this module; give what tells it from the others."""
+    arrays = Arrays(module)  # of all comms: each measurement has its own
 
     async def respond(comm: Any) -> None:
-        await Responder(comm).run()
+        await Responder(comm, arrays).run()
 
     dask_worker.handlers[OPERATION] = respond
     with open("/proc/sys/kernel/random/boot_id") as file:
@@ -47,14 +48,14 @@ async def restore(dask_worker: Any) -> None:
 
 
 async def ask(
-    peer: str, question: list, patience_seconds: float, dask_worker: Any
+    peer: str, question: list, module: str, patience_seconds: float, dask_worker: Any
 ) -> dict[str, Any]:
     """Do what `Asker.do` does against another worker."""
-    return await asyncio.wait_for(_ask(peer, question, dask_worker), patience_seconds)
+    return await asyncio.wait_for(_ask(peer, question, module, dask_worker), patience_seconds)
 
 
-async def _ask(peer: str, question: list, dask_worker: Any) -> dict[str, Any]:
-    async with Asker(peer, dask_worker.connection_args, _HELLO) as asker:
+async def _ask(peer: str, question: list, module: str, dask_worker: Any) -> dict[str, Any]:
+    async with Asker(peer, dask_worker.connection_args, _HELLO, module) as asker:
         return await asker.do(*question)
 
 

@@ -38,6 +38,7 @@ _ABOUT = {
 _WORK = tuple(_ABOUT)[tuple(_ABOUT).index("tasks") :]
 _DEFAULT = ("pingpong", "stream", "bandwidth", "connect", "gil")
 _MODULES = {"cpu": "numpy", "gpu": "cupy"}
+_OUTPUT = click.Path(dir_okay=False, readable=False, writable=True)
 _SIZES = "1kB,8kB,64kB,1MB,10MB,100MB"
 
 
@@ -112,9 +113,9 @@ def _scheme(text: str) -> str:
 def _outputs(command: Callable) -> Callable:
     """The options of where results go."""
     for option in (
-        click.option("--html", type=click.Path(dir_okay=False), help="Write a page with plots."),
+        click.option("--html", type=_OUTPUT, help="Write a page with plots."),
         click.option("--markdown", is_flag=True, help="Print tables as Markdown."),
-        click.option("--json", "json_file", type=click.Path(dir_okay=False, allow_dash=True),
+        click.option("--json", "json_file", type=_OUTPUT,
                      help="Write every round there; - is standard output, without tables."),
     ):  # fmt: skip
         command = option(command)
@@ -142,7 +143,7 @@ def _work_options(command: Callable) -> Callable:
     for option in (
         click.option("--workers", type=click.IntRange(2, 1000), default=2, show_default=True,
                      help="Of the clusters that are started here."),
-        click.option("--profile", metavar="FILE", type=click.Path(dir_okay=False),
+        click.option("--profile", metavar="FILE", type=_OUTPUT,
                      help="Write Dask's performance report of the workloads there (HTML)."),
         click.option("--partition-rows", type=click.IntRange(1), default=100_000,
                      show_default=True, help="Of the dataframes."),
@@ -331,7 +332,7 @@ def _write(results: Results, json_file: str | None, markdown: bool, html: str | 
 
 def _check_folder(path: str) -> None:
     """Complain of a file that cannot be written before it is measured, not after."""
-    if not os.access(Path(path).absolute().parent, os.W_OK):
+    if path != "-" and not os.access(Path(path).absolute().parent, os.W_OK):
         raise click.ClickException(f"cannot write {path}: its folder is missing or not writable")
 
 

@@ -80,7 +80,7 @@ def top(address: str, interval_seconds: float, once: bool, as_json: bool) -> Non
     Works under any scheme; workers that have no dask-fabric are named.
     """
     from dask_fabric.cli import top as looks
-    from dask_fabric.cli.pair import explain
+    from dask_fabric.comm.reaching import explain
 
     def show(found: dict[str, Any]) -> None:
         if as_json:
@@ -132,9 +132,9 @@ def _report_host(as_json: bool, required: tuple[str, ...]) -> dict[str, str]:
 
 def _report_pair(address: str, as_json: bool, required: tuple[str, ...]) -> dict[str, str]:
     """Print what the pair uses; give the reasons of required paths that it does not."""
-    from dask_fabric.cli.pair import explain
     from dask_fabric.cli.remote import ask, full_address
     from dask_fabric.cli.render import render_pair, text_width
+    from dask_fabric.comm.reaching import explain
 
     try:
         pair = asyncio.run(ask(full_address(address)))

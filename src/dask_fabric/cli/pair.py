@@ -23,6 +23,7 @@ from distributed.security import Security
 from distributed.utils import wait_for
 
 from dask_fabric import config
+from dask_fabric.comm.reaching import explain
 
 STREAM, UNIX, TLS, CMA, UCX = PATHS = ("stream", "unix", "tls", "cma", "ucx")
 SCHEMES = ("fabric", "fabric+tcp", "fabric+tls", "fabric+ucx")
@@ -175,19 +176,6 @@ async def _exchange(comm: Any, message: Any) -> float:
     await comm.write(message)
     await comm.read()
     return time.perf_counter() - begin
-
-
-def explain(error: BaseException) -> str:
-    """Say in one line why something failed."""
-    # Dask's own error only says how long it tried.
-    while type(error) is OSError and error.__cause__ is not None and str(error.__cause__):
-        error = error.__cause__
-    return printable(str(error)) or error.__class__.__name__
-
-
-def printable(text: str) -> str:
-    """Put a text on one line, without what a terminal would take for an order."""
-    return "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))
 
 
 if __name__ == "__main__":

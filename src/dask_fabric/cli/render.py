@@ -11,10 +11,11 @@ from dask.utils import format_bytes
 from dask_fabric.cli.advice import Advice, SchemeUse
 from dask_fabric.cli.host import Limit
 from dask_fabric.cli.network import Interface
-from dask_fabric.cli.pair import PATHS, printable
+from dask_fabric.cli.pair import PATHS
 from dask_fabric.cli.remote import Pair
 from dask_fabric.cli.report import Facts
 from dask_fabric.cli.ucx import Library
+from dask_fabric.comm.reaching import printable
 from dask_fabric.gpu.rdma import RdmaDevice
 from dask_fabric.gpu.survey import Gpu
 

@@ -18,9 +18,9 @@ from dask_fabric.cli.host import (
     inspect_limits,
 )
 from dask_fabric.cli.network import Interface, inspect_interfaces
-from dask_fabric.cli.pair import explain
 from dask_fabric.cli.selftest import PathResult, SelfTest
 from dask_fabric.cli.ucx import Ucx, inspect_ucx
+from dask_fabric.comm.reaching import explain
 from dask_fabric.gpu.rdma import RdmaDevice, inspect_rdma
 from dask_fabric.gpu.survey import Gpu, inspect_gpus, inspect_modules
 

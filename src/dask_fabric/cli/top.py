@@ -11,10 +11,8 @@ from typing import Any
 
 from dask.utils import format_bytes
 from distributed import Client
-from distributed.comm import connect
-from distributed.security import Security
 
-from dask_fabric.cli.pair import printable
+from dask_fabric.comm.reaching import printable, reach
 from dask_fabric.monitor.cluster import Process, ask
 from dask_fabric.monitor.rates import Pair, Rate, rates, slowest
 
@@ -47,7 +45,7 @@ async def watch(
     show : callable
         Called with what `summary` gives, after each look but the first.
     """
-    await _reach(address)
+    await reach(address, _CONNECT_SECONDS)
     async with Client(
         address, asynchronous=True, set_as_default=False, timeout=_CONNECT_SECONDS
     ) as client:
@@ -59,13 +57,6 @@ async def watch(
             if once:
                 return
             before, began = after, now
-
-
-async def _reach(address: str) -> None:
-    """Fail at once where nobody is: a client that cannot connect leaves a lot behind."""
-    arguments = Security().get_connection_args("client")
-    comm = await connect(address, _CONNECT_SECONDS, **arguments)
-    comm.abort()
 
 
 async def _look(client: Client) -> list[Process]:
