@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import subprocess
+import sys
 
 import pytest
 from distributed import Client
@@ -101,3 +104,33 @@ def test_a_cluster_that_is_there(local_cluster):
     work = Work(runs=1, extent=SMALL)
     (row,) = workloads.measure_on(where, ["tasks"], work, Surroundings(), io.StringIO())
     assert len(row.rounds["fabric"]) == 1
+
+
+@pytest.fixture
+def bare_cluster(tmp_path):
+    """The file of a scheduler whose processes, and those of its two workers, lack this package."""
+    path = tmp_path / "scheduler.json"
+    boot = (
+        "import sys; sys.modules['dask_fabric'] = None; from distributed.cli import {0}; {0}.main()"
+    )
+    ends = ("--host", "127.0.0.1", "--scheduler-file", str(path))
+    commands = [("dask_scheduler", "--port", "0", "--no-dashboard")]
+    commands += [("dask_worker", "--no-nanny", "--nthreads", "1", "--no-dashboard")] * 2
+    with contextlib.ExitStack() as stack:
+        for program, *options in commands:
+            command = [sys.executable, "-c", boot.format(program), *options, *ends]
+            process = stack.enter_context(subprocess.Popen(command, stderr=subprocess.DEVNULL))
+            stack.callback(process.terminate)
+        with Client(scheduler_file=str(path), set_as_default=False) as client:
+            client.wait_for_workers(2, timeout=60)
+        yield str(path)
+
+
+def test_a_cluster_that_lacks_this_package(bare_cluster):
+    names = ["tasks", "busy-fetch", "transpose-sum", "shuffle"]
+    where = {"address": None, "scheduler_file": bare_cluster}
+    rows = workloads.measure_on(
+        where, names, Work(runs=1, extent=SMALL), Surroundings(), io.StringIO()
+    )
+    assert [row.problems for row in rows] == [{}] * len(names)
+    assert all(len(row.rounds["tcp"]) == 1 for row in rows)

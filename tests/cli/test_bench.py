@@ -123,3 +123,11 @@ def test_files_that_cannot_be_used(tmp_path):
     assert done.exit_code == 1 and "cannot read" in done.stderr
     done = run("stream", *SHORT, "--protocols", "tcp", "--json", str(tmp_path / "no" / "a"))
     assert done.exit_code == 1 and "cannot write" in done.stderr
+
+
+def test_what_failed_is_told_where_nothing_is_left(monkeypatch):
+    answers = iter(["tcp", {"problem": "OSError: no"}])
+    monkeypatch.setattr("dask_fabric.bench.workloads.Program.read", lambda *_: next(answers))
+    done = run("transpose-sum", "--protocols", "tcp", "--quick", "--sleepy")
+    assert done.exit_code == 1
+    assert "(x + x.T).sum(), 8000 x 8000 in chunks of 1000: tcp: OSError: no" in done.stderr

@@ -92,7 +92,12 @@ def _on_host(plan: Plan, results: Results, stream: TextIO) -> None:
             results.rows += rows
             results.warnings += warnings
     if not any(row.rounds for row in results.rows):
-        raise BenchError("; ".join(results.warnings) or "nothing could be measured")
+        problems = [
+            f"{row.name}: {column}: {why}"
+            for row in results.rows
+            for column, why in row.problems.items()
+        ]
+        raise BenchError("; ".join([*results.warnings, *problems]) or "nothing could be measured")
 
 
 def _between_processes(plan: Plan, results: Results, stream: TextIO) -> None:

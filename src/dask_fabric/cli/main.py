@@ -93,6 +93,8 @@ def top(address: str, interval_seconds: float, once: bool, as_json: bool) -> Non
     with _quiet(), contextlib.suppress(KeyboardInterrupt):
         try:
             asyncio.run(looks.watch(address, interval_seconds, once, show))
+        except BrokenPipeError:  # whoever read it has seen enough
+            raise
         except Exception as exc:
             reason = f"cannot watch the cluster at {address}: {explain(exc)}"
             raise click.ClickException(reason) from exc

@@ -19,6 +19,7 @@ from distributed import Client, performance_report
 from dask_fabric.bench.work.catalogue import WORKLOADS
 from dask_fabric.bench.work.extent import Extent
 from dask_fabric.bench.work.local import start_cluster
+from dask_fabric.bench.work.sending import is_everywhere, send_as_they_are
 
 
 def _client(stack: contextlib.ExitStack, config: dict[str, Any]) -> Client:
@@ -54,6 +55,8 @@ def main() -> None:
         client = _client(stack, config)
         protocol = client.scheduler.address.partition("://")[0]
         print(json.dumps(protocol), file=told, flush=True)
+        if not is_everywhere(client):
+            send_as_they_are()
         if config["profile"]:
             stack.enter_context(performance_report(filename=config["profile"]))
         for name in config["workloads"]:

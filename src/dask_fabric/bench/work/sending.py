@@ -1,0 +1,39 @@
+"""How functions of the workloads reach processes that lack this package."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+
+from distributed import Client
+
+from dask_fabric.bench.work import arrays, local
+
+
+def is_everywhere(client: Client) -> bool:
+    """Whether the scheduler and all workers can import the workloads."""
+
+    def is_here() -> bool:  # sent as it is, as every function within another
+        try:
+            import dask_fabric.bench.work.arrays  # noqa: F401
+        except ImportError:
+            return False
+        return True
+
+    return client.run_on_scheduler(is_here) and all(client.run(is_here).values())
+
+
+def send_as_they_are() -> None:
+    """Send functions themselves from now on, and not the names of their modules.
+
+    Nothing else than the module's name tells Dask to do so for what is deep within a graph.
+    """
+    modules = [arrays, local]
+    with contextlib.suppress(ImportError):  # without pandas no function of it is sent
+        from dask_fabric.bench.work import frames
+
+        modules.append(frames)
+    for module in modules:
+        for function in vars(module).values():
+            if inspect.isfunction(function) and function.__module__ == module.__name__:
+                function.__module__ = "__main__"
