@@ -36,6 +36,8 @@ def test_help_names_all_scenarios():
         (["--rounds", "0"], "--rounds"),
         (["--ucxx", "/nowhere/python"], "does not exist"),
         (["--scheduler", "a", "--scheduler-file", __file__], "either --scheduler or"),
+        (["--scheduler", "a", "--protocols", "tcp"], "--protocols: a running cluster has its own"),
+        (["--scheduler", "a", "--ucx-library", "b"], "--ucx-library: a running cluster has its"),
         (["--between", "a"], "two workers, separated by a comma"),
         (["--matrix-size", "x"], "--matrix-size"),
         (["--type", "tpu"], "--type"),

@@ -38,6 +38,7 @@ _ABOUT = {
 _WORK = tuple(_ABOUT)[tuple(_ABOUT).index("tasks") :]
 _DEFAULT = ("pingpong", "stream", "bandwidth", "connect", "gil")
 _MODULES = {"cpu": "numpy", "gpu": "cupy"}
+_OF_ONE_HOST = ("protocols", "ucxx", "ucx_library", "uvloop", "workers")
 _OUTPUT = click.Path(dir_okay=False, readable=False, writable=True)
 _SIZES = "1kB,8kB,64kB,1MB,10MB,100MB"
 
@@ -256,6 +257,8 @@ def _plan(scenarios: tuple[str, ...], options: dict[str, Any]) -> Plan:
     where = {"address": options["scheduler"], "scheduler_file": options["scheduler_file"]}
     if all(where.values()):
         raise click.UsageError("either --scheduler or --scheduler-file")
+    if any(where.values()):
+        _refuse(_OF_ONE_HOST, "a running cluster has its own: leave it out")
     effort = rounds.Effort(options["rounds"], options["round_seconds"])
     return suite.Plan(
         scenarios=scenarios,
@@ -273,6 +276,14 @@ def _plan(scenarios: tuple[str, ...], options: dict[str, Any]) -> Plan:
         work=_work(options),
         matrix=matrix.Effort(options["matrix_size"]),
     )
+
+
+def _refuse(names: Sequence[str], reason: str) -> None:
+    """Complain of options that were given and would mean nothing."""
+    context = click.get_current_context()
+    for name in names:
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name.replace('_', '-')}: {reason}")
 
 
 def _protocols(options: dict[str, Any]) -> list[Protocol]:

@@ -109,12 +109,18 @@ def _plots(
         elif not row.name.startswith("round trip of"):
             others.append(row)
     parts = [
-        f"<h3>arrays of numpy, {escape(title)}</h3>{_over_sizes(title, of_title, colours)}"
+        f"<h3>arrays of {escape(_module(of_title))}, {escape(title)}</h3>"
+        f"{_over_sizes(title, of_title, colours)}"
         for title, of_title in by_size.items()
     ]
     drawn = [one for one in others if isinstance(one, str)]
     left = [one for one in others if not isinstance(one, str)]
     return parts + drawn + ([_bars(scenario, left, protocols, colours)] if left else [])
+
+
+def _module(rows: Sequence[Row]) -> str:
+    """Whose arrays they are of."""
+    return rows[0].name.partition(" ")[0]
 
 
 def _over_sizes(title: str, rows: Sequence[Row], colours: dict[str, str]) -> str:
