@@ -71,3 +71,9 @@ def test_of_many_workers_the_busiest_are_shown():
     assert len(names) == WORKERS_SHOWN
     assert names == sorted(names, key=int)
     assert "126" in names and "1" not in names
+
+
+def test_the_name_of_a_process_may_be_anything():
+    odd = told(["p"], ("fabric://h:2", "cma", 10, 0, 0))
+    report = gather([("a", "fabric://h:1", odd), ("b", "fabric://h:2", told("p2"))])
+    assert report.cells["a", "b"].nbytes == 10

@@ -80,7 +80,7 @@ def gather(workers: Iterable[tuple[str, str, Any]]) -> Report:
         if not isinstance(told, Mapping) or "peers" not in told:
             report.silent.append(name)
             continue
-        process = told.get("process")
+        process = str(told.get("process"))
         if process not in processes:  # workers that share one report the same
             processes.add(process)
             for row in _rows(told["peers"]):
