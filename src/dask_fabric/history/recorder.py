@@ -40,7 +40,7 @@ class Recorder:
         self._started = time.time()
         self._sampled_seconds = time.monotonic()
         self._waiting: queue.Queue[_News | None] = queue.Queue(_WAITING_LIMIT)
-        self._samples_waiting = 0
+        self._room = threading.Semaphore(2)  # for samples that wait
         self._broken = False
         # A daemon: a file system that hangs must not keep the process from its end.
         self._thread = threading.Thread(target=self._run, name="fabric-history", daemon=True)
@@ -52,8 +52,7 @@ class Recorder:
 
     def sample(self, told: list[tuple[str, Any]]) -> None:
         """Add what all workers report, and write the job."""
-        if self._samples_waiting < 2:  # else the thread is late: the next one tells it all
-            self._samples_waiting += 1
+        if self._room.acquire(blocking=False):  # else the thread is late: the next tells it all
             self._put(_News(told, True, time.monotonic()))
 
     def finish(self, seconds: float) -> None:
@@ -78,7 +77,7 @@ class Recorder:
         if not news.is_sample:
             self._job.take(news.told)
             return
-        self._samples_waiting -= 1
+        self._room.release()
         seconds = news.at_seconds - self._sampled_seconds
         self._sampled_seconds = news.at_seconds
         self._job.sample(news.told, seconds)
