@@ -34,8 +34,9 @@ _JOBS_READ_LIMIT = 100_000
 _AUTOCHECKPOINT_PAGES = 64
 # Where WAL's shared memory is that of one host. Elsewhere, and where nobody knows, it would corrupt
 # the file.
+_EXT = ("ext2", "ext3", "ext4")
 _LOCAL_FILE_SYSTEMS = frozenset(
-    "aufs bcachefs btrfs ext2 ext3 ext4 f2fs jfs overlay ramfs reiserfs tmpfs xfs zfs".split()
+    (*_EXT, "bcachefs", "btrfs", "f2fs", "jfs", "overlay", "ramfs", "tmpfs", "xfs", "zfs")
 )
 _HEADER_BYTES = 100
 _MAGIC = b"SQLite format 3\0"
@@ -49,9 +50,9 @@ _TABLE = """CREATE TABLE jobs (
   ended REAL,
   summary TEXT NOT NULL
 )"""
-_WRITE = """INSERT INTO jobs (id, started, seen, ended, summary) VALUES (?, ?, ?, ?, ?)
-  ON CONFLICT (id) DO UPDATE
-  SET seen = excluded.seen, ended = excluded.ended, summary = excluded.summary"""
+# Not in one statement, which would take a new number each time.
+_INSERT = "INSERT INTO jobs (seen, ended, summary, started, id) VALUES (?, ?, ?, ?, ?)"
+_UPDATE = "UPDATE jobs SET seen = ?, ended = ?, summary = ? WHERE id = ?"
 _DROP = """DELETE FROM jobs
   WHERE number = (SELECT number FROM jobs WHERE id != ? ORDER BY seen LIMIT 1)"""
 _READ = f"""SELECT number, id, started, seen, ended,
@@ -119,18 +120,21 @@ class Writer:
             It cannot be written now.
         """
         text = record.summary.as_text()
-        row = (record.job_id, record.started, record.seen, record.ended, text)
+        changing = (record.seen, record.ended, text)
         with _lock:
             header = _check_header(self.path)
             with contextlib.closing(self._connect()) as connection:
-                if not header:
-                    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+                if not header:  # in one piece: others see nothing, or whose file it is
+                    with _transaction(connection):
+                        _create_or_check(connection, self.path)
                 self._choose_journal(connection, header[_WAL_OFFSET:][:1] == _WAL)
                 with _transaction(connection):
                     _create_or_check(connection, self.path)
-                    connection.execute(_WRITE, row)
+                    if not connection.execute(_UPDATE, (*changing, record.job_id)).rowcount:
+                        row = (*changing, record.started, record.job_id)
+                        connection.execute(_INSERT, row)
                     self._drop_oldest(connection, record.job_id)
-                connection.execute("PRAGMA incremental_vacuum").fetchall()
+                self._shrink(connection)
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=_BUSY_SECONDS, isolation_level=None)
@@ -165,6 +169,13 @@ class Writer:
         while _used_bytes(connection) > self.size_bytes_limit:
             if connection.execute(_DROP, (job_id,)).rowcount == 0:
                 return
+
+    def _shrink(self, connection: sqlite3.Connection) -> None:
+        """Give back what is free, where that is much; the rest is used by the next jobs."""
+        free_bytes = _pragma(connection, "freelist_count") * _pragma(connection, "page_size")
+        if free_bytes > self.size_bytes_limit // 4:
+            with contextlib.suppress(sqlite3.OperationalError):  # others use it: the next time
+                connection.execute("VACUUM")
 
 
 def read(path: str | Path) -> tuple[list[Record], list[str]]:
@@ -275,7 +286,9 @@ def _create_or_check(connection: sqlite3.Connection, path: Path) -> None:
         connection.execute(f"PRAGMA user_version = {VERSION}")
         connection.execute(_TABLE)
         return
-    _check_identity(path, _pragma(connection, "application_id"), _pragma(connection, "user_version"))
+    _check_identity(
+        path, _pragma(connection, "application_id"), _pragma(connection, "user_version")
+    )
 
 
 @contextlib.contextmanager
@@ -302,6 +315,6 @@ def _used_bytes(connection: sqlite3.Connection) -> int:
 
 def file_system_of(path: Path) -> str:
     """Give the type of the file system that *path* is on, such as ``ext4`` or ``nfs4``."""
-    folder = path.parent.resolve()
+    real = path.resolve()
     mounts = {Path(one.mountpoint): one.fstype for one in psutil.disk_partitions(all=True)}
-    return next((mounts[one] for one in (folder, *folder.parents) if one in mounts), "unknown")
+    return next((mounts[one] for one in (real, *real.parents) if one in mounts), "unknown")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
@@ -56,13 +57,14 @@ class Recorder:
             self._put(_News(told, True, time.monotonic()))
 
     def finish(self, seconds: float) -> None:
-        """Write the end of the job, and wait until that is done, but not for longer than this."""
-        self._put(None)
+        """Write the end of the job, and wait until that is done, but not much longer."""
+        with contextlib.suppress(queue.Full):
+            self._waiting.put(None, timeout=seconds)
         self._thread.join(seconds)
         if self._thread.is_alive():
             logger.error("The end of this job is not in the history %s yet", self._writer.path)
 
-    def _put(self, news: _News | None) -> None:
+    def _put(self, news: _News) -> None:
         try:
             self._waiting.put_nowait(news)
         except queue.Full:
