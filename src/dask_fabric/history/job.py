@@ -14,7 +14,7 @@ from dask_fabric.history.summary import Link, PathSummary, Summary
 
 # Those that were not heard of for the longest time are forgotten.
 _PROCESS_LIMIT = 16384
-_LINK_LIMIT = 16384
+_LINK_LIMIT = 65536
 _WORKER_LIMIT = 65536
 _PATH_LIMIT = 16
 _SLOW_LINKS_KEPT = 8
@@ -111,10 +111,10 @@ class Job:
             _forget(self._workers, _WORKER_LIMIT)
 
     def _count(self, process: str, rows: list[Row]) -> None:
-        now: dict[str, list[float]] = {}
+        by_path: dict[str, list[Row]] = {}
         for row in rows:
-            numbers = now.setdefault(row.path, [0] * _NUMBER_COUNT)
-            numbers[:] = (old + more for old, more in zip(numbers, row[2:], strict=True))
+            by_path.setdefault(row.path, []).append(row)
+        now = {path: [*map(sum, [*zip(*some, strict=True)][2:])] for path, some in by_path.items()}
         before = self._last.pop(process, None)
         self._last[process] = now
         _forget(self._last, _PROCESS_LIMIT)
@@ -128,13 +128,11 @@ class Job:
 
     def _note_links(self, address: str, rows: list[Row]) -> None:
         for row in rows:
-            if row.peer in self._workers:
+            nbytes = int(row.sent_bytes + row.received_bytes)
+            if nbytes >= _LINK_BYTES_LEAST and row.peer in self._workers:
                 key = (address, row.peer, row.path)
                 self._links.pop(key, None)
-                self._links[key] = (
-                    int(row.sent_bytes + row.received_bytes),
-                    row.wire_seconds + row.peer_seconds,
-                )
+                self._links[key] = nbytes, row.wire_seconds + row.peer_seconds
         _forget(self._links, _LINK_LIMIT)
 
     def summary(self) -> Summary:
@@ -172,7 +170,7 @@ def _slow(links: dict[tuple[str, str, str], tuple[int, float]]) -> list[Link]:
     """Give the links far below the better ones of their path, the slowest first."""
     by_path: dict[str, list[Link]] = {}
     for (worker, peer, path), (nbytes, seconds) in links.items():
-        if nbytes >= _LINK_BYTES_LEAST and seconds > 0:
+        if seconds > 0:
             link = Link(worker, peer, path, nbytes, nbytes / seconds)
             by_path.setdefault(path, []).append(link)
     slow = []
