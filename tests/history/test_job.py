@@ -23,7 +23,7 @@ def both(sent: int, received: int) -> list:
 
 
 def job() -> Job:
-    return Job("fabric://h:8786", 5.0)
+    return Job("fabric://h:8786", 1.0)
 
 
 def test_what_was_moved_before_does_not_count():
@@ -70,6 +70,17 @@ def test_percentiles_of_bandwidth():
     (path,) = one.summary().paths
     found = [path.bandwidth_p50, path.bandwidth_p90, path.bandwidth_p99, path.bandwidth_max]
     assert [rate / MIB for rate in found] == pytest.approx([50, 90, 99, 100], rel=0.06)
+
+
+def test_a_short_time_shows_no_bandwidth():
+    one = job()
+    one.sample(both(0, 0), 1)
+    one.sample(both(0, 100), 0.1)
+    (path,) = one.summary().paths
+    assert path.bytes_received == 100 and path.bandwidth_max == 0
+    one.sample(both(0, 200), 0.9)
+    (path,) = one.summary().paths
+    assert path.bandwidth_max == 200
 
 
 def links(*speeds: float) -> Job:

@@ -70,6 +70,7 @@ class Job:
         self._links: dict[tuple[str, str, str], tuple[int, float]] = {}
         self._workers: dict[str, None] = {}  # every address that there was
         self._workers_total = 0
+        self._unsampled_seconds = 0.0
         self._most_workers = self._most_silent = 0
 
     def take(self, told: Iterable[tuple[str, Any]]) -> int:
@@ -100,9 +101,12 @@ class Job:
         """Add what all workers of now report, *seconds* after the last sample."""
         self._most_silent = max(self._most_silent, self.take(told))
         self._most_workers = max(self._most_workers, len(told))
-        if seconds > 0:
+        self._unsampled_seconds += seconds
+        # Heartbeats come in steps: a short time, as before the end, would show any bandwidth.
+        if self._unsampled_seconds >= self.interval_seconds / 2:
             for path in self._paths.values():
-                path.sample(seconds)
+                path.sample(self._unsampled_seconds)
+            self._unsampled_seconds = 0.0
 
     def _know(self, address: str) -> None:
         if address not in self._workers:
