@@ -12,7 +12,7 @@ LAYERS = (
     {"memory"},
     {"wire"},
     {"paths"},
-    {"codec", "engine"},
+    {"codec", "engine", "history"},
     {"comm"},
     {"gpu"},
     {"monitor", "bench"},

@@ -33,6 +33,7 @@ THREAD_COUNT_LIMIT = 64
 ALLOCATORS = ("cupy", "rmm")  # of device memory
 OFFER_BYTES_LEAST = 64 << 10  # smaller frames may not be offered, see docs/wire-protocol.md
 CHUNK_BYTES_LEAST = 64 << 10
+HISTORY_BYTES_LEAST = 1 << 20  # there is room for the job that is written
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,9 @@ class Settings:
     frame_count_limit: int
     header_bytes_limit: int
     message_bytes_limit: int
+    history_file: str | None
+    history_size_bytes: int
+    history_interval_seconds: float
     handshake_timeout_seconds: float
     close_timeout_seconds: float
 
@@ -190,7 +194,7 @@ def _switch_or_auto(value: object) -> bool | None:
     return None if value == "auto" else _switch(value)
 
 
-def _library(value: object) -> str | None:
+def _full_path(value: object) -> str | None:
     if value is None:
         return None
     if type(value) is not str:
@@ -302,7 +306,7 @@ KEYS = {
     "cma.allow-ptrace": Key("cma_allow_ptrace", _switch, "true or false"),
     "ucx.enabled": Key("ucx_enabled", _switch_or_auto, "auto, true or false"),
     "ucx.library": Key(
-        "ucx_library", _library, "null, or the full path of a libucp.so.0 or of its folder"
+        "ucx_library", _full_path, "null, or the full path of a libucp.so.0 or of its folder"
     ),
     "ucx.options": Key(
         "ucx_options",
@@ -331,6 +335,15 @@ KEYS = {
     "limits.header": Key("header_bytes_limit", functools.partial(_size, low=1), f"{SIZE}, above 0"),
     "limits.message": Key(
         "message_bytes_limit", _message_size, f"{SIZE}, above 0, or null for this host's memory"
+    ),
+    "history.file": Key("history_file", _full_path, "null, or the full path of a file"),
+    "history.size": Key(
+        "history_size_bytes",
+        functools.partial(_size, low=HISTORY_BYTES_LEAST),
+        f"{SIZE}, at least {HISTORY_BYTES_LEAST}",
+    ),
+    "history.interval": Key(
+        "history_interval_seconds", functools.partial(_seconds, low=0.1), f"{TIME}, at least 0.1 s"
     ),
     "timeouts.handshake": Key(
         "handshake_timeout_seconds",

@@ -81,3 +81,7 @@ class BenchError(FabricError):
 
 class PairError(BenchError):
     """Two processes that measure cannot be started, or one does not answer any more."""
+
+
+class HistoryError(FabricError):
+    """A file is no history of jobs, or cannot be used as one; the text says why."""

@@ -186,6 +186,16 @@ def test_an_address_that_is_none(pair, address):
         near(f"connect({address!r}, 5, 6)")
 
 
+def test_endpoints_without_frames_make_no_connection(pair):
+    near, far = pair
+    join(near, far, 3, 4)
+    near("close(3)")
+    far("close(4)")
+    assert near.figure("connection_count") == far.figure("connection_count") == 0
+    exchange(near, far, 1, 2)
+    assert near.figure("connection_count") == far.figure("connection_count") == 1
+
+
 # ---- cancelling
 
 
@@ -202,6 +212,15 @@ def test_a_receive_that_waits_is_cancelled_alone(pair):
 
 
 # ---- faults
+
+
+def exchange(near, far, near_token, far_token):
+    """Send a frame, so that both endpoints are wired up."""
+    receive = near(f"post({near_token}, 10, 1000)")
+    send = far(f"offer({far_token}, 10, 1000)")
+    assert near(f"received({near_token}, {receive}, 10, 1000)")
+    assert far(f"wait({far_token}, {send})") == 10
+    near.until(f"endpoints[{near_token}].is_wired")
 
 
 def begin_transfer(sender, receiver, tokens):
@@ -241,7 +260,7 @@ def begin_against_stopped(pair, stops):
     if stops == "sender":
         running.until(f"ucx.statistics()['kept_count'] == {MANY}")
     else:
-        running.until("endpoints[2].is_wired")
+        exchange(near, far, 1, 2)
     os.kill(stopped.process.pid, signal.SIGSTOP)
     operations = [running(ours.format(BIG, index)) for index in range(MANY)]
     assert running.figure("in_flight_count") == MANY
@@ -303,8 +322,8 @@ def test_a_broken_endpoint_fails_what_comes_later(pair):
 def test_the_peer_is_told_of_a_break_that_concerns_other_endpoints(pair):
     near, far = pair
     join(near, far, 3, 4)
-    for process, token in ((near, 1), (near, 3), (far, 2), (far, 4)):
-        process.until(f"endpoints[{token}].is_wired")
+    exchange(near, far, 1, 2)
+    exchange(near, far, 3, 4)
     waiting = far("post(4, 10)")
     near("endpoints[1].fail()")
     # Nothing was in flight: only the peer's next connection can tell.

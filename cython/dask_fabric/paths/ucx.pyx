@@ -20,9 +20,10 @@ from dask_fabric.paths.ucx_operations cimport (
 )
 from dask_fabric.paths.ucx_peers cimport (
     Figures, add_endpoint, break_connection, figures, find_endpoint, register, remove_endpoint,
-    send_frame,
+    use,
 )
 from dask_fabric.paths.ucx_receive cimport receive_kept, refused_count, register_frames
+from dask_fabric.paths.ucx_send cimport send_frame
 from dask_fabric.paths.ucx_state cimport (
     ABANDONED, BROKEN, HELD, IN_FLIGHT, POSTED, READY, REPORTING, Endpoint, Kept, OnEnd, Operation,
     Peer,
@@ -295,6 +296,7 @@ cdef Operation *_begin(
         operation.endpoint = endpoint
         operation.header.sequence = sequence
         operation.header.index = index
+        use(endpoint)
     return operation
 
 

@@ -1,8 +1,8 @@
 """Peers of the `ucx` path, their connections, and the endpoints that share them.
 
-All of this needs the worker's lock. A connection is made in the progress thread, and with it each
-endpoint greets its counterpart by a small message: UCX may hang on a large one before it is wired
-up. An offer waits until the counterpart has greeted or answered.
+All of this needs the worker's lock. A connection is made in the progress thread, when the first
+frame is offered. Before that, each endpoint greets its counterpart by a small message: UCX may hang
+on a large one before it is wired up. An offer waits until the counterpart has greeted or answered.
 
 UCX pairs the n-th connection of one side with the n-th of the other. A side that has closed its one
 alone is ahead; a greeting tells its number, and who is behind breaks its own and catches up. So
@@ -15,18 +15,18 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
 from dask_fabric.paths.libucp cimport (
-    AM_HANDLER_PARAM_FIELD_CB, AM_HANDLER_PARAM_FIELD_ID, AM_SEND_FLAG_EAGER, AM_SEND_FLAG_REPLY,
-    AM_SEND_FLAG_RNDV, ERR_HANDLING_MODE_PEER, EP_CLOSE_FLAG_FORCE, EP_PARAM_FIELD_ERR_HANDLER,
+    AM_HANDLER_PARAM_FIELD_CB, AM_HANDLER_PARAM_FIELD_ID, AM_SEND_FLAG_EAGER,
+    ERR_HANDLING_MODE_PEER, EP_CLOSE_FLAG_FORCE, EP_PARAM_FIELD_ERR_HANDLER,
     EP_PARAM_FIELD_ERR_HANDLING_MODE, EP_PARAM_FIELD_REMOTE_ADDRESS, IN_PROGRESS, OK,
-    OP_ATTR_FIELD_CALLBACK, OP_ATTR_FIELD_FLAGS, OP_ATTR_FIELD_MEMORY_TYPE,
-    OP_ATTR_FIELD_USER_DATA, EndpointHandle, EndpointParams, HandlerParams, ReceiveAttributes,
-    RequestParams, Status, StatusPointer, errno_of, status_of, ucp,
+    OP_ATTR_FIELD_CALLBACK, OP_ATTR_FIELD_FLAGS, OP_ATTR_FIELD_USER_DATA, EndpointHandle,
+    EndpointParams, HandlerParams, ReceiveAttributes, RequestParams, Status, errno_of, status_of,
+    ucp,
 )
 from dask_fabric.paths.ucx_inbox cimport discard_all
-from dask_fabric.paths.ucx_operations cimport end, end_all, put, report
+from dask_fabric.paths.ucx_operations cimport end_all, report
+from dask_fabric.paths.ucx_send cimport send_frame
 from dask_fabric.paths.ucx_state cimport (
-    AM_FRAME, AM_GREETING, BROKEN, IN_FLIGHT, READY, WIRING, Endpoint, FrameHeader, Greeting,
-    Operation, Peer,
+    AM_GREETING, BROKEN, READY, WIRING, Endpoint, Greeting, Peer,
 )
 from dask_fabric.paths.ucx_worker cimport now_ns, worker
 
@@ -77,7 +77,7 @@ cdef Endpoint *find_endpoint(uint64_t token) noexcept nogil:
 cdef bint add_endpoint(
     const char *address, size_t address_length, uint64_t own_token, uint64_t peer_token
 ) noexcept nogil:
-    """Have an endpoint that the thread will wire up; False where memory is short."""
+    """Have an endpoint, to be wired up when frames are offered; False where memory is short."""
     global endpoint_count
     cdef Endpoint **bucket = _bucket_of(own_token)
     cdef Peer *peer = _peer_at(address, address_length)
@@ -89,14 +89,26 @@ cdef bint add_endpoint(
     endpoint.own_token = own_token
     endpoint.peer_token = peer_token
     endpoint.peer = peer
-    endpoint.is_greeting_due = True
     endpoint.next_of_peer = peer.endpoints
     peer.endpoints = endpoint
     endpoint.next_of_bucket = bucket[0]
     bucket[0] = endpoint
     endpoint_count += 1
-    _call_for(peer)
     return True
+
+
+cdef void use(Endpoint *endpoint) noexcept nogil:
+    """Have an endpoint wired up, for the first frame; many comms never have one.
+
+    Its receiver asks for it too: the sender's greeting may have come before there was an endpoint.
+    """
+    if endpoint.state == WIRING and not endpoint.is_wanted:
+        _want(endpoint)
+
+
+cdef void _want(Endpoint *endpoint) noexcept nogil:
+    endpoint.is_wanted = endpoint.is_greeting_due = True
+    _call_for(endpoint.peer)
 
 
 cdef void remove_endpoint(Endpoint *endpoint) noexcept nogil:
@@ -228,7 +240,7 @@ cdef void break_connection(Peer *peer, int error) noexcept nogil:
     break_count += peer.handle != NULL
     _close_connection(peer)
     while endpoint != NULL:
-        endpoint.attempt_count += 1
+        endpoint.attempt_count += endpoint.is_wanted
         if (
             endpoint.state != WIRING or endpoint.in_flight.first != NULL or endpoint.kept != NULL
             or endpoint.attempt_count >= ATTEMPT_LIMIT
@@ -238,9 +250,8 @@ cdef void break_connection(Peer *peer, int error) noexcept nogil:
             if was_ready and is_shared:
                 endpoint.is_greeting_due = True
                 _call_for(peer)
-        else:
-            endpoint.is_greeting_due = True
-            _call_for(peer)
+        elif endpoint.is_wanted:
+            _want(endpoint)
         endpoint = endpoint.next_of_peer
 
 
@@ -286,10 +297,11 @@ cdef void _take_greeting(Endpoint *endpoint, const Greeting *greeting) noexcept 
     if greeting.serial > peer.serial:
         if greeting.serial - peer.serial <= CATCH_UP_LIMIT:
             peer.wanted_serial = greeting.serial
-    elif greeting.serial < peer.serial:
+            endpoint.is_wanted = True
+    elif greeting.serial < peer.serial or peer.handle == NULL:
         if endpoint.state == WIRING:    # tell the peer that it is behind
-            endpoint.is_greeting_due = True
-    elif peer.handle != NULL:
+            _want(endpoint)
+    else:
         if endpoint.state == WIRING:
             endpoint.state = READY
         if not greeting.is_answer:
@@ -319,9 +331,11 @@ cdef void _attend_to(Peer *peer) noexcept nogil:
     cdef int error = peer.error
     if error:
         break_connection(peer, error)
-    while peer.endpoints != NULL and peer.serial < peer.wanted_serial:
+    if peer.endpoints != NULL and peer.serial < peer.wanted_serial:
         break_connection(peer, ECONNRESET)
-        error = _connect(peer)
+        while peer.serial < peer.wanted_serial:
+            _close_connection(peer)
+            error = _connect(peer)
     endpoint = peer.endpoints
     while endpoint != NULL:
         _attend_to_endpoint(endpoint)
@@ -366,33 +380,3 @@ cdef int _greet(Endpoint *endpoint) noexcept nogil:
     if status != IN_PROGRESS:
         free(greeting)
     return errno_of(status)
-
-
-# ---------------------------------------------------------------- frames
-
-cdef void send_frame(Operation *operation) noexcept nogil:
-    """Hand an offer to UCX, on the connection of its endpoint."""
-    cdef RequestParams params
-    cdef Status status
-    memset(&params, 0, sizeof(params))
-    params.attribute_mask = (
-        OP_ATTR_FIELD_CALLBACK | OP_ATTR_FIELD_USER_DATA | OP_ATTR_FIELD_FLAGS
-        | OP_ATTR_FIELD_MEMORY_TYPE
-    )
-    params.flags = AM_SEND_FLAG_REPLY | AM_SEND_FLAG_RNDV
-    params.callback = <void *> _frame_sent
-    params.user_data = operation
-    params.memory_type = operation.memory_kind
-    # First, because the callback may come before the call returns.
-    put(operation, &operation.endpoint.in_flight, IN_FLIGHT)
-    status = status_of(ucp.am_send_nbx(
-        operation.endpoint.peer.handle, AM_FRAME, &operation.header, sizeof(FrameHeader),
-        operation.memory, operation.header.nbytes, &params
-    ))
-    if status != IN_PROGRESS:
-        end(operation, errno_of(status))
-
-
-cdef void _frame_sent(void *request, Status status, void *user_data) noexcept nogil:
-    ucp.request_free(request)
-    end(<Operation *> user_data, errno_of(status))

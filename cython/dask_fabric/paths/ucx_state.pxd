@@ -79,6 +79,7 @@ cdef struct Endpoint:
     uint64_t own_token
     uint64_t peer_token
     uint32_t attempt_count
+    bint is_wanted              # frames wait for it, here or at the counterpart
     bint is_greeting_due
     bint is_answer_due
     Peer *peer

@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from dask_fabric.cli.bench import bench
+from dask_fabric.cli.history import history
 from dask_fabric.cli.worker import worker
 
 _PATHS = ("stream", "unix", "tls", "cma", "ucx")
@@ -27,6 +28,7 @@ def fabric() -> None:
 
 
 fabric.add_command(bench)
+fabric.add_command(history)
 fabric.add_command(worker)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from dask.utils import format_bytes
 from distributed import Client
 
+from dask_fabric.cli.tables import table
 from dask_fabric.comm.reaching import printable, reach
 from dask_fabric.monitor.cluster import Process, ask
 from dask_fabric.monitor.rates import Pair, Rate, rates, slowest
@@ -112,7 +113,7 @@ def _rates(found: Sequence[Rate]) -> list[str]:
         )
         for rate in busiest
     ]
-    return _table([(*_HEAD, *_WAITS.values()), *rows])
+    return table([(*_HEAD, *_WAITS.values()), *rows])
 
 
 def _slowest(pairs: Sequence[Pair]) -> list[str]:
@@ -128,19 +129,10 @@ def _slowest(pairs: Sequence[Pair]) -> list[str]:
         )
         for pair in pairs
     ]
-    return _table(rows)
+    return table(rows)
 
 
 def _left_out(found: dict[str, Any]) -> list[str]:
     lines = [f"{name} tells nothing: {reason}" for name, reason in found["silent"].items()]
     lines += [f"{name} has had no comm of dask-fabric" for name in found["idle"]]
     return [printable(line) for line in lines]
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    rows = [[printable(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]

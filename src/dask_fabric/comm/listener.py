@@ -21,7 +21,7 @@ from distributed.comm.core import BaseListener, CommClosedError
 from distributed.nanny import Nanny
 from distributed.worker import Worker
 
-from dask_fabric.comm import heartbeat, prometheus, runtime, unix
+from dask_fabric.comm import heartbeat, prometheus, recording, runtime, unix
 from dask_fabric.comm.addressing import (
     WILDCARD_HOSTS,
     advertised_host,
@@ -147,6 +147,7 @@ class FabricListener(BaseListener):
             self._listen_unix(backlog_count)
         runtime.watch_memory(self, getattr(self.comm_handler, "__self__", None))
         heartbeat.watch(_server_of(self))
+        recording.watch(_server_of(self), self._settings)
         prometheus.register()
 
     def _listen_unix(self, backlog_count: int) -> None:

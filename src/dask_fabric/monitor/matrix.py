@@ -6,11 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from dask_fabric.history import reports
+from dask_fabric.history.reports import WAITS, Row
+
 WORKERS_SHOWN = 64
-# Of one report: more than any worker sends (`dask_fabric.comm.heartbeat`).
-_ROW_LIMIT = 256
-_TEXT_LIMIT = 200
-_WAITS = ("loop", "allocate", "wire", "peer", "serialize")
 
 
 @dataclass
@@ -20,7 +19,7 @@ class PathSum:
     sent_bytes: int = 0
     received_bytes: int = 0
     fallback_count: int = 0
-    waits: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_WAITS, 0.0))
+    waits: dict[str, float] = field(default_factory=lambda: dict.fromkeys(WAITS, 0.0))
 
     @property
     def moved_bytes(self) -> int:
@@ -77,58 +76,31 @@ def gather(workers: Iterable[tuple[str, str, Any]]) -> Report:
     report = Report()
     processes = set()
     for name, _, told in workers:
-        if not isinstance(told, Mapping) or "peers" not in told:
+        found = reports.read(told)
+        if found is None:
             report.silent.append(name)
-            continue
-        process = str(told.get("process"))
-        if process not in processes:  # workers that share one report the same
-            processes.add(process)
-            for row in _rows(told["peers"]):
-                _count(report, name, names, *row)
+        elif found.process not in processes:  # workers that share one report the same
+            processes.add(found.process)
+            for row in found.rows:
+                _count(report, name, names, row)
     report.names = _busiest(report.cells, names.values())
     return report
 
 
-def _rows(told: Any) -> list[tuple]:
-    """Give the rows that are what a worker sends; the rest is not trusted."""
-    if not isinstance(told, (list, tuple)):
-        return []
-    return [tuple(row) for row in told[:_ROW_LIMIT] if _is_row(row)]
-
-
-def _is_row(row: Any) -> bool:
-    return (
-        isinstance(row, (list, tuple))
-        and len(row) == 5 + len(_WAITS)
-        and all(isinstance(text, str) and len(text) <= _TEXT_LIMIT for text in row[:2])
-        and all(isinstance(value, (int, float)) for value in row[2:])
-    )
-
-
-def _count(
-    report: Report,
-    name: str,
-    names: Mapping[str, str],
-    peer: str,
-    path: str,
-    sent_bytes: int,
-    received_bytes: int,
-    fallback_count: int,
-    *waits: float,
-) -> None:
-    total = report.paths.setdefault(path, PathSum())
-    total.sent_bytes += sent_bytes
-    total.received_bytes += received_bytes
-    total.fallback_count += fallback_count
-    for wait, seconds in zip(_WAITS, waits, strict=True):
+def _count(report: Report, name: str, names: Mapping[str, str], row: Row) -> None:
+    total = report.paths.setdefault(row.path, PathSum())
+    total.sent_bytes += row.sent_bytes
+    total.received_bytes += row.received_bytes
+    total.fallback_count += row.fallback_count
+    for wait, seconds in zip(WAITS, row.waits, strict=True):
         total.waits[wait] += seconds
-    if peer in names:  # the one who has connected counts both directions; the other knows no name
+    if row.peer in names:  # who has connected counts both directions; the other knows no name
         for key, nbytes in (
-            ((name, names[peer]), sent_bytes),
-            ((names[peer], name), received_bytes),
+            ((name, names[row.peer]), row.sent_bytes),
+            ((names[row.peer], name), row.received_bytes),
         ):
             by_path = report.cells.setdefault(key, Cell()).bytes_by_path
-            by_path[path] = by_path.get(path, 0) + nbytes
+            by_path[row.path] = by_path.get(row.path, 0) + nbytes
 
 
 def _busiest(cells: Mapping[tuple[str, str], Cell], names: Iterable[str]) -> list[str]:

@@ -1,0 +1,140 @@
+"""The command ``dask fabric history``. What reads the file is imported when it runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from dask_fabric.history.file import Record
+
+_JOB = click.IntRange(min=1)
+_OUT = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.group(invoke_without_command=True)
+@click.option(
+    "--file",
+    "file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="The history; without it, the one that fabric.history.file names in Dask's configuration.",
+)
+@click.pass_context
+def history(ctx: click.Context, file: Path | None) -> None:
+    """Show jobs of the past: what schedulers have kept in fabric.history.file.
+
+    Without a command, lists them.
+    """
+    ctx.obj = file
+    if ctx.invoked_subcommand is None:
+        ctx.invoke(list_jobs)
+
+
+@history.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def list_jobs(file: Path | None, as_json: bool = False) -> None:
+    """List all jobs, the oldest first."""
+    from dask_fabric.cli.jobs import overview
+
+    records, now = _read(file), time.time()
+    if as_json:
+        click.echo(json.dumps([_plain(record, now) for record in records]))
+    else:
+        click.echo(overview(records, now))
+
+
+@history.command()
+@click.argument("job", type=_JOB)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def show(file: Path | None, job: int, as_json: bool) -> None:
+    """Show everything that is known of JOB, a number in the list."""
+    from dask_fabric.cli.jobs import details
+
+    record, now = _find(_read(file), job), time.time()
+    click.echo(json.dumps(_plain(record, now)) if as_json else details(record, now))
+
+
+@history.command()
+@click.argument("one", metavar="A", type=_JOB)
+@click.argument("other", metavar="B", type=_JOB)
+@click.pass_obj
+def compare(file: Path | None, one: int, other: int) -> None:
+    """Show jobs A and B beside each other; the ratio is that of B to A."""
+    from dask_fabric.cli.jobs import comparison
+
+    records = _read(file)
+    click.echo(comparison(_find(records, one), _find(records, other), time.time()))
+
+
+@history.command()
+@click.option("--parquet", "parquet", metavar="FILE", type=_OUT, help="Write Parquet.")
+@click.option("--csv", "csv", metavar="FILE", type=_OUT, help="Write CSV.")
+@click.pass_obj
+def export(file: Path | None, parquet: Path | None, csv: Path | None) -> None:
+    """Write all jobs to a table, with a row for each job and path."""
+    from dask_fabric.errors import UnavailableError
+    from dask_fabric.history import export as tables
+
+    if parquet is None and csv is None:
+        raise click.UsageError("name a file: --parquet FILE or --csv FILE")
+    found = tables.rows(_read(file), time.time())
+    if not found:
+        raise click.ClickException("there are no jobs to export")
+    for path, write in ((parquet, tables.write_parquet), (csv, tables.write_csv)):
+        if path is None:
+            continue
+        if path.exists() and path.samefile(_path(file)):
+            raise click.ClickException(f"{path} is the history itself")
+        try:
+            write(found, path)
+        except (UnavailableError, OSError) as exc:
+            raise click.ClickException(f"cannot write {path}: {exc}") from exc
+
+
+def _path(file: Path | None) -> Path:
+    from dask_fabric import config
+    from dask_fabric.errors import ConfigError
+
+    try:
+        named = file or config.load().history_file
+    except ConfigError as exc:
+        raise click.ClickException(str(exc)) from exc
+    if named is None:
+        raise click.ClickException(
+            "no history is kept: name a file by fabric.history.file in Dask's configuration, "
+            "where schedulers read it, or an existing one by --file"
+        )
+    return Path(named).expanduser()
+
+
+def _read(file: Path | None) -> list[Record]:
+    from dask_fabric.cli.jobs import complaint
+    from dask_fabric.errors import HistoryError
+    from dask_fabric.history.file import read
+
+    try:
+        records, damaged = read(_path(file))
+    except HistoryError as exc:
+        raise click.ClickException(str(exc)) from exc
+    if damaged:
+        click.echo(complaint(damaged), err=True)
+    return records
+
+
+def _find(records: list[Record], number: int) -> Record:
+    for record in records:
+        if record.number == number:
+            return record
+    raise click.ClickException(f"there is no job {number}; dask fabric history lists them")
+
+
+def _plain(record: Record, now: float) -> dict[str, Any]:
+    return {**dataclasses.asdict(record), "state": record.state(now)}

@@ -1,0 +1,146 @@
+"""What ``dask fabric history`` prints of jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from dask.utils import format_bytes, format_time
+
+from dask_fabric.cli.tables import table
+from dask_fabric.comm.reaching import printable
+from dask_fabric.history.export import moment
+from dask_fabric.history.file import Record
+from dask_fabric.history.summary import PathSummary
+
+_HEAD = ("job", "start", "lasted", "state", "workers", "moved", "fallbacks", "slow", "scheduler")
+_PATH_HEAD = ("path", "sent", "received", "fallbacks", "p50", "p90", "p99", "most")
+_WAITS = {
+    "loop_seconds": "waited for the loop",
+    "allocate_seconds": "allocating",
+    "wire_seconds": "on the wire",
+    "peer_seconds": "waited for the peer",
+    "serialize_seconds": "(de)serializing",
+}
+_BANDWIDTHS = ("bandwidth_p50", "bandwidth_p90", "bandwidth_p99", "bandwidth_max")
+
+
+def overview(records: list[Record], now: float) -> str:
+    """Give a line for each job, the newest last."""
+    if not records:
+        return "There are no jobs yet."
+    return "\n".join(table([_HEAD, *(_line(record, now) for record in records)]))
+
+
+def _line(record: Record, now: float) -> tuple[str, ...]:
+    paths = record.summary.paths
+    return (
+        str(record.number),
+        _time(record.started),
+        format_time(_lasted(record)),
+        record.state(now),
+        str(record.summary.workers),
+        ", ".join(f"{format_bytes(one.bytes_sent)} {one.path}" for one in paths) or "-",
+        str(sum(one.fallbacks for one in paths)),
+        str(len(record.summary.slow_links)),
+        record.summary.scheduler,
+    )
+
+
+def details(record: Record, now: float) -> str:
+    """Give everything that is known of one job."""
+    summary = record.summary
+    facts = [
+        ("job", f"{record.number}, {record.state(now)}"),
+        ("scheduler", f"{summary.scheduler}, {record.job_id}"),
+        ("start", _time(record.started)),
+        ("last written" if record.ended is None else "end", _time(record.ended or record.seen)),
+        ("lasted", format_time(_lasted(record))),
+        ("workers", f"{summary.workers} at once, {summary.workers_total} in all"),
+        ("hosts", str(summary.hosts)),
+        ("tell nothing", f"{summary.silent} workers"),
+    ]
+    return "\n".join([*table(facts), "", *_paths(summary.paths), *_links(record)])
+
+
+def _paths(paths: list[PathSummary]) -> Iterator[str]:
+    if not paths:
+        yield "Nothing was moved that workers have told of."
+        return
+    yield "Bandwidth is what all workers received together, while anything was received."
+    rows = [
+        (
+            one.path,
+            format_bytes(one.bytes_sent),
+            format_bytes(one.bytes_received),
+            str(one.fallbacks),
+            *(f"{format_bytes(int(getattr(one, name)))}/s" for name in _BANDWIDTHS),
+        )
+        for one in paths
+    ]
+    yield from table([_PATH_HEAD, *rows])
+    yield ""
+    waits = [(one.path, *(format_time(getattr(one, name)) for name in _WAITS)) for one in paths]
+    yield from table([("path", *_WAITS.values()), *waits])
+
+
+def _links(record: Record) -> Iterator[str]:
+    links = record.summary.slow_links
+    if links:
+        yield ""
+        yield "Slow beside other links of their path"
+        yield from table(
+            [
+                (link.worker, link.peer, link.path, format_bytes(link.bytes_moved), _speed(link))
+                for link in links
+            ]
+        )
+
+
+def _speed(link: Any) -> str:
+    return f"{format_bytes(int(link.bytes_per_second))}/s"
+
+
+def comparison(one: Record, other: Record, now: float) -> str:
+    """Give the figures of two jobs beside each other."""
+    rows = [("", f"job {one.number}", f"job {other.number}", "ratio")]
+    rows.append(("state", one.state(now), other.state(now), ""))
+    rows.append(_compared("lasted", _lasted(one), _lasted(other), format_time))
+    for name in ("workers", "hosts", "silent"):
+        values = (getattr(record.summary, name) for record in (one, other))
+        rows.append(_compared(name, *values, str))
+    lefts = {path.path: path for path in one.summary.paths}
+    rights = {path.path: path for path in other.summary.paths}
+    for path in sorted(lefts.keys() | rights.keys()):
+        rows += _compared_paths(path, lefts.get(path), rights.get(path))
+    counts = (len(record.summary.slow_links) for record in (one, other))
+    rows.append(_compared("slow links", *counts, str))
+    return "\n".join(table(rows))
+
+
+def _compared_paths(
+    path: str, one: PathSummary | None, other: PathSummary | None
+) -> Iterator[tuple[str, ...]]:
+    formats = {"bytes_sent": format_bytes, "bytes_received": format_bytes, "fallbacks": str}
+    formats |= dict.fromkeys(_BANDWIDTHS, lambda rate: f"{format_bytes(int(rate))}/s")
+    formats |= dict.fromkeys(_WAITS, format_time)
+    for name, form in formats.items():
+        values = (0 if side is None else getattr(side, name) for side in (one, other))
+        yield _compared(f"{path} {name.replace('_', ' ')}", *values, form)
+
+
+def _compared(name: str, one: Any, other: Any, form: Any) -> tuple[str, ...]:
+    return name, form(one), form(other), f"{other / one:.2f}" if one else ""
+
+
+def _lasted(record: Record) -> float:
+    return max(0.0, (record.ended or record.seen) - record.started)
+
+
+def _time(seconds: float) -> str:
+    return f"{moment(seconds).astimezone():%Y-%m-%d %H:%M:%S}"
+
+
+def complaint(damaged: list[str]) -> str:
+    """Give what is wrong with jobs that cannot be shown."""
+    return "\n".join(printable(text) for text in damaged)
