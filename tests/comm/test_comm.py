@@ -154,6 +154,27 @@ async def test_a_cancelled_offload_of_a_write_sends_nothing_and_aborts(monkeypat
     assert comm._channel.sent == []
 
 
+@pytest.mark.parametrize("threshold_bytes", [50, 1 << 20])
+async def test_the_threshold_of_offloading_is_dask_s(monkeypatch, threshold_bytes):
+    offloaded = []
+
+    async def offload(function, *args):
+        offloaded.append(function)
+        return function(*args)
+
+    slow = Slow()
+    monkeypatch.setattr(module, "codec", slow)
+    monkeypatch.setattr(module, "offload", offload)
+    monkeypatch.setattr(module.comm_utils, "OFFLOAD_THRESHOLD", threshold_bytes)
+    comm = make_comm()
+    for work_bytes in (0, threshold_bytes, threshold_bytes + 1):
+        slow.offload_bytes = work_bytes
+        assert not offloaded
+        await comm.write("x")
+    assert len(offloaded) == 1
+    comm.abort()
+
+
 async def test_writes_are_offloaded_unless_forbidden(monkeypatch):
     offloaded = []
 

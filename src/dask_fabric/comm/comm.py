@@ -168,15 +168,14 @@ class FabricComm(Comm):
 
         header, frames = message
         deserialize = self.deserialize
-        threshold_bytes = comm_utils.OFFLOAD_THRESHOLD  # 0 or False: never
         try:
             if deserialize and frames and (is_staged or self._channel.receives_devices):
                 frames = await staging_receive.to_device(frames)
             work_bytes = deserialize and codec.offload_bytes(header, frames)
-            if work_bytes < _TIMED_BYTES:
+            if self._is_little(work_bytes):
                 return codec.decode(header, frames, deserialize, deserializers)
             begin_ns = perf_counter_ns()
-            if threshold_bytes and self.allow_offload and work_bytes > threshold_bytes:
+            if self._offloads(work_bytes):
                 decoded = await offload(codec.decode, header, frames, deserialize, deserializers)
             else:
                 decoded = codec.decode(header, frames, deserialize, deserializers)
@@ -214,7 +213,7 @@ class FabricComm(Comm):
         try:
             encoding = codec.begin(msg, serializers, on_error, context)
             work_bytes = encoding.offload_bytes
-            if work_bytes < _TIMED_BYTES:
+            if self._is_little(work_bytes):
                 header, frames = encoding.finish()
             else:
                 header, frames = await self._finish(encoding, work_bytes)
@@ -248,11 +247,18 @@ class FabricComm(Comm):
                 raise
         return nbytes
 
+    def _is_little(self, work_bytes: int) -> bool:
+        """Whether to (de)serialize here and now, without a look at the clock."""
+        return not work_bytes or (work_bytes < _TIMED_BYTES and not self._offloads(work_bytes))
+
+    def _offloads(self, work_bytes: int) -> bool:
+        threshold_bytes = comm_utils.OFFLOAD_THRESHOLD  # 0 or False: never
+        return bool(threshold_bytes) and self.allow_offload and work_bytes > threshold_bytes
+
     async def _finish(self, encoding: Any, work_bytes: int) -> tuple[Any, list]:
         """Serialize what is more than tiny, in Dask's thread for that if it is large."""
         begin_ns = perf_counter_ns()
-        threshold_bytes = comm_utils.OFFLOAD_THRESHOLD
-        if threshold_bytes and work_bytes > threshold_bytes and self.allow_offload:
+        if self._offloads(work_bytes):
             header, frames = await offload(encoding.finish)
         else:
             header, frames = encoding.finish()
