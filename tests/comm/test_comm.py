@@ -134,6 +134,7 @@ class Slow:
     """An encoding, and a codec, that do their work in the offload thread."""
 
     offload_bytes = 1 << 40
+    payloads = ()
 
     def begin(self, *args):
         return self

@@ -26,11 +26,11 @@ cdef class Encoding:
     """A message under way: packed, its payloads perhaps not serialized yet."""
     cdef Codec codec
     cdef object message
-    cdef object serializers
+    cdef public object serializers  # until it is finished
     cdef object on_error
     cdef object context
     cdef bytes main
-    cdef list payloads
+    cdef readonly list payloads
     cdef bint compresses            # these are known while finishing
     cdef bint is_metered
     cdef Py_ssize_t parts_left      # while estimating

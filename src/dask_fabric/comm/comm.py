@@ -32,6 +32,8 @@ _BACKLOG_BYTES = 4 << 20
 
 # What is less work to (de)serialize is not timed: the clock would be a part of it.
 _TIMED_BYTES = 4 << 10
+# Looked up with every message.
+_MARK, _MARK_BYTES = staging.MARK, len(staging.MARK)
 
 _ENDS_COMM = (ChannelClosedError, ProtocolError, EOFError, OSError)
 
@@ -159,7 +161,7 @@ class FabricComm(Comm):
             message = self._receive_nowait()
             if message is None:
                 message = await self._channel.receive()
-            is_staged = message[0][: len(staging.MARK)] == staging.MARK
+            is_staged = message[0][:_MARK_BYTES] == _MARK
             if is_staged:
                 message = await self._receive_staged(*message)
         except BaseException as exc:
@@ -172,7 +174,7 @@ class FabricComm(Comm):
             if deserialize and frames and (is_staged or self._channel.receives_devices):
                 frames = await staging_receive.to_device(frames)
             work_bytes = deserialize and codec.offload_bytes(header, frames)
-            if self._is_little(work_bytes):
+            if not work_bytes or self._is_little(work_bytes):
                 return codec.decode(header, frames, deserialize, deserializers)
             begin_ns = perf_counter_ns()
             if self._offloads(work_bytes):
@@ -203,8 +205,6 @@ class FabricComm(Comm):
         """
         if self._channel.closed:
             self._raise_closed()
-        if serializers is None and self._takes_chunks and device.current() is not None:
-            serializers = staging.FAMILIES
         context = {
             "sender": self.local_info,
             "recipient": self.remote_info,
@@ -212,13 +212,15 @@ class FabricComm(Comm):
         }
         try:
             encoding = codec.begin(msg, serializers, on_error, context)
+            if serializers is None and encoding.payloads and self._sends_devices():
+                encoding.serializers = staging.FAMILIES
             work_bytes = encoding.offload_bytes
-            if self._is_little(work_bytes):
+            if not work_bytes or self._is_little(work_bytes):
                 header, frames = encoding.finish()
             else:
                 header, frames = await self._finish(encoding, work_bytes)
             sources = None
-            if any(map(device.belongs_on_device, frames)):
+            if frames and any(map(device.belongs_on_device, frames)):
                 sources = await self._sources_of(frames)
         except asyncio.CancelledError:
             self.abort()
@@ -247,9 +249,12 @@ class FabricComm(Comm):
                 raise
         return nbytes
 
+    def _sends_devices(self) -> bool:
+        return self._takes_chunks and device.current() is not None
+
     def _is_little(self, work_bytes: int) -> bool:
         """Whether to (de)serialize here and now, without a look at the clock."""
-        return not work_bytes or (work_bytes < _TIMED_BYTES and not self._offloads(work_bytes))
+        return work_bytes < _TIMED_BYTES and not self._offloads(work_bytes)
 
     def _offloads(self, work_bytes: int) -> bool:
         threshold_bytes = comm_utils.OFFLOAD_THRESHOLD  # 0 or False: never
