@@ -23,6 +23,14 @@ def found() -> Results:
     return Results({"cpu": "x"}, {"sizes": (1,)}, ["tcp", "fabric", "ucx"], [slow, fast])
 
 
+@pytest.mark.parametrize("error", ["", "refused"])
+def test_a_pair_that_could_not_be_measured_makes_a_result_incomplete(found, error):
+    assert found.is_incomplete
+    found.rows = []
+    found.matrix = {"workers": [], "links": [{"error": ""}, {"error": error}]}
+    assert found.is_incomplete == bool(error)
+
+
 def test_median_spread_and_ratios():
     one = row(tcp=[1.0, 2.0, 3.0, 4.0, 5.0], fabric=[6.0])
     assert one.median("tcp") == 3 and one.quartiles("tcp") == (2, 4)

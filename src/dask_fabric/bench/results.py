@@ -131,6 +131,12 @@ class Results:
         """Of the rows, in their order."""
         return list(dict.fromkeys(row.scenario for row in self.rows))
 
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether something could not be measured, or came out wrong."""
+        links = self.matrix["links"] if self.matrix else ()
+        return any(row.problems for row in self.rows) or any(link["error"] for link in links)
+
     def of(self, scenario: str) -> list[Row]:
         """The rows of one scenario."""
         return [row for row in self.rows if row.scenario == scenario]

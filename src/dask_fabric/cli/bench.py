@@ -229,7 +229,7 @@ def run(json_file: str | None, markdown: bool, html: str | None, **options: Any)
         _write(results, json_file, markdown, html)
     except BenchError as exc:
         raise click.ClickException(str(exc)) from exc
-    sys.exit(any(row.problems for row in results.rows))
+    sys.exit(results.is_incomplete)
 
 
 _LINES = [f"  {name:13} {about}" for name, about in _ABOUT.items()]
