@@ -184,7 +184,8 @@ def test_a_real_cluster(scheme, local_cluster):
         ("none://127.0.0.1:1", "unknown address scheme"),
     ],
 )
-def test_there_must_be_a_scheduler(address, reason):
+def test_there_must_be_a_scheduler(address, reason, monkeypatch):
+    monkeypatch.setattr("dask_fabric.bench.cluster._CONNECT_SECONDS", 1)
     expected = pytest.raises(BenchError, match=f"no scheduler at {address}: {reason}")
     with expected, connected({"address": address}):
         pass

@@ -99,7 +99,8 @@ def test_a_workload_that_fails_makes_the_exit_status_1(monkeypatch):
     assert failed.split()[-1] == "failed" and "4,000 tiny tasks" in done.stdout
 
 
-def test_no_scheduler_there():
+def test_no_scheduler_there(monkeypatch):
+    monkeypatch.setattr("dask_fabric.bench.cluster._CONNECT_SECONDS", 1)
     done = run("matrix", "--scheduler", "tcp://127.0.0.1:1")
     assert done.exit_code == 1 and "Error: no scheduler at tcp://127.0.0.1:1" in done.stderr
 
