@@ -10,7 +10,7 @@ cimport cython
 from libc.errno cimport ETIMEDOUT
 from libc.stdint cimport uint32_t, uint64_t
 
-from dask_fabric.engine.clock cimport now_ns
+from dask_fabric.clock cimport now_ns
 from dask_fabric.engine.figures cimport Figures
 from dask_fabric.engine.link cimport Link
 from dask_fabric.paths.cma cimport read_memory

@@ -7,7 +7,7 @@ cimport cython
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memset
 
-from dask_fabric.engine.clock cimport now_ns
+from dask_fabric.clock cimport now_ns
 from dask_fabric.engine.port cimport Port
 from dask_fabric.histogram cimport BUCKET_COUNT, Histogram, note
 from dask_fabric.wire.offers cimport Offers

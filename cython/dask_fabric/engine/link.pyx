@@ -6,7 +6,7 @@ from socket import IPPROTO_TCP, TCP_INFO
 
 cimport cython
 
-from dask_fabric.engine.clock cimport now_ns
+from dask_fabric.clock cimport now_ns
 from dask_fabric.engine.figures cimport Figures
 from dask_fabric.engine.port cimport Port
 from dask_fabric.linux cimport POLLERR, POLLHUP, POLLRDHUP, poll, pollfd

@@ -5,7 +5,7 @@ import os
 from libc.errno cimport errno
 from libc.stdlib cimport calloc, free
 
-from dask_fabric.engine.clock cimport now_ns
+from dask_fabric.clock cimport now_ns
 from dask_fabric.linux cimport (
     EFD_CLOEXEC, EFD_NONBLOCK, close, eventfd, eventfd_write, pthread_mutex_destroy,
     pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,

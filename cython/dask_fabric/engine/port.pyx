@@ -9,7 +9,7 @@ import weakref
 cimport cython
 from libc.stdint cimport int64_t, uint64_t
 
-from dask_fabric.engine.clock cimport now_ns
+from dask_fabric.clock cimport now_ns
 from dask_fabric.engine.copies cimport COPY_BIT, cancel_copies, submit_copies
 from dask_fabric.engine.mailbox cimport (
     Completion, close_mailbox, forget_all, next_completion, open_mailbox,

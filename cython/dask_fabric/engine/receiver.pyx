@@ -12,7 +12,7 @@ cimport cython
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport uint64_t
 
-from dask_fabric.engine.clock cimport now_ns
+from dask_fabric.clock cimport now_ns
 from dask_fabric.engine.fetching cimport Fetcher
 from dask_fabric.engine.waiter cimport Waiter
 from dask_fabric.linux cimport MSG_DONTWAIT, recv

@@ -13,7 +13,7 @@ from functools import partial
 cimport cython
 from libc.stdint cimport uint64_t
 
-from dask_fabric.engine.clock cimport now_ns
+from dask_fabric.clock cimport now_ns
 from dask_fabric.engine.figures cimport Figures
 from dask_fabric.engine.receiver cimport Receiver
 from dask_fabric.engine.sendqueue cimport DeviceFrame, SendQueue

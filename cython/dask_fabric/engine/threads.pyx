@@ -15,7 +15,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 
-from dask_fabric.engine.clock cimport now_ns
+from dask_fabric.clock cimport now_ns
 from dask_fabric.engine.mailbox cimport Completion, Ended, Mailbox, post
 from dask_fabric.engine.native cimport prepare_thread, start_thread, thread_goal
 from dask_fabric.linux cimport (

@@ -14,6 +14,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
+from dask_fabric.clock cimport now_ns
 from dask_fabric.paths.libucp cimport (
     AM_HANDLER_PARAM_FIELD_CB, AM_HANDLER_PARAM_FIELD_ID, AM_SEND_FLAG_EAGER,
     ERR_HANDLING_MODE_PEER, EP_CLOSE_FLAG_FORCE, EP_PARAM_FIELD_ERR_HANDLER,
@@ -28,7 +29,7 @@ from dask_fabric.paths.ucx_send cimport send_frame
 from dask_fabric.paths.ucx_state cimport (
     AM_GREETING, BROKEN, READY, WIRING, Endpoint, Greeting, Peer,
 )
-from dask_fabric.paths.ucx_worker cimport now_ns, worker
+from dask_fabric.paths.ucx_worker cimport worker
 
 cdef enum:
     ATTEMPT_LIMIT = 3           # connections that broke before the counterpart has greeted

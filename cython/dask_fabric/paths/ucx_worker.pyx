@@ -221,16 +221,11 @@ cdef void await_change() noexcept nogil:
     pthread_cond_wait(&worker.changed, &worker.mutex)
 
 
-cdef int64_t now_ns() noexcept nogil:
-    """The time by the clock that `await_change_until` goes by."""
-    cdef timespec now
-    clock_gettime(CLOCK_REALTIME, &now)
-    return now.tv_sec * 1_000_000_000 + now.tv_nsec
-
-
 cdef int64_t soon_ns() noexcept nogil:
     """When UCX, which ends everything at once, has not done so for a reason."""
-    return now_ns() + SOON_NS
+    cdef timespec now
+    clock_gettime(CLOCK_REALTIME, &now)
+    return now.tv_sec * 1_000_000_000 + now.tv_nsec + SOON_NS
 
 
 cdef bint await_change_until(int64_t until_ns) noexcept nogil:

@@ -10,7 +10,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy
 
-from dask_fabric.engine.clock cimport now_ns
+from dask_fabric.clock cimport now_ns
 from dask_fabric.histogram cimport note
 from dask_fabric.wire.landing cimport POOLED_BYTES, Landing, new_frame
 from dask_fabric.wire.offers cimport Offer, Offers, new_control

@@ -6,7 +6,7 @@ A plugin of Dask, added by the first fabric listener of a scheduler.
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.scheduler import Scheduler, WorkerState
@@ -14,9 +14,9 @@ from tornado.ioloop import PeriodicCallback
 
 from dask_fabric.comm.heartbeat import METRIC
 from dask_fabric.config import Settings
-from dask_fabric.history.file import Writer
-from dask_fabric.history.job import Job
-from dask_fabric.history.recorder import Recorder
+
+if TYPE_CHECKING:
+    from dask_fabric.history.recorder import Recorder
 
 _FINISH_SECONDS = 10.0
 
@@ -51,6 +51,11 @@ class JobPlugin(SchedulerPlugin):
 
     async def start(self, scheduler: Scheduler) -> None:
         """Begin, with a first write."""
+        # Here, for it brings SQLite, and every process imports this module.
+        from dask_fabric.history.file import Writer
+        from dask_fabric.history.job import Job
+        from dask_fabric.history.recorder import Recorder
+
         interval_seconds = self._settings.history_interval_seconds
         writer = Writer(self._settings.history_file, self._settings.history_size_bytes)
         self._recorder = Recorder(writer, scheduler.id, Job(scheduler.address, interval_seconds))

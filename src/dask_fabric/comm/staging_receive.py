@@ -20,9 +20,10 @@ from dask_fabric.comm.staging import (
     pin,
 )
 from dask_fabric.config import Settings
-from dask_fabric.errors import LimitError, ProtocolError, UnavailableError
+from dask_fabric.errors import UnavailableError
 from dask_fabric.memory import arrays, device
 from dask_fabric.memory.device import Runtime, StagedFrame
+from dask_fabric.wire.records import excess, violation
 
 
 class _Arriving:
@@ -115,7 +116,7 @@ class Incoming:
             await self._take_chunk(*CHUNK.unpack(header)[2:], frames[0], runtime)
             return None
         if kind != MESSAGE_KIND or len(header) < MESSAGE.size:
-            raise ProtocolError("protocol violation: a malformed header about device memory")
+            raise violation("a malformed header about device memory")
         return await self._complete(header, frames)
 
     async def _take_chunk(
@@ -125,11 +126,10 @@ class Incoming:
         if offset == 0:
             arriving = self._begin(index, nbytes, runtime)
         elif arriving is None or arriving.nbytes != nbytes or arriving.received_bytes != offset:
-            raise ProtocolError(f"protocol violation: a chunk of frame {index} out of its order")
+            raise violation(f"a chunk of frame {index} out of its order")
         if not 0 < memory.nbytes <= nbytes - offset:
-            raise ProtocolError(
-                f"protocol violation: a chunk of {memory.nbytes} bytes at {offset} of frame "
-                f"{index}, which has {nbytes}"
+            raise violation(
+                f"a chunk of {memory.nbytes} bytes at {offset} of frame {index}, which has {nbytes}"
             )
         arriving.received_bytes += memory.nbytes
         while len(self._copies) >= AHEAD_COUNT:
@@ -139,12 +139,12 @@ class Incoming:
     def _begin(self, index: int, nbytes: int, runtime: Runtime | None) -> _Arriving:
         self._check_whole()
         if self._arriving and index <= next(reversed(self._arriving)):
-            raise ProtocolError(f"protocol violation: chunks of frame {index} out of their order")
+            raise violation(f"chunks of frame {index} out of their order")
         if index >= self._count_limit:
-            raise _excess("table", index + 1, self._count_limit, "frames")
+            raise excess("table", index + 1, self._count_limit, "frames")
         self._claimed_bytes += nbytes + FRAME_COST_BYTES
         if self._claimed_bytes > self._bytes_limit:
-            raise _excess("message", self._claimed_bytes, self._bytes_limit, "message")
+            raise excess("message", self._claimed_bytes, self._bytes_limit, "message")
         arriving = self._arriving[index] = _Arriving(nbytes, runtime)
         return arriving
 
@@ -154,7 +154,7 @@ class Incoming:
         if index is not None and self._arriving[index].received_bytes != (
             self._arriving[index].nbytes
         ):
-            raise ProtocolError(f"protocol violation: chunks of frame {index} are missing")
+            raise violation(f"chunks of frame {index} are missing")
 
     async def _complete(self, header: Any, frames: list) -> tuple[Any, list]:
         marked, header = _parse_message(header)
@@ -162,13 +162,13 @@ class Incoming:
         self._check_whole()
         is_ascending = all(a < b for a, b in itertools.pairwise(marked))
         if not is_ascending or (marked and marked[-1] >= total_count):
-            raise ProtocolError("protocol violation: malformed indexes of device frames")
+            raise violation("malformed indexes of device frames")
         if not self._arriving.keys() <= set(marked):
-            raise ProtocolError("protocol violation: chunks of a frame that is not mentioned")
+            raise violation("chunks of a frame that is not mentioned")
         for frame in frames:
             self._claimed_bytes += frame.nbytes
         if self._claimed_bytes > self._bytes_limit:
-            raise _excess("message", self._claimed_bytes, self._bytes_limit, "message")
+            raise excess("message", self._claimed_bytes, self._bytes_limit, "message")
         arriving, copies = self._arriving, self._copies
         self.forget()  # before anything is awaited: the comm may be aborted meanwhile
         for copy in copies:
@@ -198,7 +198,7 @@ def _parse_message(header: Any) -> tuple[tuple[int, ...], Any]:
     count = MESSAGE.unpack_from(header)[2]
     end = MESSAGE.size + 4 * count
     if end > len(header):
-        raise ProtocolError(f"protocol violation: {count} device frames in {len(header)} bytes")
+        raise violation(f"{count} device frames in {len(header)} bytes")
     return struct.unpack_from(f"<{count}I", header, MESSAGE.size), header[end:]
 
 
@@ -237,10 +237,3 @@ def _upload(runtime: Runtime, frames: list) -> list:
     for copy in copies:
         copy.wait()
     return placed
-
-
-def _excess(what: str, size: int, limit: int, key: str) -> LimitError:
-    return LimitError(
-        f"a {what} of {size} is above the limit of {limit} "
-        f"(fabric.limits.{key} in the configuration of the receiver)"
-    )

@@ -1,4 +1,4 @@
-"""The clock by which the engine takes times."""
+"""The clock by which times are taken."""
 
 from libc.stdint cimport int64_t
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
