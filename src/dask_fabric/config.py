@@ -30,6 +30,7 @@ SIZE_BYTES_LIMIT = 2**47  # the address space of a process
 SECONDS_LIMIT = 366 * 86400
 FRAME_COUNT_LIMIT = 2**32 - 1  # a u32 on the wire
 THREAD_COUNT_LIMIT = 64
+BUSY_POLL_SECONDS_LIMIT = 0.01
 ALLOCATORS = ("cupy", "rmm")  # of device memory
 OFFER_BYTES_LEAST = 64 << 10  # smaller frames may not be offered, see docs/wire-protocol.md
 CHUNK_BYTES_LEAST = 64 << 10
@@ -46,6 +47,7 @@ class Settings:
     pool_max_idle_bytes: int
     pool_idle_timeout_seconds: float
     engine_thread_count: int
+    busy_poll_seconds: float
     stream_inline_bytes: int
     stream_bulk_bytes: int
     unix_sockets: bool
@@ -179,9 +181,9 @@ def _size(value: object, low: int = 0) -> int:
     return _within(parse_bytes(value), low, SIZE_BYTES_LIMIT)
 
 
-def _seconds(value: object, low: float = 0.0) -> float:
+def _seconds(value: object, low: float = 0.0, high: float = SECONDS_LIMIT) -> float:
     _check_quantity(value, (int, float, str))
-    return float(_within(parse_timedelta(value, default="seconds"), low, SECONDS_LIMIT))
+    return float(_within(parse_timedelta(value, default="seconds"), low, high))
 
 
 def _switch(value: object) -> bool:
@@ -293,6 +295,11 @@ KEYS = {
         "engine_thread_count",
         _threads,
         f"a whole number from 1 to {THREAD_COUNT_LIMIT}, or null to choose by the CPUs",
+    ),
+    "engine.busy-poll": Key(
+        "busy_poll_seconds",
+        functools.partial(_seconds, high=BUSY_POLL_SECONDS_LIMIT),
+        f"{TIME}, at most {BUSY_POLL_SECONDS_LIMIT}; 0 for never",
     ),
     "stream.inline": Key("stream_inline_bytes", _size, SIZE),
     "stream.bulk": Key("stream_bulk_bytes", _size, SIZE),

@@ -2,12 +2,14 @@
 
 from libc.stdint cimport int64_t, uint64_t
 
+from dask_fabric.engine.busy_poll cimport BusyPoll
 from dask_fabric.engine.fetching cimport Fetcher
 from dask_fabric.wire.offers cimport Control
 
 cdef class Receiver(Fetcher):
     cdef Py_ssize_t bulk_bytes
     cdef Py_ssize_t message_bytes_limit
+    cdef BusyPoll busy_poll
     cdef object waiter                  # of a pending receive(), or a future of open()
     cdef uint64_t receive_job
     cdef uint64_t receive_job_count
@@ -21,6 +23,7 @@ cdef class Receiver(Fetcher):
     cdef Py_ssize_t _read_some(self) except -2
     # what the other half does
     cdef bint _is_open(self)
+    cdef bint _has_just_sent(self)
     cdef _on_control(self, Control control)
     cdef bint _discards(self)
 

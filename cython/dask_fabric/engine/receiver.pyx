@@ -13,6 +13,7 @@ from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport uint64_t
 
 from dask_fabric.clock cimport now_ns
+from dask_fabric.engine.busy_poll cimport BusyPoll
 from dask_fabric.engine.fetching cimport Fetcher
 from dask_fabric.engine.waiter cimport Waiter
 from dask_fabric.linux cimport MSG_DONTWAIT, recv
@@ -41,6 +42,7 @@ cdef class Receiver(Fetcher):
             settings.header_bytes_limit, settings.message_bytes_limit, settings.frame_count_limit
         )
         self.backlog = deque()
+        self.busy_poll = BusyPoll(loop, settings.busy_poll_seconds)
 
     def receive_nowait(self):
         """The next message, where it is here already.
@@ -96,6 +98,8 @@ cdef class Receiver(Fetcher):
             return waiter
         self.waiter = waiter
         self._read_bulk()
+        if self._has_just_sent():
+            self.busy_poll.wait(waiter)
         return waiter
 
     def _look_ahead(self):
@@ -210,6 +214,7 @@ cdef class Receiver(Fetcher):
                 self._read_bulk()
             elif self.waiter is not None:
                 waiter, self.waiter = self.waiter, None
+                self.busy_poll.answered()
                 waiter.put(message)
                 message = None      # its memory is the task's alone, which goes on now
                 waiter.go_on()
@@ -328,6 +333,7 @@ cdef class Receiver(Fetcher):
                 return
 
     cdef bint _is_open(self): raise NotImplementedError
+    cdef bint _has_just_sent(self): raise NotImplementedError
     cdef _process_handshake(self): raise NotImplementedError
     cdef _on_control(self, Control control): raise NotImplementedError
     cdef bint _discards(self): raise NotImplementedError

@@ -35,6 +35,7 @@ cdef enum:
     TURN_BYTES = 1 << 20        # what the loop moves itself before it sees to others
     DRAIN_COUNT = 16            # reads that make room for a reply to be received
     FALLBACK_STREAK = 4         # offers in a row that could not be fetched: no more are made
+    JUST_NS = 50_000            # what is awaited so soon after it is taken for an answer
     BURST_NS = 20_000           # a message so soon after another waits for those that follow
 
 
@@ -216,6 +217,9 @@ cdef class Sender(Receiver):
         if self.answers_wait and not self.closed:
             self.answers_wait = False
             self._cork()
+
+    cdef bint _has_just_sent(self):
+        return self.corked or now_ns() - self.flushed_ns < JUST_NS
 
     cdef _cork(self):
         if not self.corked:

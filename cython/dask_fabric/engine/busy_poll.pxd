@@ -1,0 +1,17 @@
+"""Busy polling: an event loop stays awake where answers come at once."""
+
+from libc.stdint cimport int64_t
+
+cdef class BusyPoll:
+    cdef object loop
+    cdef object awaited             # while the loop stays awake for it: a future or waiter
+    cdef int64_t patience_ns
+    cdef int64_t begin_ns           # of this wait; 0 where nothing is awaited
+    cdef int64_t times_ns[2]        # that answers took lately: asleep, and awake
+    cdef bint is_awake              # in this wait
+    cdef int trial_interval         # waits between two trials of what is slower now
+    cdef int until_trial
+
+    cpdef wait(self, awaited)
+    cpdef answered(self)
+    cdef bint _decide(self) noexcept

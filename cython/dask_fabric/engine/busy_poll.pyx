@@ -1,0 +1,83 @@
+"""Busy polling: an event loop stays awake where answers come at once.
+
+To wake a thread takes longer than a peer on the same host needs to answer. So for some microseconds
+after a question the loop makes its rounds without sleeping; sockets, timers and other tasks have
+their turn in each. Whether that is quicker is learned from each peer, again and again: it is not
+where both share a CPU, or where an answer is the result of work.
+"""
+
+cimport cython
+
+from dask_fabric.clock cimport now_ns
+
+cdef enum:
+    ASLEEP = 0
+    AWAKE = 1
+    TRIAL_INTERVAL = 16
+    TRIAL_INTERVAL_LIMIT = 8192
+
+
+@cython.auto_pickle(False)
+@cython.final
+cdef class BusyPoll:
+    """Keeps a loop awake for the answers of one peer.
+
+    Parameters
+    ----------
+    loop : asyncio.AbstractEventLoop
+    patience_seconds : float
+        How long for one answer; 0 for never.
+    """
+
+    def __init__(self, loop, patience_seconds):
+        self.loop = loop
+        self.patience_ns = <int64_t> (patience_seconds * 1e9)
+        self.times_ns[ASLEEP] = self.patience_ns
+        self.times_ns[AWAKE] = self.patience_ns >> 1    # two answers too late are enough to see
+        self.trial_interval = self.until_trial = TRIAL_INTERVAL
+
+    cpdef wait(self, awaited):
+        """Stay awake for an answer, if that is likely to be quicker.
+
+        Parameters
+        ----------
+        awaited : asyncio.Future or Waiter
+            Done when the answer is here.
+        """
+        if self.patience_ns == 0:
+            return
+        self.is_awake = self._decide()
+        self.begin_ns = now_ns()
+        if self.is_awake:
+            if self.awaited is None:
+                self.loop.call_soon(self._round)
+            self.awaited = awaited
+
+    cpdef answered(self):
+        """The answer is here: learn from the time that it took."""
+        cdef int64_t taken_ns
+        if self.begin_ns:
+            taken_ns = min(now_ns() - self.begin_ns, self.patience_ns)
+            self.times_ns[self.is_awake] += (taken_ns - self.times_ns[self.is_awake]) >> 2
+            self.begin_ns = 0
+
+    cdef bint _decide(self) noexcept:
+        """Mostly what has been quicker; now and then the other, to know that it still is slower."""
+        cdef bint is_quicker = self.times_ns[AWAKE] * 9 < self.times_ns[ASLEEP] * 8
+        self.until_trial -= 1
+        if self.until_trial > 0:
+            return is_quicker
+        if is_quicker:
+            self.trial_interval = TRIAL_INTERVAL
+        else:
+            self.trial_interval = min(2 * self.trial_interval, TRIAL_INTERVAL_LIMIT)
+        self.until_trial = self.trial_interval
+        return not is_quicker
+
+    def _round(self):
+        if not self.awaited.done():
+            if now_ns() - self.begin_ns < self.patience_ns:
+                self.loop.call_soon(self._round)
+                return
+            self.answered()         # too late to be of use
+        self.awaited = None
