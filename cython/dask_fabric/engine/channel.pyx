@@ -13,6 +13,7 @@ cimport cython
 from dask_fabric.engine.figures cimport Counts, Figures
 from dask_fabric.engine.sender cimport Sender
 from dask_fabric.engine.sendqueue cimport PY_SSIZE_T_MAX
+from dask_fabric.engine.waiter cimport Waiter
 from dask_fabric.wire.offers cimport Control
 from dask_fabric.paths.ucx cimport open_endpoint
 from dask_fabric.wire.records cimport ACKNOWLEDGE, CMA, OFFER_BYTES, REQUEST, STREAM, UCX
@@ -102,7 +103,8 @@ cdef class Channel(Sender):
 
     async def _opened(self):
         self._watch_readable(True)
-        self.waiter = self.loop.create_future()
+        self.waiter = Waiter(self.loop)
+        self.busy_poll.wait(self.waiter)
         await self.waiter
 
     cdef _finish_opening(self):
@@ -132,13 +134,13 @@ cdef class Channel(Sender):
             used = self.handshake.receive(data)
             self.assembler.start -= staged - used
         if self.handshake.done:
-            self._finish_opening()
             # A server's hello leaves with its first message, and a client's first message with
             # what else it says, where the one who opened goes on in the same turn.
             answer = self.handshake.data_to_send()
             self.queue.put_bytes(answer)
             self.corked = not answer
             self.loop.call_soon(self._begin_turns)
+            self._finish_opening()      # last: who waits goes on in it
 
     def _begin_turns(self):
         """After the turn in which the channel opened: what came first had no time to lose."""

@@ -230,7 +230,12 @@ class Negotiator:
 
     def _pid_of(self, peer: Hello) -> int:
         """Give the peer's process: from the kernel, where it knows; else as the peer says."""
-        return unix.peer_pid(self._sock) if self._sock.family == socket.AF_UNIX else peer.pid
+        return peer.pid if self._kernel_pid is None else self._kernel_pid
+
+    @functools.cached_property
+    def _kernel_pid(self) -> int | None:
+        """The peer's process as the kernel tells it, 0 where that is hidden; None for TCP."""
+        return unix.peer_pid(self._sock) if self._sock.family == socket.AF_UNIX else None
 
     def _use(self, channel: Any, choice: Choice) -> None:
         channel.choice = choice
@@ -247,7 +252,7 @@ class Negotiator:
             self.hello.ucx["token"],
             peer.ucx["token"],
             peer.ucx["address"],
-            unix.peer_pid(self._sock) if self._sock.family == socket.AF_UNIX else 0,
+            self._kernel_pid or 0,
             paths["host"] == "ucx",
             Devices(self._runtime) if paths.get("cuda") == "ucx" else None,
         )
