@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -166,8 +167,16 @@ class Program:
         starts = [i for i, line in enumerate(lines) if _ERROR.match(line)] or [len(lines) - 1]
         return " ".join(" ".join(lines[starts[-1] :]).split())
 
+    def pause(self) -> None:
+        """Stop it, until `go_on`."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
+
     def end(self) -> None:
         """Let it end by itself, and insist where it does not."""
+        self.go_on()
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
         try:
@@ -185,6 +194,9 @@ class Program:
 
 class Pair:
     """A server and a client of one protocol.
+
+    They are stopped while they are not asked: some protocols keep a CPU busy when nothing happens,
+    as distributed-ucxx does, and would be measured with every other one.
 
     Attributes
     ----------
@@ -217,6 +229,7 @@ class Pair:
             self.close()
             raise
         self.pids = [self._client.pid, self._server.pid]
+        self._pause()
 
     def can(self, verb: str, arguments: dict[str, Any]) -> bool:
         """Whether this can be measured here; a comm can do all."""
@@ -224,7 +237,16 @@ class Pair:
 
     def ask(self, verb: str, hog: Hog = NO_HOG, **arguments: Any) -> dict[str, Any]:
         """Do what `agent.Asker.do` does."""
-        return self._client.ask([verb, arguments, hog], ANSWER_SECONDS)
+        self._server.go_on()
+        self._client.go_on()
+        try:
+            return self._client.ask([verb, arguments, hog], ANSWER_SECONDS)
+        finally:
+            self._pause()
+
+    def _pause(self) -> None:
+        self._client.pause()
+        self._server.pause()
 
     def close(self) -> None:
         """End both processes."""
