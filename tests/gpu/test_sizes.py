@@ -28,3 +28,33 @@ def test_tensors_count_in_a_process_that_wants_it(tmp_path):
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
     )
     assert done.stdout == "False 4000 True\n"
+
+
+SPARSE = """if 1:
+    class spmatrix:
+        def __init__(self, *parts): self.data, self.indices = parts
+    class sparray:
+        __init__ = spmatrix.__init__
+    class csr_matrix(spmatrix): pass
+    class csr_array(sparray): pass
+"""
+
+
+def test_sparse_matrices_of_cupy_count_with_all_their_parts(tmp_path):
+    for name, text in {"__init__": "", "scipy/__init__": "", "scipy/sparse": SPARSE}.items():
+        file = tmp_path / f"cupyx/{name}.py"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    code = """if 1:
+        import numpy as np
+        from dask.sizeof import sizeof
+        from dask_fabric.gpu import sizes
+        sizes.register()
+        from cupyx.scipy import sparse
+        for kind in (sparse.csr_matrix, sparse.csr_array):
+            print(sizeof(kind(np.zeros(1000), np.zeros(500))))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert done.stdout == "12000\n12000\n"

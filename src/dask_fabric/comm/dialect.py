@@ -32,7 +32,7 @@ from distributed.utils import ensure_memoryview
 
 from dask_fabric.codec.codec import Codec
 from dask_fabric.codec.dialect import Dialect
-from dask_fabric.comm import tensors
+from dask_fabric.comm import cupy_arrays, tensors
 
 _ARRAY_MODULE = "distributed.protocol.numpy"
 
@@ -124,5 +124,6 @@ def make_dialect() -> Dialect:
     )
 
 
+cupy_arrays.register()
 tensors.register()
 codec = Codec(make_dialect())

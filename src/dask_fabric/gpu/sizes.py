@@ -12,8 +12,9 @@ from dask.sizeof import sizeof
 
 
 def register() -> None:
-    """Let Dask know the size of tensors of PyTorch, once it meets one, in this process."""
+    """Let Dask know the sizes of tensors of PyTorch and of CuPy's sparse matrices, once met."""
     sizeof.register_lazy("torch", _register_torch)
+    sizeof.register_lazy("cupyx", _register_sparse)
 
 
 def _register_torch() -> None:
@@ -24,3 +25,14 @@ def _register_torch() -> None:
 
 def _size_of_tensor(tensor: Any) -> int:
     return tensor.element_size() * tensor.nelement()
+
+
+def _register_sparse() -> None:
+    from cupyx.scipy import sparse
+
+    for kind in filter(None, (sparse.spmatrix, getattr(sparse, "sparray", None))):
+        sizeof.register(kind, _size_of_parts)
+
+
+def _size_of_parts(matrix: Any) -> int:
+    return sum(sizeof(part) for part in vars(matrix).values())

@@ -1,0 +1,97 @@
+"""CuPy's arrays, where distributed's own serializers of them cannot be imported or lack a class.
+
+Those want Numba or RMM to be installed. The format is the same, so that a peer may use the one or
+the other.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from distributed.protocol.cuda import cuda_deserialize, cuda_serialize
+from distributed.protocol.serialize import dask_deserialize, dask_serialize, register_generic
+
+_MODULES = ("cupy", "cupyx")
+_DISPATCHES = (cuda_serialize, cuda_deserialize, dask_serialize, dask_deserialize)
+
+
+def register() -> None:
+    """Register the serializers, to take effect once CuPy is imported, after distributed's."""
+    for dispatch in _DISPATCHES:
+        for module in _MODULES:
+            # A private attribute: what stands there is tried first, and nothing once it succeeded.
+            theirs = getattr(dispatch, "_lazy", {}).get(module)
+            if theirs is not None and getattr(theirs, "func", None) is not _register:
+                dispatch.register_lazy(module, partial(_register, theirs))
+
+
+def _register(theirs: Callable[[], Any]) -> None:
+    try:
+        theirs()
+    except ImportError:
+        _register_arrays()
+    _register_sparse()
+
+
+def _register_arrays() -> None:
+    array = sys.modules["cupy"].ndarray
+    cuda_serialize.register(array, serialize_array)
+    cuda_deserialize.register(array, deserialize_array)
+    dask_serialize.register(array, serialize_array_to_host)
+    dask_deserialize.register(array, deserialize_array_from_host)
+
+
+def _register_sparse() -> None:
+    """Register what distributed has not: the sparse arrays of CuPy 14, or all that is sparse."""
+    try:
+        from cupyx.cusparse import MatDescriptor
+        from cupyx.scipy import sparse
+    except ImportError:  # no cuSPARSE is installed, and so no such matrix can be made
+        return
+    for kind in filter(None, (sparse.spmatrix, getattr(sparse, "sparray", None))):
+        if kind not in getattr(cuda_serialize, "_lookup", {}):
+            register_generic(kind, "cuda", cuda_serialize, cuda_deserialize)
+            register_generic(kind, "dask", dask_serialize, dask_deserialize)
+    for dispatch in (cuda_deserialize, dask_deserialize):  # distributed's sends them by these
+        dispatch.register(MatDescriptor, _make_descriptor(MatDescriptor))
+
+
+def _make_descriptor(kind: Any) -> Callable[[dict, list], Any]:
+    return lambda header, frames: kind.create()
+
+
+def serialize_array(array: Any) -> tuple[dict, list]:
+    """Serialize an array as bytes of its own memory; one in neither order is copied on the GPU."""
+    cupy = sys.modules["cupy"]
+    if not (array.flags.c_contiguous or array.flags.f_contiguous):
+        array = cupy.ascontiguousarray(array)
+    header = {"shape": array.shape, "typestr": array.dtype.str, "strides": array.strides}
+    return header, [cupy.ndarray((array.nbytes,), np.uint8, memptr=array.data)]
+
+
+def deserialize_array(header: dict, frames: list) -> Any:
+    """Make an array over a frame of device memory."""
+    cupy = sys.modules["cupy"]
+    (frame,) = frames
+    return cupy.ndarray(
+        tuple(header["shape"]),
+        header["typestr"],
+        memptr=cupy.asarray(frame).data,
+        strides=tuple(header["strides"]),
+    )
+
+
+def serialize_array_to_host(array: Any) -> tuple[dict, list]:
+    """Serialize an array as bytes in host memory: to spill it, and for whoever takes no other."""
+    header, (frame,) = serialize_array(array)
+    return header, [memoryview(sys.modules["cupy"].asnumpy(frame))]
+
+
+def deserialize_array_from_host(header: dict, frames: list) -> Any:
+    """Make an array in new device memory."""
+    (frame,) = frames
+    return deserialize_array(header, [sys.modules["cupy"].asarray(np.frombuffer(frame, np.uint8))])
