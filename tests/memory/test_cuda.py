@@ -53,7 +53,7 @@ class FakeEvent:
 
 
 class CUDARuntimeError(RuntimeError):
-    pass
+    status = 2  # cudaErrorMemoryAllocation
 
 
 class FakeArray:
@@ -144,6 +144,14 @@ def test_torch_counts_once_it_uses_a_gpu(cupy, monkeypatch, is_initialized):
         sys.modules["torch.cuda"].is_initialized = lambda: is_initialized
     remove(monkeypatch, "cupy")
     assert not cuda._is_in_use() if not is_initialized else cuda._is_in_use()
+
+
+def test_a_library_that_is_being_imported_is_not_waited_for(cupy, monkeypatch):
+    remove(monkeypatch, "rmm", "numba.cuda", "torch.cuda")
+    cupy.__spec__ = types.SimpleNamespace(_initializing=True)
+    assert cuda.open_runtime() is None
+    cupy.__spec__ = types.SimpleNamespace(_initializing=False)
+    assert isinstance(cuda.open_runtime(), cuda.CudaRuntime)
 
 
 MATRIX = np.arange(24.0).reshape(4, 6)
@@ -266,6 +274,22 @@ def test_rmm_allocates_where_it_is_configured(cupy, monkeypatch, resource, alloc
     runtime = cuda.open_runtime()
     assert type(runtime.allocate(10)) is expected
     assert runtime.describe()["allocator"] == ("rmm" if expected is DeviceBuffer else "cupy")
+
+
+def test_allocators_without_a_pool_have_an_error_of_their_own(cupy):
+    """Of `cupy.cuda.malloc_async`, `malloc_managed`, and none at all."""
+
+    def empty(count, dtype):
+        raise error
+
+    cupy.empty = empty
+    runtime = cuda.open_runtime()
+    error = CUDARuntimeError("cudaErrorMemoryAllocation: out of memory")
+    with pytest.raises(MemoryError, match="no 1000 bytes left: cudaErrorMemoryAllocation"):
+        runtime.allocate(1000)
+    error.status = 700
+    with pytest.raises(CUDARuntimeError):
+        runtime.allocate(1000)
 
 
 @pytest.mark.parametrize("failing", ["", "cuDeviceGet", "cuDevicePrimaryCtxRetain"])

@@ -21,6 +21,7 @@ from dask_fabric.memory.device import Span
 # One GPU for a process, as dask-cuda has it: the first that CUDA_VISIBLE_DEVICES shows.
 _DEVICE = 0
 _HOST_REGISTER_PORTABLE = 1  # cudaHostRegisterPortable: pinned for every context
+_OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 
 
 def open_runtime(insist: bool = False) -> CudaRuntime | None:
@@ -53,11 +54,18 @@ def open_runtime(insist: bool = False) -> CudaRuntime | None:
 
 def _is_in_use() -> bool:
     """Whether a library is imported that is for GPUs, or PyTorch has begun to use one."""
-    if not sys.modules.keys().isdisjoint(("cupy", "rmm", "numba.cuda")):
+    if any(map(_is_imported, ("cupy", "rmm", "numba.cuda"))):
         return True
     torch_cuda = sys.modules.get("torch.cuda")
     is_initialized = getattr(torch_cuda, "is_initialized", None)  # not while it is being imported
     return is_initialized is not None and is_initialized()
+
+
+def _is_imported(name: str) -> bool:
+    """Whether a module is there, and whole: else to import CuPy here would wait for that thread."""
+    module = sys.modules.get(name)
+    spec = getattr(module, "__spec__", None)
+    return module is not None and not getattr(spec, "_initializing", False)
 
 
 class _Copy:
@@ -112,11 +120,17 @@ class CudaRuntime:
 
     def allocate(self, nbytes: int) -> Any:
         cuda = self._cupy.cuda
-        # The null stream, whose memory those who know of no other stream will use.
-        with cuda.Device(_DEVICE), cuda.Stream.null:
-            if self._uses_rmm():
-                return sys.modules["rmm"].DeviceBuffer(size=nbytes)
-            return self._cupy.empty(nbytes, np.uint8)
+        try:
+            # The null stream, whose memory those who know of no other stream will use.
+            with cuda.Device(_DEVICE), cuda.Stream.null:
+                if self._uses_rmm():
+                    return sys.modules["rmm"].DeviceBuffer(size=nbytes)
+                return self._cupy.empty(nbytes, np.uint8)
+        except cuda.runtime.CUDARuntimeError as error:
+            # Pools raise MemoryError; CuPy's allocators that have none let CUDA's error out.
+            if error.status != _OUT_OF_MEMORY:
+                raise
+            raise MemoryError(f"the GPU has no {nbytes} bytes left: {error}") from error
 
     def _uses_rmm(self) -> bool:
         """Whether RMM is more than imported: CuPy allocates by it, or it was given a resource."""
