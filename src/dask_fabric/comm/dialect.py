@@ -32,7 +32,7 @@ from distributed.utils import ensure_memoryview
 
 from dask_fabric.codec.codec import Codec
 from dask_fabric.codec.dialect import Dialect
-from dask_fabric.comm import cupy_arrays, tensors
+from dask_fabric.comm import cupy_arrays, dlpack, tensors
 
 _ARRAY_MODULE = "distributed.protocol.numpy"
 
@@ -125,5 +125,6 @@ def make_dialect() -> Dialect:
 
 
 cupy_arrays.register()
+dlpack.register()
 tensors.register()
 codec = Codec(make_dialect())

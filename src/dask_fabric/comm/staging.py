@@ -14,11 +14,12 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any, Protocol
 
+from dask_fabric.comm import dlpack
 from dask_fabric.memory import arrays, device
 from dask_fabric.memory.device import Runtime, StagedFrame
 
 # In this order, where this process has device memory and the caller names none.
-FAMILIES = ("cuda", "dask", "pickle")
+FAMILIES = ("cuda", "dask", dlpack.FAMILY, "pickle")
 # The codec's mark of a table with a count of payloads that the codec never writes.
 MARK = b"\xc1\0\0\0\0"
 CHUNK = struct.Struct("<5sBIQQ")  # mark, kind, index of the frame, its bytes, offset in it
