@@ -112,6 +112,14 @@ def test_cupy_is_not_needed_without_a_size(monkeypatch):
     Pool("cupy", None).set_up(DEVICE_BYTES)
 
 
+def test_a_broken_cupy_that_nobody_asked_for_is_told(monkeypatch, caplog, tmp_path):
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "cupy.py").write_text("raise RuntimeError('no libnvrtc')")
+    Pool("cupy", None).set_up(DEVICE_BYTES)
+    assert "receives no memory of its GPU: CuPy fails: no libnvrtc" in caplog.text
+
+
 def test_what_is_asked_for():
     with dask.config.set({"fabric.gpu.pool": "1 GiB"}):
         assert pool_of(None, None) == Pool("cupy", 1 << 30)

@@ -45,7 +45,7 @@ def test_a_divided_gpu_is_its_instances(gpus):
 def test_named_ones_in_their_order(gpus):
     gpus(PLAIN, PLAIN, {**PLAIN, "mig": INSTANCES})
     found = list_devices(["1", "MIG-00000008", uuid(0)])
-    assert names(found) == ["1", "MIG-00000008", uuid(0)]
+    assert names(found) == ["1", uuid(8, "MIG"), uuid(0)]  # in full
     assert [device.uuid for device in found] == [uuid(1), uuid(8, "MIG"), uuid(0)]
 
 
@@ -54,6 +54,25 @@ def test_names_of_none_and_of_several(gpus, name):
     gpus(PLAIN, PLAIN)
     with pytest.raises(UnavailableError, match=f"{name}, which is .* it has 0 \\(GPU-00000000-"):
         list_devices([name])
+
+
+def test_one_that_is_named_in_two_ways(gpus):
+    gpus(PLAIN, PLAIN)
+    with pytest.raises(UnavailableError, match=f"{uuid(1)} twice"):
+        list_devices(["0", "1", uuid(1)])
+
+
+@pytest.mark.parametrize("error", ["NoPermission", "GpuIsLost"])
+def test_one_that_may_not_be_used_is_left_out(gpus, error):
+    """CUDA leaves it out too, and so counts otherwise than the driver."""
+    gpus(PLAIN, {"error": error}, PLAIN)
+    assert names(list_devices()) == ["0", uuid(2)]
+
+
+def test_an_error_of_another_kind_is_told(gpus):
+    gpus(PLAIN, {"error": "Unknown"})
+    with pytest.raises(UnavailableError, match="driver does not tell of a GPU"):
+        list_devices()
 
 
 def test_without_a_driver(gpus):
@@ -68,7 +87,8 @@ def test_without_nvidia_ml_py(monkeypatch):
 
 
 def test_memory_of_this_process(gpus):
-    gpus({"own": 5 << 20}, {})
+    gpus({"own": 5 << 20}, {}, {"own": 5, "old": True})
+    assert own_memory_bytes(uuid(2)) is None
     assert own_memory_bytes(uuid(0)) == 5 << 20
     assert own_memory_bytes(uuid(1)) is None
     assert own_memory_bytes(uuid(5)) is None

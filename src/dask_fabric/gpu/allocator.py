@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from dask.utils import format_bytes
 
 from dask_fabric.config import ALLOCATORS, Settings
 from dask_fabric.errors import UnavailableError
+
+logger = logging.getLogger(__name__)
 
 CUPY, RMM = ALLOCATORS
 _ALIGNMENT_BYTES = 512  # CuPy rounds to that, RMM to half
@@ -64,8 +67,10 @@ class Pool:
         size_bytes = self.size_bytes(memory_bytes)
         if self.allocator == RMM:
             _set_up_rmm(size_bytes)
-        elif size_bytes or find_spec("cupy"):
+        elif size_bytes:
             _set_up_cupy(size_bytes)
+        elif find_spec("cupy"):
+            _import_cupy()
 
 
 def usage_bytes() -> tuple[int | None, int | None]:
@@ -77,13 +82,19 @@ def usage_bytes() -> tuple[int | None, int | None]:
     return pool.used_bytes(), pool.total_bytes()
 
 
-def _set_up_cupy(size_bytes: int | None) -> None:
-    # Imported also without a size: who receives an array of the GPU must know of CuPy by then.
+def _set_up_cupy(size_bytes: int) -> None:
     cupy = _import("cupy", "pip install cupy-cuda13x, or cupy-cuda12x")
-    if size_bytes:
-        with _explained(size_bytes):
-            # Given back to the pool at once, which keeps it.
-            cupy.get_default_memory_pool().malloc(size_bytes)
+    with _explained(size_bytes):
+        # Given back to the pool at once, which keeps it.
+        cupy.get_default_memory_pool().malloc(size_bytes)
+
+
+def _import_cupy() -> None:
+    """Import CuPy, of which must know who is to receive an array; a worker can do without."""
+    try:
+        importlib.import_module("cupy")
+    except Exception as exc:  # whatever a broken installation raises
+        logger.warning("this worker sends and receives no memory of its GPU: CuPy fails: %s", exc)
 
 
 def _set_up_rmm(size_bytes: int | None) -> None:

@@ -50,8 +50,8 @@ def make_context(expected_uuid: str) -> None:
     if found is not None and found != _hexadecimal(expected_uuid):
         raise UnavailableError(
             f"the first GPU that CUDA sees in this worker is {uuid.UUID(found)} and not "
-            f"{expected_uuid}: unset CUDA_DEVICE_ORDER, and let nothing that is imported before "
-            "the worker starts use CUDA"
+            f"{expected_uuid}: set CUDA_DEVICE_ORDER=PCI_BUS_ID, and let nothing that is imported "
+            "before the worker starts use CUDA"
         )
     for device in devices:
         if driver.is_active(device):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dask_fabric.errors import UnavailableError
@@ -61,7 +61,13 @@ def list_devices(names: Sequence[str] | None = None) -> tuple[Device, ...]:
         gpus = list(_gpus(nvml))
     if names is None:
         return tuple(device for gpu, parts in gpus for device in _usable(gpu, parts))
-    return tuple(_find(name, gpus) for name in names)
+    found = tuple(_find(name, gpus) for name in names)
+    for device in found:
+        if sum(device.uuid == other.uuid for other in found) > 1:
+            raise UnavailableError(
+                f"CUDA_VISIBLE_DEVICES names {device.uuid} twice, by index and UUID; name it once"
+            )
+    return found
 
 
 def own_memory_bytes(uuid: str) -> int | None:
@@ -84,23 +90,34 @@ def _driver() -> Iterator[Any]:
         import pynvml
     except ImportError as exc:
         raise NoDriverError("nvidia-ml-py is not installed") from exc
+    # Of a driver that is older than the package, for some functions; unknown to old packages.
+    mismatch = getattr(pynvml, "NVMLLibraryMismatchError", pynvml.NVMLError)
     try:
         pynvml.nvmlInit()
-    except pynvml.NVMLError as exc:
+    except (pynvml.NVMLError, mismatch) as exc:
         raise NoDriverError(f"NVIDIA's driver cannot be asked: {exc}") from exc
     try:
         yield pynvml
-    except pynvml.NVMLError as exc:
+    except (pynvml.NVMLError, mismatch) as exc:
         raise UnavailableError(f"NVIDIA's driver does not tell of a GPU: {exc}") from exc
     finally:
-        pynvml.nvmlShutdown()
+        with contextlib.suppress(pynvml.NVMLError):
+            pynvml.nvmlShutdown()
 
 
 def _gpus(nvml: Any) -> Iterator[tuple[Device, list[Device] | None]]:
     """Yield every GPU with its instances; with None where it is not divided."""
+    is_whole = True
     for index in range(nvml.nvmlDeviceGetCount()):
-        handle = nvml.nvmlDeviceGetHandleByIndex(index)
-        gpu = _device(nvml, handle, handle, str(index))
+        try:
+            handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        except (nvml.NVMLError_NoPermission, nvml.NVMLError_GpuIsLost):
+            # Of another job on this host, or broken: CUDA does not count it, and so by other
+            # numbers from here on.
+            is_whole = False
+            continue
+        name = str(index) if is_whole else _text(nvml.nvmlDeviceGetUUID(handle))
+        gpu = _device(nvml, handle, handle, name)
         mode = _optional(nvml, lambda: nvml.nvmlDeviceGetMigMode(handle)[0])  # noqa: B023
         yield gpu, list(_instances(nvml, handle)) if mode else None
 
@@ -143,7 +160,8 @@ def _find(name: str, gpus: Sequence[tuple[Device, list[Device] | None]]) -> Devi
             f"of this host; it has {known or 'none'}"
         )
     (device,) = found
-    return Device(**{**vars(device), "visible_name": name})
+    # In full: shortened ones are not understood by all that read the variable.
+    return device if name.isdecimal() else replace(device, visible_name=device.uuid)
 
 
 def _cpus(words: Sequence[int]) -> tuple[int, ...]:

@@ -1,7 +1,8 @@
 """A stand-in of nvidia-ml-py: GPUs as the JSON in the environment describes them.
 
-Each GPU has ``uuid``, ``bus``, ``cpus``, and perhaps ``name``, ``memory``, ``used``, ``pids`` and
-``mig``: a list of UUIDs, with null where there is no instance.
+Each GPU has ``uuid``, ``bus``, ``cpus``, and perhaps ``name``, ``memory``, ``used``, ``own`` and
+``mig``: a list of UUIDs, with null where there is no instance; ``error`` is what asking for it
+raises, and ``old`` that its driver is.
 """
 
 from __future__ import annotations
@@ -39,6 +40,18 @@ class NVMLError_NotFound(NVMLError):
     pass
 
 
+class NVMLError_NoPermission(NVMLError):
+    pass
+
+
+class NVMLError_GpuIsLost(NVMLError):
+    pass
+
+
+class NVMLLibraryMismatchError(Exception):
+    """No error of NVML, as in nvidia-ml-py."""
+
+
 open_count = 0
 
 
@@ -69,7 +82,10 @@ def nvmlDeviceGetCount():
 
 
 def nvmlDeviceGetHandleByIndex(index):
-    return _gpus()[index]
+    gpu = _gpus()[index]
+    if "error" in gpu:
+        raise globals()[f"NVMLError_{gpu['error']}"]("")
+    return gpu
 
 
 def nvmlDeviceGetHandleByUUID(uuid):
@@ -136,6 +152,8 @@ def nvmlDeviceGetMigDeviceHandleByIndex(handle, index):
 
 
 def nvmlDeviceGetComputeRunningProcesses(handle):
+    if "old" in handle:
+        raise NVMLLibraryMismatchError("pyNVML version does not match the NVML lib version")
     mine = SimpleNamespace(pid=os.getpid(), usedGpuMemory=handle.get("own"))
     others = SimpleNamespace(pid=1, usedGpuMemory=99)
     return [others, mine] if "own" in handle else [others]
