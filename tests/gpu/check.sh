@@ -115,7 +115,7 @@ run() {
     build
     local ucx
     ucx=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/libucx
-    export PATH="$venv/bin:$PATH:$ucx/bin" # ucx_perftest is there
+    export PATH="$venv/bin:$ucx/bin:$PATH" # ucx_perftest is there
     local status=0
     if $tests; then run_tests || status=$?; fi
     if $bench && has_gpu; then run_benchmark || status=$?; fi

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import time
+from pathlib import Path
 
 SHARED_MEMORY = "posix,sysv,self"  # what fabric+ucx has within a host
 WINDOW = 4  # messages in flight
@@ -17,12 +18,16 @@ _START_SECONDS = 10.0
 
 
 def own_library() -> str | None:
-    """The UCX that ucx_perftest is linked to; None where there is no such program."""
+    """The UCX that ucx_perftest came with, or is linked to; None where there is no such program."""
     program = shutil.which(_PROGRAM)
     if program is None:
         return None
+    # That of a wheel does not find its libraries by itself, or finds those of another UCX.
+    beside = Path(program).resolve().parent.parent / "lib/libucp.so.0"
+    if beside.exists():
+        return os.path.realpath(beside)
     linked = subprocess.run(["ldd", program], capture_output=True, text=True).stdout
-    found = re.search(r"libucp\S* => (\S+)", linked)
+    found = re.search(r"libucp\S* => (/\S+)", linked)
     return os.path.realpath(found[1]) if found else None
 
 
@@ -45,9 +50,10 @@ def bandwidth(
     float or None
         GB/s; None where this ucx_perftest does not run on the library.
     """
+    folders = (os.path.dirname(library), os.environ.get("LD_LIBRARY_PATH"))
     environment = {
         **os.environ,
-        "LD_LIBRARY_PATH": os.path.dirname(library),
+        "LD_LIBRARY_PATH": os.pathsep.join(filter(None, folders)),  # CUDA may be found by it
         "UCX_WARN_UNUSED_ENV_VARS": "n",
         **({"UCX_TLS": transports} if transports else {}),
     }

@@ -1,0 +1,55 @@
+"""ucx_perftest as a floor: which UCX it is run on."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from types import SimpleNamespace
+
+import pytest
+
+from dask_fabric.bench import perftest
+
+PROGRAM = """#!/bin/sh
+echo "$LD_LIBRARY_PATH" >"$(dirname "$0")/found"
+echo "Final: 100 1.0 2.0 3.0 4.0 1000.0 6.0"
+case "$*" in *127.0.0.1) ;; *) sleep 5 ;; esac
+"""
+
+
+@pytest.fixture
+def program(tmp_path, monkeypatch):
+    """A program of that name, in a folder ``bin``."""
+    file = tmp_path / "ucx/bin/ucx_perftest"
+    file.parent.mkdir(parents=True)
+    file.write_text(PROGRAM)
+    file.chmod(0o755)
+    monkeypatch.setenv("PATH", str(file.parent), prepend=os.pathsep)
+    return file
+
+
+def test_the_library_that_it_came_with(program):
+    """The loader would find none, or that of another UCX."""
+    library = program.parent.parent / "lib/libucp.so.0"
+    library.parent.mkdir()
+    library.touch()
+    assert perftest.own_library() == str(library)
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("libucp.so.0 => /x/libucp.so.0 (0x7f)", "/x/libucp.so.0"),
+        ("libucp.so.0 => not found", None),
+    ],
+)
+def test_the_library_that_it_is_linked_to(program, monkeypatch, said, expected):
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=said))
+    assert perftest.own_library() == expected
+
+
+def test_what_the_loader_was_told_holds_too(program, monkeypatch):
+    """CUDA's driver may be found by it."""
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/driver")
+    assert perftest.bandwidth("/ucx/libucp.so.0", 1000, 10, None, "cuda") == 1000 * 2**20 / 1e9
+    assert (program.parent / "found").read_text() == "/ucx:/driver\n"
