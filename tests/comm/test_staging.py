@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 from dataclasses import replace
+from unittest import mock
 
 import dask
 import numpy as np
@@ -21,7 +22,7 @@ from distributed.protocol import Serialized, to_serialize
 
 from dask_fabric.comm.runtime import settings
 from dask_fabric.comm.staging import CHUNK, CHUNK_KIND, MARK, MESSAGE, MESSAGE_KIND
-from dask_fabric.comm.staging_receive import Incoming
+from dask_fabric.comm.staging_receive import Incoming, to_device
 from dask_fabric.config import load
 from dask_fabric.errors import LimitError, MessageTooLargeError, ProtocolError, UnavailableError
 from dask_fabric.memory import device
@@ -233,6 +234,22 @@ async def test_an_abort_while_the_last_chunks_are_copied_delivers_or_ends(pair, 
     gpu.may_end.set()
     with contextlib.suppress(CommClosedError):
         np.testing.assert_array_equal((await reading)["x"].get(), np.arange(MEBI // 4))
+
+
+async def test_a_copy_that_cannot_begin_leaves_none_under_way(gpu, monkeypatch):
+    """Memory of both sides is free when it fails: others may get it."""
+    frames = [StagedFrame.over(bytes([n]) * 100) for n in range(1, 4)]
+    ended = []
+
+    def copy_to_device(host_memory, span, offset):
+        if host_memory[0] == 3:
+            raise RuntimeError("no stream")
+        return mock.Mock(wait=lambda: ended.append(host_memory[0]))
+
+    monkeypatch.setattr(gpu, "copy_to_device", copy_to_device)
+    with pytest.raises(RuntimeError, match="no stream"):
+        await to_device(frames)
+    assert ended == [1, 2]
 
 
 async def test_a_cancelled_write_ends_the_comm(pair, gpu):

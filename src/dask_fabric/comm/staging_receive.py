@@ -229,11 +229,13 @@ def _upload(runtime: Runtime, frames: list) -> list:
     placed = [runtime.allocate(f.nbytes) if isinstance(f, StagedFrame) else f for f in frames]
     pairs = [(new, old) for new, old in zip(placed, frames, strict=True) if new is not old]
     runtime.await_producers([new for new, _ in pairs])
-    copies = [
-        runtime.copy_to_device(memoryview(old), runtime.span_of(new), 0)
-        for new, old in pairs
-        if old.nbytes
-    ]
-    for copy in copies:
-        copy.wait()
+    copies = []
+    try:
+        for new, old in pairs:
+            if old.nbytes:
+                span = runtime.span_of(new)
+                copies.append(runtime.copy_to_device(memoryview(old), span, 0))
+    finally:  # also where one cannot begin: what is under way still uses its memory
+        for copy in copies:
+            copy.wait()
     return placed
