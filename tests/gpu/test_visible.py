@@ -20,6 +20,7 @@ from dask_fabric.gpu.visible import names_of, turned
         ("", ()),
         ("-1", ()),
         ("1,-1,0", ("1",)),
+        ("NoDevFiles", ()),  # of Slurm
     ],
 )
 def test_names(value, expected):

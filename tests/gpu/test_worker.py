@@ -39,6 +39,20 @@ def test_no_cpus_change_nothing():
     assert threading.active_count() >= 1
 
 
+def test_a_thread_that_has_ended_keeps_no_other_from_its_cpus(monkeypatch, caplog):
+    bound = []
+
+    def bind(thread, cores):
+        if thread == 1:
+            raise ProcessLookupError
+        bound.append((thread, cores))
+
+    monkeypatch.setattr(os, "listdir", lambda _: ["1", "2", "3"])
+    monkeypatch.setattr(os, "sched_setaffinity", bind)
+    stay_on((5,))
+    assert bound == [(2, (5,)), (3, (5,))] and not caplog.records
+
+
 def test_cpus_that_cannot_be_had_are_told(caplog):
     before = os.sched_getaffinity(0)
     stay_on((4000,))

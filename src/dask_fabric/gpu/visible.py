@@ -8,6 +8,7 @@ from dask_fabric.errors import UnavailableError
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
 _PREFIXES = ("GPU-", "MIG-")  # of UUIDs, which may be shortened
+_ENDS = ("", "-1", "NoDevFiles")  # the last is what Slurm gives a job without GPUs
 
 
 def names_of(value: str | int | Iterable[str | int]) -> tuple[str, ...]:
@@ -17,7 +18,7 @@ def names_of(value: str | int | Iterable[str | int]) -> tuple[str, ...]:
     ----------
     value : str, int or iterable
         As in the environment, or a list: indices, and UUIDs of GPUs or of MIG instances. As CUDA
-        does it, -1 ends the list.
+        does it, -1 ends the list; so does ``NoDevFiles``.
 
     Raises
     ------
@@ -28,7 +29,7 @@ def names_of(value: str | int | Iterable[str | int]) -> tuple[str, ...]:
         value = str(value).split(",")
     names: list[str] = []
     for name in (str(part).strip() for part in value):
-        if name in ("", "-1"):
+        if name in _ENDS:
             break
         if not name.isdecimal() and not name.startswith(_PREFIXES):
             raise UnavailableError(

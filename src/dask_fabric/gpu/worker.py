@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections.abc import Mapping
@@ -67,7 +68,8 @@ def stay_on(cores: tuple[int, ...]) -> None:
         return
     try:
         for thread in os.listdir("/proc/self/task"):
-            os.sched_setaffinity(int(thread), cores)
+            with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+                os.sched_setaffinity(int(thread), cores)
     except OSError as exc:  # a container may forbid it
         logger.warning("this worker is not bound to the CPUs near its GPU: %s", exc)
 

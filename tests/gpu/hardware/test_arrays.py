@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import math
+import os
+
 import numpy as np
 import pytest
 
@@ -48,14 +52,52 @@ def look(array) -> tuple[np.ndarray, str, bool, bool]:
     return cupy.asnumpy(array), type(array).__module__, flags.c_contiguous, flags.f_contiguous
 
 
-def sparse_pair(array):
+# Where CuPy has them: the arrays came with CuPy 14.
+SPARSE = ("csr_matrix", "csc_matrix", "coo_matrix", "csr_array")
+
+
+def all_sparse(array) -> dict:
     from cupyx.scipy import sparse
 
-    return {"csr": sparse.csr_matrix(array), "coo": sparse.coo_matrix(array)}
+    return {kind: getattr(sparse, kind)(array) for kind in SPARSE if hasattr(sparse, kind)}
 
 
-def dense(pair) -> list[np.ndarray]:
-    return [pair[kind].toarray().get() for kind in ("csr", "coo")]
+def dense(made: dict) -> list[tuple[str, str, np.ndarray]]:
+    return [(kind, type(one).__name__, one.toarray().get()) for kind, one in made.items()]
+
+
+# Arrays of other libraries, made of numpy's and looked at as such: None where it has no GPU.
+
+
+def to_torch(values):
+    import torch
+
+    return torch.as_tensor(values, device="cuda") if torch.cuda.is_available() else None
+
+
+def to_numba(values):
+    from numba import cuda
+
+    return cuda.to_device(values) if cuda.is_available() else None
+
+
+def to_jax(values):
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # there are others on this GPU
+    import jax
+
+    is_there = jax.default_backend() == "gpu"
+    return jax.device_put(values) if is_there else None
+
+
+def look_at(array) -> tuple[str, np.ndarray] | None:
+    if array is None:
+        return None
+    module = type(array).__module__.partition(".")[0]
+    if module == "torch":
+        return f"{module} on {array.device.type}", array.cpu().numpy()
+    if module == "numba":
+        return module, array.copy_to_host()
+    return f"jax on {array.device.platform}", np.asarray(array)
 
 
 def moved(workers, make, *arguments, look):
@@ -80,10 +122,35 @@ def test_sparse_matrices(workers):
     def make():
         import cupy
 
-        return sparse_pair(cupy.eye(500, dtype="f4"))
+        return all_sparse(cupy.eye(500, dtype="f4"))
 
-    for found in moved(workers, make, look=dense):
-        np.testing.assert_array_equal(found, np.eye(500, dtype="f4"))
+    found = moved(workers, make, look=dense)
+    assert len(found) >= 3
+    for kind, name, content in found:
+        assert name == kind
+        np.testing.assert_array_equal(content, np.eye(500, dtype="f4"))
+
+
+OTHERS = {
+    "torch": (to_torch, "torch on cuda"),
+    "numba": (to_numba, "numba"),
+    "jax": (to_jax, "jax on gpu"),
+}
+
+
+@pytest.mark.parametrize("library", OTHERS)
+@pytest.mark.parametrize("shape", [(), (0, 3), (7,), (500, 1000)], ids=str)
+def test_arrays_of_other_libraries(workers, library, shape):
+    if importlib.util.find_spec(library) is None:
+        pytest.skip(f"{library} is not installed")
+    to_library, kind = OTHERS[library]
+    values = numbers(math.prod(shape) * 4).view("f4").reshape(shape)
+    found = moved(workers, to_library, values, look=look_at)
+    if found is None:
+        pytest.skip(f"{library} uses no GPU here")
+    assert found[0] == kind
+    assert (found[1].shape, found[1].dtype) == (shape, values.dtype)
+    assert found[1].tobytes() == values.tobytes()
 
 
 def test_many_in_one_message(workers):
