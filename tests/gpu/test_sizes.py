@@ -30,6 +30,30 @@ def test_tensors_count_in_a_process_that_wants_it(tmp_path):
     assert done.stdout == "False 4000 True\n"
 
 
+JAX = """if 1:
+    class Array:
+        nbytes = 4000
+    class ArrayImpl(Array):
+        pass
+    ArrayImpl.__module__ = "jaxlib._jax"
+"""
+
+
+def test_arrays_of_jax_count(tmp_path):
+    (tmp_path / "jax.py").write_text(JAX)
+    code = """if 1:
+        from dask.sizeof import sizeof
+        from dask_fabric.gpu import sizes
+        sizes.register()
+        import jax
+        print(sizeof(jax.ArrayImpl()))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert done.stdout == "4000\n"
+
+
 SPARSE = """if 1:
     class spmatrix:
         def __init__(self, *parts): self.data, self.indices = parts

@@ -12,9 +12,11 @@ from dask.sizeof import sizeof
 
 
 def register() -> None:
-    """Let Dask know the sizes of tensors of PyTorch and of CuPy's sparse matrices, once met."""
+    """Let Dask know the sizes of arrays of PyTorch and JAX and of CuPy's sparse matrices."""
     sizeof.register_lazy("torch", _register_torch)
     sizeof.register_lazy("cupyx", _register_sparse)
+    for module in ("jax", "jaxlib"):  # the class of arrays has moved between them
+        sizeof.register_lazy(module, _register_jax)
 
 
 def _register_torch() -> None:
@@ -25,6 +27,16 @@ def _register_torch() -> None:
 
 def _size_of_tensor(tensor: Any) -> int:
     return tensor.element_size() * tensor.nelement()
+
+
+def _register_jax() -> None:
+    import jax
+
+    sizeof.register(jax.Array, _size_of_array)
+
+
+def _size_of_array(array: Any) -> int:
+    return int(array.nbytes)
 
 
 def _register_sparse() -> None:
