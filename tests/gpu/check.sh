@@ -8,7 +8,8 @@
 #
 # Options of `run`: --tests or --bench for one of the two, --quick for fewer rounds, --sanitize to
 # run the tests under compute-sanitizer's memcheck, --keep to keep what was built and print where.
-# The machine must have a C compiler, and in its Python numpy, CuPy and pip; PYTHON names the Python.
+# The machine must have a C compiler, and in its Python numpy, CuPy, pip and, for the figures of tcp,
+# Numba with CUDA; PYTHON names the Python.
 # docs/gpu-workers.md tells more.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
