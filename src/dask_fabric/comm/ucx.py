@@ -55,7 +55,10 @@ def local_ucx(settings: Settings, insists: bool) -> tuple[LocalUCX | None, str]:
     runtime = device.current()
     if runtime is not None:
         # Before UCX starts, where that has not been yet: it looks for the device's context.
-        ucx_worker.bind(*runtime.context_setter())
+        try:
+            ucx_worker.bind(*runtime.context_setter())
+        except (UnavailableError, OSError) as exc:
+            return None, f"no context of the GPU can be made (is it full, or another's?): {exc}"
     local, reason = _started(settings.ucx_library, settings.ucx_options)
     if local is not None and not ucx_worker.is_running():
         return None, "UCX belongs to the parent of this forked process"
