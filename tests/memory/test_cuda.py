@@ -209,15 +209,15 @@ def test_copies_go_by_a_stream_of_ours_and_are_waited_for_by_their_event(cupy):
     runtime = cuda.open_runtime()
     frame = runtime.allocate(10)
     span = runtime.span_of(frame)
-    copies = [runtime.copy_to_device(b"abcd", span, 3)]
+    copies = [runtime.copy_to_device(b"abcd", span, 3), runtime.copy_to_device(b"", span, 0)]
     host = bytearray(2)
     copies.append(runtime.copy_to_host(span, 4, host))
     for copy in copies:
         copy.wait()
         assert copy._event.waits == 1 and copy._event.stream.ptr == 7
     assert bytes(frame.values[3:7]) == b"abcd" and host == b"bc"
-    assert cupy.done == [("copy", 4, 1, 7), ("copy", 2, 2, 7)]
-    assert FakeStream.made == [True]  # one, and no other stream waits for it
+    assert cupy.done == [("copy", 4, 1, 7), ("copy", 0, 1, 7), ("copy", 2, 2, 7)]
+    assert FakeStream.made == [True, True]  # one each way, and no other stream waits for them
 
 
 def test_each_device_of_the_frames_is_waited_for_once(cupy):

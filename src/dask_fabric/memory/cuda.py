@@ -98,7 +98,7 @@ class CudaRuntime:
 
     def __init__(self, cupy: ModuleType) -> None:
         self._cupy = cupy
-        self._streams: dict[int, Any] = {}
+        self._streams: dict[tuple[int, int], Any] = {}
         self._lock = threading.Lock()
 
     def span_of(self, frame: Any) -> Span | None:
@@ -160,18 +160,21 @@ class CudaRuntime:
     def _copy(self, target: int, source: int, host: np.ndarray, kind: int, device: int) -> _Copy:
         cuda = self._cupy.cuda
         with cuda.Device(device):
-            stream = self._stream_of(device)
+            stream = self._stream_of(device, kind)
             cuda.runtime.memcpyAsync(target, source, host.nbytes, kind, stream.ptr)
             event = cuda.Event(block=True, disable_timing=True)
             event.record(stream)
         return _Copy(event, host)
 
-    def _stream_of(self, device: int) -> Any:
-        """Give our own stream of the current device: it waits for no other, nor others for it."""
+    def _stream_of(self, device: int, kind: int) -> Any:
+        """Give our own stream of the current device: it waits for no other, nor others for it.
+
+        One for each direction: a GPU copies both ways at once.
+        """
         with self._lock:
-            if device not in self._streams:
-                self._streams[device] = self._cupy.cuda.Stream(non_blocking=True)
-            return self._streams[device]
+            if (device, kind) not in self._streams:
+                self._streams[device, kind] = self._cupy.cuda.Stream(non_blocking=True)
+            return self._streams[device, kind]
 
     def pin(self, address: int, nbytes: int) -> None:
         cuda = self._cupy.cuda
