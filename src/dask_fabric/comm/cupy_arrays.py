@@ -32,7 +32,7 @@ def register() -> None:
 def _register(theirs: Callable[[], Any]) -> None:
     try:
         theirs()
-    except ImportError:
+    except Exception:  # an ImportError, or whatever a broken Numba raises
         _register_arrays()
     _register_sparse()
 
@@ -50,7 +50,7 @@ def _register_sparse() -> None:
     try:
         from cupyx.cusparse import MatDescriptor
         from cupyx.scipy import sparse
-    except ImportError:  # no cuSPARSE is installed, and so no such matrix can be made
+    except Exception:  # there is no cuSPARSE here, and so no such matrix
         return
     for kind in filter(None, (sparse.spmatrix, getattr(sparse, "sparray", None))):
         if kind not in getattr(cuda_serialize, "_lookup", {}):

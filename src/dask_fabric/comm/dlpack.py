@@ -42,7 +42,6 @@ def serialize(x: Any) -> tuple[dict, list]:
 
 def deserialize(header: dict, frames: list) -> Any:
     """Make an array over a frame of device memory."""
-    import_module("cupy")
     make = import_module(header["module"]).from_dlpack
     return make(deserialize_array(header["sub-header"], frames))
 
