@@ -46,31 +46,27 @@ fill() {
     du -sh "$wheels"
 }
 
-# A virtual environment in which the packages of PYTHON are found too, also where that is one itself.
-make_environment() {
-    "$PYTHON" -m venv --system-site-packages --without-pip "$venv"
-    local packages
-    packages=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-    "$PYTHON" -c 'import site; print(*site.getsitepackages(), sep="\n")' >"$packages/outer.pth"
-}
-
+# Wheels as they are, and what is not among them from PYTHON's own packages.
 install() {
-    "$venv/bin/python" -m pip install --quiet --no-index --find-links "$wheels" \
-        --disable-pip-version-check "$@"
+    "$PYTHON" -m pip install --quiet --no-index --no-deps --no-compile --upgrade \
+        --disable-pip-version-check --target "$site" "$@"
 }
 
 build() {
-    make_environment
-    install "${NEEDED[@]}"
-    install --no-deps "$UCX"
-    for program in "${PROGRAMS[@]}"; do
-        command -v "$program" >/dev/null || install "$program"
+    local wheel name chosen=()
+    for wheel in "$wheels"/*.whl; do
+        name=$(basename "$wheel")
+        name=${name%%-*}
+        if [[ " ${PROGRAMS[*]} " != *" $name "* ]] || ! command -v "$name" >/dev/null; then
+            chosen+=("$wheel")
+        fi
     done
-    mkdir "$work/wheel"
-    "$venv/bin/python" -m pip wheel --quiet --no-index --no-deps --no-build-isolation \
+    install "${chosen[@]}"
+    export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}"
+    export PATH="$site/libucx/bin:$site/bin:$PATH" # ucx_perftest is in the first
+    "$PYTHON" -m pip wheel --quiet --no-index --no-deps --no-build-isolation \
         --disable-pip-version-check -C "build-dir=$work/build" --wheel-dir "$work/wheel" .
-    "$venv/bin/python" -m pip install --quiet --no-index --no-deps --force-reinstall \
-        --disable-pip-version-check "$work"/wheel/dask_fabric-*.whl
+    install "$work"/wheel/dask_fabric-*.whl
 }
 
 run_tests() {
@@ -79,18 +75,18 @@ run_tests() {
         # Each process that the tests start is watched; an error of CUDA fails them.
         under=(compute-sanitizer --tool memcheck --target-processes all --error-exitcode 86)
     fi
-    "${under[@]}" "$venv/bin/python" -m pytest -p no:cacheprovider -m gpu tests/gpu
+    "${under[@]}" "$PYTHON" -m pytest -p no:cacheprovider -m gpu tests/gpu
 }
 
 run_benchmark() {
     local options=()
     $quick && options=(--quick)
     mkdir -p build/bench # as `make bench`
-    "$venv/bin/python" benchmarks/gpu.py "${options[@]}" --json build/bench/gpu.json
+    "$PYTHON" benchmarks/gpu.py "${options[@]}" --json build/bench/gpu.json
 }
 
 has_gpu() {
-    "$venv/bin/python" -c 'import sys
+    "$PYTHON" -c 'import sys
 from dask_fabric.gpu.seats import find_seats
 seats, reason = find_seats()
 print(*seats or [f"no GPU: {reason}"], sep="\n")
@@ -111,12 +107,11 @@ run() {
         esac
     done
     work=$(mktemp -d)
-    venv=$work/venv
+    # A folder that PYTHON looks at before its own packages. In an environment of its own CuPy would
+    # not find the libraries of CUDA that PYTHON has as wheels.
+    site=$work/site
     $keep || trap 'rm -rf "$work"' EXIT
     build
-    local ucx
-    ucx=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/libucx
-    export PATH="$venv/bin:$ucx/bin:$PATH" # ucx_perftest is there
     local status=0
     if $tests; then run_tests || status=$?; fi
     if $bench && has_gpu; then run_benchmark || status=$?; fi
