@@ -140,7 +140,10 @@ class Outgoing:
         self._channel.check_limits(len(frames), len(header), nbytes)
         async with self._lock:
             sent_bytes = await self._send_chunks(chunked)
-            kept = await self._loop.run_in_executor(None, _kept, frames, sources, chunked)
+            if len(chunked) < len(sources):
+                kept = await self._loop.run_in_executor(None, _kept, frames, sources, chunked)
+            else:  # none is to be read: a thread would cost more
+                kept = _kept(frames, sources, chunked)
             sent_bytes += self._channel.send(header, kept)
         self.frame_count += len(sources)
         self.nbytes += staged_bytes
