@@ -14,6 +14,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from distributed import LocalCluster
 from distributed.security import Security
 
 from dask_fabric.paths import ucx_library
@@ -23,6 +24,10 @@ from dask_fabric.paths.ucx_candidates import candidates
 NETWORKS = ("10.77.0", "10.78.0")
 TLS_SCHEMES = ("tls", "fabric+tls")
 UCX_SCHEME = "fabric+ucx"
+# A scheduler's HTTP server is always there: not on Dask's own port, which others use.
+NO_DASHBOARD = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
+LOCAL_CLUSTER = {"dashboard_address": None, "scheduler_kwargs": NO_DASHBOARD}
+NO_DASHBOARD_OPTIONS = ("--no-dashboard", "--dashboard-address", "127.0.0.1:0")
 REFERENCES = ("tcp", "tls")
 
 
@@ -80,6 +85,11 @@ def listen_args(security) -> dict:
 @pytest.fixture
 def connect_args(security) -> dict:
     return security.get_connection_args("client") if security else {}
+
+
+def scheduler_alone() -> LocalCluster:
+    """A cluster of fabric:// without workers, for those of a command line; ends with its block."""
+    return LocalCluster(n_workers=0, protocol="fabric", **LOCAL_CLUSTER)
 
 
 def ip(*arguments: str) -> None:

@@ -87,6 +87,13 @@ def _c_strides(shape: tuple[int, ...], itemsize: int) -> list[int]:
     return [itemsize * math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
 
 
+def check_arrived(got: Array, values: np.ndarray) -> None:
+    """Check that what came is an array of the device, and lies there as *values* do."""
+    assert type(got) is Array
+    assert (got.shape, got.dtype, got.strides) == (values.shape, values.dtype, values.strides)
+    np.testing.assert_array_equal(got.get(), values)
+
+
 def make_array(values) -> Array:
     """Compute an array on the device of this process: what a task does."""
     return current().array(values)

@@ -7,6 +7,8 @@ import contextlib
 import pytest
 from distributed import LocalCluster
 
+from ..conftest import LOCAL_CLUSTER
+
 
 @pytest.fixture(scope="module")
 def local_cluster():
@@ -19,9 +21,8 @@ def local_cluster():
                 threads_per_worker=1,
                 processes=False,
                 protocol=scheme,
-                dashboard_address=None,
-                scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
                 silence_logs=False,
+                **LOCAL_CLUSTER,
             )
             return stack.enter_context(cluster)
 

@@ -18,21 +18,25 @@ from dask_fabric.bench.work import arrays, frames, tasks
 from dask_fabric.bench.work.catalogue import WORKLOADS
 from dask_fabric.bench.work.extent import Extent
 from dask_fabric.bench.workloads import Work
+from dask_fabric.errors import PairError
 
-SMALL = Extent(size=200, chunk_size=50, partitions=3, partition_rows=200)
+from ..conftest import NO_DASHBOARD_OPTIONS
+
+SMALL = Extent(
+    size=200,
+    chunk_size=50,
+    partitions=3,
+    partition_rows=200,
+    task_count=20,
+    fetch_bytes=10_000,
+    busy_fetch_bytes=10_000,
+)
 
 
 @pytest.fixture(scope="module")
 def client(local_cluster):
     with Client(local_cluster("tcp", 2)) as client:
         yield client
-
-
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-    monkeypatch.setattr(arrays, "_FETCH_BYTES", 10_000)
-    monkeypatch.setattr(arrays, "_BUSY_FETCH_BYTES", 10_000)
-    monkeypatch.setattr(tasks, "TASK_COUNT", 20)
 
 
 def compute_gently(marker):
@@ -80,29 +84,80 @@ def test_a_wrong_result_is_found(client, monkeypatch, name, module, function, wr
     assert not run().right
 
 
+PROTOCOLS = [Protocol("tcp", "tcp"), Protocol("none", "none"), Protocol("fabric", "fabric")]
+
+
+def measure(names: list[str], work: Work, protocols: list[Protocol]):
+    return workloads.measure(names, work, protocols, Surroundings(), io.StringIO())
+
+
 def test_clusters_of_their_own_and_a_report(tmp_path):
-    work = Work(runs=2, rounds=2, profile=str(tmp_path / "report.html"), extent=SMALL)
-    protocols = [Protocol("tcp", "tcp"), Protocol("none", "none"), Protocol("fabric", "fabric")]
-    stream = io.StringIO()
-    rows, warnings = workloads.measure(
-        ["rechunk", "shuffle"], work, protocols, Surroundings(), stream
-    )
+    work = Work(runs=2, rounds=1, profile=str(tmp_path / "report.html"), extent=SMALL)
+    rows, warnings = measure(["rechunk", "shuffle"], work, PROTOCOLS)
     assert [row.name for row in rows] == [
         "blocks to columns, all to all, 200 x 200 in chunks of 50",
         "dataframe shuffled by a key, 3 x 200 rows",
     ]
     for row in rows:
-        assert {name: len(values) for name, values in row.rounds.items()} == {"tcp": 4, "fabric": 4}
+        assert {name: len(values) for name, values in row.rounds.items()} == {"tcp": 2, "fabric": 2}
         assert row.problems == {}
     assert len(warnings) == 1 and warnings[0].startswith("left out: none")
     assert {path.name for path in tmp_path.iterdir()} == {"report-tcp.html", "report-fabric.html"}
 
 
+def test_every_round_has_new_clusters_in_another_order(monkeypatch):
+    started = []
+
+    class Answering:
+        """In the place of the program: tells which of all this is, as the time of each run."""
+
+        def __init__(self, name: str, command: list, config: dict, environment: dict) -> None:
+            started.append((name, config["profile"]))
+            self._answers = iter([name, *[{"values": [len(started)] * 2}] * 2])
+
+        def read(self, patience_seconds: float) -> object:
+            if started[-1][0] == "none":
+                raise PairError("none: it ended")
+            return next(self._answers)
+
+        def end(self) -> None:
+            pass
+
+    monkeypatch.setattr(workloads, "Program", Answering)
+    work = Work(runs=2, rounds=2, profile="/r.html", extent=SMALL)
+    rows, warnings = measure(["tasks", "fetch"], work, PROTOCOLS)
+    assert started == [
+        ("tcp", None),
+        ("none", None),
+        ("fabric", None),
+        ("fabric", "/r-fabric.html"),
+        ("tcp", "/r-tcp.html"),
+    ]
+    assert [row.name for row in rows] == ["20 tiny tasks", "fetch of 10 kB, worker to worker"]
+    assert all(row.rounds == {"tcp": [1, 1, 5, 5], "fabric": [3, 3, 4, 4]} for row in rows)
+    assert warnings == ["left out: none: it ended"]
+
+
+@pytest.mark.parametrize(
+    ("name", "about"),
+    [
+        ("tasks", "4,000 tiny tasks"),
+        ("fetch", "fetch of 400 MB, worker to worker"),
+        ("busy-fetch", "fetch of 100 MB, both workers busy"),
+        ("transpose-sum", "(x + x.T).sum(), 8000 x 8000 in chunks of 1000"),
+        ("broadcast", "400 MB from one worker to all others"),
+        ("merge", "two dataframes merged by a key, 16 x 100,000 rows"),
+    ],
+)
+def test_rows_are_named_as_before(name, about):
+    """Results of other versions are compared by these names."""
+    ((row,), _) = measure([name], Work(rounds=0), PROTOCOLS)
+    assert row.name == about
+
+
 def test_what_cannot_run_says_why():
     work = Work(runs=1, rounds=1, extent=Extent(size=10, chunk_size=5, kind="gpu"))
-    rows, _ = workloads.measure(
-        ["transpose-sum"], work, [Protocol("tcp", "tcp")], Surroundings(), io.StringIO()
-    )
+    rows, _ = measure(["transpose-sum"], work, [Protocol("tcp", "tcp")])
     if not rows[0].rounds:  # no cupy, or no GPU
         assert (
             "cupy" in rows[0].problems["tcp"].lower() or "cuda" in rows[0].problems["tcp"].lower()
@@ -124,7 +179,7 @@ def bare_cluster(tmp_path):
         "import sys; sys.modules['dask_fabric'] = None; from distributed.cli import {0}; {0}.main()"
     )
     ends = ("--host", "127.0.0.1", "--scheduler-file", str(path))
-    commands = [("dask_scheduler", "--port", "0", "--no-dashboard")]
+    commands = [("dask_scheduler", "--port", "0", *NO_DASHBOARD_OPTIONS)]
     commands += [("dask_worker", "--no-nanny", "--nthreads", "1", "--no-dashboard")] * 2
     with contextlib.ExitStack() as stack:
         for program, *options in commands:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from unittest.mock import Mock
 
 import pytest
 from click.testing import CliRunner
@@ -86,10 +87,21 @@ def test_workloads_and_a_page(tmp_path):
     assert "<svg" in page.read_text()
 
 
-def test_a_workload_that_fails_makes_the_exit_status_1(monkeypatch):
+@pytest.fixture
+def answers(monkeypatch):
+    """A function that says what the program with the workloads answers, without a cluster."""
+
+    def answers(*told: object) -> None:
+        program = Mock(**{"return_value.read.side_effect": told})
+        monkeypatch.setattr("dask_fabric.bench.workloads.Program", program)
+
+    return answers
+
+
+def test_a_workload_that_fails_makes_the_exit_status_1(answers):
     small = ("--size", "10", "--chunk-size", "0")
     assert run("rechunk", *small).exit_code == 2
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    answers("tcp", {"problem": "ModuleNotFoundError: No module named 'cupy'"}, {"values": [9000.0]})
     arguments = ("transpose-sum", "tasks", "--size", "10", "--type", "gpu", "--protocols", "tcp")
     done = run(*arguments, "--quick", "--sleepy", "--runs", "1")
     assert done.exit_code == 1
@@ -105,16 +117,12 @@ def test_no_scheduler_there(monkeypatch):
     assert done.exit_code == 1 and "Error: no scheduler at tcp://127.0.0.1:1" in done.stderr
 
 
-def test_json_on_standard_output():
-    done = run("stream", *SHORT, "--protocols", "tcp", "--json", "-")
-    (row,) = json.loads(done.stdout)["rows"]
-    assert len(row["rounds"]["tcp"]) == 2
-
-
-def test_standard_output_needs_no_folder(tmp_path, monkeypatch):
+def test_json_on_standard_output_needs_no_folder(tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: False)
     done = run("stream", *SHORT, "--protocols", "tcp", "--json", "-")
     assert done.exit_code == 0
+    (row,) = json.loads(done.stdout)["rows"]
+    assert len(row["rounds"]["tcp"]) == 2
     monkeypatch.chdir(tmp_path)
     (tmp_path / "old.json").touch()
     done = run("stream", *SHORT, "--protocols", "tcp", "--json", "old.json")
@@ -128,9 +136,8 @@ def test_files_that_cannot_be_used(tmp_path):
     assert done.exit_code == 1 and "cannot write" in done.stderr
 
 
-def test_what_failed_is_told_where_nothing_is_left(monkeypatch):
-    answers = iter(["tcp", {"problem": "OSError: no"}])
-    monkeypatch.setattr("dask_fabric.bench.workloads.Program.read", lambda *_: next(answers))
+def test_what_failed_is_told_where_nothing_is_left(answers):
+    answers("tcp", {"problem": "OSError: no"})
     done = run("transpose-sum", "--protocols", "tcp", "--quick", "--sleepy")
     assert done.exit_code == 1
     assert "(x + x.T).sum(), 8000 x 8000 in chunks of 1000: tcp: OSError: no" in done.stderr

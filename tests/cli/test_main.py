@@ -16,6 +16,8 @@ from dask_fabric.cli.pair import PATHS
 from dask_fabric.cli.report import Facts
 from dask_fabric.cli.selftest import PathResult
 
+from ..conftest import NO_DASHBOARD
+
 
 def run(*arguments: str):
     return CliRunner().invoke(fabric, arguments, prog_name="dask fabric")
@@ -106,12 +108,12 @@ class TestPeer:
     @pytest.fixture
     def address(self):
         """The address of a scheduler in a process of its own."""
+        where = {"protocol": "fabric", "host": "127.0.0.1", "port": 0, **NO_DASHBOARD}
         program = (
             "import asyncio, sys\n"
             "from distributed import Scheduler\n"
             "async def main():\n"
-            "    where = {'protocol': 'fabric', 'host': '127.0.0.1', 'port': 0}\n"
-            "    async with Scheduler(**where, dashboard=False) as scheduler:\n"
+            f"    async with Scheduler(**{where}) as scheduler:\n"
             "        print(scheduler.address, flush=True)\n"
             "        await asyncio.to_thread(sys.stdin.read)\n"
             "asyncio.run(main())\n"

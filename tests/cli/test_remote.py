@@ -16,6 +16,8 @@ from dask_fabric.cli.remote import ask, full_address
 from dask_fabric.comm.reaching import explain
 from dask_fabric.errors import UnavailableError
 
+from ..conftest import NO_DASHBOARD
+
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
@@ -25,7 +27,7 @@ def impatient(monkeypatch):
 
 def scheduler(protocol: str = "fabric", **arguments) -> Scheduler:
     return Scheduler(
-        protocol=protocol, host="127.0.0.1", port=0, dashboard=False, validate=True, **arguments
+        protocol=protocol, host="127.0.0.1", port=0, validate=True, **NO_DASHBOARD, **arguments
     )
 
 

@@ -13,10 +13,12 @@ from inspect import signature
 import pytest
 from click.testing import CliRunner
 from dask.system import CPU_COUNT
-from distributed import Client, LocalCluster, Nanny, Worker
+from distributed import Client, Nanny, Worker
 
 from dask_fabric.cli import worker
 from dask_fabric.cli.main import fabric
+
+from ..conftest import scheduler_alone
 
 SECONDS = 30
 
@@ -28,12 +30,7 @@ def no_gpus(monkeypatch):
 
 @pytest.fixture(scope="module")
 def scheduler():
-    with LocalCluster(
-        n_workers=0,
-        protocol="fabric",
-        dashboard_address=None,
-        scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
-    ) as cluster:
+    with scheduler_alone() as cluster:
         yield cluster
 
 

@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -53,42 +54,55 @@ async def pair(open_pair):
     return await open_pair()
 
 
-@pytest.fixture
-def run(tmp_path):
-    """Start a dask command, and end it with the test; its output is in the file returned."""
+@contextlib.contextmanager
+def commands(folder: Path):
+    """A function that starts a dask command with its log in *folder*; all end with the block."""
+    started: list[subprocess.Popen] = []
     with contextlib.ExitStack() as stack:
 
-        def run(*arguments: str, prefix: tuple[str, ...] = (), **environment: str):
-            log = tmp_path / f"{len(list(tmp_path.iterdir()))}.log"
+        def run(*arguments: str, prefix: tuple[str, ...] = (), **environment: str) -> None:
+            log = folder / f"{len(started)}.log"
             process = subprocess.Popen(
                 [*prefix, sys.executable, "-m", "dask", *arguments],
                 env={**os.environ, **environment},
-                cwd=tmp_path,
+                cwd=folder,
                 stdout=stack.enter_context(log.open("w")),
                 stderr=subprocess.STDOUT,
             )
-            stack.callback(_end, process)
-            return log
+            started.append(process)
 
+        try:
+            yield run
+        finally:
+            _end(started)
+
+
+def _end(processes: list[subprocess.Popen]) -> None:
+    """End all at once but for the first, a scheduler, which workers would look for."""
+    for some in (processes[1:], processes[:1]):
+        for process in some:
+            process.terminate()
+        for process in some:
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+@pytest.fixture
+def run(tmp_path):
+    with commands(tmp_path) as run:
         yield run
 
 
-def _end(process: subprocess.Popen) -> None:
-    process.terminate()
-    try:
-        process.wait(10)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+def unused_port() -> int:
+    """A port of 127.0.0.1 that nobody uses."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 @pytest.fixture
 def free_port():
-    """A function that gives a port of 127.0.0.1 that nobody uses."""
-
-    def free_port() -> int:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            return probe.getsockname()[1]
-
-    return free_port
+    return unused_port

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 
+import dask
 import numpy as np
 import pytest
 from distributed.comm import CommClosedError, connect, listen
@@ -118,8 +119,9 @@ async def test_small_messages_before_close_are_readable_after_it(pair):
 
 
 @pytest.mark.own
-async def test_close_is_bounded_when_the_peer_never_reads(pair):
-    a, _ = pair
+async def test_close_is_bounded_when_the_peer_never_reads(open_pair):
+    with dask.config.set({"fabric.timeouts.close": "200 ms"}):
+        a, _ = await open_pair()
     await a.write({"x": to_serialize(np.zeros(64 << 20, "u1"))})
     await wait_for(a.close(), 10)
     assert a.closed()

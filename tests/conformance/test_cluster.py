@@ -11,12 +11,16 @@ import pytest
 from distributed import Client, LocalCluster, Nanny, Scheduler, Worker
 from distributed.comm import get_address_host
 
-pytestmark = pytest.mark.filterwarnings("ignore:Port .* is already in use:UserWarning")
+from ..conftest import LOCAL_CLUSTER, NO_DASHBOARD
 
 
 def local_cluster(scheme, security, **kwargs):
-    defaults = dict(n_workers=2, threads_per_worker=1, dashboard_address=None)
-    return LocalCluster(protocol=scheme, security=security, **{**defaults, **kwargs})
+    options = {"n_workers": 2, "threads_per_worker": 1, **LOCAL_CLUSTER, **kwargs}
+    return LocalCluster(protocol=scheme, security=security, **options)
+
+
+def scheduler(scheme, security, **kwargs) -> Scheduler:
+    return Scheduler(protocol=scheme, port=0, security=security, **NO_DASHBOARD, **kwargs)
 
 
 def addresses(client: Client) -> list[str]:
@@ -56,9 +60,7 @@ def test_security_temporary_as_users_write_it(scheme):
     if scheme in ("tcp", "fabric+tcp", "fabric+ucx"):
         pytest.skip("this scheme cannot encrypt")
     with (
-        LocalCluster(
-            protocol=scheme, security=True, n_workers=1, processes=False, dashboard_address=None
-        ) as cluster,
+        local_cluster(scheme, True, n_workers=1, processes=False) as cluster,
         Client(cluster) as client,
     ):
         assert client.submit(operator.add, 1, 2).result() == 3
@@ -67,13 +69,9 @@ def test_security_temporary_as_users_write_it(scheme):
 async def test_the_default_scheme(scheme, security):
     with dask.config.set({"distributed.comm.default-scheme": scheme}):
         async with (
-            Scheduler(
-                protocol=scheme, port=0, dashboard_address=None, security=security
-            ) as scheduler,
-            Worker(scheduler.address.split("://")[1], security=security) as worker,
-            Client(
-                scheduler.address.split("://")[1], asynchronous=True, security=security
-            ) as client,
+            scheduler(scheme, security) as server,
+            Worker(server.address.split("://")[1], security=security) as worker,
+            Client(server.address.split("://")[1], asynchronous=True, security=security) as client,
         ):
             assert worker.scheduler.address.startswith(f"{scheme}://")
             assert await client.submit(operator.add, 1, 2) == 3
@@ -81,10 +79,8 @@ async def test_the_default_scheme(scheme, security):
 
 async def test_workers_follow_the_schedulers_scheme(scheme, security):
     async with (
-        Scheduler(
-            host="127.0.0.1", protocol=scheme, port=0, dashboard_address=None, security=security
-        ) as scheduler,
-        Nanny(scheduler.address, nthreads=1, security=security) as nanny,
+        scheduler(scheme, security, host="127.0.0.1") as server,
+        Nanny(server.address, nthreads=1, security=security) as nanny,
     ):
         assert nanny.address.startswith(f"{scheme}://127.0.0.1:")
         assert nanny.worker_address.startswith(f"{scheme}://127.0.0.1:")
@@ -92,14 +88,12 @@ async def test_workers_follow_the_schedulers_scheme(scheme, security):
 
 @pytest.mark.own
 async def test_a_range_of_ports(scheme, security):
-    async with Scheduler(
-        host="127.0.0.1", protocol=scheme, port=0, dashboard_address=None, security=security
-    ) as scheduler:
-        first = 30_000 + scheduler.port % 10_000
+    async with scheduler(scheme, security, host="127.0.0.1") as server:
+        first = 30_000 + server.port % 10_000
         ports = f"{first}:{first + 9}"
         async with (
-            Worker(scheduler.address, port=ports, security=security) as one,
-            Worker(scheduler.address, port=ports, security=security) as two,
+            Worker(server.address, port=ports, security=security) as one,
+            Worker(server.address, port=ports, security=security) as two,
         ):
             assert first <= one.port < two.port <= first + 9
 
@@ -108,11 +102,11 @@ async def test_ipv6(scheme, security, has_ipv6):
     # distributed 2025.1 fails to serve its dashboard at an address of IPv6.
     own = {"security": security, "dashboard_address": "127.0.0.1:0"}
     async with (
-        Scheduler(host="[::1]", protocol=scheme, port=0, **own) as scheduler,
-        Worker(scheduler.address, **own) as worker,
-        Client(scheduler.address, asynchronous=True, security=security) as client,
+        scheduler(scheme, security, host="[::1]") as server,
+        Worker(server.address, **own) as worker,
+        Client(server.address, asynchronous=True, security=security) as client,
     ):
-        assert scheduler.address.startswith(f"{scheme}://[::1]:")
+        assert server.address.startswith(f"{scheme}://[::1]:")
         assert get_address_host(worker.address) == "::1"
         assert await client.submit(operator.add, 1, 2) == 3
 
@@ -120,10 +114,8 @@ async def test_ipv6(scheme, security, has_ipv6):
 @pytest.mark.parametrize("how", [{"host": "127.0.0.2"}, {"interface": "lo"}], ids=["host", "lo"])
 async def test_host_and_interface_of_a_worker(scheme, security, how):
     async with (
-        Scheduler(
-            host="127.0.0.1", protocol=scheme, port=0, dashboard_address=None, security=security
-        ) as scheduler,
-        Worker(scheduler.address, protocol=scheme, security=security, **how) as worker,
+        scheduler(scheme, security, host="127.0.0.1") as server,
+        Worker(server.address, protocol=scheme, security=security, **how) as worker,
     ):
         expected = how.get("host", "127.0.0.1")
         assert worker.address.startswith(f"{scheme}://{expected}:")
@@ -131,18 +123,16 @@ async def test_host_and_interface_of_a_worker(scheme, security, how):
 
 
 async def test_a_contact_address(scheme, security):
-    async with Scheduler(
-        host="127.0.0.1", protocol=scheme, port=0, dashboard_address=None, security=security
-    ) as scheduler:
+    async with scheduler(scheme, security, host="127.0.0.1") as server:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         async with Worker(
-            scheduler.address,
+            server.address,
             host="127.0.0.1",
             port=port,
             contact_address=f"{scheme}://127.0.0.1:{port}",
             security=security,
         ) as worker:
-            assert list(scheduler.workers) == [f"{scheme}://127.0.0.1:{port}"]
+            assert list(server.workers) == [f"{scheme}://127.0.0.1:{port}"]
             assert worker.contact_address == f"{scheme}://127.0.0.1:{port}"

@@ -7,6 +7,8 @@ import operator
 import pytest
 from distributed import Client
 
+from ..conftest import NO_DASHBOARD_OPTIONS
+
 SECONDS = 30
 
 
@@ -33,7 +35,7 @@ def worker_addresses(client: Client, count: int) -> list[str]:
 def test_protocol_option_and_bare_workers(scheme, security, security_options, run, free_port):
     port = free_port()
     address = f"{scheme}://127.0.0.1:{port}"
-    scheduler = ["scheduler", "--no-dashboard", "--host", "127.0.0.1", "--port", str(port)]
+    scheduler = ["scheduler", *NO_DASHBOARD_OPTIONS, "--host", "127.0.0.1", "--port", str(port)]
     run(*scheduler, "--protocol", scheme, *security_options)
     # Named after the scheduler alone, with a nanny; and with the address in each option.
     worker = ["worker", address, "--no-dashboard", "--nthreads", "1", *security_options]
@@ -62,7 +64,7 @@ def test_host_and_interface_options_and_the_default_scheme(
     if security:
         # Dask takes tls for granted where it is given certificates and no protocol.
         security_options += ("--protocol", scheme)
-    scheduler = ["scheduler", "--no-dashboard", "--port", str(port), *security_options]
+    scheduler = ["scheduler", *NO_DASHBOARD_OPTIONS, "--port", str(port), *security_options]
     run(*scheduler, "--host", f"{scheme}://127.0.0.1", **default)
     worker = ["worker", f"127.0.0.1:{port}", "--no-dashboard", "--no-nanny", "--nthreads", "1"]
     worker += security_options

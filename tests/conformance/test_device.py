@@ -17,7 +17,7 @@ from dask_fabric.errors import UnavailableError
 from dask_fabric.memory import device
 from dask_fabric.memory.device import StagedFrame
 
-from ..device import Array, StandIn, make_array
+from ..device import Array, StandIn, check_arrived, make_array
 
 pytestmark = pytest.mark.own
 MEBI = 1 << 20
@@ -54,10 +54,7 @@ ARRAYS = {
 async def test_arrays_come_as_they_were(pair, gpu, values):
     a, b = pair
     await a.write({"x": to_serialize(gpu.array(values))})
-    got = (await b.read())["x"]
-    assert type(got) is Array
-    assert (got.shape, got.dtype, got.strides) == (values.shape, values.dtype, values.strides)
-    np.testing.assert_array_equal(got.get(), values)
+    check_arrived((await b.read())["x"], values)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from dask_fabric.paths import ucx
 from dask_fabric.paths.ucx_endpoint import UCXEndpoint
 
 from ..conftest import ucx_libraries
-from ..device import Array, StandIn, direct_path
+from ..device import Array, StandIn, check_arrived, direct_path
 from .test_device import (  # noqa: F401
     ARRAYS,
     MEBI,
@@ -125,10 +125,7 @@ def check_reports(paths):
 async def test_arrays_go_from_device_to_device(pair, gpu, values):
     a, b = pair
     await a.write({"x": to_serialize(gpu.array(values))})
-    got = (await b.read())["x"]
-    assert type(got) is Array
-    assert (got.shape, got.dtype, got.strides) == (values.shape, values.dtype, values.strides)
-    np.testing.assert_array_equal(got.get(), values)
+    check_arrived((await b.read())["x"], values)
     moved = b.statistics()["traffic"]["ucx"]
     assert moved["frames_received"] == bool(values.nbytes)
     assert moved["bytes_received"] == values.nbytes
@@ -233,7 +230,7 @@ sys.path.insert(0, sys.argv[2])
 import numpy as np
 from distributed.comm import connect
 from distributed.protocol import to_serialize
-from tests.device import Array, StandIn, direct_path
+from tests.device import Array, StandIn, check_arrived, direct_path
 from dask_fabric.memory import device
 async def main():
     gpu = StandIn()

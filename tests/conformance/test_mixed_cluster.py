@@ -12,7 +12,8 @@ from distributed import Client
 
 import dask_fabric
 
-from ..conftest import ucx_libraries
+from ..conftest import NO_DASHBOARD_OPTIONS, ucx_libraries
+from .conftest import commands, unused_port
 
 LIBRARIES = ucx_libraries()  # now: a process that has loaded one finds no other
 VARIABLES = {
@@ -30,8 +31,8 @@ def two_libraries():
     return [by_version[version] for version in sorted(by_version)[:: len(by_version) - 1]]
 
 
-@pytest.fixture
-def cluster(run, free_port):
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
     """A client, and names of the workers by their addresses."""
     old, new = two_libraries()
     environments = {
@@ -39,18 +40,19 @@ def cluster(run, free_port):
         "new": {"DASK_FABRIC__UCX__LIBRARY": new.path},
         "none": {"DASK_FABRIC__UCX__ENABLED": "false"},
     }
-    port = free_port()
+    port = unused_port()
     scheduler = f"fabric://127.0.0.1:{port}"
-    run("scheduler", "--protocol", "fabric", "--host", "127.0.0.1", "--port", str(port),
-        "--no-dashboard", **{**VARIABLES, **environments["old"]})  # fmt: skip
-    for name, environment in environments.items():
-        run("worker", scheduler, "--name", name, "--no-nanny", "--nthreads", "1",
-            "--no-dashboard", **{**VARIABLES, **environment})  # fmt: skip
     config = {"fabric.cma.enabled": False, "fabric.ucx.enabled": False}
-    with dask.config.set(config), Client(scheduler, timeout=30) as client:
-        client.wait_for_workers(3, timeout=60)
-        workers = client.scheduler_info()["workers"]
-        yield client, {address: worker["id"] for address, worker in workers.items()}
+    with commands(tmp_path_factory.mktemp("logs")) as run, dask.config.set(config):
+        run("scheduler", "--protocol", "fabric", "--host", "127.0.0.1", "--port", str(port),
+            *NO_DASHBOARD_OPTIONS, **{**VARIABLES, **environments["old"]})  # fmt: skip
+        for name, environment in environments.items():
+            run("worker", scheduler, "--name", name, "--no-nanny", "--nthreads", "1",
+                "--no-dashboard", **{**VARIABLES, **environment})  # fmt: skip
+        with Client(scheduler, timeout=30) as client:
+            client.wait_for_workers(3, timeout=60)
+            workers = client.scheduler_info()["workers"]
+            yield client, {address: worker["id"] for address, worker in workers.items()}
 
 
 def exchange(client, names) -> None:

@@ -89,10 +89,12 @@ def start_peer():
             listens: bool = False,
             message_bytes: int = 200_000_000,
             config: dict | None = None,
+            probe_count: int | None = None,
             prefix: tuple[str, ...] = (),
         ) -> Peer:
             order = dict(role=role, address=address, listens=listens, message_bytes=message_bytes)
             order["config"] = config or {}
+            order["probe_count"] = probe_count
             order["security"] = security and {
                 "require_encryption": True, **{f: getattr(security, f) for f in PEM_FIELDS}
             }  # fmt: skip

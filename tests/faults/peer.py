@@ -19,6 +19,7 @@ from distributed.comm import Comm, CommClosedError, connect, listen
 from distributed.protocol import to_serialize
 from distributed.security import Security
 
+from dask_fabric.comm import socket_options
 from dask_fabric.engine import threads
 from dask_fabric.paths import ucx
 
@@ -119,6 +120,8 @@ if __name__ == "__main__":
     order = json.loads(sys.stdin.readline())
     threading.Thread(target=end_with_input, daemon=True).start()
     dask.config.set(order["config"])
+    if order["probe_count"]:
+        socket_options._PROBE_COUNT = order["probe_count"]
     message_bytes = order["message_bytes"]
     security = Security(**order["security"]) if order["security"] else None
     role = globals()[order["role"]]

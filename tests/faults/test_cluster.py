@@ -7,17 +7,16 @@ import os
 import signal
 
 import numpy as np
-import pytest
 from distributed import Client, LocalCluster, as_completed
 
-pytestmark = pytest.mark.filterwarnings("ignore:Port .* is already in use:UserWarning")
+from ..conftest import LOCAL_CLUSTER
 
 
 def test_a_killed_worker_does_not_stop_the_computation(security, scheme):
     with (
         LocalCluster(
             protocol=scheme, security=security, n_workers=2, threads_per_worker=1,
-            dashboard_address=None,
+            **LOCAL_CLUSTER,
         ) as cluster,
         Client(cluster) as client,
     ):  # fmt: skip

@@ -7,9 +7,10 @@ import subprocess
 import sys
 
 import pytest
-from distributed import Client, LocalCluster
+from distributed import Client
 from distributed.system import MEMORY_LIMIT
 
+from ..conftest import scheduler_alone
 from .conftest import CPUS, uuid
 
 SECONDS = 30
@@ -17,12 +18,7 @@ SECONDS = 30
 
 @pytest.fixture
 def scheduler():
-    with LocalCluster(
-        n_workers=0,
-        protocol="fabric",
-        dashboard_address=None,
-        scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
-    ) as cluster:
+    with scheduler_alone() as cluster:
         yield cluster
 
 

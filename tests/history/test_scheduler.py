@@ -15,6 +15,8 @@ from distributed import Client, LocalCluster, Scheduler, Worker
 
 from dask_fabric.history.file import Record, read
 
+from ..conftest import NO_DASHBOARD, NO_DASHBOARD_OPTIONS
+
 DATA_COUNT = 1_000_000
 
 
@@ -46,7 +48,7 @@ def start_scheduler(path) -> subprocess.Popen:
     """A process of its own, whose job stands in the file when this returns."""
     before = len(jobs(path)) if path.exists() else 0
     command = [sys.executable, "-m", "dask", "scheduler", "--protocol", "fabric"]
-    command += ["--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
+    command += ["--host", "127.0.0.1", "--port", "0", *NO_DASHBOARD_OPTIONS]
     variables = {"DASK_FABRIC__HISTORY__FILE": str(path), "DASK_FABRIC__HISTORY__INTERVAL": "0.2"}
     process = subprocess.Popen(
         command, env={**os.environ, **variables}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -101,9 +103,7 @@ def test_killed_and_at_once(path):
 
 async def one_job(protocol: str = "fabric") -> None:
     async with (
-        Scheduler(
-            protocol=protocol, host="127.0.0.1", port=0, dashboard_address="127.0.0.1:0"
-        ) as scheduler,
+        Scheduler(protocol=protocol, host="127.0.0.1", port=0, **NO_DASHBOARD) as scheduler,
         Worker(scheduler.address, host="127.0.0.1", dashboard_address="127.0.0.1:0"),
         Client(scheduler.address, asynchronous=True) as client,
     ):

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from dask_fabric.bench.figures import size_name
 from dask_fabric.bench.pairs import Program, Protocol, Surroundings, child_environment
 from dask_fabric.bench.progress import Progress
 from dask_fabric.bench.results import Row
@@ -45,11 +46,9 @@ class Work:
 
 def _row(name: str, extent: Extent) -> Row:
     one = WORKLOADS[name]
-    figure, parameters = one.about, asdict(extent)
-    if name in ("transpose-sum", "rechunk"):
-        figure += f", {extent.size} x {extent.size} in chunks of {extent.chunk_size}"
-    elif name in ("shuffle", "merge"):
-        figure += f", {extent.partitions} x {extent.partition_rows:,} rows"
+    parameters = asdict(extent)
+    fetch, busy_fetch = size_name(extent.fetch_bytes), size_name(extent.busy_fetch_bytes)
+    figure = one.about.format(**parameters, fetch=fetch, busy_fetch=busy_fetch)
     return Row("workloads", figure, one.unit, one.unit.endswith("/s"), parameters=parameters)
 
 

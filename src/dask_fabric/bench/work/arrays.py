@@ -15,8 +15,6 @@ from distributed import Client, secede, wait
 from dask_fabric.bench.work.extent import GPU, Extent, Outcome
 from dask_fabric.bench.work.local import worker_addresses
 
-_FETCH_BYTES = 400_000_000
-_BUSY_FETCH_BYTES = 100_000_000
 _ROWS, _COLUMNS = 1013, 769  # the periods of the elements
 
 
@@ -100,17 +98,18 @@ def _sum_of_ones(nbytes: int) -> int:
 def broadcast(client: Client, extent: Extent) -> Callable[[], Outcome]:
     """An array of one worker, used by a task of every other."""
     source, *others = worker_addresses(client)
+    nbytes = extent.fetch_bytes
 
     def run() -> Outcome:
-        array = client.submit(ones, _FETCH_BYTES, extent.kind, workers=[source], pure=False)
+        array = client.submit(ones, nbytes, extent.kind, workers=[source], pure=False)
         wait(array)
         begin = time.perf_counter()
         sums = client.gather(
             [client.submit(_sum, array, workers=[worker], pure=False) for worker in others]
         )
         seconds = time.perf_counter() - begin
-        right = sums == [_sum_of_ones(_FETCH_BYTES)] * len(others)
-        return Outcome(_FETCH_BYTES * len(others) / 1e9 / seconds, right)
+        right = sums == [_sum_of_ones(nbytes)] * len(others)
+        return Outcome(nbytes * len(others) / 1e9 / seconds, right)
 
     return run
 
@@ -127,7 +126,7 @@ def _fetch(client: Client, nbytes: int, kind: str) -> Outcome:
 
 def fetch(client: Client, extent: Extent) -> Callable[[], Outcome]:
     """One worker fetches a large array of another's, from submit to result."""
-    return lambda: _fetch(client, _FETCH_BYTES, extent.kind)
+    return lambda: _fetch(client, extent.fetch_bytes, extent.kind)
 
 
 def _compute(marker: str) -> None:
@@ -147,7 +146,7 @@ def busy_fetch(client: Client, extent: Extent) -> Callable[[], Outcome]:
                 client.submit(_compute, marker.name, workers=[worker], pure=False)
                 for worker in worker_addresses(client)[:2]
             ]
-            outcome = _fetch(client, _BUSY_FETCH_BYTES, extent.kind)
+            outcome = _fetch(client, extent.busy_fetch_bytes, extent.kind)
         wait(tasks)
         return outcome
 

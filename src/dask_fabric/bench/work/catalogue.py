@@ -9,6 +9,10 @@ from distributed import Client
 from dask_fabric.bench.work import arrays, tasks
 from dask_fabric.bench.work.extent import Extent, Outcome, Workload
 
+_BUSY_FETCH = "fetch of {busy_fetch}, both workers busy"
+_BLOCKS = "{size} x {size} in chunks of {chunk_size}"
+_ROWS = "{partitions} x {partition_rows:,} rows"
+
 
 def _shuffle(client: Client, extent: Extent) -> Callable[[], Outcome]:
     from dask_fabric.bench.work import frames
@@ -25,13 +29,13 @@ def _merge(client: Client, extent: Extent) -> Callable[[], Outcome]:
 WORKLOADS = {
     one.name: one
     for one in (
-        Workload("tasks", "tasks/s", "4,000 tiny tasks", tasks.tiny_tasks),
-        Workload("fetch", "GB/s", "fetch of 400 MB, worker to worker", arrays.fetch),
-        Workload("busy-fetch", "GB/s", "fetch of 100 MB, both workers busy", arrays.busy_fetch),
-        Workload("transpose-sum", "s", "(x + x.T).sum()", arrays.transpose_sum),
-        Workload("rechunk", "s", "blocks to columns, all to all", arrays.rechunk),
-        Workload("broadcast", "GB/s", "400 MB from one worker to all others", arrays.broadcast),
-        Workload("shuffle", "s", "dataframe shuffled by a key", _shuffle),
-        Workload("merge", "s", "two dataframes merged by a key", _merge),
+        Workload("tasks", "tasks/s", "{task_count:,} tiny tasks", tasks.tiny_tasks),
+        Workload("fetch", "GB/s", "fetch of {fetch}, worker to worker", arrays.fetch),
+        Workload("busy-fetch", "GB/s", _BUSY_FETCH, arrays.busy_fetch),
+        Workload("transpose-sum", "s", "(x + x.T).sum(), " + _BLOCKS, arrays.transpose_sum),
+        Workload("rechunk", "s", "blocks to columns, all to all, " + _BLOCKS, arrays.rechunk),
+        Workload("broadcast", "GB/s", "{fetch} from one worker to all others", arrays.broadcast),
+        Workload("shuffle", "s", "dataframe shuffled by a key, " + _ROWS, _shuffle),
+        Workload("merge", "s", "two dataframes merged by a key, " + _ROWS, _merge),
     )
 }

@@ -22,6 +22,10 @@ class Extent:
         Side of their chunks.
     partitions, partition_rows : int
         Of the dataframes.
+    task_count : int
+        Tiny tasks.
+    fetch_bytes, busy_fetch_bytes : int
+        Of a single fetch, and of one beside tasks that keep the GIL.
     kind : str
         ``cpu`` for numpy and pandas, ``gpu`` for cupy and cudf.
     """
@@ -30,6 +34,9 @@ class Extent:
     chunk_size: int = 1000
     partitions: int = 16
     partition_rows: int = 100_000
+    task_count: int = 4000
+    fetch_bytes: int = 400_000_000
+    busy_fetch_bytes: int = 100_000_000
     kind: str = CPU
 
 
@@ -55,6 +62,9 @@ class Workload:
 
     Attributes
     ----------
+    about : str
+        Its name in tables, with what it takes of the extent in braces; ``fetch`` and
+        ``busy_fetch`` are sizes as text.
     prepare : callable
         Given a client and the extent, loads the workers, and gives what does one run.
     """

@@ -11,19 +11,20 @@ from distributed import Client, wait
 
 from dask_fabric.bench.work.extent import Extent, Outcome
 
-TASK_COUNT = 4000
 _increment = partial(operator.add, 1)  # every worker has it, whatever is installed there
 
 
 def tiny_tasks(client: Client, extent: Extent) -> Callable[[], Outcome]:
     """A map of a function that adds one, until all are finished."""
 
+    count = extent.task_count
+
     def run() -> Outcome:
         begin = time.perf_counter()
-        futures = client.map(_increment, range(TASK_COUNT), pure=False)
+        futures = client.map(_increment, range(count), pure=False)
         wait(futures)
         seconds = time.perf_counter() - begin
         total = client.submit(sum, futures).result()
-        return Outcome(TASK_COUNT / seconds, total == TASK_COUNT * (TASK_COUNT + 1) // 2)
+        return Outcome(count / seconds, total == count * (count + 1) // 2)
 
     return run
