@@ -107,19 +107,55 @@ def test_links_alike_and_too_few_say_nothing(speeds):
 
 
 def test_a_summary_is_read_back_and_small_whatever_workers_call_themselves():
-    one = links(1e9, 1e9, 1e9, 1e8)
-    many = "\u2603" * 200
+    many = "\U0001f600" * 200  # twice six characters each as JSON writes it
+    one = Job(many * 2, 1.0)
+    addresses = [f"{many[:198]}{i}" for i in range(10, 40)]
+    one.take([(address, None) for address in addresses])
     for turn in (0, 1):
-        rows = [(many, f"{many[:190]}{i}", turn, turn, 0) for i in range(100)]
-        one.sample([(many, told("p2", *rows))], 1)
+        rows = [
+            (
+                peer,
+                f"{many[:197]}{i}",
+                64 * MIB,
+                turn,
+                0,
+                0.0,
+                0.0,
+                1.0 + 9 * (n % 5 == 0),
+                0.0,
+                0.0,
+            )
+            for i in range(100, 120)
+            for n, peer in enumerate(addresses[:12])
+        ]
+        one.sample([(addresses[-1] + many, told("p2", *rows))], 1)
     text = one.summary().as_text()
     assert len(text) < TEXT_BYTES_LIMIT
     assert from_text(text) == one.summary()
-    assert len(one.summary().paths) == 16
+    assert (len(one.summary().paths), len(one.summary().slow_links)) == (16, 8)
+
+
+def test_whatever_workers_make_up_is_read_back():
+    one = links(1e-3, 1e300, 1e300, 5e307)
+    rows = [(f"fabric://h:{i}", "cma", 2**61, 2**61, 2**61, *[2.0**58] * 5) for i in range(256)]
+    odd = ("fabric://h:0", "odd", 0, 5e-324, 0)
+    one.sample(both(0, 0), 1)
+    one.sample([("fabric://h:1", told("p1", odd, *rows))], 5.0)
+    found = from_text(one.summary().as_text())
+    assert found == one.summary()
+    assert found.paths[0].bytes_sent == found.paths[0].bandwidth_max == 2**62
+    assert found.slow_links[0].bytes_moved == 64 * MIB
+
+
+def test_half_a_character_is_read_as_one_that_can_be_printed():
+    text = Job("a\ud800", 1.0).summary().as_text()
+    assert from_text(text).scheduler == "a?"
 
 
 @pytest.mark.parametrize(
-    "value", [float("nan"), float("inf"), -1, 2**70, "1", None], ids=lambda value: str(value)
+    "value",
+    [float("nan"), float("inf"), -1, 2**70, 10**400, "1", None],
+    ids=lambda value: str(value)[:20],
 )
 def test_what_no_worker_of_ours_sends_is_left_out(value):
     one = job()

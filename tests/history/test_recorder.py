@@ -47,6 +47,25 @@ def test_an_error_is_logged_once(tmp_path, caplog):
     assert "no such folder" in caplog.text
 
 
+def test_it_writes_again_after_more_news_than_it_takes():
+    """Workers come and go by thousands while the file system hangs."""
+    writer = Hanging()
+    one = recorder(writer)
+    one.sample([])
+    assert writer.entered.wait(10)
+    for _ in range(10_000):
+        one.take([])
+    for _ in range(10):
+        one.sample([])
+    writer.released.set()
+    give_up = time.monotonic() + 10
+    while writer.write_count < 2:
+        assert time.monotonic() < give_up
+        one.sample([])
+        time.sleep(0.001)
+    one.finish(10)
+
+
 def test_a_file_system_that_hangs_keeps_nobody(caplog):
     writer = Hanging()
     one = recorder(writer)

@@ -10,7 +10,7 @@ from typing import Any
 
 from dask_fabric.history import reports
 from dask_fabric.history.reports import Row
-from dask_fabric.history.summary import Link, PathSummary, Summary
+from dask_fabric.history.summary import AMOUNT_LIMIT, Link, PathSummary, Summary
 
 # Those that were not heard of for the longest time are forgotten.
 _PROCESS_LIMIT = 16384
@@ -22,6 +22,7 @@ _LINK_BYTES_LEAST = 8 << 20  # less says nothing about a link's speed
 _LINK_COUNT_LEAST = 3
 _SLOW_PART = 1 / 3  # of what the better quarter of links has
 _STEPS = 8  # of the logarithm to 2 of a bandwidth: percentiles are right within 5 %
+_MOST = AMOUNT_LIMIT // 2  # of any sum: only what workers make up has more
 _NUMBER_COUNT = 3 + len(reports.WAITS)
 
 
@@ -37,8 +38,8 @@ class _Path:
     def sample(self, seconds: float) -> None:
         received_bytes = self.numbers[1] - self.sampled_bytes
         self.sampled_bytes = self.numbers[1]
-        if received_bytes > 0:
-            rate = received_bytes / seconds
+        rate = received_bytes / seconds
+        if rate > 0:
             self.most = max(self.most, rate)
             self.steps[round(math.log2(rate) * _STEPS)] += 1
 
@@ -86,8 +87,9 @@ class Job:
         """
         silent_count = 0
         processes = set()
-        for address, report in told:
-            self._know(address[: reports.TEXT_LIMIT])
+        for name, report in told:
+            address = name[: reports.TEXT_LIMIT]
+            self._know(address)
             found = reports.read(report)
             if found is None:
                 silent_count += 1
@@ -165,9 +167,9 @@ def _grown(before: list[float] | None, now: list[float]) -> list[float]:
 
 
 def _path_summary(name: str, path: _Path) -> PathSummary:
-    counts = (int(number) for number in path.numbers[:3])
     percentiles = (path.percentile(part) for part in (0.5, 0.9, 0.99))
-    return PathSummary(name, *counts, *path.numbers[3:], *percentiles, path.most)
+    amounts = [min(one, _MOST) for one in (*path.numbers, *percentiles, path.most)]
+    return PathSummary(name, *map(int, amounts[:3]), *amounts[3:])
 
 
 def _slow(links: dict[tuple[str, str, str], tuple[int, float]]) -> list[Link]:
@@ -175,7 +177,7 @@ def _slow(links: dict[tuple[str, str, str], tuple[int, float]]) -> list[Link]:
     by_path: dict[str, list[Link]] = {}
     for (worker, peer, path), (nbytes, seconds) in links.items():
         if seconds > 0:
-            link = Link(worker, peer, path, nbytes, nbytes / seconds)
+            link = Link(worker, peer, path, nbytes, min(nbytes / seconds, _MOST))
             by_path.setdefault(path, []).append(link)
     slow = []
     for found in by_path.values():

@@ -53,8 +53,10 @@ class Recorder:
 
     def sample(self, told: list[tuple[str, Any]]) -> None:
         """Add what all workers report, and write the job."""
-        if self._room.acquire(blocking=False):  # else the thread is late: the next tells it all
-            self._put(_News(told, True, time.monotonic()))
+        if not self._room.acquire(blocking=False):
+            return  # the thread is late: the next tells it all
+        if not self._put(_News(told, True, time.monotonic())):
+            self._room.release()
 
     def finish(self, seconds: float) -> None:
         """Write the end of the job, and wait until that is done, but not much longer."""
@@ -64,11 +66,13 @@ class Recorder:
         if self._thread.is_alive():
             logger.error("The end of this job is not in the history %s yet", self._writer.path)
 
-    def _put(self, news: _News) -> None:
+    def _put(self, news: _News) -> bool:
         try:
             self._waiting.put_nowait(news)
         except queue.Full:
             logger.debug("The history %s takes no more for now", self._writer.path)
+            return False
+        return True
 
     def _run(self) -> None:
         while (news := self._waiting.get()) is not None:

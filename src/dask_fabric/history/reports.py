@@ -78,5 +78,6 @@ def _is_row(row: Any) -> bool:
         and len(path) <= TEXT_LIMIT
         and _NUMBERS.issuperset(map(type, amounts))
         and min(amounts) >= 0
+        and max(amounts) < _AMOUNT_LIMIT  # before the sum: Python makes no float of any integer
         and sum(amounts) < _AMOUNT_LIMIT  # no infinity, nor what is not a number
     )

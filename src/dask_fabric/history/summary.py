@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-TEXT_BYTES_LIMIT = 64 << 10  # more than the longest names make
+TEXT_BYTES_LIMIT = 128 << 10  # more than the longest names make, with 12 bytes to a character
+AMOUNT_LIMIT = 2**63  # what is written and read is below it
 _STRING_LIMIT = 200
 _LIST_LIMIT = 32
 
@@ -106,17 +106,17 @@ def _list(value: Any) -> list[Any]:
 def _string(value: Any) -> str:
     if not isinstance(value, str) or len(value) > _STRING_LIMIT:
         raise TypeError("a short text is expected")
-    return value
+    return value.encode(errors="replace").decode()  # JSON can name half a character
 
 
 def _count(value: Any) -> int:
-    if type(value) is not int or not 0 <= value < 2**63:
+    if type(value) is not int or not 0 <= value < AMOUNT_LIMIT:
         raise TypeError("a count is expected")
     return value
 
 
 def _amount(value: Any) -> float:
-    if type(value) not in (int, float) or not 0 <= value < 2**63 or not math.isfinite(value):
+    if type(value) not in (int, float) or not 0 <= value < AMOUNT_LIMIT:
         raise TypeError("an amount is expected")
     return float(value)
 
