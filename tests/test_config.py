@@ -196,7 +196,7 @@ BAD = {
     "limits.frames": [*BAD_COUNTS, None],
     "limits.header": [*BAD_SIZES, None, 0],
     "limits.message": [*BAD_SIZES, 0],
-    "history.file": ["", "history.sqlite", "/a\0b", 5, True, [], {}],
+    "history.file": ["", "history.sqlite", "~nobody-of-this-name/x", "/a\0b", 5, True, [], {}],
     "history.size": [*BAD_SIZES, None, 2**20 - 1],
     "history.interval": [*BAD_TIMES, None, 0],
     "timeouts.handshake": [*BAD_TIMES, None, 0],

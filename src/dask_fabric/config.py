@@ -9,6 +9,7 @@ import difflib
 import functools
 import logging
 import math
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -201,7 +202,7 @@ def _full_path(value: object) -> str | None:
         return None
     if type(value) is not str:
         raise TypeError(value)
-    if "\0" in value or not Path(value).expanduser().is_absolute():
+    if "\0" in value or not os.path.isabs(os.path.expanduser(value)):
         raise ValueError(value)
     return value
 

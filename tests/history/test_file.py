@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -9,6 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -83,7 +85,13 @@ def test_a_job_is_replaced_by_its_later_self(path, local):
 
 @pytest.mark.parametrize(
     ("ended", "seconds_later", "state"),
-    [(START + 20, 1e6, "ended"), (None, 29, "running"), (None, 31, "lost")],
+    [
+        (START + 20, 1e6, "ended"),
+        (None, 29, "running"),
+        (None, 31, "lost"),
+        (None, -3600, "running"),  # the clock was set back
+        (None, -1e6, "lost"),
+    ],
 )
 def test_a_job_without_an_end_is_lost_after_a_while(ended, seconds_later, state):
     assert record(ended=ended).state(START + 10 + seconds_later) == state
@@ -186,6 +194,120 @@ def test_a_lower_bound_shrinks_the_file(path, local):
     assert ids(path)[-1] == "last"
 
 
+def test_many_jobs_are_dropped_at_once(path, local, monkeypatch):
+    """Other schedulers wait no longer than 5 s."""
+    writer = Writer(path, SIZE_BYTES)
+    writer.write(record("job0"))
+    with sqlite3.connect(path) as connection:
+        connection.executemany(
+            f"INSERT INTO jobs (id, started, seen, summary)"
+            f" SELECT ?, started, {START} + ?, summary FROM jobs WHERE number = 1",
+            ((f"job{i}", i) for i in range(1, 10_000)),
+        )
+    connection.close()
+    looks = []
+    used_bytes = history._used_bytes
+    monkeypatch.setattr(
+        history, "_used_bytes", lambda connection: looks.append(1) or used_bytes(connection)
+    )
+    Writer(path, 1 << 20).write(record("last", seen=START + 10_000))
+    assert len(looks) < 30
+    kept = ids(path)
+    assert kept == [f"job{i}" for i in range(10_000 - len(kept) + 1, 10_000)] + ["last"]
+    assert (1 << 20) * 0.9 < path.stat().st_size <= 1 << 20
+
+
+@pytest.mark.parametrize("seen", [f"{START + 1e9}", "'yesterday'"])
+def test_a_time_that_no_clock_shows_keeps_no_job(path, local, seen):
+    limit_bytes = 64 << 10
+    writer = Writer(path, limit_bytes)
+    writer.write(record("odd"))
+    writer.write(record("good", seen=START))
+    with sqlite3.connect(path) as connection:
+        connection.execute(f"UPDATE jobs SET seen = {seen} WHERE id = 'odd'")
+    connection.close()
+    for i in range(80):
+        writer.write(record(f"job{i}", seen=START + i))
+        records, damaged = read(path)
+        if len(records) + len(damaged) < i + 3:  # some were dropped, a few at once
+            break
+    found = [one.job_id for one in records]
+    assert not damaged and "odd" not in found and "job5" in found
+
+
+def test_of_too_many_jobs_the_newest_are_read(path, local, monkeypatch):
+    for name in "abc":
+        Writer(path, SIZE_BYTES).write(record(name))
+    monkeypatch.setattr(history, "_READ", history._READ.replace("LIMIT 100000", "LIMIT 2"))
+    assert ids(path) == ["b", "c"]
+
+
+# ---- paths, rights and full disks
+
+
+@pytest.mark.parametrize("name", ["a?b#c%20&mode=ro", "\u2603", os.fsdecode(b"\xff")])
+def test_any_name_of_a_file(tmp_path, name):
+    path = tmp_path / name
+    Writer(path, SIZE_BYTES).write(record())
+    assert ids(path) == ["a"]
+    assert ids(f"/{path}") == ["a"]
+    assert [os.fsencode(file) for file in os.listdir(tmp_path)] == [os.fsencode(name)]
+
+
+READS = """
+import os, sys
+from dask_fabric.history.file import read
+if os.getuid() == 0:
+    os.setgid(65534)
+    os.setuid(65534)
+print(len(read(sys.argv[1])[0]))
+"""
+
+
+@pytest.mark.parametrize("in_use", [False, True])
+def test_who_may_not_write_reads(local, in_use):
+    with tempfile.TemporaryDirectory() as folder:
+        path = history.Path(folder) / "history.sqlite"
+        Writer(path, SIZE_BYTES).write(record())
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            if in_use:  # by a log beside it
+                connection.execute("UPDATE jobs SET ended = NULL")
+                connection.commit()
+            for file in path.parent.iterdir():
+                file.chmod(0o444)
+            path.parent.chmod(0o555)
+            command = [sys.executable, "-c", READS, str(path)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+            path.parent.chmod(0o755)
+    assert done.stdout == "1\n", done.stderr
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 256 KiB, in which nothing else is."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("may not mount here")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_keeps_what_was_written(small_disk):
+    path = small_disk / "history.sqlite"
+    writer = Writer(path, SIZE_BYTES)
+    written = []
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        for i in range(1000):
+            writer.write(record(f"job{i}"))
+            written.append(f"job{i}")
+    assert ids(path) == written
+    subprocess.run(["mount", "-o", "remount,size=1m", str(small_disk)], check=True)
+    writer.write(record("later"))
+    assert ids(path) == [*written, "later"]
+
+
 # ---- other files
 
 
@@ -237,10 +359,9 @@ def test_a_damaged_file(path, local):
     Writer(path, SIZE_BYTES).write(record())
     content = path.read_bytes()
     path.write_bytes(content[:100] + b"\xa5" * (len(content) - 100))
-    with pytest.raises(HistoryError, match="cannot read the history"):
-        read(path)
-    with pytest.raises(sqlite3.DatabaseError):
-        Writer(path, SIZE_BYTES).write(record())
+    for use in (lambda: Writer(path, SIZE_BYTES).write(record()), lambda: read(path)):
+        with pytest.raises(HistoryError, match=r"is damaged \(.*\): move it away"):
+            use()
 
 
 @pytest.mark.parametrize(

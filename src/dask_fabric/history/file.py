@@ -30,6 +30,7 @@ VERSION = 1
 _BUSY_SECONDS = 5.0
 _LEAST_LOST_SECONDS = 30.0
 _LOST_INTERVALS = 5
+_CLOCK_SECONDS = 86400.0  # a time so far ahead says nothing
 _JOBS_READ_LIMIT = 100_000
 _AUTOCHECKPOINT_PAGES = 64
 # Where WAL's shared memory is that of one host. Elsewhere, and where nobody knows, it would corrupt
@@ -53,11 +54,11 @@ _TABLE = """CREATE TABLE jobs (
 # Not in one statement, which would take a new number each time.
 _INSERT = "INSERT INTO jobs (seen, ended, summary, started, id) VALUES (?, ?, ?, ?, ?)"
 _UPDATE = "UPDATE jobs SET seen = ?, ended = ?, summary = ? WHERE id = ?"
-_DROP = """DELETE FROM jobs
-  WHERE number = (SELECT number FROM jobs WHERE id != ? ORDER BY seen LIMIT 1)"""
+_DROP = """DELETE FROM jobs WHERE number IN (SELECT number FROM jobs WHERE id != ?
+  ORDER BY CASE WHEN seen > ? THEN 0 ELSE seen END, number LIMIT ?)"""
 _READ = f"""SELECT number, id, started, seen, ended,
   CASE WHEN length(CAST(summary AS BLOB)) <= {TEXT_BYTES_LIMIT} THEN summary END
-  FROM jobs ORDER BY number LIMIT {_JOBS_READ_LIMIT}"""
+  FROM jobs ORDER BY number DESC LIMIT {_JOBS_READ_LIMIT}"""
 
 # A process that closes a file, as the look at its header does, loses SQLite's locks on it.
 _lock = threading.Lock()
@@ -91,7 +92,7 @@ class Record:
         if self.ended is not None:
             return "ended"
         patience = max(_LEAST_LOST_SECONDS, _LOST_INTERVALS * self.summary.interval_seconds)
-        return "lost" if now - self.seen > patience else "running"
+        return "running" if -_CLOCK_SECONDS < now - self.seen < patience else "lost"
 
 
 class Writer:
@@ -105,7 +106,7 @@ class Writer:
     """
 
     def __init__(self, path: str | Path, size_bytes_limit: int) -> None:
-        self.path = Path(path).expanduser()
+        self.path = Path(os.path.expanduser(path))
         self.size_bytes_limit = size_bytes_limit
         self._said = False
 
@@ -115,13 +116,13 @@ class Writer:
         Raises
         ------
         HistoryError
-            The file is not a history, or a newer one; it was not changed.
+            The file is not a history, or a newer one, or damaged; it was not changed.
         OSError, sqlite3.Error
             It cannot be written now.
         """
         text = record.summary.as_text()
         changing = (record.seen, record.ended, text)
-        with _lock:
+        with _lock, _naming_damage(self.path):
             header = _check_header(self.path)
             with contextlib.closing(self._connect()) as connection:
                 if not header:  # in one piece: others see nothing, or whose file it is
@@ -133,7 +134,7 @@ class Writer:
                     if not connection.execute(_UPDATE, (*changing, record.job_id)).rowcount:
                         row = (*changing, record.started, record.job_id)
                         connection.execute(_INSERT, row)
-                    self._drop_oldest(connection, record.job_id)
+                    self._drop_oldest(connection, record)
                 self._shrink(connection)
 
     def _connect(self) -> sqlite3.Connection:
@@ -165,9 +166,15 @@ class Writer:
                 reason,
             )
 
-    def _drop_oldest(self, connection: sqlite3.Connection, job_id: str) -> None:
-        while _used_bytes(connection) > self.size_bytes_limit:
-            if connection.execute(_DROP, (job_id,)).rowcount == 0:
+    def _drop_oldest(self, connection: sqlite3.Connection, but: Record) -> None:
+        # Each turn looks at all jobs: so it drops about half of what is too much.
+        while (used_bytes := _used_bytes(connection)) > self.size_bytes_limit:
+            ((count,),) = connection.execute("SELECT count(*) FROM jobs").fetchall()
+            some = 1 + count * (used_bytes - self.size_bytes_limit) // used_bytes // 2
+            if (
+                connection.execute(_DROP, (but.job_id, but.seen + _CLOCK_SECONDS, some)).rowcount
+                == 0
+            ):
                 return
 
     def _shrink(self, connection: sqlite3.Connection) -> None:
@@ -195,16 +202,16 @@ def read(path: str | Path) -> tuple[list[Record], list[str]]:
     HistoryError
         There is no such file, or it is damaged, foreign or newer.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     try:
-        with _lock:
+        with _lock, _naming_damage(path):
             if not _check_header(path):
                 raise HistoryError(f"there is no history at {path} yet")
             rows = _read_rows(path)
     except (sqlite3.Error, OSError) as exc:
         raise HistoryError(f"cannot read the history {path}: {exc}") from exc
     records, damaged = [], []
-    for row in rows:
+    for row in reversed(rows):
         try:
             records.append(_record(*row))
         except ValueError as exc:
@@ -213,9 +220,8 @@ def read(path: str | Path) -> tuple[list[Record], list[str]]:
 
 
 def _read_rows(path: Path) -> list[tuple]:
-    # With the right to write, so that SQLite can clean up after a writer that was killed.
-    mode = "rw" if os.access(path, os.W_OK) else "ro"
-    uri = f"file:{urllib.parse.quote(str(path))}?mode={mode}"
+    # An empty authority, for a path may begin with two slashes.
+    uri = f"file://{urllib.parse.quote(os.fsencode(path.absolute()))}?{_access(path)}"
     with contextlib.closing(sqlite3.connect(uri, _BUSY_SECONDS, uri=True)) as connection:
         connection.execute("PRAGMA trusted_schema = OFF")
         connection.execute("PRAGMA query_only = ON")
@@ -224,6 +230,27 @@ def _read_rows(path: Path) -> list[tuple]:
         if kinds != [("table",)]:
             raise HistoryError(f"{path} is damaged: it has no table of jobs")
         return connection.execute(_READ).fetchall()
+
+
+def _access(path: Path) -> str:
+    """Give the way to open the file that this process has the rights for."""
+    if os.access(path, os.W_OK) and os.access(path.parent, os.W_OK):
+        return "mode=rw"  # so that SQLite can clean up after a writer that was killed
+    # Between two writes there are no files beside it, and SQLite would have to make them.
+    has_log = path.with_name(f"{path.name}-wal").exists()
+    return "mode=ro" if has_log else "mode=ro&immutable=1"
+
+
+@contextlib.contextmanager
+def _naming_damage(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.DatabaseError as exc:
+        if type(exc) is not sqlite3.DatabaseError:
+            raise
+        raise HistoryError(
+            f"the history {path} is damaged ({exc}): move it away, and a new one is made"
+        ) from exc
 
 
 def _record(
