@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
+import os
 import sqlite3
+import subprocess
 import sys
 
 import dask
@@ -93,12 +96,14 @@ def test_an_export_without_pyarrow_says_what_to_do(path, tmp_path, monkeypatch):
     assert run("--file", path, "export", "--csv", tmp_path / "jobs.csv").exit_code == 0
 
 
-def test_what_cannot_be_done_is_said(path, tmp_path):
+def test_what_cannot_be_done_is_said(path, tmp_path, monkeypatch):
     before = path.read_bytes()
     for arguments, status, text in (
         (["show", 9], 1, "there is no job 9"),
         (["export"], 2, "--parquet FILE or --csv FILE"),
+        (["export", "--csv", "a", "--parquet", "a"], 2, "not one for both"),
         (["export", "--csv", path], 1, "is the history itself"),
+        (["export", "--csv", f"{path}-wal"], 1, "is the history itself"),
         (["export", "--csv", tmp_path / "none" / "x"], 1, "cannot write"),
     ):
         result = run("--file", path, *arguments)
@@ -108,6 +113,33 @@ def test_what_cannot_be_done_is_said(path, tmp_path):
     result = run("--file", other)
     assert result.exit_code == 1 and "is not a history of dask-fabric" in result.stderr
     assert path.read_bytes() == before
+    for nothing in (tmp_path / "none", tmp_path / "empty", "~nobody-of-this-name/x"):
+        (tmp_path / "empty").touch()
+        result = run("--file", nothing)
+        assert result.exit_code == 1 and result.stderr.startswith("Error: ")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    result = run("--file", path)
+    assert result.exit_code == 1 and "lacks SQLite" in result.stderr
+
+
+def test_an_export_of_odd_names(path, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow")
+    odd = '=1+1,"\u2603\n;'
+    summary = dataclasses.replace(record().summary, scheduler=odd)
+    Writer(path, 16 << 20).write(dataclasses.replace(record("odd"), summary=summary))
+    with sqlite3.connect(path) as connection:  # half a character
+        connection.execute("UPDATE jobs SET summary = replace(summary, 'cma', '\\ud800')")
+    connection.close()
+    files = [tmp_path / "jobs.csv", tmp_path / "jobs.parquet"]
+    command = [sys.executable, "-m", "dask", "fabric", "history", "--file", str(path), "export"]
+    command += ["--csv", str(files[0]), "--parquet", str(files[1])]
+    variables = {**os.environ, "LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    subprocess.run(command, env=variables, check=True, timeout=60)
+    with open(files[0], newline="", encoding="utf-8") as file:
+        texts = list(csv.DictReader(file))
+    rows = parquet.read_table(files[1]).to_pylist()
+    for found in (texts, rows):
+        assert (found[-1]["scheduler"], found[-2]["path"]) == (odd, "?")
 
 
 def test_a_damaged_job_is_named_beside_the_others(path):

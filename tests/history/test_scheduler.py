@@ -121,6 +121,13 @@ async def test_a_history_that_cannot_be_written_harms_nobody(path, kept, content
     assert content is None or path.read_text() == content
 
 
+async def test_a_python_without_sqlite_harms_nobody(path, kept, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "dask_fabric.history.file", None)
+    await one_job()
+    assert caplog.text.count("this Python lacks SQLite") == 1
+    assert not path.exists()
+
+
 async def test_no_history_without_its_key_or_under_another_scheme(path, tmp_path, kept):
     await one_job("tcp")
     with dask.config.set({"fabric.history.file": None}):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +33,8 @@ def history(ctx: click.Context, file: Path | None) -> None:
 
     Without a command, lists them.
     """
+    if importlib.util.find_spec("_sqlite3") is None:
+        raise click.ClickException("this Python lacks SQLite: use one that has the module sqlite3")
     ctx.obj = file
     if ctx.invoked_subcommand is None:
         ctx.invoke(list_jobs)
@@ -83,20 +87,27 @@ def export(file: Path | None, parquet: Path | None, csv: Path | None) -> None:
     from dask_fabric.errors import UnavailableError
     from dask_fabric.history import export as tables
 
-    if parquet is None and csv is None:
-        raise click.UsageError("name a file: --parquet FILE or --csv FILE")
+    if parquet == csv:
+        raise click.UsageError("name a file: --parquet FILE or --csv FILE, and not one for both")
     found = tables.rows(_read(file), time.time())
     if not found:
         raise click.ClickException("there are no jobs to export")
     for path, write in ((parquet, tables.write_parquet), (csv, tables.write_csv)):
         if path is None:
             continue
-        if path.exists() and path.samefile(_path(file)):
+        if _is_part(path, _path(file)):
             raise click.ClickException(f"{path} is the history itself")
         try:
             write(found, path)
         except (UnavailableError, OSError) as exc:
             raise click.ClickException(f"cannot write {path}: {exc}") from exc
+
+
+def _is_part(path: Path, history: Path) -> bool:
+    """Whether *path* is the history, or one of the files that SQLite has beside it."""
+    real = history.resolve()
+    beside = {real.with_name(real.name + end) for end in ("-journal", "-shm", "-wal")}
+    return path.resolve() in beside or (path.exists() and path.samefile(real))
 
 
 def _path(file: Path | None) -> Path:
@@ -112,7 +123,7 @@ def _path(file: Path | None) -> Path:
             "no history is kept: name a file by fabric.history.file in Dask's configuration, "
             "where schedulers read it, or an existing one by --file"
         )
-    return Path(named).expanduser()
+    return Path(os.path.expanduser(named))
 
 
 def _read(file: Path | None) -> list[Record]:

@@ -6,6 +6,7 @@ A plugin of Dask, added by the first fabric listener of a scheduler.
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING, Any
 
 from distributed.diagnostics.plugin import SchedulerPlugin
@@ -17,6 +18,8 @@ from dask_fabric.config import Settings
 
 if TYPE_CHECKING:
     from dask_fabric.history.recorder import Recorder
+
+logger = logging.getLogger(__name__)
 
 _FINISH_SECONDS = 10.0
 
@@ -52,7 +55,11 @@ class JobPlugin(SchedulerPlugin):
     async def start(self, scheduler: Scheduler) -> None:
         """Begin, with a first write."""
         # Here, for it brings SQLite, and every process imports this module.
-        from dask_fabric.history.file import Writer
+        try:
+            from dask_fabric.history.file import Writer
+        except ImportError as exc:
+            logger.error("No history is kept: this Python lacks SQLite (%s)", exc)
+            return
         from dask_fabric.history.job import Job
         from dask_fabric.history.recorder import Recorder
 

@@ -55,7 +55,7 @@ def moment(seconds: float) -> datetime:
 
 def write_csv(table: list[dict[str, Any]], path: Path) -> None:
     """Write *table* as CSV; times are in the form of ISO 8601."""
-    with open(path, "w", newline="") as file:
+    with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(table[0]))
         writer.writeheader()
         writer.writerows(table)
