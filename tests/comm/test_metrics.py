@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+import subprocess
+import sys
 
 import msgpack
 import numpy as np
@@ -118,3 +120,16 @@ def test_a_report_is_small_however_many_peers_there_are(monkeypatch):
     told = heartbeat.summary()
     assert len(told["peers"]) <= heartbeat.PEER_LIMIT + 1
     assert len(msgpack.packb(told)) < 6000
+
+
+def test_processes_of_one_number_in_two_containers_have_two_names():
+    code = (
+        "import os; os.getpid = lambda: 7\n"
+        "from dask_fabric.comm.heartbeat import summary\n"
+        "print(summary()['process'], summary()['process'])"
+    )
+    command = [sys.executable, "-c", code]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    told = [process.communicate(timeout=30)[0].split() for process in processes]
+    assert all(one == other for one, other in told)
+    assert told[0][0] != told[1][0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 from typing import Any
 
@@ -13,6 +14,8 @@ from dask_fabric.comm import statistics
 METRIC = "fabric"
 # It is sent every second or so, and passed on to clients: some KiB for a worker of a large cluster.
 PEER_LIMIT = 32
+# Containers may have one host name, and the same number for their processes.
+_TOKEN = secrets.token_hex(4)
 
 
 def watch(server: Any) -> None:
@@ -43,7 +46,7 @@ def summary(worker: Any = None) -> dict[str, Any]:
     """
     found = statistics.totals(PEER_LIMIT)
     return {
-        "process": f"{socket.gethostname()}:{os.getpid()}",
+        "process": f"{socket.gethostname()}:{os.getpid()}:{_TOKEN}",
         "peers": [
             (peer, path, *brief)
             for (peer, path), figures in found.items()
