@@ -282,6 +282,21 @@ def test_who_may_not_write_reads(local, in_use):
     assert done.stdout == "1\n", done.stderr
 
 
+def test_a_log_that_belongs_to_another_host_is_left_alone(path, local, monkeypatch):
+    """What a scheduler writes on its own disk may be read on another host by NFS."""
+    Writer(path, SIZE_BYTES).write(record())
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("UPDATE jobs SET ended = NULL")
+        connection.commit()
+        files = sorted(path.parent.iterdir())
+        monkeypatch.setattr(history, "file_system_of", lambda path: "nfs4")
+        with pytest.raises(HistoryError, match="on the host that writes it"):
+            read(path)
+        assert sorted(path.parent.iterdir()) == files
+    assert ids(path) == ["a"]  # once it was closed
+    assert journal_mode(path) == "wal"
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 256 KiB, in which nothing else is."""

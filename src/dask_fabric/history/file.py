@@ -43,6 +43,7 @@ _HEADER_BYTES = 100
 _MAGIC = b"SQLite format 3\0"
 _VERSIONS_OFFSET = 60
 _WAL_OFFSET, _WAL = 18, b"\2"
+_UNCHANGED = "mode=ro&immutable=1"  # with no file beside it
 _TABLE = """CREATE TABLE jobs (
   number INTEGER PRIMARY KEY AUTOINCREMENT,
   id TEXT NOT NULL UNIQUE,
@@ -128,7 +129,7 @@ class Writer:
                 if not header:  # in one piece: others see nothing, or whose file it is
                     with _transaction(connection):
                         _create_or_check(connection, self.path)
-                self._choose_journal(connection, header[_WAL_OFFSET:][:1] == _WAL)
+                self._choose_journal(connection, _is_wal(header))
                 with _transaction(connection):
                     _create_or_check(connection, self.path)
                     if not connection.execute(_UPDATE, (*changing, record.job_id)).rowcount:
@@ -205,9 +206,10 @@ def read(path: str | Path) -> tuple[list[Record], list[str]]:
     path = Path(os.path.expanduser(path))
     try:
         with _lock, _naming_damage(path):
-            if not _check_header(path):
+            header = _check_header(path)
+            if not header:
                 raise HistoryError(f"there is no history at {path} yet")
-            rows = _read_rows(path)
+            rows = _read_rows(path, _is_wal(header))
     except (sqlite3.Error, OSError) as exc:
         raise HistoryError(f"cannot read the history {path}: {exc}") from exc
     records, damaged = [], []
@@ -219,9 +221,9 @@ def read(path: str | Path) -> tuple[list[Record], list[str]]:
     return records, damaged
 
 
-def _read_rows(path: Path) -> list[tuple]:
+def _read_rows(path: Path, is_wal: bool) -> list[tuple]:
     # An empty authority, for a path may begin with two slashes.
-    uri = f"file://{urllib.parse.quote(os.fsencode(path.absolute()))}?{_access(path)}"
+    uri = f"file://{urllib.parse.quote(os.fsencode(path.absolute()))}?{_access(path, is_wal)}"
     with contextlib.closing(sqlite3.connect(uri, _BUSY_SECONDS, uri=True)) as connection:
         connection.execute("PRAGMA trusted_schema = OFF")
         connection.execute("PRAGMA query_only = ON")
@@ -232,13 +234,23 @@ def _read_rows(path: Path) -> list[tuple]:
         return connection.execute(_READ).fetchall()
 
 
-def _access(path: Path) -> str:
-    """Give the way to open the file that this process has the rights for."""
+def _access(path: Path, is_wal: bool) -> str:
+    """Give the way to open the file for reading that works here, and harms no writer."""
+    has_log = path.with_name(f"{path.name}-wal").exists()
+    if is_wal and file_system_of(path) not in _LOCAL_FILE_SYSTEMS:
+        if has_log:
+            raise HistoryError(
+                f"{path} has a write-ahead log, which can be read on the host that writes it alone"
+            )
+        return _UNCHANGED
     if os.access(path, os.W_OK) and os.access(path.parent, os.W_OK):
         return "mode=rw"  # so that SQLite can clean up after a writer that was killed
     # Between two writes there are no files beside it, and SQLite would have to make them.
-    has_log = path.with_name(f"{path.name}-wal").exists()
-    return "mode=ro" if has_log else "mode=ro&immutable=1"
+    return "mode=ro" if has_log or not is_wal else _UNCHANGED
+
+
+def _is_wal(header: bytes) -> bool:
+    return header[_WAL_OFFSET:][:1] == _WAL
 
 
 @contextlib.contextmanager
