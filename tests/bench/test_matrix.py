@@ -179,7 +179,7 @@ def test_a_real_cluster(scheme, local_cluster):
 @pytest.mark.parametrize(
     ("address", "reason"),
     [
-        ("tcp://127.0.0.1:1", r".*refused"),
+        ("fabric://127.0.0.1:1", r".*refused"),
         ("nowhere", "missing port number"),
         ("none://127.0.0.1:1", "unknown address scheme"),
     ],
