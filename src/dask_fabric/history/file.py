@@ -172,10 +172,8 @@ class Writer:
         while (used_bytes := _used_bytes(connection)) > self.size_bytes_limit:
             ((count,),) = connection.execute("SELECT count(*) FROM jobs").fetchall()
             some = 1 + count * (used_bytes - self.size_bytes_limit) // used_bytes // 2
-            if (
-                connection.execute(_DROP, (but.job_id, but.seen + _CLOCK_SECONDS, some)).rowcount
-                == 0
-            ):
+            dropped = connection.execute(_DROP, (but.job_id, but.seen + _CLOCK_SECONDS, some))
+            if dropped.rowcount == 0:
                 return
 
     def _shrink(self, connection: sqlite3.Connection) -> None:
