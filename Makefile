@@ -5,10 +5,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RESULTS := build/bench
-BENCH_RUN = $(BIN)/dask fabric bench $(BENCH)
-# With ucx_perftest (Debian: ucx-utils) beside it, on the library that this is linked to.
-UCX_COLUMN = --protocols tcp,fabric,fabric+tcp,fabric+ucx \
-  $(if $(shell command -v ucx_perftest),--ucx-library perftest)
+# UCX and its ucx_perftest are those of the wheel of libucx.
+UCX_BIN = $(abspath $(shell ls -d $(VENV)/lib/python3*/site-packages/libucx/bin))
+BENCH_RUN = PATH="$(UCX_BIN):$$PATH" $(BIN)/dask fabric bench $(BENCH)
+UCX_COLUMN = --protocols tcp,fabric,fabric+tcp,fabric+ucx --ucx-library perftest
 SOURCES := pyproject.toml README.md LICENSE $(shell find cython src -type f -not -name '*.pyc')
 
 .PHONY: help demo test bench lint docs clean
@@ -29,7 +29,7 @@ demo: $(VENV)/extra-bench
 test: lint
 	$(BIN)/python -m pytest
 
-bench: $(VENV)/extra-bench
+bench: $(VENV)/extra-bench $(VENV)/extra-ucx
 	mkdir -p $(RESULTS)
 	$(BENCH_RUN) pingpong stream bandwidth gil cpu connect memory $(UCX_COLUMN) $(UCXX:%=--ucxx %) \
 	  --ways one --json $(RESULTS)/comm.json --html $(RESULTS)/comm.html

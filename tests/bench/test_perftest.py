@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 from types import SimpleNamespace
@@ -26,6 +27,16 @@ def program(tmp_path, monkeypatch):
     file.chmod(0o755)
     monkeypatch.setenv("PATH", str(file.parent), prepend=os.pathsep)
     return file
+
+
+def test_that_of_the_wheel_will_do(program, monkeypatch):
+    library = program.parent.parent / "lib/libucp.so.0"
+    library.parent.mkdir()
+    library.touch()
+    wheel = SimpleNamespace(submodule_search_locations=[str(program.parent.parent)])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: wheel)
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert perftest.own_library() == str(library)
 
 
 def test_the_library_that_it_came_with(program):

@@ -1,7 +1,11 @@
-"""UCX's own benchmark, ucx_perftest (Debian: ucx-utils), as a floor."""
+"""UCX's own benchmark, ucx_perftest, as a floor.
+
+Debian has it in ucx-utils, and the wheels of libucx on PyPI bring it.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -17,9 +21,18 @@ _PATIENCE_SECONDS = 120.0
 _START_SECONDS = 10.0
 
 
+def _program() -> str | None:
+    """Find the program: on the path, or in the wheel."""
+    wheel = importlib.util.find_spec("libucx")
+    folders = [Path(folder) / "bin" for folder in wheel.submodule_search_locations] if wheel else []
+    return shutil.which(_PROGRAM) or next(
+        (found for folder in folders if (found := shutil.which(_PROGRAM, path=folder))), None
+    )
+
+
 def own_library() -> str | None:
     """The UCX that ucx_perftest came with, or is linked to; None where there is no such program."""
-    program = shutil.which(_PROGRAM)
+    program = _program()
     if program is None:
         return None
     # That of a wheel does not find its libraries by itself, or finds those of another UCX.
@@ -58,7 +71,7 @@ def bandwidth(
         **({"UCX_TLS": transports} if transports else {}),
     }
     command = [
-        *(_PROGRAM, "-t", "tag_bw", "-m", memory, "-f", "-w", str(WINDOW)),
+        *(_program() or _PROGRAM, "-t", "tag_bw", "-m", memory, "-f", "-w", str(WINDOW)),
         *("-s", str(nbytes), "-n", str(count), "-p", str(_free_port())),
     ]
     cpus = sorted(os.sched_getaffinity(0))  # both ends spin, and would starve on one

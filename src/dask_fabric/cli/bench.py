@@ -303,7 +303,7 @@ def _surroundings(protocols: Sequence[Protocol], options: dict[str, Any]) -> Sur
     if library == "perftest":
         library = perftest.own_library()
         if library is None:
-            raise click.BadParameter("there is no ucx_perftest (Debian: ucx-utils)")
+            raise click.BadParameter("no ucx_perftest (Debian: ucx-utils; PyPI: libucx-cu12)")
     encrypted = any(protocol.is_encrypted for protocol in protocols)
     return pairs.Surroundings(
         module=_MODULES[options["kind"]],
