@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import hashlib
 import importlib
 import json
 import os
 import resource
+import signal
 import sys
 import threading
 import time
@@ -363,8 +365,14 @@ def run(coroutine: Any, uvloop: bool) -> None:
         asyncio.run(coroutine)
 
 
+def end_with_parent() -> None:
+    """Who is stopped does not see that standard input ends; see prctl(2), PR_SET_PDEATHSIG."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
 def main() -> None:
     """Be one of the two programs, as the first line of standard input says."""
+    end_with_parent()
     told = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints must not be taken for an answer
 
