@@ -170,3 +170,18 @@ async def test_a_peer_that_dies_in_a_large_message_is_noticed_below_the_low_wate
         near.abort()
         with pytest.raises(ChannelClosedError):
             await pending
+
+
+async def test_a_cancelled_opening_hears_no_more_of_the_peer(contexts):
+    near, far = tcp_pair()
+    with far:
+        loop, complaints = asyncio.get_running_loop(), []
+        loop.set_exception_handler(lambda loop, context: complaints.append(context))
+        channel = new_tls_channel(near, False, contexts[0])
+        opening = asyncio.ensure_future(channel.open())
+        await asyncio.sleep(0)
+        far.send(b"no TLS at all")
+        loop.call_soon(opening.cancel)  # and the bytes are found in the same turn
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        assert channel.closed and complaints == []

@@ -33,7 +33,7 @@ cdef class BusyPoll:
         self.loop = loop
         self.patience_ns = <int64_t> (patience_seconds * 1e9)
         self.times_ns[ASLEEP] = self.patience_ns
-        self.times_ns[AWAKE] = self.patience_ns >> 1    # two answers too late are enough to see
+        self.times_ns[AWAKE] = self.patience_ns >> 1    # a few answers too late will tell
         self.trial_interval = self.until_trial = TRIAL_INTERVAL
 
     cpdef wait(self, awaited):

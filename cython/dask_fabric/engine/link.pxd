@@ -7,6 +7,7 @@ from dask_fabric.engine.port cimport Port
 
 cdef class Link:
     cdef readonly object loop
+    cdef bint is_asyncio                # the loop, and not another one, such as uvloop's
     cdef readonly object error          # why it is closed, if for a reason
     cdef readonly bint closed
     cdef readonly object local_sockname
@@ -25,6 +26,7 @@ cdef class Link:
     cdef _begin(self)
     cdef Figures figures_of(self, int path)
     cdef _watch_readable(self, bint watch)
+    cdef _watch_on(self)
     cdef _watch_writable(self, bint watch)
     cdef _fail(self, error)
     cdef _release(self)

@@ -2,6 +2,7 @@
 
 import os
 import weakref
+from asyncio.selector_events import BaseSelectorEventLoop
 from socket import IPPROTO_TCP, TCP_INFO
 
 cimport cython
@@ -56,6 +57,7 @@ cdef class Link:
 
     def __init__(self, loop, sock):
         self.loop = loop
+        self.is_asyncio = isinstance(loop, BaseSelectorEventLoop)
         self.sock = sock
         self.fd = sock.fileno()
         self.local_sockname = sock.getsockname()
@@ -176,6 +178,13 @@ cdef class Link:
         elif self.watching_readable and not watch:
             self.loop.remove_reader(self.fd)
         self.watching_readable = watch
+
+    cdef _watch_on(self):
+        """Watch on for what may be left to read: libuv forgets a socket once it has an error."""
+        cdef pollfd state = pollfd(self.fd, 0, 0)
+        if self.watching_readable and not self.is_asyncio and poll(&state, 1, 0) > 0:
+            self._watch_readable(False)
+            self._watch_readable(True)
 
     cdef _watch_writable(self, bint watch):
         if watch and not self.watching_writable:

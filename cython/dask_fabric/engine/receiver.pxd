@@ -10,7 +10,7 @@ cdef class Receiver(Fetcher):
     cdef Py_ssize_t bulk_bytes
     cdef Py_ssize_t message_bytes_limit
     cdef BusyPoll busy_poll
-    cdef object waiter                  # of a pending receive(), or a future of open()
+    cdef object waiter                  # of a pending receive(), or of open()
     cdef uint64_t receive_job
     cdef uint64_t receive_job_count
 

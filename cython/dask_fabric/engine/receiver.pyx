@@ -124,9 +124,11 @@ cdef class Receiver(Fetcher):
                 if self.assembler.missing_bytes == 0:
                     self._process()
                     if self.assembler.missing_bytes == 0 and not self.assembler.close_received:
-                        return
+                        break
             if moved == 0:
                 self._end_of_stream()
+            elif moved > 0:
+                self._watch_on()
         except Exception as error:
             self._fail(error)
 

@@ -13,6 +13,7 @@ from cpython.memoryview cimport PyMemoryView_FromMemory
 
 from dask_fabric.engine.channel cimport Channel
 from dask_fabric.engine.sendqueue cimport SendQueue
+from dask_fabric.engine.waiter cimport Waiter
 from dask_fabric.linux cimport iovec
 from dask_fabric.paths.stream cimport LOW_WATER_BYTES, cork, set_low_water
 
@@ -75,7 +76,7 @@ cdef class TLSChannel(Channel):
     async def _opened(self):
         """Secure the socket, then exchange hellos."""
         self._watch_readable(True)
-        self.waiter = waiter = self.loop.create_future()
+        self.waiter = waiter = Waiter(self.loop)
         self._secure()
         await waiter
         if not Channel._open_nowait(self):
