@@ -222,7 +222,7 @@ def read(path: str | Path) -> tuple[list[Record], list[str]]:
 def _read_rows(path: Path, is_wal: bool) -> list[tuple]:
     # An empty authority, for a path may begin with two slashes.
     uri = f"file://{urllib.parse.quote(os.fsencode(path.absolute()))}?{_access(path, is_wal)}"
-    with contextlib.closing(sqlite3.connect(uri, _BUSY_SECONDS, uri=True)) as connection:
+    with contextlib.closing(sqlite3.connect(uri, timeout=_BUSY_SECONDS, uri=True)) as connection:
         connection.execute("PRAGMA trusted_schema = OFF")
         connection.execute("PRAGMA query_only = ON")
         connection.text_factory = lambda data: data.decode(errors="replace")
