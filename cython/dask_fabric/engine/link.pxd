@@ -7,7 +7,7 @@ from dask_fabric.engine.port cimport Port
 
 cdef class Link:
     cdef readonly object loop
-    cdef bint is_asyncio                # the loop, and not another one, such as uvloop's
+    cdef bint is_asyncio                # the loop is asyncio's own, and not uvloop's
     cdef readonly object error          # why it is closed, if for a reason
     cdef readonly bint closed
     cdef readonly object local_sockname
