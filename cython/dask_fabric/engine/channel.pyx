@@ -109,7 +109,8 @@ cdef class Channel(Sender):
 
     cdef _finish_opening(self):
         waiter, self.waiter = self.waiter, None
-        if waiter is not None and not waiter.done():
+        self.busy_poll.answered()
+        if waiter is not None:
             waiter.set_result(None)
 
     def _give_up(self, timeout_seconds):
