@@ -28,6 +28,15 @@ class Hanging(Writer):
         self.write_count += 1
 
 
+def hung() -> tuple[Hanging, Recorder]:
+    """A recorder that waits for a file system which does not answer, and its writer."""
+    writer = Hanging()
+    one = recorder(writer)
+    one.sample([])
+    assert writer.entered.wait(10)
+    return writer, one
+
+
 def test_a_job_is_written_while_it_runs_and_at_its_end(tmp_path):
     path = tmp_path / "history.sqlite"
     one = recorder(Writer(path, 1 << 20))
@@ -49,10 +58,7 @@ def test_an_error_is_logged_once(tmp_path, caplog):
 
 def test_it_writes_again_after_more_news_than_it_takes():
     """Workers come and go by thousands while the file system hangs."""
-    writer = Hanging()
-    one = recorder(writer)
-    one.sample([])
-    assert writer.entered.wait(10)
+    writer, one = hung()
     for _ in range(10_000):
         one.take([])
     for _ in range(10):
@@ -67,10 +73,7 @@ def test_it_writes_again_after_more_news_than_it_takes():
 
 
 def test_a_file_system_that_hangs_keeps_nobody(caplog):
-    writer = Hanging()
-    one = recorder(writer)
-    one.sample([])
-    assert writer.entered.wait(10)
+    writer, one = hung()
     for _ in range(10_000):
         one.take([])
         one.sample([])

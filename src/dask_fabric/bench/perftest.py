@@ -22,12 +22,12 @@ _START_SECONDS = 10.0
 
 
 def _program() -> str | None:
-    """Find the program: on the path, or in the wheel."""
+    """Find the program: on the path, or else in the wheel."""
+    folders = [os.environ.get("PATH", os.defpath)]
     wheel = importlib.util.find_spec("libucx")
-    folders = [Path(folder) / "bin" for folder in wheel.submodule_search_locations] if wheel else []
-    return shutil.which(_PROGRAM) or next(
-        (found for folder in folders if (found := shutil.which(_PROGRAM, path=folder))), None
-    )
+    if wheel is not None:
+        folders += (f"{folder}/bin" for folder in wheel.submodule_search_locations)
+    return shutil.which(_PROGRAM, path=os.pathsep.join(folders))
 
 
 def own_library() -> str | None:
