@@ -49,15 +49,23 @@ def _register_sparse() -> None:
     """Register what distributed has not: the sparse arrays of CuPy 14, or all that is sparse."""
     try:
         from cupyx.cusparse import MatDescriptor
-        from cupyx.scipy import sparse
+
+        kinds = sparse_kinds()
     except Exception:  # there is no cuSPARSE here, and so no such matrix
         return
-    for kind in filter(None, (sparse.spmatrix, getattr(sparse, "sparray", None))):
+    for kind in kinds:
         if kind not in getattr(cuda_serialize, "_lookup", {}):
             register_generic(kind, "cuda", cuda_serialize, cuda_deserialize)
             register_generic(kind, "dask", dask_serialize, dask_deserialize)
     for dispatch in (cuda_deserialize, dask_deserialize):  # distributed's sends them by these
         dispatch.register(MatDescriptor, _make_descriptor(MatDescriptor))
+
+
+def sparse_kinds() -> list[type]:
+    """Give the classes of all that is sparse: matrices, and since CuPy 14 arrays."""
+    from cupyx.scipy import sparse
+
+    return [kind for kind in (sparse.spmatrix, getattr(sparse, "sparray", None)) if kind]
 
 
 def _make_descriptor(kind: Any) -> Callable[[dict, list], Any]:

@@ -40,9 +40,9 @@ def _size_of_array(array: Any) -> int:
 
 
 def _register_sparse() -> None:
-    from cupyx.scipy import sparse
+    from dask_fabric.comm.cupy_arrays import sparse_kinds
 
-    for kind in filter(None, (sparse.spmatrix, getattr(sparse, "sparray", None))):
+    for kind in sparse_kinds():
         sizeof.register(kind, _size_of_parts)
 
 
