@@ -44,12 +44,11 @@ async def sender(start_peer, scheme, security, listen_args):
 
 
 @contextlib.asynccontextmanager
-async def receiver(start_peer, scheme, security, connect_args):
-    """A comm to a process that stops in the middle of its first large message."""
+async def receiver(start_peer, scheme, security, connect_args, role):
+    """A comm to a process that reads one message."""
     peer = start_peer(
-        "receive_and_stop", f"{scheme}://127.0.0.1", security,
-        listens=True, message_bytes=MESSAGE_BYTES,
-    )  # fmt: skip
+        role, f"{scheme}://127.0.0.1", security, listens=True, message_bytes=MESSAGE_BYTES
+    )
     comm = await connect(await peer.line(), **connect_args)
     yield comm, peer
     comm.abort()
@@ -113,14 +112,16 @@ async def killed_receiver(comm, peer) -> None:
 
 
 async def test_the_receiver_is_killed(start_peer, scheme, security, connect_args):
-    async with nothing_left(), receiver(start_peer, scheme, security, connect_args) as pair:
+    connected = receiver(start_peer, scheme, security, connect_args, "receive_and_stop")
+    async with nothing_left(), connected as pair:
         await killed_receiver(*pair)
         del pair
 
 
 async def stopped_receiver(comm, peer) -> None:
-    gone = await write_large(comm)
+    peer.signal(signal.SIGSTOP)
     await peer.stopped()
+    gone = await write_large(comm)
     left = comm.statistics()
     assert left["pending_bytes"] + left["unacknowledged_bytes"] > 0  # `write` did not wait
     await wait_for(comm.close(), PATIENCE_SECONDS)
@@ -132,6 +133,7 @@ async def stopped_receiver(comm, peer) -> None:
 
 async def test_the_receiver_stands_still(start_peer, scheme, security, connect_args):
     with dask.config.set({"fabric.timeouts.close": "200ms"}):
-        async with nothing_left(), receiver(start_peer, scheme, security, connect_args) as pair:
+        connected = receiver(start_peer, scheme, security, connect_args, "receive")
+        async with nothing_left(), connected as pair:
             await stopped_receiver(*pair)
             del pair
