@@ -18,7 +18,7 @@ from dask_fabric.bench import perftest
 from dask_fabric.paths import ucx, ucx_library
 from dask_fabric.paths.ucx_endpoint import UCXEndpoint
 
-WINDOW = perftest.WINDOW  # frames in flight
+WINDOW = 4  # frames in flight
 COLUMNS = ("ucx path", "perftest by shared memory", "perftest by default (cma)")
 
 
@@ -81,8 +81,8 @@ def main() -> None:
         rounds = [
             (
                 ours(library, size, count),
-                perftest.bandwidth(library, size, count, perftest.SHARED_MEMORY),
-                perftest.bandwidth(library, size, count, None),
+                perftest.bandwidth(library, size, count, perftest.SHARED_MEMORY, window=WINDOW),
+                perftest.bandwidth(library, size, count, None, window=WINDOW),
             )
             for _ in range(args.rounds)
         ]

@@ -13,6 +13,7 @@ from dask_fabric.bench import perftest
 
 PROGRAM = """#!/bin/sh
 echo "$LD_LIBRARY_PATH" >"$(dirname "$0")/found"
+echo "$*" >"$(dirname "$0")/told"
 echo "Final: 100 1.0 2.0 3.0 4.0 1000.0 6.0"
 case "$*" in *127.0.0.1) ;; *) sleep 5 ;; esac
 """
@@ -64,3 +65,10 @@ def test_what_the_loader_was_told_holds_too(program, monkeypatch):
     monkeypatch.setenv("LD_LIBRARY_PATH", "/driver")
     assert perftest.bandwidth("/ucx/libucp.so.0", 1000, 10, None, "cuda") == 1000 * 2**20 / 1e9
     assert (program.parent / "found").read_text() == "/ucx:/driver\n"
+
+
+@pytest.mark.parametrize("window", [1, 4])
+def test_how_many_are_in_flight(program, window):
+    """Its own choice is 32, and `-w` is something else."""
+    perftest.bandwidth("/ucx/libucp.so.0", 1000, 10, None, window=window)
+    assert f" -O {window} " in (program.parent / "told").read_text()

@@ -15,10 +15,10 @@ import time
 from pathlib import Path
 
 SHARED_MEMORY = "posix,sysv,self"  # what fabric+ucx has within a host
-WINDOW = 4  # messages in flight
 _PROGRAM = "ucx_perftest"
 _PATIENCE_SECONDS = 120.0
 _START_SECONDS = 10.0
+_WARM_UPS = 4  # messages
 
 
 def _program() -> str | None:
@@ -45,7 +45,12 @@ def own_library() -> str | None:
 
 
 def bandwidth(
-    library: str, nbytes: int, count: int, transports: str | None, memory: str = "host"
+    library: str,
+    nbytes: int,
+    count: int,
+    transports: str | None,
+    memory: str = "host",
+    window: int = 1,
 ) -> float | None:
     """Measure tags one way.
 
@@ -57,6 +62,9 @@ def bandwidth(
         For ``UCX_TLS``; UCX's own choice where left out.
     memory : str
         Of both sides: ``host``, or ``cuda``.
+    window : int
+        How many messages are in flight. One that is large has arrived when its send has ended, so
+        a window of 1 is what an acknowledgement of each comes to.
 
     Returns
     -------
@@ -71,8 +79,8 @@ def bandwidth(
         **({"UCX_TLS": transports} if transports else {}),
     }
     command = [
-        *(_program() or _PROGRAM, "-t", "tag_bw", "-m", memory, "-f", "-w", str(WINDOW)),
-        *("-s", str(nbytes), "-n", str(count), "-p", str(_free_port())),
+        *(_program() or _PROGRAM, "-t", "tag_bw", "-m", memory, "-f", "-w", str(_WARM_UPS)),
+        *("-s", str(nbytes), "-n", str(count), "-O", str(window), "-p", str(_free_port())),
     ]
     cpus = sorted(os.sched_getaffinity(0))  # both ends spin, and would starve on one
     on_first, on_last = (["-c", str(cpu)] for cpu in (cpus[0], cpus[-1]))
