@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import json
 import os
@@ -131,6 +132,12 @@ def holdings() -> dict[str, int]:
     }
 
 
+def resident_bytes() -> int:
+    """Of this process, without what its allocator keeps of memory that was freed."""
+    ctypes.CDLL(None).malloc_trim(0)
+    return psutil.Process().memory_info().rss
+
+
 @pytest_asyncio.fixture(autouse=True)
 async def warm(request):
     """Let this process take what it keeps for good: the engine's, the executor's and UCX's."""
@@ -148,7 +155,7 @@ async def warm(request):
 async def nothing_left(rss: bool = False):
     """Check that all that is taken inside is given back soon after, memory too with *rss*."""
     before = holdings()
-    rss_before_bytes = psutil.Process().memory_info().rss
+    rss_before_bytes = resident_bytes()
     yield
     with contextlib.suppress(asyncio.TimeoutError):
         await until(lambda: all(now <= before[key] for key, now in holdings().items()))
@@ -156,7 +163,7 @@ async def nothing_left(rss: bool = False):
     assert not left, f"left behind (before, now): {left}"
     pool.trim()
     if rss:
-        assert psutil.Process().memory_info().rss < rss_before_bytes + RSS_GROWTH_BYTES
+        assert resident_bytes() < rss_before_bytes + RSS_GROWTH_BYTES
 
 
 async def echo(comm):
