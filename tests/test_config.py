@@ -80,7 +80,7 @@ def test_default_settings():
         pool_max_idle_bytes=2**30,
         pool_idle_timeout_seconds=10.0,
         engine_thread_count=settings.engine_thread_count,
-        busy_poll_seconds=pytest.approx(100e-6),
+        busy_poll_seconds=pytest.approx(300e-6),
         stream_inline_bytes=65536,
         stream_bulk_bytes=2**20,
         unix_sockets=True,

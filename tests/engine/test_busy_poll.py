@@ -103,3 +103,22 @@ def quick(loop, poll):
 async def test_quick_answers_are_nearly_always_awaited_awake(loop):
     poll = BusyPoll(loop, 10e-3)
     assert sum(quick(loop, poll) for _ in range(320)) > 250
+
+
+async def test_what_mostly_comes_at_once_is_not_awaited_for_long(loop, answer):
+    """It may need the CPU of who waits."""
+    poll = BusyPoll(loop, LONG_SECONDS)
+    for _ in range(100):
+        quick(loop, poll)
+    begin = time.monotonic()
+    poll.wait(answer)
+    while loop.turn():
+        assert time.monotonic() - begin < 60
+
+
+async def test_one_quick_answer_leads_to_the_next_trial(loop, answer):
+    poll = BusyPoll(loop, 10e-3)
+    while late(loop, poll, answer):
+        pass
+    tried = [quick(loop, poll) for _ in range(100)]
+    assert all(tried[tried.index(True) :][:10])

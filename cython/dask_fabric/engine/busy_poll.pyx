@@ -15,6 +15,7 @@ cdef enum:
     AWAKE = 1
     TRIAL_INTERVAL = 16
     TRIAL_INTERVAL_LIMIT = 8192
+    PATIENCE_FACTOR = 4         # of the time that answers took lately
 
 
 @cython.auto_pickle(False)
@@ -25,15 +26,15 @@ cdef class BusyPoll:
     Parameters
     ----------
     loop : asyncio.AbstractEventLoop
-    patience_seconds : float
-        How long for one answer; 0 for never.
+    limit_seconds : float
+        How long for one answer at most; 0 for never.
     """
 
-    def __init__(self, loop, patience_seconds):
+    def __init__(self, loop, limit_seconds):
         self.loop = loop
-        self.patience_ns = <int64_t> (patience_seconds * 1e9)
-        self.times_ns[ASLEEP] = self.patience_ns
-        self.times_ns[AWAKE] = self.patience_ns >> 1    # a few answers too late will tell
+        self.limit_ns = <int64_t> (limit_seconds * 1e9)
+        self.times_ns[ASLEEP] = self.limit_ns
+        self.times_ns[AWAKE] = self.limit_ns >> 1       # a few answers too late will tell
         self.trial_interval = self.until_trial = TRIAL_INTERVAL
 
     cpdef wait(self, awaited):
@@ -44,9 +45,13 @@ cdef class BusyPoll:
         awaited : asyncio.Future or Waiter
             Done when the answer is here.
         """
-        if self.patience_ns == 0:
+        if self.limit_ns == 0:
             return
         self.is_awake = self._decide()
+        self.patience_ns = self.limit_ns
+        if self.is_awake:
+            # What mostly comes at once and does not now may need the CPU of who waits.
+            self.patience_ns = min(self.limit_ns, PATIENCE_FACTOR * self.times_ns[AWAKE])
         self.begin_ns = now_ns()
         if self.is_awake:
             if self.awaited is None:
@@ -60,10 +65,19 @@ cdef class BusyPoll:
             taken_ns = min(now_ns() - self.begin_ns, self.patience_ns)
             self.times_ns[self.is_awake] += (taken_ns - self.times_ns[self.is_awake]) >> 2
             self.begin_ns = 0
+            if (
+                self.is_awake and self._is_quicker(taken_ns)
+                and not self._is_quicker(self.times_ns[AWAKE])
+            ):
+                self.trial_interval = TRIAL_INTERVAL
+                self.until_trial = 1    # better than was thought: once more, at once
+
+    cdef bint _is_quicker(self, int64_t awake_ns) noexcept:
+        return awake_ns * 9 < self.times_ns[ASLEEP] * 8
 
     cdef bint _decide(self) noexcept:
         """Mostly what has been quicker; now and then the other, to know that it still is slower."""
-        cdef bint is_quicker = self.times_ns[AWAKE] * 9 < self.times_ns[ASLEEP] * 8
+        cdef bint is_quicker = self._is_quicker(self.times_ns[AWAKE])
         self.until_trial -= 1
         if self.until_trial > 0:
             return is_quicker
