@@ -111,6 +111,63 @@ async def test_two_processes_of_one_user(meet, config, stream):
     assert mine == theirs == ("cma", "", stream)
 
 
+@contextlib.asynccontextmanager
+async def proxy(host, port):
+    """A port that is passed on to another, as by ``ssh -L``."""
+    tasks = []
+
+    async def copy(reader, writer):
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+        writer.close()
+
+    async def handle(reader, writer):
+        onward_reader, onward_writer = await asyncio.open_connection(host, port)
+        tasks.extend(
+            asyncio.ensure_future(copy(*ends))
+            for ends in ((reader, onward_writer), (onward_reader, writer))
+        )
+
+    async with await asyncio.start_server(handle, "127.0.0.1") as server:
+        yield server.sockets[0].getsockname()[1]
+        await asyncio.gather(*tasks)
+
+
+async def test_a_proxy_is_in_between():
+    """It tells of the sender's end when it likes: no frame could be known to be valid."""
+    accepted = asyncio.Queue()
+    async with listen("fabric://127.0.0.1", accepted.put) as listener:
+        host, port = listener.contact_address.removeprefix("fabric://").split(":")
+        async with proxy(host, int(port)) as passed_on:
+            a = await connect(f"fabric://127.0.0.1:{passed_on}")
+            b = await accepted.get()
+            reason = "server: a proxy, or a translation of addresses, is between the two"
+            assert facts(a) == facts(b) == ("stream", reason, "tcp")
+            await a.write({"x": to_serialize(np.full(NBYTES, 3, "u1"))})
+            assert ((await b.read())["x"] == 3).all()
+            await a.close()
+            await b.close()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "[::]", ""])
+@pytest.mark.parametrize("reached", ["127.0.0.1", "[::1]"])
+async def test_whatever_a_listener_is_bound_to(host, reached):
+    accepted = asyncio.Queue()
+    with dask.config.set(TCP):
+        async with listen(f"fabric://{host}", accepted.put) as listener:
+            port = listener.listen_address.rpartition(":")[2]
+            try:
+                a = await connect(f"fabric://{reached}:{port}", timeout=2)
+            except OSError:
+                pytest.skip("it does not listen there")
+            b = await accepted.get()
+            await a.write("x")
+            await b.read()
+            assert facts(a) == facts(b) == ("cma", "", "tcp")
+            a.abort(), b.abort()
+
+
 async def test_off_on_one_side(meet):
     mine, theirs = await meet(there=OFF)
     assert mine == theirs

@@ -61,7 +61,7 @@ def make_channel(
     """
     encrypted = ssl_context is not None
     hello = describe(scheme, settings, encrypted, os.getpid(), address, device.kinds())
-    negotiator = Negotiator(sock, hello)
+    negotiator = Negotiator(sock, hello, server_side)
     if server_side:
         reasons = (refuse, negotiator.refuse) if refuse else (negotiator.refuse,)
         handshake = Handshake(

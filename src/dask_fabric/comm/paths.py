@@ -159,6 +159,8 @@ class Negotiator:
         Of the connection.
     hello : Hello
         What this process says of itself.
+    server_side : bool
+        Whether this side accepted the connection.
 
     Attributes
     ----------
@@ -166,8 +168,10 @@ class Negotiator:
         What this side says to this peer.
     """
 
-    def __init__(self, sock: socket.socket, hello: Hello) -> None:
+    def __init__(self, sock: socket.socket, hello: Hello, server_side: bool) -> None:
         self._sock = sock
+        if hello.cma and not server_side and sock.family != socket.AF_UNIX:
+            hello = replace(hello, ends=_ends(sock.getsockname(), sock.getpeername()))
         if hello.ucx:  # a token for each connection, which nobody can guess
             token = 1 + secrets.randbits(62)
             hello = replace(hello, ucx={**hello.ucx, "token": token})
@@ -187,6 +191,8 @@ class Negotiator:
         """As a server, give the hello for a client whose own is known: with what was found out."""
         paths = candidates(client, self.hello)
         found = self._find_out(paths, client)
+        if "cma" in paths and not self._is_direct(client):
+            found["cma"] = "a proxy, or a translation of addresses, is between the two"
         if found:
             self.hello = _refusing(self.hello, found)
         self._open = [path for path in paths if path not in found]
@@ -228,6 +234,15 @@ class Negotiator:
                 found["cma"] = _as_name(reason)
         return found
 
+    def _is_direct(self, client: Hello) -> bool:
+        """Whether the connection ends in the client: then its end is seen here when it happens.
+
+        A proxy may tell of it long after the frames that it voids were given up.
+        """
+        if self._sock.family == socket.AF_UNIX:
+            return True  # the kernel names the process, and the probe has read from that
+        return client.ends == _ends(self._sock.getpeername(), self._sock.getsockname())
+
     def _pid_of(self, peer: Hello) -> int:
         """Give the peer's process: from the kernel, where it knows; else as the peer says."""
         return peer.pid if self._kernel_pid is None else self._kernel_pid
@@ -256,3 +271,9 @@ class Negotiator:
             paths["host"] == "ucx",
             Devices(self._runtime) if paths.get("cuda") == "ucx" else None,
         )
+
+
+def _ends(*names: tuple) -> tuple[str, ...]:
+    """Name sockets as both sides of a connection do, whatever their families."""
+    hosts = (name[0].partition("%")[0].removeprefix("::ffff:") for name in names)
+    return tuple(f"{host} {name[1]}" for host, name in zip(hosts, names, strict=True))

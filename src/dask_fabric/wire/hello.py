@@ -24,7 +24,7 @@ HELLO_BYTES_LIMIT = 65536
 TEXT_BYTES_LIMIT = 4096
 NAME_BYTES_LIMIT = 256
 ENTRY_COUNT_LIMIT = 256
-OMITTED_IF_EMPTY = ("refused", "boot", "cma", "ucx", "address", "error")
+OMITTED_IF_EMPTY = ("refused", "boot", "cma", "ucx", "address", "ends", "error")
 NESTING_LIMIT = 16
 # Features: what is used where both sides list it.
 CHUNKS = "chunks"  # frames of device memory come in chunks, see docs/wire-protocol.md
@@ -60,6 +60,8 @@ class Hello:
         ``token`` (int), which names this side's end of this connection's frames.
     address : str
         Over a Unix socket: the ``host:port`` that a client wants, or that a server listens on.
+    ends : tuple of str
+        Of a client over TCP, which offers `cma`: its end of the connection, and the one it reached.
     error : str
         Not empty in the hello of a side that refuses the other: the reason.
     """
@@ -77,6 +79,7 @@ class Hello:
     cma: Mapping[str, int | bytes] = field(default_factory=dict)
     ucx: Mapping[str, object] = field(default_factory=dict)
     address: str = ""
+    ends: tuple[str, ...] = ()
     error: str = ""
 
     def encode(self) -> bytes:
@@ -189,6 +192,7 @@ FIELD_CHECKS: dict[str, Callable[[object], bool]] = {
     "cma": _is_memory,
     "ucx": _is_ucx,
     "address": _is_name,
+    "ends": _is_names,
     "error": _is_text,
 }
 
