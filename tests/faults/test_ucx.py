@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import time
 import weakref
 from pathlib import Path
 
@@ -132,6 +133,34 @@ async def killed_receiver(address, start_peer):
 async def test_the_receiver_of_a_hundred_is_killed(address, start_peer):
     async with nothing_left(rss=True):
         await killed_receiver(address, start_peer)
+
+
+async def stopped_receivers(address, start_peer, count):
+    peers = [start_peer("answer", address, listens=True) for _ in range(count)]
+    comms = [await connect(await peer.line()) for peer in peers]
+    data = np.ones(DATA_BYTES, "u1")
+    gone = weakref.ref(data)
+    for comm in comms:
+        for _ in range(3):
+            await comm.write({"x": to_serialize(data)})
+    del data
+    await until(lambda: ucx.statistics()["in_flight_count"] == 3 * count)
+    for peer in peers:
+        peer.signal(signal.SIGSTOP)
+        await peer.stopped()
+    begin_seconds = time.monotonic()
+    for comm in comms:
+        comm.abort()
+    assert time.monotonic() - begin_seconds < DEATH_PATIENCE_SECONDS
+    for peer in peers:
+        peer.end()
+    await until(lambda: gone() is None)
+
+
+async def test_many_stop_at_once(address, start_peer):
+    """UCX ends nothing of what it sends to them: nobody waits for that, one after the other."""
+    async with nothing_left():
+        await stopped_receivers(address, start_peer, 8)
 
 
 async def test_a_peer_that_stops_in_the_middle_goes_on(open_comm):

@@ -7,14 +7,13 @@ ends with an answer: an acknowledgement, or the request to send what cannot be f
 from functools import partial
 
 cimport cython
-from libc.errno cimport ETIMEDOUT
 from libc.stdint cimport uint32_t, uint64_t
 
 from dask_fabric.clock cimport now_ns
 from dask_fabric.engine.figures cimport Figures
 from dask_fabric.engine.link cimport Link
 from dask_fabric.paths.cma cimport read_memory
-from dask_fabric.paths.stream cimport FAILED
+from dask_fabric.paths.ucx cimport fail
 from dask_fabric.wire.offers cimport Arrived, Offer, Offers
 from dask_fabric.wire.records cimport ACKNOWLEDGE, CMA, REQUEST, UCX, plain_record
 
@@ -27,6 +26,7 @@ cdef enum:
 # Until a fetch by UCX is given up: what its own timeouts take, and the time of the slowest link.
 PATIENCE_SECONDS = 10.0
 SLOWEST_BYTES_PER_SECOND = 50e6
+ENDING_SECONDS = 1.0            # UCX, which ends everything at once, will not do so after this
 
 
 @cython.auto_pickle(False)
@@ -80,10 +80,13 @@ cdef class Fetcher(Link):
             self._fail(error)
 
     def _lose_patience(self):
-        if self.fetch_job and self.port.cancel(self.fetch_job, self.fetching, self.ucx_pid):
-            self._fail(ChannelClosedError("UCX neither brings frames nor gives their memory back"))
-        elif self.fetch_job:
-            self._job_ended(self.fetch_job, FAILED, ETIMEDOUT, 0)
+        """Have UCX end what it does not bring, with an error: then it gives their memory back."""
+        self.fetch_timer = self.loop.call_later(ENDING_SECONDS, self._give_up)
+        with nogil:
+            fail(self.ucx_token)
+
+    def _give_up(self):
+        self._fail(ChannelClosedError("UCX neither brings frames nor gives their memory back"))
 
     cdef _stop_fetch_timer(self):
         if self.fetch_timer is not None:

@@ -14,6 +14,7 @@ cdef class Port:
     cdef Py_ssize_t channel_count
     cdef int64_t waited_ns          # of the job whose end is being told: for the loop,
     cdef int64_t busy_ns            # and how long it was busy
+    cdef bint lets_go               # soon, of what UCX has let go of
     cdef object __weakref__
 
     cdef open(self)
@@ -28,3 +29,4 @@ cdef class Port:
         self, uint64_t token, Offers offers, int device_kind, bint sending, object link
     ) except 0
     cdef cancel(self, uint64_t job, object memory=*, int peer_pid=*)
+    cdef _let_go_later(self)

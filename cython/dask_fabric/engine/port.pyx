@@ -16,11 +16,13 @@ from dask_fabric.engine.mailbox cimport (
 )
 from dask_fabric.engine.threads cimport cancel, start, submit
 from dask_fabric.engine.transits cimport (
-    TRANSIT_BIT, cancel_transit, keep_for_ucx, submit_transit,
+    TRANSIT_BIT, cancel_transit, keep_for_ucx, let_go_for_ucx, submit_transit,
 )
 from dask_fabric.linux cimport eventfd_read, iovec
 from dask_fabric.paths.stream cimport Direction
 from dask_fabric.wire.offers cimport Offers
+
+LET_GO_SECONDS = 0.1
 
 _ports = weakref.WeakKeyDictionary()
 
@@ -126,8 +128,8 @@ cdef class Port:
         Returns
         -------
         bool
-            Whether UCX still does, so that `memory`, what owns it, is kept alive (unless the
-            process `peer_pid` is dead).
+            Whether UCX still does, so that `memory`, what owns it, is kept alive until it does not
+            (if the process `peer_pid` is dead, for a second).
         """
         cdef bint is_unended = False
         if job in self.jobs:
@@ -141,7 +143,19 @@ cdef class Port:
             del self.jobs[job]
         if is_unended:
             keep_for_ucx(memory, peer_pid)
+            self._let_go_later()
         return is_unended
+
+    cdef _let_go_later(self):
+        loop = self.loop()
+        if not self.lets_go and loop is not None and not loop.is_closed():
+            self.lets_go = True
+            loop.call_later(LET_GO_SECONDS, self._let_go)
+
+    def _let_go(self):
+        self.lets_go = False
+        if let_go_for_ucx():
+            self._let_go_later()
 
     cdef int64_t take_waited_ns(self) noexcept:
         """How long the job that has just ended waited for the loop; 0 where none has."""

@@ -18,6 +18,7 @@ from dask_fabric.engine.figures cimport Figures
 from dask_fabric.engine.receiver cimport Receiver
 from dask_fabric.engine.sendqueue cimport DeviceFrame, SendQueue
 from dask_fabric.engine.threads cimport moved_bytes
+from dask_fabric.engine.transits cimport PATIENCE_NS
 from dask_fabric.paths.ucx cimport close_endpoint, fail
 from dask_fabric.paths.stream cimport (
     FAILED, SEND, Progress, Transfer, advance, new_transfer, reset,
@@ -367,7 +368,7 @@ cdef class Sender(Receiver):
             self.port.cancel(job, offers, self.ucx_pid)
         if self.ucx_token:
             with nogil:
-                close_endpoint(self.ucx_token)
+                close_endpoint(self.ucx_token, PATIENCE_NS)
         if self.held:
             # Seen by the peer before the frames are freed, whoever else has this socket open: the
             # end of TCP would wait behind what the peer has not read.

@@ -5,6 +5,9 @@ from libc.stdint cimport uint64_t
 from dask_fabric.engine.mailbox cimport Mailbox
 from dask_fabric.wire.offers cimport Offer
 
+cdef enum:
+    PATIENCE_NS = 5_000_000     # a loop waits for UCX no longer; its memory is kept instead
+
 cdef uint64_t TRANSIT_BIT       # of the names of these jobs, and of no others
 
 cdef uint64_t submit_transit(
@@ -13,3 +16,4 @@ cdef uint64_t submit_transit(
 ) except 0
 cdef bint cancel_transit(uint64_t name) noexcept nogil
 cdef keep_for_ucx(owner, int peer_pid)
+cdef bint let_go_for_ucx() except -1

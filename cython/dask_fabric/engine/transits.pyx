@@ -7,10 +7,11 @@ import logging
 import os
 
 from libc.errno cimport ENOTCONN
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 
+from dask_fabric.clock cimport now_ns
 from dask_fabric.engine.mailbox cimport Completion, Ended, Mailbox, post
 from dask_fabric.linux cimport (
     pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
@@ -22,6 +23,9 @@ from dask_fabric.wire.offers cimport Offer
 from dask_fabric.wire.records cimport HOST_MEMORY
 
 logger = logging.getLogger(__name__)
+
+cdef enum:
+    STUCK_NS = 1_000_000_000    # UCX, which ends everything at once, will not do so after this
 
 cdef uint64_t TRANSIT_BIT = <uint64_t> 1 << 62
 
@@ -43,7 +47,8 @@ cdef struct Engine:
 
 cdef Engine engine
 
-_kept = []
+_kept = []                      # owners of memory, their peers' pids, and since when
+_has_warned = False
 
 
 def _reset():
@@ -65,7 +70,7 @@ cdef uint64_t submit_transit(
     UCX takes memory of devices for `device_kind`, by its own numbers. The memory of the frames must
     live until the end or the cancellation.
     """
-    _let_go()
+    let_go_for_ucx()
     cdef Transit *transit = _new_transit(mailbox, offer_count)
     cdef uint64_t name, operation
     cdef size_t index
@@ -115,7 +120,7 @@ cdef bint cancel_transit(uint64_t name) noexcept nogil:
         return False
     for index in range(transit.operation_count):
         # What has ended is not known any more; its callback has returned.
-        if ucx.cancel(transit.operations[index]) == ucx.UNENDED:
+        if ucx.cancel(transit.operations[index], PATIENCE_NS) == ucx.UNENDED:
             is_unended = True
     pthread_mutex_lock(&engine.mutex)
     _remove(transit)
@@ -125,21 +130,30 @@ cdef bint cancel_transit(uint64_t name) noexcept nogil:
 
 
 cdef keep_for_ucx(owner, int peer_pid):
-    """Keep memory alive that a cancelled job has left in UCX's hands, until it lets go of all.
+    """Keep memory alive that a cancelled job has left in UCX's hands; see `let_go_for_ucx`."""
+    _kept.append((owner, peer_pid, now_ns()))
+
+
+cdef bint let_go_for_ucx() except -1:
+    """Free the memory that UCX has let go of, and say whether it has some in its hands yet.
 
     With a dead peer nothing makes UCX go on: it would go on when the peer had made room.
     """
-    if _is_dead(peer_pid):
-        return
+    global _has_warned
+    cdef int64_t stuck_since_ns
     if not _kept:
+        return False
+    nothing_left = ucx.abandoned_count() == 0
+    stuck_since_ns = now_ns() - STUCK_NS
+    _kept[:] = [
+        (owner, pid, since_ns) for owner, pid, since_ns in _kept
+        if not nothing_left and (since_ns > stuck_since_ns or not _is_dead(pid))
+    ]
+    is_stuck = any(since_ns <= stuck_since_ns for _, _, since_ns in _kept)
+    if is_stuck and not _has_warned:
         logger.warning("UCX has not let go of frames of a lost peer; they stay in memory")
-    _kept.append((owner, peer_pid))
-
-
-cdef _let_go():
-    if _kept:
-        nothing_left = ucx.abandoned_count() == 0
-        _kept[:] = [(o, pid) for o, pid in _kept if not (nothing_left or _is_dead(pid))]
+    _has_warned = is_stuck
+    return bool(_kept)
 
 
 def _is_dead(pid):

@@ -5,7 +5,7 @@ with a lock that a callback takes, where it waits (`cancel`, `fail`, `close_endp
 is named by the token that its own side has made and told to the peer.
 """
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from dask_fabric.paths.ucx_state cimport OnEnd
 
@@ -17,7 +17,7 @@ cdef enum Cancelled:
 cdef bint open_endpoint(
     const char *address, size_t address_length, uint64_t own_token, uint64_t peer_token
 ) noexcept nogil
-cdef void close_endpoint(uint64_t own_token) noexcept nogil
+cdef void close_endpoint(uint64_t own_token, int64_t patience_ns) noexcept nogil
 cdef void fail(uint64_t own_token) noexcept nogil
 cdef int endpoint_error(uint64_t own_token) noexcept nogil
 cdef bint is_wired(uint64_t own_token) noexcept nogil
@@ -29,5 +29,5 @@ cdef uint64_t post(
     uint64_t own_token, uint64_t sequence, uint32_t index, void *memory, size_t nbytes,
     int memory_kind, OnEnd on_end, void *context
 ) noexcept nogil
-cdef Cancelled cancel(uint64_t operation) noexcept nogil
+cdef Cancelled cancel(uint64_t name, int64_t patience_ns) noexcept nogil
 cdef size_t abandoned_count() noexcept nogil

@@ -29,7 +29,7 @@ from dask_fabric.paths.ucx_state cimport (
     Peer,
 )
 from dask_fabric.paths.ucx_worker cimport (
-    await_change, await_change_until, lock, soon_ns, unlock, unlock_and_wake, worker,
+    await_change, await_change_until, deadline_ns, lock, unlock, unlock_and_wake, worker,
 )
 
 cdef enum:
@@ -145,11 +145,11 @@ cdef bint open_endpoint(
     return is_open
 
 
-cdef void close_endpoint(uint64_t own_token) noexcept nogil:
+cdef void close_endpoint(uint64_t own_token, int64_t patience_ns) noexcept nogil:
     """Close an endpoint: no callback comes afterwards.
 
     What is in flight can only be ended with the connection, so that other endpoints to the same
-    peer fail too. What does not end then is abandoned; see `cancel`.
+    peer fail too. What does not end within the time then is abandoned; see `cancel`.
     """
     cdef Endpoint *endpoint = NULL
     cdef Operation *operation
@@ -162,7 +162,7 @@ cdef void close_endpoint(uint64_t own_token) noexcept nogil:
         while operation != NULL:
             operation.is_cancelled = True
             operation = operation.next
-        _await_quiet(endpoint)
+        _await_quiet(endpoint, patience_ns)
         while endpoint.in_flight.first != NULL:
             abandon(endpoint.in_flight.first)
         release_ended_of(endpoint)
@@ -185,9 +185,9 @@ cdef void fail(uint64_t own_token) noexcept nogil:
     unlock_and_wake()
 
 
-cdef void _await_quiet(Endpoint *endpoint) noexcept nogil:
+cdef void _await_quiet(Endpoint *endpoint, int64_t patience_ns) noexcept nogil:
     """Wait until UCX uses no memory of an endpoint, whose connection breaks for it."""
-    cdef int64_t until_ns = soon_ns()
+    cdef int64_t until_ns = deadline_ns(patience_ns)
     if endpoint.in_flight.first != NULL:
         break_connection(endpoint.peer, ECANCELED)
         ucp.worker_signal(worker.handle)
@@ -300,18 +300,19 @@ cdef Operation *_begin(
     return operation
 
 
-cdef Cancelled cancel(uint64_t name) noexcept nogil:
+cdef Cancelled cancel(uint64_t name, int64_t patience_ns) noexcept nogil:
     """End an operation; its callback is not called afterwards.
 
     UCX may not let go of its memory: where the queue to a dead or stopped process of this host is
-    full, it waits for room in it. Then the operation is abandoned, and its memory must live on.
+    full, it waits for room in it. After the time the operation is abandoned, and its memory must
+    live on.
     """
     cdef Operation *operation = NULL
     cdef Cancelled outcome = WAS_OVER
     if lock():
         operation = find_operation(name)
     if operation != NULL and operation.state == IN_FLIGHT:
-        outcome = _cancel_in_flight(operation)
+        outcome = _cancel_in_flight(operation, patience_ns)
     elif operation != NULL and operation.state == REPORTING:
         while find_operation(name) != NULL and not worker.is_stopping:
             await_change()
@@ -322,11 +323,11 @@ cdef Cancelled cancel(uint64_t name) noexcept nogil:
     return outcome
 
 
-cdef Cancelled _cancel_in_flight(Operation *operation) noexcept nogil:
+cdef Cancelled _cancel_in_flight(Operation *operation, int64_t patience_ns) noexcept nogil:
     """It cannot be ended alone: UCX's own cancelling does nothing for a rendezvous."""
     cdef uint64_t name = operation.name
     cdef Peer *peer = operation.endpoint.peer
-    cdef int64_t until_ns = soon_ns()
+    cdef int64_t until_ns = deadline_ns(patience_ns)
     operation.is_cancelled = True
     break_connection(peer, ECANCELED)
     ucp.worker_signal(worker.handle)

@@ -32,4 +32,4 @@ cdef void unlock() noexcept nogil
 cdef void unlock_and_wake() noexcept nogil
 cdef void await_change() noexcept nogil
 cdef bint await_change_until(int64_t until_ns) noexcept nogil
-cdef int64_t soon_ns() noexcept nogil
+cdef int64_t deadline_ns(int64_t patience_ns) noexcept nogil

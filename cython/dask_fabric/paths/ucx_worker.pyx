@@ -35,7 +35,6 @@ cdef enum:
     # Some microseconds in which the next fragment of a message mostly comes: a sleep costs 20.
     ROUNDS_BEFORE_SLEEP = 100
     RETRY_MICROSECONDS = 1000
-    SOON_NS = 1_000_000_000
     RETRIES_BEFORE_YIELD = 20   # a look at what came between progress and sleep is soon over
     YIELDS_BEFORE_NAP = 200     # some milliseconds in which a peer mostly makes room
 
@@ -221,11 +220,11 @@ cdef void await_change() noexcept nogil:
     pthread_cond_wait(&worker.changed, &worker.mutex)
 
 
-cdef int64_t soon_ns() noexcept nogil:
-    """When UCX, which ends everything at once, has not done so for a reason."""
+cdef int64_t deadline_ns(int64_t patience_ns) noexcept nogil:
+    """When that time from now is over; for `await_change_until`."""
     cdef timespec now
     clock_gettime(CLOCK_REALTIME, &now)
-    return now.tv_sec * 1_000_000_000 + now.tv_nsec + SOON_NS
+    return now.tv_sec * 1_000_000_000 + now.tv_nsec + patience_ns
 
 
 cdef bint await_change_until(int64_t until_ns) noexcept nogil:
