@@ -9,8 +9,10 @@ import dask.config
 import psutil
 import pytest
 
-from dask_fabric.cli.pair import PATHS
+from dask_fabric.cli.pair import PATHS, why_not_moved
 from dask_fabric.cli.selftest import PathResult, SelfTest, how_it_ended, read_results
+
+from ..conftest import ucx_libraries
 
 WORKS = {"path": "stream", "bandwidth_bytes_per_second": 2e9, "round_trip_seconds": 5e-5}
 REFUSED = {"path": "unix", "reason": "somebody took the name"}
@@ -98,6 +100,43 @@ def test_a_path_that_is_switched_off():
         found = by_path(SelfTest().finish(60))
     assert found["stream"].works
     assert found["unix"].reason == "fabric.unix-sockets is false"
+
+
+@pytest.mark.skipif(not ucx_libraries(), reason="no UCX on this host")
+def test_a_ucx_that_cannot_connect_does_not_work(monkeypatch):
+    monkeypatch.setenv("UCX_TLS", "self")  # it starts, and reaches nobody but itself
+    with dask.config.set({"fabric": {"ucx": {"enabled": True}}}):
+        found = by_path(SelfTest().finish(60))
+    assert not found["ucx"].works and found["ucx"].reason
+    assert found["stream"].works
+
+
+@pytest.mark.parametrize("path", ["cma", "ucx"])
+@pytest.mark.parametrize(
+    ("counts", "reason"),
+    [
+        ({"frames_sent": 3}, ""),
+        ({"frames_sent": 3, "fallbacks_sent": 1}, "failed: large frames went by the stream"),
+        ({"frames_sent": 3, "fallbacks_received": 1}, "failed: large frames went by the stream"),
+        ({}, "no large frame went by it"),
+    ],
+)
+def test_only_frames_that_went_by_a_path_show_that_it_works(path, counts, reason):
+    nothing = {"frames_sent": 0, "fallbacks_sent": 0, "fallbacks_received": 0}
+    told = {"traffic": {"stream": nothing, path: {**nothing, **counts}}}
+    found = why_not_moved(path, told)
+    assert reason in found and bool(reason) == bool(found)
+    assert why_not_moved("unix", told) == ""
+
+
+def test_what_ucx_complains_of_is_told_where_it_fails():
+    complaint = "[17.05] [vm:24:0]   select.c:549  UCX  ERROR   no transport to nobody: self"
+    refused = json.dumps({"path": "ucx", "reason": "it failed"})
+    found = by_path(read_results(f"{complaint}\n{json.dumps(REFUSED)}\n{refused}", ""))
+    assert found["ucx"].reason == "it failed. UCX: no transport to nobody: self"
+    assert found["unix"].reason == REFUSED["reason"]
+    works = json.dumps({**WORKS, "path": "ucx"})
+    assert by_path(read_results(f"{complaint}\n{works}", ""))["ucx"].reason == ""
 
 
 def test_what_dask_is_configured_to_is_kept_to(certificates):

@@ -129,9 +129,12 @@ async def _try_path(path: str, address: str) -> dict[str, Any]:
         if path not in used_paths(told, comm.extra_info):
             reason = told["refused"].get(path) or _why_not_unix()
             return {"path": path, "reason": reason}
+        bandwidth = await _bandwidth(comm)
+        if reason := why_not_moved(path, comm.statistics()):
+            return {"path": path, "reason": reason}
         return {
             "path": path,
-            "bandwidth_bytes_per_second": await _bandwidth(comm),
+            "bandwidth_bytes_per_second": bandwidth,
             "round_trip_seconds": await round_trip(comm, "ping"),
         }
     finally:
@@ -153,6 +156,24 @@ def used_paths(told: dict[str, Any], extra_info: dict[str, Any]) -> set[str]:
     if extra_info.get("cipher"):
         found.add(TLS)
     return found
+
+
+def why_not_moved(path: str, told: dict[str, Any]) -> str:
+    """Give the reason why large frames that were sent do not show that *path* works, or "".
+
+    Parameters
+    ----------
+    path : str
+        One in use, as `used_paths` has them.
+    told : dict
+        The statistics of the comm.
+    """
+    if path not in (CMA, UCX):
+        return ""  # of the control stream: all that came has come by it
+    moved = told["traffic"][path]
+    if moved["fallbacks_sent"] or moved["fallbacks_received"]:
+        return "the two agreed on it, and it failed: large frames went by the stream instead"
+    return "" if moved["frames_sent"] else "the two agreed on it, and no large frame went by it"
 
 
 async def _bandwidth(comm: Any) -> float:

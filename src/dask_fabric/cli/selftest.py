@@ -5,19 +5,21 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import dask.config
 
-from dask_fabric.cli.pair import PATHS
+from dask_fabric.cli.pair import PATHS, UCX
 
 COMMAND = (sys.executable, "-m", "dask_fabric.cli.pair", "measure")
 # Each path has less than this and the whole takes two seconds or three, unless something hangs.
 _PATIENCE_SECONDS = 15.0
+_UCX_ERROR = re.compile(r"\bUCX +ERROR +(.+)")  # it writes them to the standard output
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def read_results(output: str, missing: str) -> tuple[PathResult, ...]:
     Parameters
     ----------
     output : str
-        What it printed; the last line may be cut short.
+        What it printed, and UCX with it; the last line may be cut short.
     missing : str
         The reason for paths that have no line.
     """
@@ -104,4 +106,12 @@ def read_results(output: str, missing: str) -> tuple[PathResult, ...]:
         with contextlib.suppress(ValueError, TypeError):
             told = json.loads(line)
             found[told["path"]] = PathResult(works="reason" not in told, **{"reason": "", **told})
-    return tuple(found.get(path) or PathResult(path, False, missing) for path in PATHS)
+    results = (found.get(path) or PathResult(path, False, missing) for path in PATHS)
+    return tuple(_with_complaint_of_ucx(result, output) for result in results)
+
+
+def _with_complaint_of_ucx(result: PathResult, output: str) -> PathResult:
+    complaint = _UCX_ERROR.search(output)
+    if result.path != UCX or result.works or complaint is None:
+        return result
+    return replace(result, reason=f"{result.reason}. UCX: {complaint[1]}")
