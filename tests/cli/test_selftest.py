@@ -111,6 +111,13 @@ def test_a_ucx_that_cannot_connect_does_not_work(monkeypatch):
     assert found["stream"].works
 
 
+@pytest.mark.skipif(not ucx_libraries(), reason="no UCX on this host")
+def test_warnings_of_ucx_are_no_answers():
+    with dask.config.set({"fabric": {"ucx": {"enabled": True, "options": {"MISSPELT": "1"}}}}):
+        found = by_path(SelfTest().finish(60))
+    assert found["stream"].works, found["stream"].reason
+
+
 @pytest.mark.parametrize("path", ["cma", "ucx"])
 @pytest.mark.parametrize(
     ("counts", "reason"),

@@ -70,7 +70,7 @@ async def serve() -> None:
             addresses[scheme] = listener.contact_address
         except Exception as exc:
             refusals[scheme] = explain(exc)
-    print(json.dumps([addresses, refusals]), flush=True)
+    print(json.dumps({"addresses": addresses, "refusals": refusals}), flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
 
 
@@ -88,9 +88,10 @@ async def measure() -> None:
     command = [sys.executable, "-m", __spec__.name, "serve"]
     other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
-        addresses, refusals = json.loads(other.stdout.readline())
+        # UCX may have written warnings before it, to the same place.
+        told = json.loads(next((line for line in other.stdout if line.startswith("{")), ""))
         for path in PATHS:
-            print(json.dumps(await _measure_path(path, addresses, refusals)), flush=True)
+            print(json.dumps(await _measure_path(path, **told)), flush=True)
     finally:
         other.kill()
         other.communicate()
