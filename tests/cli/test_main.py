@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
 
@@ -16,7 +17,7 @@ from dask_fabric.cli.pair import PATHS
 from dask_fabric.cli.report import Facts
 from dask_fabric.cli.selftest import PathResult
 
-from ..conftest import NO_DASHBOARD
+from ..conftest import NO_DASHBOARD, ucx_libraries
 
 
 def run(*arguments: str):
@@ -106,9 +107,10 @@ def test_the_log_is_as_before(only_stream):
 
 class TestPeer:
     @pytest.fixture
-    def address(self):
+    def address(self, request):
         """The address of a scheduler in a process of its own."""
-        where = {"protocol": "fabric", "host": "127.0.0.1", "port": 0, **NO_DASHBOARD}
+        scheme = getattr(request, "param", "fabric")
+        where = {"protocol": scheme, "host": "127.0.0.1", "port": 0, **NO_DASHBOARD}
         program = (
             "import asyncio, sys\n"
             "from distributed import Scheduler\n"
@@ -121,6 +123,7 @@ class TestPeer:
         with subprocess.Popen(
             [sys.executable, "-c", program],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            env={**os.environ, "UCX_TLS": "posix,self"},
         ) as process:  # fmt: skip
             yield process.stdout.readline().strip()
             process.stdin.close()
@@ -135,3 +138,19 @@ class TestPeer:
         assert done.exit_code == 1
         assert json.loads(done.stdout)["kind"] == "Scheduler"
         assert done.stderr.startswith("tls is required and not in use: ")
+
+    @pytest.mark.skipif(not ucx_libraries(), reason="no UCX on this host")
+    @pytest.mark.parametrize("address", ["fabric+ucx"], indirect=True)
+    @pytest.mark.parametrize(("transports", "works"), [("posix,self", True), ("tcp", False)])
+    def test_a_path_that_is_agreed_on_is_tried(self, address, transports, works):
+        command = [sys.executable, "-m", "dask", "fabric", "doctor", "--peer", address]
+        done = subprocess.run(
+            [*command, "--json", "--require", "ucx"], capture_output=True, text=True, timeout=60,
+            env={**os.environ, "UCX_TLS": transports},
+        )  # fmt: skip
+        told = json.loads(done.stdout)
+        assert told["paths"] == {"host": "ucx"}
+        assert ("ucx" in told["used"]) is works is not bool(told["trials"]["ucx"])
+        assert done.returncode == (not works)
+        required = f"ucx is required and not in use: {told['trials']['ucx']}\n"
+        assert done.stderr.endswith(required) is not works

@@ -12,6 +12,7 @@ from distributed import Nanny, Scheduler, Worker
 from distributed.comm import listen
 
 from dask_fabric.cli import remote
+from dask_fabric.cli.pair import _PING_COUNT
 from dask_fabric.cli.remote import ask, full_address
 from dask_fabric.comm.reaching import explain
 from dask_fabric.errors import UnavailableError
@@ -49,6 +50,7 @@ async def test_a_scheduler_and_a_worker(unix_sockets):
         assert pair.control_stream == ("unix" if unix_sockets else "tcp")
         assert ("unix" in pair.used) is unix_sockets
         assert set(pair.paths.values()) <= set(pair.used)
+        assert pair.trials == {path: "" for path in pair.paths.values() if path != "stream"}
         assert pair.cipher is None
         assert 0 < pair.round_trip_seconds < 1 and 0 < pair.connect_seconds < 10
         here, there = pair.versions["distributed"]
@@ -56,6 +58,14 @@ async def test_a_scheduler_and_a_worker(unix_sockets):
         assert pair.versions["python"][0] == pair.versions["python"][1]
         assert pair.statistics["messages_sent"] > 0
     assert pairs["Scheduler"].identity == server.id
+
+
+async def test_a_frame_that_is_too_small_for_the_path_tries_nothing():
+    with dask.config.set({"fabric.cma.threshold": "2 MiB"}):
+        async with scheduler() as server:
+            pair = await ask(server.address)
+    assert pair.trials == {}
+    assert pair.paths["host"] in pair.used
 
 
 async def test_a_nanny_tells_no_versions():
@@ -108,6 +118,26 @@ async def answering(*answers):
     async with listen("fabric://127.0.0.1:0", handle) as listener:
         yield listener.contact_address
         over.set()
+
+
+async def test_a_frame_that_is_not_echoed(monkeypatch):
+    monkeypatch.setattr(remote, "_FRAME_SECONDS", 0.2)
+    pongs = [1] * _PING_COUNT
+    async with answering({"type": "Odd"}, *pongs) as address:
+        found = await ask(address)
+    if found.paths["host"] == "stream":
+        pytest.skip("no path beside the stream here")
+    assert found.trials == {"cma": "a frame was not echoed within 0.2 seconds"}
+    assert "cma" not in found.used
+
+
+async def test_a_server_that_takes_no_frame():
+    with dask.config.set({"fabric.limits.message": "64 KiB"}):
+        async with scheduler() as server:
+            found = await ask(server.address)
+    if found.paths["host"] == "stream":
+        pytest.skip("no path beside the stream here")
+    assert "could not be echoed" in found.trials["cma"]
 
 
 @pytest.mark.parametrize("answer", ["odd", 5, [1], {"status": "uncaught-error"}])

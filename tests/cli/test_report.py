@@ -110,32 +110,39 @@ def test_facts_are_plain_data(large):
     assert json.loads(json.dumps(facts))["limits"]["memlock_bytes"] == 65536
 
 
+def pair_with(**parts) -> Pair:
+    return Pair(**{**PAIR, **parts})
+
+
+PAIR = dict(
+    address="fabric://10.0.0.1:8786",
+    local_address="fabric://10.0.0.2:40000",
+    peer_address="fabric://10.0.0.1:8786",
+    kind="Scheduler\x1b[2J",
+    identity="Scheduler-1",
+    control_stream="tcp",
+    cipher=None,
+    paths={"host": "ucx"},
+    trials={"ucx": ""},
+    used=("stream", "ucx"),
+    refused={"cma": "another host"},
+    connect_seconds=0.012,
+    round_trip_seconds=48e-6,
+    versions={
+        "dask": ("1", "1"),
+        "python": ("3.11", "3.12"),
+        "lz4": ("4", None),
+        "x": (None, None),
+    },
+)
+
+
 def test_text_of_a_pair():
-    pair = Pair(
-        address="fabric://10.0.0.1:8786",
-        local_address="fabric://10.0.0.2:40000",
-        peer_address="fabric://10.0.0.1:8786",
-        kind="Scheduler\x1b[2J",
-        identity="Scheduler-1",
-        control_stream="tcp",
-        cipher=None,
-        paths={"host": "ucx"},
-        used=("stream", "ucx"),
-        refused={"cma": "another host"},
-        connect_seconds=0.012,
-        round_trip_seconds=48e-6,
-        versions={
-            "dask": ("1", "1"),
-            "python": ("3.11", "3.12"),
-            "lz4": ("4", None),
-            "x": (None, None),
-        },
-    )
-    text = render_pair(pair, 100)
+    text = render_pair(pair_with(), 100)
     assert "\x1b" not in text
     rows = [" ".join(line.split()) for line in text.splitlines()]
     for row in (
-        "large frames (host memory) ucx",
+        "large frames (host memory) ucx, tried with 1.00 MiB",
         "not cma another host",
         "encrypted no",
         "connect 12.0 ms",
@@ -145,3 +152,22 @@ def test_text_of_a_pair():
         "other lz4 4 here, none there",
     ):
         assert row in rows
+
+
+@pytest.mark.parametrize(
+    ("trials", "row"),
+    [
+        ({}, "large frames (host memory) ucx, agreed on, and not tried with a frame"),
+        ({"ucx": "no\x1bway"}, "large frames (host memory) ucx does not work: no?way"),
+    ],
+)
+def test_a_pair_whose_path_has_carried_no_frame(trials, row):
+    pair = pair_with(trials=trials, refused={"stream": "ucx is better"})
+    rows = [" ".join(line.split()) for line in render_pair(pair, 100).splitlines()]
+    assert row in rows
+    assert ("not stream ucx is better" in rows) is not bool(trials)
+
+
+def test_no_frame_of_a_gpu_is_tried():
+    pair = pair_with(paths={"host": "ucx", "cuda": "ucx"})
+    assert "(cuda memory)  ucx, agreed on, and not tried" in render_pair(pair, 100)

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -140,6 +141,7 @@ def _report_pair(address: str, as_json: bool, required: tuple[str, ...]) -> dict
     from dask_fabric.cli.render import render_pair, text_width
     from dask_fabric.comm.reaching import explain
 
+    os.environ.setdefault("UCX_LOG_FILE", "stderr")  # the standard output is the report's
     try:
         pair = asyncio.run(ask(full_address(address)))
     except Exception as exc:
@@ -149,7 +151,8 @@ def _report_pair(address: str, as_json: bool, required: tuple[str, ...]) -> dict
     else:
         click.echo(render_pair(pair, text_width()))
     return {
-        path: pair.refused.get(path, f"the pair uses {', '.join(pair.used)}")
+        path: pair.trials.get(path)
+        or pair.refused.get(path, f"the pair uses {', '.join(pair.used)}")
         for path in required
         if path not in pair.used
     }

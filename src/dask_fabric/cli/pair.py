@@ -181,19 +181,20 @@ async def _bandwidth(comm: Any) -> float:
     """Give the best over some large frames, each acknowledged, in bytes per second."""
     message = {"frame": to_serialize(np.ones(_FRAME_BYTES, "u1"))}
     for _ in range(_WARM_UP_COUNT):
-        await _exchange(comm, message)
+        await exchange(comm, message)
     seconds: list[float] = []
     while len(seconds) < _SEND_COUNT and sum(seconds) < _SEND_SECONDS:
-        seconds.append(await _exchange(comm, message))
+        seconds.append(await exchange(comm, message))
     return _FRAME_BYTES / min(seconds)  # what the path can do, whatever else the host does
 
 
 async def round_trip(comm: Any, message: Any) -> float:
     """Give the median over some round trips of a small message, in seconds."""
-    return statistics.median([await _exchange(comm, message) for _ in range(_PING_COUNT)])
+    return statistics.median([await exchange(comm, message) for _ in range(_PING_COUNT)])
 
 
-async def _exchange(comm: Any, message: Any) -> float:
+async def exchange(comm: Any, message: Any) -> float:
+    """Send a message and read the answer; give the time in seconds."""
     begin = time.perf_counter()
     await comm.write(message)
     await comm.read()

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
 from distributed.comm import connect
+from distributed.protocol import to_serialize
 from distributed.security import Security
 from distributed.utils import wait_for
 from distributed.versions import get_versions
 
-from dask_fabric.cli.pair import SCHEMES, roles, round_trip, used_paths
+from dask_fabric.cli.pair import (
+    SCHEMES,
+    STREAM,
+    exchange,
+    roles,
+    round_trip,
+    used_paths,
+    why_not_moved,
+)
+from dask_fabric.comm.reaching import explain
 from dask_fabric.errors import UnavailableError
 
 _CONNECT_SECONDS = 5.0
 _ANSWER_SECONDS = 10.0
+_FRAME_SECONDS = 3.0
+FRAME_BYTES = 1 << 20
 _PING = {"op": "echo", "data": 1, "reply": True}
 _TELL_VERSIONS = ("Scheduler", "Worker")
 
@@ -28,9 +41,12 @@ class Pair:
     Attributes
     ----------
     paths : dict of str to str
-        The path of large frames, by the kind of memory.
+        The path of large frames that the two agreed on, by the kind of memory.
+    trials : dict of str to str
+        What became of a large frame of host memory that was sent by such a path: "" where it went
+        by it, or the reason why not. A path that is not here has carried none.
     used : tuple of str
-        All paths in use, the control stream's among them.
+        All paths in use, the control stream's among them, but for those that a trial has failed.
     refused : dict of str to str
         Why another path is not in use.
     versions : dict of str to (str, str)
@@ -47,6 +63,7 @@ class Pair:
     control_stream: str
     cipher: str | None
     paths: dict[str, str]
+    trials: dict[str, str]
     used: tuple[str, ...]
     refused: dict[str, str]
     connect_seconds: float
@@ -103,7 +120,9 @@ async def _ask(comm: Any, address: str, connect_seconds: float) -> Pair:
     kind = identity.get("type")
     there = await _request(comm, "versions") if kind in _TELL_VERSIONS else {}
     round_trip_seconds = await round_trip(comm, _PING)
+    trials = await _try_frame(comm, comm.statistics()["paths"]["host"])
     told = comm.statistics()
+    failed = {path for path, reason in trials.items() if reason}
     cipher = (comm.extra_info.get("cipher") or (None,))[0]
     return Pair(
         address=address,
@@ -114,13 +133,31 @@ async def _ask(comm: Any, address: str, connect_seconds: float) -> Pair:
         control_stream=told["control_stream"],
         cipher=cipher,
         paths=told["paths"],
-        used=tuple(sorted(used_paths(told, comm.extra_info))),
+        trials=trials,
+        used=tuple(sorted(used_paths(told, comm.extra_info) - failed)),
         refused=dict(told.get("refused", {})),
         connect_seconds=connect_seconds,
         round_trip_seconds=round_trip_seconds,
         versions=_compare(get_versions(), there),
         statistics=told,
     )
+
+
+async def _try_frame(comm: Any, path: str) -> dict[str, str]:
+    """Have the server echo a large frame; the comm may be of no use after that."""
+    if path == STREAM:
+        return {}
+    # Random, for no compression to make it small; bytes, for nothing to be unpickled there.
+    message = {"op": "echo", "data": to_serialize(os.urandom(FRAME_BYTES)), "reply": True}
+    try:
+        await wait_for(exchange(comm, message), _FRAME_SECONDS)
+    except asyncio.TimeoutError:
+        return {path: f"a frame was not echoed within {_FRAME_SECONDS:g} seconds"}
+    except Exception as exc:  # a report must come out
+        return {path: f"a frame could not be echoed: {explain(exc)}"}
+    told = comm.statistics()
+    # It may be too small for the path as it is configured.
+    return {path: why_not_moved(path, told)} if told["traffic"][path]["frames_sent"] else {}
 
 
 async def _request(comm: Any, operation: str) -> dict[str, Any]:

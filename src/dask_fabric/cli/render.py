@@ -11,13 +11,14 @@ from dask.utils import format_bytes
 from dask_fabric.cli.advice import Advice, SchemeUse
 from dask_fabric.cli.host import Limit
 from dask_fabric.cli.network import Interface
-from dask_fabric.cli.pair import PATHS
-from dask_fabric.cli.remote import Pair
+from dask_fabric.cli.pair import PATHS, STREAM
+from dask_fabric.cli.remote import FRAME_BYTES, Pair
 from dask_fabric.cli.report import Facts
 from dask_fabric.cli.ucx import Library
 from dask_fabric.comm.reaching import printable
 from dask_fabric.gpu.rdma import RdmaDevice
 from dask_fabric.gpu.survey import Gpu
+from dask_fabric.memory.device import HOST
 
 _UNKNOWN = "unknown"
 _WIDTHS = (80, 100)
@@ -230,9 +231,10 @@ def _configuration(facts: Facts) -> list[Sequence[str]]:
 def _pair(pair: Pair) -> Iterator[Sequence[str]]:
     yield "server", f"{_said(pair.kind)} {pair.identity or ''}".strip()
     for kind, path in pair.paths.items():
-        yield f"large frames ({kind} memory)", path
+        yield f"large frames ({kind} memory)", path + _trial(pair, kind, path)
     for path, reason in pair.refused.items():
-        yield f"not {path}", reason
+        if path != STREAM or not any(pair.trials.values()):  # else it is the one in use
+            yield f"not {path}", reason
     yield "control stream", pair.control_stream
     yield "encrypted", pair.cipher or "no"
     yield "addresses", f"{pair.local_address} to {pair.peer_address}"
@@ -245,6 +247,15 @@ def _pair(pair: Pair) -> Iterator[Sequence[str]]:
     for name, (here, there) in versions.items():
         if here != there:
             yield f"other {name}", f"{here or 'none'} here, {there or 'none'} there"
+
+
+def _trial(pair: Pair, kind: str, path: str) -> str:
+    if path == STREAM:
+        return ""
+    reason = pair.trials.get(path) if kind == HOST else None  # none of a GPU's memory is sent
+    if reason is None:
+        return ", agreed on, and not tried with a frame"
+    return f" does not work: {reason}" if reason else f", tried with {format_bytes(FRAME_BYTES)}"
 
 
 def _advice(advice: Sequence[Advice], width: int) -> list[str]:
