@@ -23,13 +23,15 @@ UCX_LIBRARY = Library("/opt/libucp.so.0", "site", "1.15.0", ("rc_mlx5",), True, 
 PORT = RdmaPort(1, "ACTIVE", "LinkUp", "400 Gb/sec (4X NDR)", "InfiniBand")
 DEVICE = RdmaDevice("mlx5_0", None, (PORT,), ("ib0",), "/dev/infiniband/uverbs0", True, None)
 GPU = Gpu("NVIDIA H200", True, None, None, None, None)
+NO_LOOPBACK = Interface("lo", "loopback", False, (), False, None, 65536, None)
 PLACE = Place("0000:17:00.0", (), None, "16.0 GT/s x8", "32.0 GT/s x8")
 
 
-def facts(*refused: str, reason: str = "a reason", **parts) -> Facts:
+def facts(*refused: str, reason: str = "a reason", instead: str = "", **parts) -> Facts:
     """A host where all is well, but for these paths and parts."""
     paths = tuple(
-        PathResult(one.path, False, reason) if one.path in refused else one for one in ALL_WORK
+        PathResult(one.path, False, reason, instead=instead) if one.path in refused else one
+        for one in ALL_WORK
     )
     return dataclasses.replace(Facts(paths=paths, ucx=Ucx(chosen=UCX_LIBRARY)), **parts)
 
@@ -145,6 +147,7 @@ def test_what_is_well_gets_no_advice(parts):
     [
         ("stream", configured(error="bad"), "correct the configuration"),
         ("stream", configured(require_encryption=True, certificates=False), "certificates"),
+        ("stream", {"interfaces": (NO_LOOPBACK,)}, "ip link set lo up"),
         ("unix", configured(changed={"fabric.unix-sockets": False}), "fabric.unix-sockets: true"),
         ("unix", configured(require_encryption=True), "TLS only"),
         ("tls", {}, "distributed.comm.tls"),
@@ -187,15 +190,28 @@ def test_schemes_where_everything_works():
 
 
 @pytest.mark.parametrize(
-    ("refused", "within"),
+    ("refused", "instead", "within"),
     [
-        (("cma",), "ucx for large frames"),
-        (("cma", "ucx"), "Unix socket"),
-        (("cma", "ucx", "unix"), "TCP"),
+        (("cma",), "ucx", "ucx for large frames"),
+        (("cma",), "stream", "Unix socket"),  # ucx works, and fabric:// does not take it
+        (("cma",), "", "Unix socket"),
+        (("cma", "ucx"), "ucx", "Unix socket"),  # its frames went by the stream
+        (("cma", "ucx"), "stream", "Unix socket"),
+        (("cma", "ucx", "unix"), "stream", "TCP"),
     ],
 )
-def test_the_best_path_within_a_host(refused, within):
-    assert used(facts(*refused))["fabric"] == (within, "TCP")
+def test_the_best_path_within_a_host(refused, instead, within):
+    assert used(facts(*refused, instead=instead))["fabric"] == (within, "TCP")
+
+
+def test_what_has_failed_within_the_host_is_not_promised():
+    found = used(facts("stream", "tls", **configured(certificates=False)))
+    assert found["fabric"] == ("cma for large frames", "unknown")
+    assert found["fabric+tcp"] == ("does not work", "unknown")
+    assert used(facts("stream", "unix", "cma"))["fabric"] == ("does not work", "unknown")
+    with_certificates = used(facts("tls", **configured(certificates=True)))
+    assert with_certificates["fabric"] == with_certificates["fabric+tls"]
+    assert with_certificates["fabric"] == ("does not work", "unknown")
 
 
 @pytest.mark.parametrize(
@@ -214,7 +230,7 @@ def test_schemes_where_encryption_is_required():
     found = used(facts("ucx", **configured(require_encryption=True, certificates=True)))
     assert found["fabric"] == found["fabric+tls"] == ("TLS", "TLS")
     assert found["fabric+tcp"] == ("refused: not encrypted",) * 2
-    assert found["fabric+ucx"] == ("refused: no ucx",) * 2
+    assert found["fabric+ucx"] == ("does not work",) * 2
     bare = used(facts(**configured(require_encryption=True)))
     assert bare["fabric"] == ("refused: no certificates",) * 2
 

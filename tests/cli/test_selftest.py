@@ -111,6 +111,12 @@ def test_a_ucx_that_cannot_connect_does_not_work(monkeypatch):
     assert found["stream"].works
 
 
+def test_what_a_pair_of_fabric_takes_instead_of_cma_is_told():
+    with dask.config.set({"fabric": {"cma": {"enabled": False}, "ucx": {"enabled": False}}}):
+        found = by_path(SelfTest().finish(60))
+    assert (found["cma"].works, found["cma"].instead) == (False, "stream")
+
+
 @pytest.mark.skipif(not ucx_libraries(), reason="no UCX on this host")
 def test_warnings_of_ucx_are_no_answers():
     with dask.config.set({"fabric": {"ucx": {"enabled": True, "options": {"MISSPELT": "1"}}}}):

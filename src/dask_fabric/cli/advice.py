@@ -16,6 +16,7 @@ _OPEN_FILE_COUNT = 4096
 _SHM_BYTES = 1 << 30
 _TCP_BUFFER_BYTES = 16 << 20
 _FAST_MBIT = 10_000
+_FAILS = "does not work"
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,13 @@ def scheme_uses(facts: Facts) -> dict[str, SchemeUse]:
     if facts.configuration.error:
         return dict.fromkeys(SCHEMES, _refused("the configuration"))
     must, can = facts.configuration.require_encryption, facts.configuration.certificates
-    tls = SchemeUse("TLS", "TLS") if can else _refused("no certificates")
-    tcp = _refused("not encrypted") if must else SchemeUse("TCP", "TCP")
+    tls = _by_stream(facts, TLS, "TLS") if can else _refused("no certificates")
+    tcp = _refused("not encrypted") if must else _by_stream(facts, STREAM, "TCP")
     return {
         "fabric": tls if can or must else _best(facts),
         "fabric+tcp": tcp,
         "fabric+tls": tls,
-        "fabric+ucx": _by_ucx(facts) if facts.path(UCX).works else _refused("no ucx"),
+        "fabric+ucx": _by_ucx(facts),
     }
 
 
@@ -60,16 +61,24 @@ def _refused(reason: str) -> SchemeUse:
 
 
 def _best(facts: Facts) -> SchemeUse:
-    within = "TCP"
-    if facts.path(UNIX).works:
-        within = "Unix socket"
-    for path in (UCX, CMA):
-        if facts.path(path).works:
-            within = f"{path} for large frames"
-    return SchemeUse(within, "ucx for large frames" if _has_rdma(facts) else "TCP")
+    stream = _by_stream(facts, STREAM, "TCP")
+    within = "Unix socket" if facts.path(UNIX).works else stream.within_host
+    # What a pair of fabric:// has agreed on: ucx may work and yet not be taken by it.
+    tried = facts.path(CMA)
+    path = CMA if tried.works else tried.instead
+    if path in (CMA, UCX) and facts.path(path).works:
+        within = f"{path} for large frames"
+    return SchemeUse(within, "ucx for large frames" if _has_rdma(facts) else stream.between_hosts)
+
+
+def _by_stream(facts: Facts, path: str, name: str) -> SchemeUse:
+    # What fails within the host may still reach others, such as where only `lo` is down.
+    return SchemeUse(name, name) if facts.path(path).works else SchemeUse(_FAILS, "unknown")
 
 
 def _by_ucx(facts: Facts) -> SchemeUse:
+    if not facts.path(UCX).works:
+        return SchemeUse(_FAILS, _FAILS)
     return SchemeUse("ucx", "ucx by RDMA" if _has_rdma(facts) else "ucx without RDMA")
 
 
@@ -88,7 +97,8 @@ def _remedy_for_stream(facts: Facts) -> str:
         return "correct the configuration"
     if facts.configuration.require_encryption and not facts.configuration.certificates:
         return _remedy_for_tls(facts)
-    return ""
+    loopback = [one.name for one in facts.interfaces if one.kind == "loopback" and not one.up]
+    return f"ip link set {loopback[0]} up" if loopback else ""
 
 
 def _remedy_for_unix(facts: Facts) -> str:

@@ -129,7 +129,7 @@ async def _try_path(path: str, address: str) -> dict[str, Any]:
         told = comm.statistics()
         if path not in used_paths(told, comm.extra_info):
             reason = told["refused"].get(path) or _why_not_unix()
-            return {"path": path, "reason": reason}
+            return {"path": path, "reason": reason, "instead": told["paths"]["host"]}
         bandwidth = await _bandwidth(comm)
         if reason := why_not_moved(path, comm.statistics()):
             return {"path": path, "reason": reason}

@@ -30,6 +30,8 @@ class PathResult:
     ----------
     reason : str
         Why it is not in use; empty where it works.
+    instead : str
+        The path that the pair has agreed on for large frames where that is another one.
     """
 
     path: str
@@ -37,6 +39,7 @@ class PathResult:
     reason: str = ""
     bandwidth_bytes_per_second: float | None = None
     round_trip_seconds: float | None = None
+    instead: str = ""
 
 
 class SelfTest:
