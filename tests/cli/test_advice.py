@@ -11,6 +11,7 @@ from dask_fabric.cli.configuration import Configuration
 from dask_fabric.cli.host import Identity, Limits
 from dask_fabric.cli.network import Interface
 from dask_fabric.cli.pair import PATHS
+from dask_fabric.cli.render import render
 from dask_fabric.cli.report import Facts
 from dask_fabric.cli.selftest import PathResult
 from dask_fabric.cli.ucx import Library, Ucx
@@ -73,7 +74,11 @@ CASES = {
     "huge pages": (limits(transparent_huge_pages="never"), "switched off", "madvise"),
     "open files": (limits(open_file_count=1024), "1024", "ulimit -n"),
     "shm": (limits(shm_bytes=64 << 20), "64 MiB", "--shm-size"),
-    "pids": ({"identity": Identity(namespaces={"pid": 7})}, "PID namespace", "--pid=host"),
+    "pids": (
+        {"identity": Identity(namespaces={"pid": 7})},
+        "cma works within this one only",
+        "--pid=host",
+    ),
     "link down": (
         {"rdma": (dataclasses.replace(DEVICE, ports=(RdmaPort(1, "DOWN", None, None, None),)),)},
         "(down)",
@@ -122,8 +127,11 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_advice(name):
     parts, reason, remedy = CASES[name]
-    (advice,) = advise(facts(**parts))
+    found = facts(**parts)
+    (advice,) = advise(found)
     assert reason in advice.reason and remedy in advice.remedy
+    (shown,) = render(found, scheme_uses(found), (advice,), 1000).split("\nAdvice\n")[1:]
+    assert shown.split("\n") == [f"  {advice.about}: {advice.reason}", f"    -> {advice.remedy}"]
 
 
 @pytest.mark.parametrize(

@@ -268,8 +268,8 @@ def _shared_memory(facts: Facts) -> Iterator[Advice]:
 def _pids(facts: Facts) -> Iterator[Advice]:
     if facts.path(CMA).works and facts.identity.has_own_pids:
         yield Advice(
-            CMA,
-            "it works within this PID namespace only, so not between containers",
+            "PID namespace",  # about no path: what is said of one that works is not shown
+            "cma works within this one only, so not between containers",
             "docker run --pid=host; Kubernetes: shareProcessNamespace in one pod, or hostPID",
         )
 
