@@ -58,6 +58,7 @@ def configured(**values) -> dict:
     return {"configuration": Configuration(**values)}
 
 
+BROKEN_UCX = configured(changed={"fabric.ucx.library": "/opt/libucp.so.0"})
 CASES = {
     "memlock": ({"rdma": (DEVICE,), **limits(memlock_bytes=8 << 20)}, "8 MiB", "memlock=-1"),
     "somaxconn": (
@@ -167,7 +168,11 @@ def test_what_is_well_gets_no_advice(parts):
         ("ucx", configured(require_encryption=True), "TLS only"),
         ("ucx", {"rdma": (DEVICE,), "ucx": Ucx()}, "module load ucx"),
         ("ucx", {"gpus": (GPU,), "ucx": Ucx()}, "pip install"),
-        ("ucx", {"ucx": Ucx()}, "none needed"),
+        ("ucx", {"ucx": Ucx()}, "none needed without RDMA devices and GPUs; else pip install"),
+        ("ucx", {"ucx": Ucx(), **BROKEN_UCX}, "works in fabric.ucx.library, or leave that out"),
+        ("ucx", {"ucx": Ucx(), **BROKEN_UCX, "rdma": (DEVICE,)}, "works in fabric.ucx.library"),
+        ("ucx", {}, "UCX_TLS"),  # it was found, and does not work all the same
+        ("ucx", {"rdma": (DEVICE,)}, "UCX_TLS"),
     ],
 )
 def test_remedies_of_paths(path, parts, remedy):

@@ -117,6 +117,16 @@ def test_what_a_pair_of_fabric_takes_instead_of_cma_is_told():
     assert (found["cma"].works, found["cma"].instead) == (False, "stream")
 
 
+def test_a_library_that_is_not_there_is_the_reason(tmp_path):
+    library = tmp_path / "libucp.so.0"
+    with dask.config.set({"fabric": {"ucx": {"library": str(library)}}}):
+        found = by_path(SelfTest().finish(60))
+    assert found["ucx"].reason == (
+        f"fabric.ucx.library is '{library}', which cannot be used: "
+        f"[Errno 2] No such file or directory: '{library}'"
+    )
+
+
 @pytest.mark.skipif(not ucx_libraries(), reason="no UCX on this host")
 def test_warnings_of_ucx_are_no_answers():
     with dask.config.set({"fabric": {"ucx": {"enabled": True, "options": {"MISSPELT": "1"}}}}):

@@ -228,6 +228,11 @@ def test_a_probe_that_cannot_be_started(monkeypatch):
     assert "No such file" in ucx_library.probe("/some/libucp.so.0", "test").error
 
 
+def test_a_library_that_is_not_there_is_named(tmp_path):
+    path = str(tmp_path / "libucp.so.0")
+    assert ucx_library.probe(path, "test").error.endswith(f"No such file or directory: '{path}'")
+
+
 def test_a_path_is_probed_once(monkeypatch):
     calls = []
     monkeypatch.setattr(ucx_library, "_run_probe", lambda *args: calls.append(args) or b"{}")

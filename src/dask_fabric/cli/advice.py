@@ -135,11 +135,17 @@ def _remedy_for_ucx(facts: Facts) -> str:
         return "set fabric.ucx.enabled: auto"
     if facts.configuration.require_encryption:
         return _remedy_for_unix(facts)
-    if facts.rdma and facts.ucx.chosen is None:
+    if facts.ucx.chosen is not None:
+        return (
+            "see that UCX_TLS, UCX_NET_DEVICES and such in the environment, and "
+            "fabric.ucx.options, leave it shared memory or a network"
+        )
+    if facts.configuration.value("ucx.library"):
+        return "name a libucp.so.0 that works in fabric.ucx.library, or leave that out"
+    if facts.rdma:
         return "load your site's UCX (such as: module load ucx), which knows your devices"
-    if facts.gpus and facts.ucx.chosen is None:
-        return "pip install 'dask-fabric[ucx]'"
-    return "" if facts.rdma or facts.gpus else "none needed without RDMA devices and GPUs"
+    install = "pip install 'dask-fabric[ucx]'"
+    return install if facts.gpus else f"none needed without RDMA devices and GPUs; else {install}"
 
 
 _REMEDIES: dict[str, Callable[[Facts], str]] = {

@@ -24,6 +24,7 @@ from distributed.utils import wait_for
 
 from dask_fabric import config
 from dask_fabric.comm.reaching import explain
+from dask_fabric.comm.ucx import SchemeUnavailableError
 
 STREAM, UNIX, TLS, CMA, UCX = PATHS = ("stream", "unix", "tls", "cma", "ucx")
 SCHEMES = ("fabric", "fabric+tcp", "fabric+tls", "fabric+ucx")
@@ -68,6 +69,8 @@ async def serve() -> None:
                 f"{scheme}://127.0.0.1:0", _answer, **_arguments(scheme, "listen")
             )
             addresses[scheme] = listener.contact_address
+        except SchemeUnavailableError as exc:
+            refusals[scheme] = exc.reason  # its message tells to ask the doctor
         except Exception as exc:
             refusals[scheme] = explain(exc)
     print(json.dumps({"addresses": addresses, "refusals": refusals}), flush=True)

@@ -66,7 +66,15 @@ def local_ucx(settings: Settings, insists: bool) -> tuple[LocalUCX | None, str]:
 
 
 class SchemeUnavailableError(UnavailableError, FatalCommClosedError):
-    """The scheme is known, but nothing can be sent by it; Dask does not try again."""
+    """The scheme is known, but nothing can be sent by it; Dask does not try again.
+
+    Attributes
+    ----------
+    reason : str
+        Without the address and the advice that the message has.
+    """
+
+    reason: str = ""
 
 
 def check_available(address: str, settings: Settings) -> None:
@@ -79,10 +87,12 @@ def check_available(address: str, settings: Settings) -> None:
     """
     local, reason = local_ucx(settings, insists=True)
     if local is None:
-        raise SchemeUnavailableError(
+        error = SchemeUnavailableError(
             f"cannot use {address}: {reason}. `dask fabric doctor --require ucx` tells more; "
             "fabric:// takes the best path that both ends have"
         )
+        error.reason = reason
+        raise error
 
 
 @functools.lru_cache(maxsize=8)

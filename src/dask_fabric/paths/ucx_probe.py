@@ -56,6 +56,8 @@ def describe(path: str) -> dict:
 
 def _open(path: str) -> ctypes.CDLL:
     folder = os.path.dirname(path)
+    if folder:
+        os.stat(path)  # else the first that is missed is one of its neighbours
     # Bound at the first call: libucm and libucs need each other.
     mode = os.RTLD_LAZY | os.RTLD_LOCAL
     for name in LIBRARIES[:-1] if folder else ():
