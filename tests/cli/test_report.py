@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+from pathlib import Path
 
 import pytest
 
 from dask_fabric.cli import report
 from dask_fabric.cli.advice import advise, scheme_uses
+from dask_fabric.cli.pair import PATHS
 from dask_fabric.cli.remote import Pair
 from dask_fabric.cli.render import render, render_pair
 from dask_fabric.cli.report import Facts, inspect_all
 from dask_fabric.cli.selftest import PathResult
 from dask_fabric.cli.ucx import Library, Ucx
 
+DOCUMENTATION = Path(__file__).parents[2] / "docs/doctor.md"
 RESULTS = (PathResult("stream", True, "", 2.5e9, 48e-6), PathResult("cma", False, "no\x1b[31m"))
 LIBRARY = Library("/opt/ucx/libucp.so.0", "site", "1.15.0", ("rc_mlx5/mlx5_0:1",), True, False, "")
 
@@ -79,6 +83,15 @@ def test_text_of_a_large_host(large, width):
 def test_text_where_nothing_is_known():
     text = text_of(Facts())
     assert "unknown" in text and "RDMA devices\n  none" in text
+
+
+def test_the_report_in_the_documentation_is_one_of_ours():
+    shown = DOCUMENTATION.read_text()
+    states = {path: re.search(rf"^  {path} +(works|not in use)", shown, re.M)[1] for path in PATHS}
+    paths = tuple(PathResult(path, state == "works") for path, state in states.items())
+    text = text_of(Facts(paths=paths))
+    schemes = text[text.index("Schemes\n") :].partition("\n\n")[0]
+    assert schemes in shown
 
 
 def test_every_part_may_fail(monkeypatch, tmp_path):
