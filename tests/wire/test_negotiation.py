@@ -22,7 +22,8 @@ from dask_fabric.wire.negotiation import (
 PLAIN = Hello()
 CMA = Hello(paths=("stream", "cma"), boot="one", cma={"address": 4096, "nonce": b"n" * 16})
 TRANSPORTS = ("posix", "tcp", "rc_mlx5")
-UCX = {"version": "1.18.0", "transports": TRANSPORTS, "address": b"a", "token": 1}
+SCOPE = {"ipc": "ipc:[1]", "pid": "pid:[2]", "user": "0 of user:[3]"}
+UCX = {"version": "1.18.0", "transports": TRANSPORTS, "address": b"a", "token": 1, "scope": SCOPE}
 BOTH = replace(CMA, paths=("stream", "cma", "ucx"), ucx=UCX)
 ELSEWHERE = replace(BOTH, boot="two")
 
@@ -34,6 +35,15 @@ def off(hello, path, reason):
 
 def with_ucx(hello, **changed):
     return replace(hello, ucx={**hello.ucx, **changed})
+
+
+def beside(hello, *transports, **scope):
+    """A process of the same host: which transports it has, and what of its scope is another."""
+    return with_ucx(hello, transports=transports, scope={**SCOPE, **scope})
+
+
+def insisting(hello):
+    return replace(off(hello, "cma", "ucx only"), scheme="fabric+ucx")
 
 
 TABLE = {
@@ -71,6 +81,48 @@ TABLE = {
     "shared memory where cma is off": (
         off(BOTH, "cma", "no"), BOTH, {}, "ucx", {"cma": "client: no"},
     ),
+    "rdma where cma is off": (
+        off(BOTH, "cma", "no"), beside(BOTH, "rc_mlx5", "tcp"), {}, "ucx", {"cma": "client: no"},
+    ),
+    "tcp only, within a host": (
+        off(BOTH, "cma", "no"), beside(BOTH, "tcp"), {}, "stream",
+        {"ucx": "UCX has neither shared memory nor RDMA in common between the two, and the stream "
+                "is as good as its TCP"},
+    ),
+    "cma of ucx brings no message": (
+        off(with_ucx(BOTH, transports=("cma", "knem", "tcp")), "cma", "no"),
+        beside(BOTH, "cma", "knem", "tcp"), {}, "stream",
+        {"ucx": "UCX has neither shared memory nor RDMA in common between the two, and the stream "
+                "is as good as its TCP"},
+    ),
+    "pid namespaces": (
+        off(BOTH, "cma", "no"), beside(BOTH, *TRANSPORTS, pid="pid:[9]"), {}, "stream",
+        {"ucx": "UCX's shared memory fails between different pid namespaces, and UCX tries "
+                "nothing else unless it is left out (UCX_TLS=^sm)"},
+    ),
+    "users": (
+        off(BOTH, "cma", "no"), beside(BOTH, *TRANSPORTS, user="7 of user:[3]"), {}, "stream",
+        {"ucx": "UCX's shared memory fails between different users, and UCX tries nothing else "
+                "unless it is left out (UCX_TLS=^sm)"},
+    ),
+    "pid namespaces, and rdma alone": (
+        off(BOTH, "cma", "no"), beside(BOTH, "rc_mlx5", "tcp", pid="pid:[9]"), {}, "ucx", {},
+    ),
+    "ipc namespaces": (
+        off(BOTH, "cma", "no"), beside(BOTH, "posix", "tcp", ipc="ipc:[9]"), {}, "stream",
+        {"ucx": "UCX shares no memory between different IPC namespaces, and has no RDMA in common "
+                "between the two, and the stream is as good as its TCP"},
+    ),
+    "ipc namespaces, and rdma": (
+        off(BOTH, "cma", "no"), beside(BOTH, *TRANSPORTS, ipc="ipc:[9]", pid="pid:[9]"), {}, "ucx",
+        {},
+    ),
+    "namespaces of two hosts": (
+        BOTH, beside(ELSEWHERE, *TRANSPORTS, ipc="ipc:[9]", pid="pid:[9]"), {}, "ucx", {},
+    ),
+    "an older side does not tell its namespaces": (
+        off(BOTH, "cma", "no"), with_ucx(BOTH, scope={}), {}, "ucx", {"cma": "client: no"},
+    ),
     "versions of ucx": (
         with_ucx(BOTH, version="1.13.1"), ELSEWHERE, {}, "stream",
         {"ucx": "client: UCX 1.13.1, server: UCX 1.18.0; both must have the same version"},
@@ -78,6 +130,27 @@ TABLE = {
     "ucx that is insisted on": (
         replace(with_ucx(off(BOTH, "cma", "ucx only"), transports=("tcp",)), scheme="fabric+ucx"),
         with_ucx(ELSEWHERE, transports=("tcp",)), {}, "ucx", {"cma": "client: ucx only"},
+    ),
+    "insisted on with its tcp, between ipc namespaces": (
+        insisting(BOTH), beside(BOTH, "posix", "tcp", ipc="ipc:[9]"), {}, "ucx", {},
+    ),
+    "insisted on with nothing in common": (
+        insisting(BOTH), beside(BOTH, "sysv", "self"), {}, "stream",
+        {"ucx": "UCX has neither shared memory nor RDMA in common between the two, nor TCP"},
+    ),
+    "insisted on with what brings no message": (
+        insisting(with_ucx(BOTH, transports=("self", "cma", "cuda_copy"))),
+        beside(BOTH, "self", "cma", "cuda_copy"), {}, "stream",
+        {"ucx": "UCX has neither shared memory nor RDMA in common between the two, nor TCP"},
+    ),
+    "insisted on between hosts with shared memory": (
+        insisting(BOTH), with_ucx(ELSEWHERE, transports=("posix",)), {}, "stream",
+        {"ucx": "UCX has no RDMA in common between the two, nor TCP"},
+    ),
+    "insisted on between pid namespaces": (
+        insisting(BOTH), beside(BOTH, *TRANSPORTS, pid="pid:[9]"), {}, "stream",
+        {"ucx": "UCX's shared memory fails between different pid namespaces, and UCX tries "
+                "nothing else unless it is left out (UCX_TLS=^sm)"},
     ),
 }  # fmt: skip
 
@@ -96,13 +169,22 @@ DEVICE_TABLE = {
     ),
     "ipc without shared memory": (
         with_ucx(GPU, transports=("tcp", "cuda_ipc")), GPU, {}, ("cma", "ucx"),
-        {"ucx": "UCX has no shared memory in common between the two, and the stream is as good "
-                "as its TCP"},
+        {"ucx": "UCX has neither shared memory nor RDMA in common between the two, and the "
+                "stream is as good as its TCP"},
     ),
     "copies over tcp": (
         with_ucx(GPU, transports=("tcp", "cuda_copy")), GPU, {}, ("cma", "stream"),
-        {"ucx (cuda)": "UCX has no shared memory in common between the two, and the stream is as "
-                       "good as its TCP"},
+        {"ucx (cuda)": "UCX has neither shared memory nor RDMA in common between the two, and the "
+                       "stream is as good as its TCP"},
+    ),
+    "ipc between pid namespaces": (
+        with_ucx(GPU, transports=("tcp", "cuda_ipc")),
+        beside(GPU, "tcp", "cuda_ipc", pid="pid:[9]"), {}, ("cma", "stream"),
+        {"ucx (cuda)": "UCX shares no memory between different pid namespaces, and has no RDMA in "
+                       "common between the two, and the stream is as good as its TCP"},
+    ),
+    "rdma within a host": (
+        with_ucx(GPU, transports=("rc_mlx5", "cuda_copy")), GPU, {}, ("cma", "ucx"), {},
     ),
     "no rdma between hosts": (
         with_ucx(GPU, transports=("posix", "cuda_ipc")), GPU_ELSEWHERE, {}, ("stream", "stream"),
@@ -200,7 +282,15 @@ hellos = st.builds(
     boot=st.sampled_from(["", "one", "two"]),
     cma=st.sampled_from([{}, CMA.cma]),
     ucx=st.sampled_from(
-        [{}, UCX, {**UCX, "version": "2"}, {**UCX, "transports": ("tcp",)}, GPU.ucx]
+        [
+            {},
+            UCX,
+            {**UCX, "version": "2"},
+            {**UCX, "transports": ("tcp",)},
+            GPU.ucx,
+            {**UCX, "scope": {**SCOPE, "pid": "pid:[9]"}},
+            {**UCX, "scope": {"ipc": "ipc:[9]"}},
+        ]
     ),
 )
 
@@ -232,3 +322,14 @@ def test_whatever_is_said_both_sides_choose_the_same_and_know_why(client, server
 def test_findings_that_are_no_map_of_reasons(content):
     with pytest.raises(ProtocolError):
         decode_found(content)
+
+
+@pytest.mark.parametrize("scope", [[], {"pid": 1}, {"pid": "a\nb"}, {"pid": "x" * 257}])
+def test_a_scope_that_is_no_map_of_names(scope):
+    with pytest.raises(ProtocolError, match="'ucx'"):
+        told(with_ucx(BOTH, scope=scope))
+
+
+def test_a_scope_may_hold_what_a_later_version_tells():
+    later = with_ucx(off(BOTH, "cma", "no"), scope={**SCOPE, "more": "than is known"})
+    assert choose(told(later), BOTH, {}).paths == {"host": "ucx"}

@@ -109,6 +109,7 @@ def _add_ucx(hello: Hello, scheme: Scheme, settings: Settings, encrypted: bool) 
         "transports": local.transports,
         "address": local.address,
         "token": 0,
+        "scope": local.scope,
     }
     return replace(hello, paths=(*hello.paths, "ucx"), ucx=described)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from distributed.comm.core import FatalCommClosedError
@@ -32,11 +34,14 @@ class LocalUCX:
         Of the worker.
     transports : tuple of str
         Names, without devices.
+    scope : dict of str to str
+        With whom it can share memory: see `memory_scope`.
     """
 
     version: str
     address: bytes
     transports: tuple[str, ...]
+    scope: Mapping[str, str]
 
 
 def local_ucx(settings: Settings, insists: bool) -> tuple[LocalUCX | None, str]:
@@ -116,4 +121,17 @@ def _started(
         )
     names = dict.fromkeys(name.partition("/")[0] for name in chosen.library.transports)
     version = ".".join(map(str, ucx.version()))
-    return LocalUCX(version, address, tuple(names)[:_NAMES_LIMIT]), ""
+    return LocalUCX(version, address, tuple(names)[:_NAMES_LIMIT], memory_scope()), ""
+
+
+def memory_scope() -> dict[str, str]:
+    """Tell what processes that share memory through UCX have in common, for each key of a hello.
+
+    UCX finds a peer's memory by its process id or in its IPC namespace, looks in any case whether
+    the process id lives, and the memory is its user's alone. Nothing where that cannot be read.
+    """
+    try:
+        links = {name: os.readlink(f"/proc/self/ns/{name}") for name in ("ipc", "pid", "user")}
+    except OSError:
+        return {}
+    return {**links, "user": f"{os.geteuid()} of {links['user']}"}

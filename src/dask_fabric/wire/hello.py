@@ -56,8 +56,9 @@ class Hello:
         ``address`` (int) and ``nonce`` (bytes): what stands where in this process's memory, so that
         the peer can find out whether it may read it.
     ucx : mapping
-        ``version`` (str), ``transports`` (list of str), ``address`` (bytes) of the worker, and
-        ``token`` (int), which names this side's end of this connection's frames.
+        ``version`` (str), ``transports`` (list of str), ``address`` (bytes) of the worker,
+        ``token`` (int), which names this side's end of this connection's frames, and ``scope``
+        (map of str to str): with whom this process can share memory, as far as it knows.
     address : str
         Over a Unix socket: the ``host:port`` that a client wants, or that a server listens on.
     ends : tuple of str
@@ -156,7 +157,7 @@ def _is_counts(value: object) -> bool:
 
 
 def is_reasons(value: object) -> bool:
-    """Whether a decoded value is a map of names to names."""
+    """Whether a decoded value is a map of names to names, such as paths with reasons."""
     return isinstance(value, dict) and all(map(_is_name, value.values()))
 
 
@@ -175,6 +176,7 @@ def _is_ucx(value: object) -> bool:
         and _is_names(value.get("transports"))
         and isinstance(value.get("address"), bytes)
         and _is_count(value.get("token"))
+        and is_reasons(value.get("scope", {}))
     )
 
 

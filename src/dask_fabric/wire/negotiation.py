@@ -18,10 +18,14 @@ from dask_fabric.wire.hello import Hello, is_reasons, unpack_map
 PREFERENCE = {"host": ("cma", "ucx", "stream"), "cuda": ("ucx", "stream")}
 UCX_SCHEME = "fabric+ucx"
 # Beginnings of the names of UCX's transports.
-SHARED_MEMORY = ("posix", "sysv", "xpmem", "cma", "knem")
+SHARED_MEMORY = ("posix", "sysv", "xpmem")
 RDMA = ("rc_", "dc_", "ud_", "srd", "gga_")
 CUDA = ("cuda_ipc", "cuda_copy")
-CUDA_WITHIN_HOST = (*SHARED_MEMORY, "cuda_ipc")
+WITHIN_HOST = (*SHARED_MEMORY, "cuda_ipc")
+# They carry no messages, or not between processes of which either may die.
+SILENT = ("self", "cma", "knem", "cuda", "gdr_copy", "rocm", "ze_")
+# What two processes that share memory have in common: keys of a hello. UCX looks at the first only.
+SCOPES = {"ipc": "IPC namespaces", "pid": "pid namespaces", "user": "users"}
 REASON_LENGTH_LIMIT = 256  # of a name in a hello
 
 
@@ -91,15 +95,37 @@ def _objection_to_ucx(client: Hello, server: Hello, memory: str) -> str:
     common = set(client.ucx["transports"]) & set(server.ucx["transports"])
     if memory == "cuda" and not _any_of(CUDA, common):
         return "UCX has neither cuda_ipc nor cuda_copy in common between the two"
+    within_host = bool(client.boot) and client.boot == server.boot
+    apart = _apart(client, server) if within_host else ""
+    if apart not in ("", SCOPES["ipc"]) and _any_of(SHARED_MEMORY, common):
+        return (
+            f"UCX's shared memory fails between different {apart}, and UCX tries nothing else "
+            "unless it is left out (UCX_TLS=^sm)"
+        )
+    if apart or not within_host:
+        common = {name for name in common if not name.startswith(WITHIN_HOST)}
     if insists_on_ucx(client, server):
-        return ""
-    if client.boot and client.boot == server.boot:
-        useful, what = (CUDA_WITHIN_HOST if memory == "cuda" else SHARED_MEMORY), "shared memory"
+        works, rest = any(not name.startswith(SILENT) for name in common), "nor TCP"
     else:
-        useful, what = RDMA, "RDMA"
-    if _any_of(useful, common):
-        return ""
-    return f"UCX has no {what} in common between the two, and the stream is as good as its TCP"
+        better = (*RDMA, *(WITHIN_HOST if memory == "cuda" else SHARED_MEMORY))
+        works, rest = _any_of(better, common), "and the stream is as good as its TCP"
+    return "" if works else f"{_lack(within_host, apart)} in common between the two, {rest}"
+
+
+def _apart(client: Hello, server: Hello) -> str:
+    """Name what keeps two processes of a host from sharing memory, by what both tell; or ""."""
+    scopes = client.ucx.get("scope", {}), server.ucx.get("scope", {})
+    for key, names in SCOPES.items():
+        told = [scope[key] for scope in scopes if key in scope]
+        if len(set(told)) > 1:
+            return names
+    return ""
+
+
+def _lack(within_host: bool, apart: str) -> str:
+    if apart:
+        return f"UCX shares no memory between different {apart}, and has no RDMA"
+    return f"UCX has {'neither shared memory nor' if within_host else 'no'} RDMA"
 
 
 def _any_of(beginnings: tuple[str, ...], names: Iterable[str]) -> bool:
