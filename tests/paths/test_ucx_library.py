@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -221,6 +222,14 @@ def test_a_probe_that_hangs_is_ended(monkeypatch, tmp_path, program):
     monkeypatch.setattr(ucx_library, "PROBE_SECONDS", 0.3)
     (tmp_path / "probe.py").write_text(program.format("import time; time.sleep(1000)"))
     assert "within 0.3 s" in ucx_library.probe("/some/libucp.so.0", "test").error
+
+
+def test_a_probe_that_hangs_ends_without_its_parent_too(tmp_path):
+    for name in ("libucm.so.0", SONAME):
+        os.mkfifo(tmp_path / name)  # to open it waits for a writer
+    path = str(tmp_path / SONAME)
+    program = [sys.executable, "-I", "-S", str(ucx_library.PROGRAM), path, "1"]
+    assert subprocess.run(program, timeout=20).returncode == -signal.SIGALRM
 
 
 def test_a_probe_that_cannot_be_started(monkeypatch):

@@ -22,7 +22,7 @@ from dask_fabric.comm.channels import make_channel
 from dask_fabric.comm.comm import FabricComm
 from dask_fabric.comm.security import Scheme, comm_error, tls_info
 from dask_fabric.comm.socket_options import tune
-from dask_fabric.comm.ucx import check_available
+from dask_fabric.comm.ucx import find
 from dask_fabric.config import Settings
 from dask_fabric.errors import FabricError
 from dask_fabric.wire.negotiation import UCX_SCHEME
@@ -81,8 +81,8 @@ class FabricConnector(Connector):
         peer_addr = self.prefix + address
         loop = asyncio.get_running_loop()
         settings = runtime.settings()
-        if self.scheme.name == UCX_SCHEME:
-            check_available(peer_addr, settings)
+        if self.scheme.fast and ssl_context is None:
+            await find(peer_addr, settings, self.scheme.name == UCX_SCHEME)
         try:
             if not 0 <= port < 1 << 16:
                 raise ValueError(f"a port is from 0 to 65535, not {port}")

@@ -41,7 +41,7 @@ from dask_fabric.comm.security import (
     tls_info,
 )
 from dask_fabric.comm.socket_options import tune
-from dask_fabric.comm.ucx import check_available, local_ucx
+from dask_fabric.comm.ucx import find, local_ucx
 from dask_fabric.errors import FabricError
 from dask_fabric.wire.negotiation import UCX_SCHEME
 
@@ -130,11 +130,11 @@ class FabricListener(BaseListener):
         """
         self._loop = asyncio.get_running_loop()
         self._settings = runtime.settings()
-        if self.scheme.name == UCX_SCHEME:
-            check_available(f"{self.prefix}{self.ip}:{self.port}", self._settings)
-        elif self.scheme.fast and self._ssl_context is None:
-            # To look for it takes a second: not while clients wait.
-            local_ucx(self._settings, insists=False)
+        insists = self.scheme.name == UCX_SCHEME
+        if self.scheme.fast and self._ssl_context is None:
+            # To look for it, and to start it, takes a second: not while clients wait.
+            await find(f"{self.prefix}{self.ip}:{self.port}", self._settings, insists)
+            local_ucx(self._settings, insists)
         backlog_count = int(dask.config.get("distributed.comm.socket-backlog"))
         self._sockets = bind(self.ip, self.port, backlog_count)
         _listeners.add(self)

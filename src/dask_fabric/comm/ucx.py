@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import functools
 import logging
 import os
+import threading
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 from distributed.comm.core import FatalCommClosedError
@@ -15,12 +19,18 @@ from dask_fabric.errors import FabricError, UnavailableError
 from dask_fabric.memory import device
 from dask_fabric.paths import ucx, ucx_worker
 from dask_fabric.paths.ucx_candidates import is_wanted, look
-from dask_fabric.paths.ucx_library import choose
+from dask_fabric.paths.ucx_library import Choice, choose
 from dask_fabric.wire.hello import TEXT_BYTES_LIMIT
 
 logger = logging.getLogger(__name__)
 
 _NAMES_LIMIT = 64
+_Options = tuple[tuple[str, str], ...]
+
+# Under way or done, by the settings that they depend on.
+_searches: dict[tuple[str | None, _Options], Future[Choice]] = {}
+# A forked child has none of the threads that search.
+os.register_at_fork(after_in_child=_searches.clear)
 
 
 @dataclass(frozen=True)
@@ -47,15 +57,16 @@ class LocalUCX:
 def local_ucx(settings: Settings, insists: bool) -> tuple[LocalUCX | None, str]:
     """Give this process's UCX, started now if need be, or the reason why there is none.
 
+    In an event loop, await `find` before.
+
     Parameters
     ----------
     settings : dask_fabric.config.Settings
     insists : bool
         Whether the scheme is ``fabric+ucx``: then it is wanted on every host.
     """
-    host = look()
-    wanted, reason = is_wanted(settings.ucx_enabled, host)
-    if not wanted and not (insists and settings.ucx_enabled is None):
+    wanted, reason = _is_wanted(settings.ucx_enabled, insists)
+    if not wanted:
         return None, reason
     runtime = device.current()
     if runtime is not None:
@@ -82,14 +93,33 @@ class SchemeUnavailableError(UnavailableError, FatalCommClosedError):
     reason: str = ""
 
 
-def check_available(address: str, settings: Settings) -> None:
-    """Raise for an address of ``fabric+ucx://`` in a process that has no UCX.
+async def find(address: str, settings: Settings, insists: bool) -> None:
+    """Let `local_ucx` find at once what it looks for; costs nothing when that was done before.
+
+    To look for a library takes as long as the slowest that hangs: not in the event loop.
+
+    Parameters
+    ----------
+    address : str
+        To listen on or to connect to.
+    settings, insists
+        As for `local_ucx`.
 
     Raises
     ------
     SchemeUnavailableError
-        With the reason and the remedy.
+        The scheme insists on UCX, and there is none: with the reason and the remedy.
     """
+    if _is_wanted(settings.ucx_enabled, insists)[0]:
+        search = _search(settings.ucx_library, settings.ucx_options)
+        if not search.done():
+            with contextlib.suppress(FabricError):  # `local_ucx` tells
+                await asyncio.wrap_future(search)
+    if insists:
+        _check_available(address, settings)
+
+
+def _check_available(address: str, settings: Settings) -> None:
     local, reason = local_ucx(settings, insists=True)
     if local is None:
         error = SchemeUnavailableError(
@@ -101,11 +131,37 @@ def check_available(address: str, settings: Settings) -> None:
 
 
 @functools.lru_cache(maxsize=8)
-def _started(
-    library: str | None, options: tuple[tuple[str, str], ...]
-) -> tuple[LocalUCX | None, str]:
+def _is_wanted(enabled: bool | None, insists: bool) -> tuple[bool, str]:
+    wanted, reason = is_wanted(enabled, look())
+    return wanted or (insists and enabled is None), reason
+
+
+def _search(library: str | None, options: _Options) -> Future[Choice]:
+    """Give the search by these settings, begun now by a thread if there is none yet."""
+    known = _searches.get((library, options))
+    if known is not None:
+        return known
+    new = Future()
+    new.set_running_or_notify_cancel()  # who waits for it cannot cancel it for others
+    search = _searches.setdefault((library, options), new)
+    if search is new:
+        # No thread of an executor: at its exit the process would wait for it.
+        arguments = new, library, options
+        threading.Thread(target=_run, args=arguments, name="fabric-find-ucx", daemon=True).start()
+    return search
+
+
+def _run(search: Future[Choice], library: str | None, options: _Options) -> None:
     try:
-        chosen = choose(library, options)
+        search.set_result(choose(library, options))
+    except BaseException as exc:
+        search.set_exception(exc)
+
+
+@functools.lru_cache(maxsize=8)
+def _started(library: str | None, options: _Options) -> tuple[LocalUCX | None, str]:
+    try:
+        chosen = _search(library, options).result()
         if chosen.library is None:
             return None, chosen.reason
         ucx.start(chosen.library, options)

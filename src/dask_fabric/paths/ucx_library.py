@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import math
 import os
 import select
 import subprocess
@@ -25,7 +26,8 @@ logger = logging.getLogger(__name__)
 
 PROGRAM = Path(__file__).with_name("ucx_probe.py")
 OLDEST_VERSION = (1, 11)
-PROBE_SECONDS = 20.0  # a device that does not answer can take UCX some seconds
+# Of a healthy one: 0.03 to 0.5. Slow file systems and drivers that wake GPUs can take seconds.
+PROBE_SECONDS = 10.0
 PROBE_BYTES_LIMIT = 1 << 20
 NAMES_LIMIT = 4096
 # Loading alone installs signal handlers; peer error handling switches shared memory off.
@@ -179,7 +181,7 @@ def probe(path: str, source: str, variables: tuple[tuple[str, str], ...] = ()) -
 
 def _run_probe(path: str, variables: Mapping[str, str]) -> bytes:
     with subprocess.Popen(
-        [sys.executable, "-I", "-S", PROGRAM, path],
+        [sys.executable, "-I", "-S", PROGRAM, path, str(math.ceil(PROBE_SECONDS) + 1)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
