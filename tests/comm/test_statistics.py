@@ -13,6 +13,7 @@ from distributed.comm import connect, listen
 from distributed.protocol import to_serialize
 
 import dask_fabric
+from dask_fabric.comm import prometheus
 from dask_fabric.memory import device
 
 from ..device import StandIn
@@ -61,6 +62,51 @@ async def test_a_fetched_frame_counts_with_its_path():
     assert near["traffic"]["stream"]["bytes_sent"] < 10_000
     assert near["traffic"]["stream"]["frames_sent"] == 0
     assert near["unacknowledged_bytes"] == 0
+
+
+def held(peer: str) -> dict[str, int]:
+    """What peers of that name have on offer from this process and not fetched, by path."""
+    rows = [row for row in dask_fabric.statistics()["peers"] if row["peer"] == peer]
+    return {row["path"]: row["unacknowledged_bytes"] for row in rows}
+
+
+async def test_what_is_not_fetched_counts_by_peer_and_path_until_it_is_or_the_end(caplog):
+    accepted = asyncio.Queue()
+    async with listen("fabric://127.0.0.1", accepted.put) as listener:
+        peer = listener.contact_address
+        near = await connect(peer)
+        far = await accepted.get()
+        path = near.paths["host"]
+        if path == "stream":
+            pytest.skip(f"no other path within this host: {near.refused_paths}")
+        assert held(peer) == {path: 0, "stream": 0}
+        await near.write({"x": to_serialize(np.ones(DATA_BYTES, "u1"))})
+        await near.write({"x": to_serialize(np.ones(DATA_BYTES, "u1"))})
+        assert held(peer) == {path: 2 * DATA_BYTES, "stream": 0}
+        assert gauge(path) >= 2 * DATA_BYTES
+        for _ in range(2):
+            await far.read()
+        await far.write("this takes the acknowledgements along")
+        await near.read()
+        assert held(peer) == {path: 0, "stream": 0}
+
+        await near.write({"x": to_serialize(np.ones(DATA_BYTES, "u1"))})
+        with caplog.at_level(logging.DEBUG, "dask_fabric.comm.statistics"):
+            near.abort()
+        assert held(peer) == {path: 0, "stream": 0}
+        told = dask_fabric.statistics()["closed"]["traffic"][path]
+        assert told["unacknowledged_bytes"] == near.statistics()["unacknowledged_bytes"] == 0
+        (line,) = (text for text in caplog.messages if f"to {peer}" in text)
+        assert line.count(f"'unacknowledged_bytes': {DATA_BYTES}") == 2  # of the comm, and the path
+        far.abort()
+
+
+def gauge(path: str) -> float:
+    """What Prometheus is told, of the whole process."""
+    pytest.importorskip("prometheus_client", reason="needs prometheus_client")
+    families = {family.name: family for family in prometheus.FabricCollector().collect()}
+    samples = families["dask_fabric_unacknowledged_bytes"].samples
+    return next(sample.value for sample in samples if sample.labels == {"path": path})
 
 
 async def test_the_process_tells_of_open_and_closed_comms():

@@ -142,12 +142,22 @@ async def test_both_ways_from_the_first_message_on(pair, gpu):
 
 async def test_memory_is_let_go_when_the_peer_has_it(pair, gpu):
     a, b = pair
-    await a.write({"x": to_serialize(gpu.array(np.arange(MEBI)))})
-    assert a.statistics()["unacknowledged_bytes"] == 8 * MEBI
-    await b.read()
+    values = np.arange(MEBI)
+    await a.write({"x": to_serialize(gpu.array(values)), "y": to_serialize(values[::2].copy())})
+    assert a.statistics()["unacknowledged_bytes"] == 12 * MEBI
+    by_path = {"stream": 0, "ucx": 8 * MEBI}
+    by_path[a.paths["host"]] = by_path.get(a.paths["host"], 0) + 4 * MEBI
+    assert unacknowledged(a) == by_path
+    await wait_for(b.read(), PATIENCE_SECONDS)
     await b.write("this takes the acknowledgement along")
     await a.read()
     assert a.statistics()["unacknowledged_bytes"] == 0
+    assert unacknowledged(a) == dict.fromkeys(by_path, 0)
+
+
+def unacknowledged(comm) -> dict[str, int]:
+    traffic = comm.statistics()["traffic"]
+    return {path: figures["unacknowledged_bytes"] for path, figures in traffic.items()}
 
 
 async def test_what_ucx_does_not_bring_comes_through_host_memory(pair, gpu, caplog):

@@ -80,6 +80,9 @@ async def test_what_cannot_be_read_is_asked_for_again(cma_pair, nbytes, begin):
         with region.unreadable(begin):
             pending = asyncio.ensure_future(receive(far))
             await until(lambda: far.statistics()["fallbacks_received"])
+            assert unacknowledged(near) == nbytes + 200_000
+        await until(lambda: near.statistics()["fallbacks_sent"])
+        assert unacknowledged(near) == 200_000  # the other is being sent
         header, (frame,) = await pending
         assert bytes(header) == b"first"
         assert np.array_equal(np.frombuffer(frame, "u1"), region.view)
@@ -88,10 +91,15 @@ async def test_what_cannot_be_read_is_asked_for_again(cma_pair, nbytes, begin):
         check_fallback(near.statistics(), far.statistics(), nbytes)
 
 
+def unacknowledged(channel):
+    return channel.statistics()["traffic"]["cma"]["unacknowledged_bytes"]
+
+
 def check_fallback(sent, received, nbytes):
     """The first of two frames was offered and sent; the figures of both ends agree on that."""
     assert sent["fallbacks_sent"] == received["fallbacks_received"] == 1
     by_cma, by_stream = sent["traffic"]["cma"], sent["traffic"]["stream"]
+    assert by_cma["unacknowledged_bytes"] == 0
     assert (by_cma["fallbacks_sent"], by_cma["fallback_bytes"]) == (1, nbytes)
     assert (by_cma["frames_sent"], by_cma["bytes_sent"]) == (2, nbytes + 200_000)
     assert by_stream["frames_sent"] == received["traffic"]["stream"]["frames_received"] == 1

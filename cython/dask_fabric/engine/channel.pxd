@@ -9,6 +9,7 @@ cdef class Channel(Sender):
     cdef public object choice           # what they agreed on
 
     cdef Figures _stream_figures(self)
+    cdef Py_ssize_t _held_bytes_by(self, int path) except -1
     cdef Figures _figures_beside(self)
     cdef _finish_opening(self)
     cdef _let_end_follow(self)

@@ -14,7 +14,7 @@ from dask_fabric.engine.figures cimport Counts, Figures
 from dask_fabric.engine.sender cimport Sender
 from dask_fabric.engine.sendqueue cimport PY_SSIZE_T_MAX
 from dask_fabric.engine.waiter cimport Waiter
-from dask_fabric.wire.offers cimport Control
+from dask_fabric.wire.offers cimport Control, Offers
 from dask_fabric.paths.ucx cimport open_endpoint
 from dask_fabric.wire.records cimport ACKNOWLEDGE, CMA, OFFER_BYTES, REQUEST, STREAM, UCX
 
@@ -349,6 +349,7 @@ cdef class Channel(Sender):
         for path in sorted(self.others):
             copy = self.figures_of(path).copy()
             copy.counts.allocate_ns += self.assembler.allocate_ns[path]
+            copy.counts.unacknowledged_bytes = self._held_bytes_by(path)
             told[PATH_NAMES[path]] = copy
         return told
 
@@ -361,6 +362,14 @@ cdef class Channel(Sender):
         counts.allocate_ns = self.assembler.allocate_ns[<int> STREAM]
         counts.received_message_bytes = self.assembler.message_sizes
         return stream
+
+    cdef Py_ssize_t _held_bytes_by(self, int path) except -1:
+        """What is on offer by one path, and not answered."""
+        cdef Offers offers
+        cdef Py_ssize_t nbytes = 0
+        for offers in list(self.held.values()):     # who asks may be another thread
+            nbytes += offers.part(path).nbytes
+        return nbytes
 
     cdef Figures _figures_beside(self):
         """The sums of all paths but the stream."""

@@ -17,6 +17,7 @@ cdef struct Counts:
     uint64_t fallbacks_sent         # messages whose frames had to go by the stream instead
     uint64_t fallbacks_received
     uint64_t fallback_bytes         # of those sent: offered so, and sent by the stream after all
+    uint64_t unacknowledged_bytes   # of now, and not ever: filled in where somebody asks
     int64_t loop_ns                 # from the end of a job until the loop took notice
     int64_t allocate_ns
     int64_t wire_ns

@@ -42,6 +42,10 @@ cdef class Figures:
         """Count the time that it took to deserialize a message that was not tiny."""
         self.counts.deserialize_ns += spent_ns
 
+    def let_go(self):
+        """The comm has ended, and holds nothing for its peer any more."""
+        self.counts.unacknowledged_bytes = 0
+
     cdef void offered(self, Offers offers) noexcept:
         """Frames are there for the peer to fetch."""
         self.counts.bytes_sent += offers.nbytes
@@ -112,9 +116,10 @@ cdef class Figures:
         Returns
         -------
         dict
-            Counts, ``*_seconds``, and under ``histograms`` for each the ``counts`` (the one with
-            the index i is of values up to 2**i and above 2**(i - 1); without zeros at the end) and
-            the ``sum`` of the values.
+            Counts, ``*_seconds``, ``unacknowledged_bytes`` as they were when these figures were
+            told, and under ``histograms`` for each the ``counts`` (the one with the index i is of
+            values up to 2**i and above 2**(i - 1); without zeros at the end) and the ``sum`` of
+            the values.
         """
         cdef Counts *counts = &self.counts
         return {
@@ -127,6 +132,7 @@ cdef class Figures:
             "fallbacks_sent": counts.fallbacks_sent,
             "fallbacks_received": counts.fallbacks_received,
             "fallback_bytes": counts.fallback_bytes,
+            "unacknowledged_bytes": counts.unacknowledged_bytes,
             "send_seconds": counts.send_ns.total / 1e9,
             "receive_seconds": counts.receive_ns.total / 1e9,
             "loop_seconds": counts.loop_ns / 1e9,

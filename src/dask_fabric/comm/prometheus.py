@@ -61,7 +61,11 @@ class FabricCollector:
         found = statistics.totals(_PEERS_SHOWN)
         by_path = {path: of.as_dict() for path, of in statistics.by_path(found).items()}
         return itertools.chain(
-            _counters(by_path), _bytes(found), _waits(by_path), _histograms(by_path), _gauges()
+            _counters(by_path),
+            _bytes(found),
+            _waits(by_path),
+            _histograms(by_path),
+            _gauges(by_path),
         )
 
 
@@ -132,9 +136,18 @@ def _buckets(counts: list[int], powers: range, unit: float) -> list[tuple[str, i
     return [*shown, ("+Inf", sums[-1])]
 
 
-def _gauges() -> Iterator[Any]:
+def _gauges(by_path: dict[str, dict[str, Any]]) -> Iterator[Any]:
     from prometheus_client.core import GaugeMetricFamily
 
+    family = GaugeMetricFamily(
+        "dask_fabric_unacknowledged_bytes",
+        "Bytes on offer that peers have not fetched",
+        labels=["path"],
+    )
+    for path, figures in by_path.items():
+        if path != "stream":  # on which nothing is on offer
+            family.add_metric([path], figures["unacknowledged_bytes"])
+    yield family
     told = pool.statistics()
     family = GaugeMetricFamily(
         "dask_fabric_pool_bytes", "Memory of the pool of receive buffers", labels=["state"]

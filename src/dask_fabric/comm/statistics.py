@@ -61,6 +61,7 @@ def _count_closed(local_address: str, peer_address: str, channel: Any) -> None:
     with _lock:
         _closed_count += 1
         for path, figures in channel.figures().items():
+            figures.let_go()
             total = _closed.pop((peer, path), None) or Figures()
             total.add(figures)
             _closed[peer, path] = total
