@@ -12,6 +12,7 @@ cdef class Link:
     cdef readonly bint closed
     cdef readonly object local_sockname
     cdef readonly object peer_sockname
+    cdef public object name_ends        # (link) -> the two addresses, as users see them
     cdef object sock
     cdef int fd
     cdef Port port                      # None where the link is not, or no longer, counted in it

@@ -47,6 +47,8 @@ cdef class Link:
         What ended the link, where it was not a request of this side.
     local_sockname, peer_sockname : tuple
         As `socket.getsockname` and `socket.getpeername` gave them.
+    name_ends : callable or None
+        Gives, for the link, its local and its peer's address as users see them.
     on_closed : callable or None
         Called once, with the link, when it is closed; it must not keep the link's owner alive.
     """
@@ -73,6 +75,15 @@ cdef class Link:
         if figures is None:
             figures = self.others[path] = Figures()
         return figures
+
+    def addresses(self):
+        """The local and the peer's address as users see them, also in logs.
+
+        Without `name_ends` they are the names of the sockets.
+        """
+        if self.name_ends is None:
+            return self.local_sockname, self.peer_sockname
+        return self.name_ends(self)
 
     def tcp_info(self):
         """What the kernel says of the connection (``struct tcp_info``); empty if it is no TCP."""

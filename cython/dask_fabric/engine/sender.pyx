@@ -138,8 +138,8 @@ cdef class Sender(Receiver):
         if path != self.path and path != self.queue.device_path:
             return False
         logger.warning(
-            "Frames to %s go by the stream from now on: the path %s is broken",
-            self.peer_sockname, PATH_NAMES[path],
+            "Frames from %s to %s go by the stream from now on: the path %s is broken",
+            *self.addresses(), PATH_NAMES[path],
         )
         if path == self.path:
             self.path = STREAM
@@ -174,8 +174,8 @@ cdef class Sender(Receiver):
         self.fallback_streak += 1
         logger.log(
             logging.WARNING if figures.counts.fallbacks_sent == 1 else logging.DEBUG,
-            "The peer %s cannot fetch frames by the path %s; they are sent",
-            self.peer_sockname, " or ".join(_names_of(offers.paths)),
+            "Frames from %s to %s cannot be fetched by the path %s; they are sent",
+            *self.addresses(), " or ".join(_names_of(offers.paths)),
         )
         if path == UCX:
             if self._stop_offering(UCX):
@@ -330,7 +330,7 @@ cdef class Sender(Receiver):
         logger.warning(
             "The comm from %s to %s is closed with %d bytes unsent: the peer took nothing for %s s "
             "(fabric.timeouts.close in Dask's configuration)",
-            self.local_sockname, self.peer_sockname, left_bytes, timeout_seconds,
+            *self.addresses(), left_bytes, timeout_seconds,
         )
 
     def _left_bytes(self):

@@ -10,6 +10,8 @@ import ssl
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from dask_fabric.comm import unix
+from dask_fabric.comm.addressing import format_address
 from dask_fabric.comm.paths import Negotiator, describe
 from dask_fabric.comm.security import Scheme
 from dask_fabric.config import Settings
@@ -27,6 +29,7 @@ def make_channel(
     ssl_context: ssl.SSLContext | None,
     *,
     server_side: bool,
+    peer_address: str,
     server_hostname: str | None = None,
     refuse: Callable[[Hello], str | None] | None = None,
     address: str = "",
@@ -47,6 +50,8 @@ def make_channel(
         None for plain text.
     server_side : bool
         Whether this side accepted the connection.
+    peer_address : str
+        Of the other end, with its scheme, as far as it is known yet.
     server_hostname : str, optional
         The name that the client asks of a TLS server.
     refuse : callable, optional
@@ -70,20 +75,33 @@ def make_channel(
     else:
         handshake = Handshake(negotiator.hello, False, refuse)
     if ssl_context is None:
-        return Channel(loop, sock, handshake, settings, negotiator)
+        channel = Channel(loop, sock, handshake, settings, negotiator)
+    else:
+        from dask_fabric.engine.tls import TLSChannel
 
-    from dask_fabric.engine.tls import TLSChannel
+        channel = TLSChannel(
+            loop,
+            sock,
+            handshake,
+            settings,
+            negotiator,
+            ssl_context=ssl_context,
+            server_side=server_side,
+            server_hostname=server_hostname,
+        )
+    channel.name_ends = functools.partial(_ends, scheme.prefix, address, peer_address)
+    return channel
 
-    return TLSChannel(
-        loop,
-        sock,
-        handshake,
-        settings,
-        negotiator,
-        ssl_context=ssl_context,
-        server_side=server_side,
-        server_hostname=server_hostname,
-    )
+
+def _ends(prefix: str, reached: str, peer_address: str, channel: Any) -> tuple[str, str]:
+    """Give the local and the peer's address; *reached* is that of a Unix socket, as known first."""
+    if isinstance(channel.local_sockname, tuple):  # TCP
+        return format_address(prefix, channel.local_sockname), peer_address
+    if not channel.server_side:
+        return prefix + unix.client_address(reached, channel.local_sockname), peer_address
+    if channel.peer is not None:
+        reached = channel.peer.address  # checked by `unix.refuse_client`
+    return prefix + reached, prefix + unix.client_address(reached, channel.peer_sockname)
 
 
 def _first_reason(refusers: Iterable[Callable[[Hello], str | None]], hello: Hello) -> str:

@@ -17,7 +17,7 @@ from distributed.comm.addressing import parse_host_port
 from distributed.comm.core import Connector
 
 from dask_fabric.comm import runtime, unix
-from dask_fabric.comm.addressing import Target, format_address, resolve
+from dask_fabric.comm.addressing import Target, resolve
 from dask_fabric.comm.channels import make_channel
 from dask_fabric.comm.comm import FabricComm
 from dask_fabric.comm.security import Scheme, comm_error, tls_info
@@ -89,19 +89,17 @@ class FabricConnector(Connector):
             targets = await resolve(loop, host, port)
         except (ValueError, OverflowError) as exc:  # UnicodeError is a ValueError
             raise OSError(f"{peer_addr} is no address that can be connected to: {exc}") from exc
-        opened = None
+        channel = None
         if self.scheme.fast and settings.unix_sockets and ssl_context is None:
-            opened = await self._open_unix(loop, targets, settings)
-        if opened is None:
+            channel = await self._open_unix(loop, targets, settings, peer_addr)
+        if channel is None:
             server_hostname = connection_args.get("server_hostname") or host
-            opened = await self._open_tcp(
+            channel = await self._open_tcp(
                 loop, targets, settings, peer_addr, ssl_context, server_hostname
             )
-        channel, local_addr = opened
         return FabricComm(
             channel,
-            local_addr,
-            peer_addr,
+            *channel.addresses(),
             deserialize,
             settings,
             tls_info(channel) if ssl_context is not None else None,
@@ -115,8 +113,8 @@ class FabricConnector(Connector):
         peer_addr: str,
         ssl_context: ssl.SSLContext | None,
         server_hostname: str,
-    ) -> tuple[Any, str]:
-        """Give an open channel over TCP or TLS, and its local address."""
+    ) -> Any:
+        """Give an open channel over TCP or TLS."""
         sock = await _connect_to_any(loop, targets)
         try:
             channel = make_channel(
@@ -126,6 +124,7 @@ class FabricConnector(Connector):
                 settings,
                 ssl_context,
                 server_side=False,
+                peer_address=peer_addr,
                 server_hostname=server_hostname,
             )
             await channel.open(settings.handshake_timeout_seconds)
@@ -135,12 +134,16 @@ class FabricConnector(Connector):
         except BaseException:
             sock.close()
             raise
-        return channel, format_address(self.prefix, channel.local_sockname)
+        return channel
 
     async def _open_unix(
-        self, loop: asyncio.AbstractEventLoop, targets: Sequence[Target], settings: Settings
-    ) -> tuple[Any, str] | None:
-        """Give an open channel over a Unix socket, and its local address.
+        self,
+        loop: asyncio.AbstractEventLoop,
+        targets: Sequence[Target],
+        settings: Settings,
+        peer_addr: str,
+    ) -> Any:
+        """Give an open channel over a Unix socket.
 
         None where no target has such a socket, and in any doubt about it: TCP then decides.
         """
@@ -160,6 +163,7 @@ class FabricConnector(Connector):
                 settings,
                 None,
                 server_side=False,
+                peer_address=peer_addr,
                 refuse=functools.partial(unix.refuse_server, listener),
                 address=target,
             )
@@ -175,7 +179,7 @@ class FabricConnector(Connector):
             if loop.time() - begin >= _UNIX_SILENCE_SECONDS:
                 self._silent_until[listener] = loop.time() + _UNIX_PAUSE_SECONDS
             raise
-        return channel, self.prefix + unix.client_address(target, channel.local_sockname)
+        return channel
 
 
 async def _connect_to_any(

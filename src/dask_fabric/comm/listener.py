@@ -276,6 +276,7 @@ class FabricListener(BaseListener):
                 self._settings,
                 ssl_context,
                 server_side=True,
+                peer_address=peer_addr,
                 refuse=refuse,
                 address=address,
             )
@@ -349,25 +350,15 @@ class FabricListener(BaseListener):
         if self._stopped:
             channel.abort()
             return None
-        local_addr, peer_addr = self._addresses(channel, peer_addr)
         comm = FabricComm(
             channel,
-            local_addr,
-            peer_addr,
+            *channel.addresses(),
             self.deserialize,
             self._settings,
             tls_info(channel) if self._ssl_context is not None else None,
         )
         comm.allow_offload = self.allow_offload
         return comm
-
-    def _addresses(self, channel: Any, peer_addr: str) -> tuple[str, str]:
-        """Give the local and the peer's address of an open channel."""
-        if isinstance(channel.local_sockname, tuple):  # TCP
-            return format_address(self.prefix, channel.local_sockname), peer_addr
-        reached = channel.peer.address  # checked by `unix.refuse_client`
-        client = unix.client_address(reached, channel.peer_sockname)
-        return self.prefix + reached, self.prefix + client
 
     def _log_refusal(self, peer_addr: str, exc: Exception, received_bytes: int) -> None:
         # Health checks and port scans connect and leave: no news for anybody.

@@ -259,7 +259,7 @@ class Negotiator:
             channel.use_cma(self._pid_of(channel.peer))
         if "ucx" in choice.paths.values() and not self._use_ucx(channel, choice.paths):
             reason = "UCX of this process does not take the peer's address"
-            logger.warning("%s, %s", reason, channel.peer_sockname)
+            logger.warning("From %s to %s: %s", *channel.addresses(), reason)
             channel.choice = choice.without("ucx", reason)
 
     def _use_ucx(self, channel: Any, paths: Mapping[str, str]) -> bool:
