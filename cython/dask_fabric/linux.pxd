@@ -11,6 +11,9 @@ cdef extern from "<sys/uio.h>" nogil:
         int pid, const iovec *here, unsigned long here_count, const iovec *there,
         unsigned long there_count, unsigned long flags)
 
+cdef extern from "<unistd.h>" nogil:
+    long syscall(long number, ...)
+
 cdef extern from "<sys/prctl.h>" nogil:
     int prctl(int operation, unsigned long first, unsigned long second, unsigned long third,
               unsigned long fourth)

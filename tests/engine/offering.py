@@ -74,6 +74,7 @@ async def attacked(**settings):
     await asyncio.gather(plain.open(), channel.open())
     channel.use_cma(os.getpid())
     socket_of_peer = socket.socket(fileno=os.dup(near.fileno()))
+    asyncio.get_running_loop().remove_reader(near)
     plain._forked()  # it lets go of its socket
     try:
         yield channel, socket_of_peer

@@ -7,6 +7,7 @@ the peers say follows in lines of the same output. It ends with its standard inp
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from distributed.comm import CommClosedError, connect
 from distributed.protocol import to_serialize
 
 AHEAD_COUNT = 2
+CHILD_SECONDS = 20
 
 
 def say(*words: object) -> None:
@@ -81,6 +83,17 @@ async def send_and_end(comm, nbytes: int) -> None:
 async def send_and_exec(comm, nbytes: int) -> None:
     await send_one(comm, nbytes)
     os.execv("/bin/sleep", ["sleep", "60"])
+
+
+async def send_and_leave_a_child(comm, nbytes: int) -> None:
+    """The child, of which Python knows nothing, has the socket for as long as it lives."""
+    await send_one(comm, nbytes)
+    libc = ctypes.CDLL(None)
+    if libc.fork() == 0:
+        libc.close(1)  # for its end is awaited
+        libc.alarm(CHILD_SECONDS)
+        libc.pause()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 async def send_and_abort(comm, nbytes: int) -> None:

@@ -192,6 +192,23 @@ async def test_the_sender_ends_without_closing(stem, accepted, role, moment):
         del comm, reading
 
 
+@pytest.mark.parametrize("moment", range(2))
+@pytest.mark.parametrize("config", [{}, {"fabric.unix-sockets": False}])
+async def test_the_sender_dies_and_a_child_has_its_socket(stem, config, moment):
+    comms = asyncio.Queue()
+    with dask.config.set(config):
+        async with listen("fabric://127.0.0.1", comms.put) as listener, nothing_left():
+            comms.address = listener.contact_address
+            async with opened(stem, comms, "send_and_leave_a_child") as (comm, pid):
+                if moment:
+                    assert await stem.line() == "written"
+                    await until(lambda: not Path(f"/proc/{pid}").exists())
+                await fails_soon(comm.read())
+                if not moment:
+                    assert await stem.line() == "written"
+                del comm
+
+
 async def test_the_sender_closes_and_the_reader_comes_later(stem, accepted):
     async with opened(stem, accepted, "send_and_close") as (comm, _):
         assert await stem.line() == "written"

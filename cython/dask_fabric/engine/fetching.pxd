@@ -19,10 +19,13 @@ cdef class Fetcher(Link):
     cdef int fetching_path              # by which
     cdef Arrived requested              # whose frames the peer shall send instead
     cdef int64_t fetch_begin_ns
+    cdef object process_fd              # of the peer's process, while its end is awaited; or None
 
     cdef _fetch(self, Arrived arrived)
     cdef _post(self, Offers offers)
     cdef _stop_fetch_timer(self)
+    cdef _watch_process(self)
+    cdef _unwatch_process(self)
     cdef _end_fetch(self, int error)
     cdef _take_requested(self)
 

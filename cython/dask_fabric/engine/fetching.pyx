@@ -7,12 +7,14 @@ ends with an answer: an acknowledgement, or the request to send what cannot be f
 from functools import partial
 
 cimport cython
+from libc.errno cimport ESRCH
 from libc.stdint cimport uint32_t, uint64_t
+from posix.unistd cimport close
 
 from dask_fabric.clock cimport now_ns
 from dask_fabric.engine.figures cimport Figures
 from dask_fabric.engine.link cimport Link
-from dask_fabric.paths.cma cimport read_memory
+from dask_fabric.paths.cma cimport open_process, read_memory
 from dask_fabric.paths.ucx cimport fail
 from dask_fabric.wire.offers cimport Arrived, Offer, Offers
 from dask_fabric.wire.records cimport ACKNOWLEDGE, CMA, REQUEST, UCX, plain_record
@@ -120,6 +122,8 @@ cdef class Fetcher(Link):
         self.fetching = None
         figures.received(self.fetch_begin_ns, self.port)
         if error:
+            if error == ESRCH and self.fetching_path == CMA:
+                self._watch_process()
             figures.counts.fallbacks_received += 1
             self.requested, self.assembler.requested = arrived, arrived.offers
             self._answer(plain_record(REQUEST, offers.sequence))
@@ -140,19 +144,46 @@ cdef class Fetcher(Link):
         cdef list frames = arrived.message[1]
         cdef uint32_t index
         self.requested = arrived.offers = None
+        self._unwatch_process()
         if offers.any_of_device:
             for index in range(offers.count):
                 frames[offers.items[index].index] = offers.frames[index]
+
+    cdef _watch_process(self):
+        """The peer's memory has gone, as when its process ends. Its stream need not tell: another
+        process may have the socket too. And with its first thread alone a process does not end."""
+        cdef int fd = open_process(self.peer_pid)
+        if fd == -ESRCH:
+            raise self._process_error()
+        if fd >= 0:                     # not forbidden: else the stream has to do
+            self.process_fd = fd
+            self.loop.add_reader(fd, self._process_ended)
+
+    def _process_ended(self):
+        self._unwatch_process()
+        self._broken(self._process_error())
+
+    def _process_error(self):
+        return ChannelClosedError("the peer's process has died, with frames that it had on offer")
+
+    cdef _unwatch_process(self):
+        if self.process_fd is not None:
+            if not self.loop.is_closed():
+                self.loop.remove_reader(self.process_fd)
+            close(self.process_fd)
+            self.process_fd = None
 
     cdef _stop_jobs(self):
         if self.fetch_job:
             self.port.cancel(self.fetch_job, self.fetching, self.ucx_pid)
         self._stop_fetch_timer()
+        self._unwatch_process()
         self.fetch_job = 0
 
     cdef _settle(self):
         self.fetching = self.requested = None
 
+    def _broken(self, error): raise NotImplementedError
     cdef _answer(self, bytes record): raise NotImplementedError
     cdef _process(self): raise NotImplementedError
     cdef _after_process(self): raise NotImplementedError

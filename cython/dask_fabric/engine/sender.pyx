@@ -247,7 +247,7 @@ cdef class Sender(Receiver):
             self._broken(error)
 
     def _broken(self, error):
-        """Sending failed: the peer has gone. What it sent before stays readable."""
+        """The peer has gone, or its process has. What it sent before stays readable."""
         try:
             self._read_rest()
         except Exception:

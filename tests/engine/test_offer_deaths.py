@@ -1,0 +1,113 @@
+"""The process whose memory is on offer dies, and its socket stays open: others may have it too."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dask_fabric.errors import ChannelClosedError
+
+from .offering import (
+    BULK,
+    ENTRY,
+    FRAMES,
+    INLINE,
+    PATIENCE_SECONDS,
+    PREFIX,
+    attacked,
+    offer,
+    receive,
+    until,
+)
+
+WITHOUT_FIRST_THREAD = """
+import ctypes, sys, threading
+threading.Thread(target=sys.stdin.read).start()
+ctypes.CDLL(None).pthread_exit(None)
+"""
+
+
+@contextlib.contextmanager
+def dead(reaped: bool):
+    """The number of a process that has ended."""
+    with subprocess.Popen(["true"]) as process:
+        if reaped:
+            process.wait()
+        else:
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        yield process.pid
+
+
+@contextlib.asynccontextmanager
+async def without_first_thread():
+    """A process that lives, though its memory cannot be read by its number."""
+    command = [sys.executable, "-c", WITHOUT_FIRST_THREAD]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        stat = Path(f"/proc/{process.pid}/stat")
+        await until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "Z")
+        yield process
+
+
+def process_fd_count() -> int:
+    links = (os.path.join("/proc/self/fd", fd) for fd in os.listdir("/proc/self/fd"))
+    return sum("pidfd" in os.readlink(link) for link in links if os.path.lexists(link))
+
+
+@pytest.mark.parametrize("reaped", [True, False])
+@pytest.mark.parametrize("nbytes", [INLINE, BULK])
+async def test_a_dead_process_ends_the_comm(nbytes, reaped):
+    with dead(reaped) as pid:
+        async with attacked() as (channel, peer):
+            channel.use_cma(pid)
+            peer.send(offer(0, nbytes, 4096))
+            with pytest.raises(ChannelClosedError, match="the peer's process has died"):
+                await receive(channel)
+            assert channel.closed
+            assert process_fd_count() == 0
+
+
+@pytest.mark.parametrize("nbytes", [INLINE, BULK])
+async def test_a_process_that_lives_on_without_its_first_thread_is_asked(nbytes):
+    async with without_first_thread() as process, attacked() as (channel, peer):
+        channel.use_cma(process.pid)
+        peer.send(offer(0, nbytes, 4096))
+        reading = asyncio.ensure_future(receive(channel))
+        await until(lambda: channel.statistics()["fallbacks_received"])
+        assert process_fd_count() == 1
+        frames = PREFIX.pack(FRAMES, 0, 0, 1, 0, 0) + ENTRY.pack(nbytes, 0, 0, 0, 0)
+        sending = asyncio.get_running_loop().sock_sendall(peer, frames + bytes(nbytes))
+        await asyncio.wait_for(sending, PATIENCE_SECONDS)
+        _, (frame,) = await reading
+        assert bytes(frame) == bytes(nbytes)
+        assert not channel.closed
+        assert process_fd_count() == 0
+
+
+async def test_a_process_that_dies_when_it_was_asked_ends_the_comm():
+    async with without_first_thread() as process, attacked() as (channel, peer):
+        channel.use_cma(process.pid)
+        peer.send(offer(0, INLINE, 4096))
+        reading = asyncio.ensure_future(receive(channel))
+        await until(lambda: channel.statistics()["fallbacks_received"])
+        process.kill()
+        with pytest.raises(ChannelClosedError, match="the peer's process has died"):
+            await reading
+        assert process_fd_count() == 0
+
+
+async def test_an_abort_lets_go_of_the_process():
+    async with without_first_thread() as process, attacked() as (channel, peer):
+        channel.use_cma(process.pid)
+        peer.send(offer(0, INLINE, 4096))
+        reading = asyncio.ensure_future(receive(channel))
+        await until(lambda: channel.statistics()["fallbacks_received"])
+        channel.abort()
+        with pytest.raises(ChannelClosedError):
+            await reading
+        assert process_fd_count() == 0
