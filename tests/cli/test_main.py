@@ -141,16 +141,18 @@ class TestPeer:
 
     @pytest.mark.skipif(not ucx_libraries(), reason="no UCX on this host")
     @pytest.mark.parametrize("address", ["fabric+ucx"], indirect=True)
-    @pytest.mark.parametrize(("transports", "works"), [("posix,self", True), ("tcp", False)])
-    def test_a_path_that_is_agreed_on_is_tried(self, address, transports, works):
+    @pytest.mark.parametrize("transports", ["posix,self", "tcp"])
+    def test_a_path_is_tried_where_it_is_agreed_on(self, address, transports):
         command = [sys.executable, "-m", "dask", "fabric", "doctor", "--peer", address]
         done = subprocess.run(
             [*command, "--json", "--require", "ucx"], capture_output=True, text=True, timeout=60,
             env={**os.environ, "UCX_TLS": transports},
         )  # fmt: skip
+        if transports == "tcp":  # the server has none in common with it
+            assert (done.returncode, done.stdout) == (1, "")
+            assert "cannot be used between the two: UCX has neither shared memory" in done.stderr
+            return
         told = json.loads(done.stdout)
         assert told["paths"] == {"host": "ucx"}
-        assert ("ucx" in told["used"]) is works is not bool(told["trials"]["ucx"])
-        assert done.returncode == (not works)
-        required = f"ucx is required and not in use: {told['trials']['ucx']}\n"
-        assert done.stderr.endswith(required) is not works
+        assert told["trials"] == {"ucx": ""} and "ucx" in told["used"]
+        assert done.returncode == 0
