@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from dask_fabric.engine import transits
 from dask_fabric.errors import ChannelClosedError
 
 from .offering import (
@@ -111,3 +112,15 @@ async def test_an_abort_lets_go_of_the_process():
         with pytest.raises(ChannelClosedError):
             await reading
         assert process_fd_count() == 0
+
+
+@pytest.mark.parametrize("reaped", [True, False])
+def test_what_ucx_holds_for_a_dead_process_may_go(reaped):
+    with dead(reaped) as pid:
+        assert transits._is_dead(pid)
+
+
+async def test_what_ucx_holds_for_a_process_without_its_first_thread_stays():
+    async with without_first_thread() as process:
+        assert not transits._is_dead(process.pid)
+    assert transits._is_dead(process.pid)

@@ -162,7 +162,9 @@ def _is_dead(pid):
         return False
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[0] in (b"Z", b"X")
+            state = file.read().rpartition(b")")[2].split()[0]
+        # Without its first thread, but with others, a process is a zombie that lives.
+        return state in (b"Z", b"X") and len(os.listdir(f"/proc/{pid}/task")) == 1
     except (FileNotFoundError, ProcessLookupError):
         return True
     except OSError:
