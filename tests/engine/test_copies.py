@@ -111,3 +111,11 @@ async def test_a_cancelled_job_writes_no_more(turns):
 async def receive_zeros(near, far):
     near.send(b"", [np.zeros(BULK, "u1")] * 8)
     return await receive(far)
+
+
+async def test_a_very_large_one_has_more_threads():
+    async with pairs(1) as ((near, far),):
+        data = np.ones(140 << 20, "u1")
+        _, (frame,) = await begin(near, far, [data])
+        assert np.array_equal(np.frombuffer(frame, "u1"), data)
+        assert copies.statistics()["thread_count"] >= 2
