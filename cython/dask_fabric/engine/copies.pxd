@@ -8,6 +8,6 @@ from dask_fabric.wire.offers cimport Offer
 cdef uint64_t COPY_BIT          # of the names of these jobs, and of no others
 
 cdef uint64_t submit_copies(
-    Mailbox *mailbox, int pid, const Offer *offers, size_t offer_count
+    Mailbox *mailbox, int pid, const Offer *offers, size_t offer_count, uint64_t nbytes
 ) except 0
 cdef bint cancel_copies(uint64_t name) noexcept nogil

@@ -87,11 +87,12 @@ def statistics():
 
 
 cdef uint64_t submit_copies(
-    Mailbox *mailbox, int pid, const Offer *offers, size_t offer_count
+    Mailbox *mailbox, int pid, const Offer *offers, size_t offer_count, uint64_t nbytes
 ) except 0:
-    """Start to copy; the end is posted to the mailbox, unless the job is cancelled first.
+    """Start to copy offers of `nbytes` together.
 
-    The memory at `data` of each must live until the end or the cancellation.
+    The end is posted to the mailbox, unless the job is cancelled first. The memory at `data` of
+    each must live until the end or the cancellation.
     """
     cdef Job *job = <Job *> calloc(1, sizeof(Job))
     cdef uint64_t name
@@ -103,7 +104,7 @@ cdef uint64_t submit_copies(
         raise MemoryError()
     memcpy(job.offers, offers, offer_count * sizeof(Offer))
     job.offer_count = offer_count
-    job.is_very_large = _is_very_large(offers, offer_count)
+    job.is_very_large = nbytes >= VERY_LARGE_BYTES
     job.pid = pid
     job.mailbox = mailbox
     pthread_mutex_lock(&engine.mutex)
@@ -191,14 +192,6 @@ cdef int _goal_for(Job *job) noexcept nogil:
 cdef bint _has_thread(Job *job) noexcept nogil:
     """Whether one more thread may copy for it: the additional ones are for very large jobs."""
     return job.is_very_large or engine.running_count < thread_goal()
-
-
-cdef bint _is_very_large(const Offer *offers, size_t offer_count) noexcept nogil:
-    cdef uint64_t nbytes = 0
-    cdef size_t index
-    for index in range(offer_count):
-        nbytes += offers[index].nbytes
-    return nbytes >= VERY_LARGE_BYTES
 
 
 cdef bint _has_work(Job *job) noexcept nogil:

@@ -15,7 +15,7 @@ from dask_fabric.clock cimport now_ns
 from dask_fabric.engine.figures cimport Figures
 from dask_fabric.engine.link cimport Link
 from dask_fabric.paths.cma cimport open_process, read_memory
-from dask_fabric.paths.ucx cimport fail
+from dask_fabric.paths.ucx cimport STUCK_NS, fail
 from dask_fabric.wire.offers cimport Arrived, Offer, Offers
 from dask_fabric.wire.records cimport ACKNOWLEDGE, CMA, REQUEST, UCX, plain_record
 
@@ -28,7 +28,6 @@ cdef enum:
 # Until a fetch by UCX is given up: what its own timeouts take, and the time of the slowest link.
 PATIENCE_SECONDS = 10.0
 SLOWEST_BYTES_PER_SECOND = 50e6
-ENDING_SECONDS = 1.0            # UCX, which ends everything at once, will not do so after this
 
 
 @cython.auto_pickle(False)
@@ -83,7 +82,7 @@ cdef class Fetcher(Link):
 
     def _lose_patience(self):
         """Have UCX end what it does not bring, with an error: then it gives their memory back."""
-        self.fetch_timer = self.loop.call_later(ENDING_SECONDS, self._give_up)
+        self.fetch_timer = self.loop.call_later(STUCK_NS / 1e9, self._give_up)
         with nogil:
             fail(self.ucx_token)
 

@@ -108,7 +108,9 @@ cdef class Port:
 
     cdef uint64_t submit_copies(self, int pid, Offers offers, object link) except 0:
         """As `submit`, for copies out of another process."""
-        cdef uint64_t job = submit_copies(self.mailbox, pid, offers.items, offers.count)
+        cdef uint64_t job = submit_copies(
+            self.mailbox, pid, offers.items, offers.count, offers.nbytes
+        )
         self.jobs[job] = weakref.ref(link)
         return job
 

@@ -24,9 +24,6 @@ from dask_fabric.wire.records cimport HOST_MEMORY
 
 logger = logging.getLogger(__name__)
 
-cdef enum:
-    STUCK_NS = 1_000_000_000    # UCX, which ends everything at once, will not do so after this
-
 cdef uint64_t TRANSIT_BIT = <uint64_t> 1 << 62
 
 cdef struct Transit:
@@ -144,7 +141,7 @@ cdef bint let_go_for_ucx() except -1:
     if not _kept:
         return False
     nothing_left = ucx.abandoned_count() == 0
-    stuck_since_ns = now_ns() - STUCK_NS
+    stuck_since_ns = now_ns() - ucx.STUCK_NS
     _kept[:] = [
         (owner, pid, since_ns) for owner, pid, since_ns in _kept
         if not nothing_left and (since_ns > stuck_since_ns or not _is_dead(pid))

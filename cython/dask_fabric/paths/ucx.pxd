@@ -9,6 +9,9 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from dask_fabric.paths.ucx_state cimport OnEnd
 
+cdef enum:
+    STUCK_NS = 1_000_000_000    # UCX, which ends everything at once, will not do so after this
+
 cdef enum Cancelled:
     WAS_OVER = 0                # its callback was called
     CANCELLED = 1               # nothing uses its memory

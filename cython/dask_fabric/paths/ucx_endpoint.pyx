@@ -23,9 +23,6 @@ from dask_fabric.linux cimport (
 from dask_fabric.paths cimport ucx
 from dask_fabric.paths.libucp cimport HOST
 
-cdef enum:
-    PATIENCE_NS = 1_000_000_000     # UCX, which ends everything at once, will not do so after this
-
 cdef struct Results:
     pthread_mutex_t mutex
     int event_fd
@@ -184,7 +181,7 @@ cdef class UCXEndpoint:
         """End an operation without an answer; False where it is over already."""
         cdef ucx.Cancelled outcome
         with nogil:
-            outcome = ucx.cancel(name, PATIENCE_NS)
+            outcome = ucx.cancel(name, ucx.STUCK_NS)
         if outcome == ucx.CANCELLED:
             self._forget(self.pending.pop(name))
         elif outcome == ucx.UNENDED:
@@ -199,7 +196,7 @@ cdef class UCXEndpoint:
     def close(self):
         """End all operations without an answer."""
         with nogil:
-            ucx.close_endpoint(self.own_token, PATIENCE_NS)
+            ucx.close_endpoint(self.own_token, ucx.STUCK_NS)
         if ucx_worker.is_running():     # in a forked child the memory is the parent's
             self._collect()
             if ucx.abandoned_count() == 0:
