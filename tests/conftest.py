@@ -39,6 +39,16 @@ def ucx_libraries() -> tuple[ucx_library.Library, ...]:
     return tuple({library.path: library for library in probed if not library.error}.values())
 
 
+def unsharing(*options: str) -> list[str]:
+    """Give what starts a command in namespaces of its own; skips where there are none."""
+    command = ["unshare", *options]
+    try:
+        subprocess.run([*command, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as exc:
+        pytest.skip(f"no such namespaces here: {exc}")
+    return command
+
+
 def schemes() -> list[str]:
     named = os.environ.get("DASK_FABRIC_TEST_SCHEMES")
     if named:

@@ -20,6 +20,8 @@ from distributed.utils import wait_for
 from dask_fabric.comm import paths, runtime
 from dask_fabric.paths import cma
 
+from ..conftest import unsharing
+
 NBYTES = 5_000_000
 NOBODY = 65534
 PATIENCE_SECONDS = 30
@@ -211,15 +213,6 @@ async def test_a_process_talks_to_itself():
         assert ((await b.read())["x"] == 3).all()
         assert a.paths == b.paths == {"host": "cma"}
         assert b.statistics()["fetched_frames"] == 1
-
-
-def unsharing(*options):
-    command = ["unshare", *options]
-    try:
-        subprocess.run([*command, "true"], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as exc:
-        pytest.skip(f"no such namespaces here: {exc}")
-    return command
 
 
 @pytest.mark.netns

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ..conftest import ucx_libraries
+from ..conftest import ucx_libraries, unsharing
 
 LIBRARIES = ucx_libraries()  # now: a process that has loaded one finds no other
 NOBODY = 65534
@@ -99,15 +99,6 @@ def meet(library, client="all", server="all", scheme="fabric", prefix=(), **vari
 @pytest.fixture(params=LIBRARIES, ids=lambda library: ".".join(map(str, library.version)))
 def library(request):
     return request.param
-
-
-def unsharing(*options):
-    prefix = ["unshare", *options]
-    try:
-        subprocess.run([*prefix, "true"], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as exc:
-        pytest.skip(f"no such namespaces here: {exc}")
-    return prefix
 
 
 @pytest.mark.parametrize("transports", ["posix", "sysv", "all"])

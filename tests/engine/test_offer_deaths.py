@@ -55,6 +55,17 @@ async def without_first_thread():
         yield process
 
 
+@contextlib.asynccontextmanager
+async def asked(nbytes):
+    """Such a process, whose frame was asked for by the stream, and the read that waits for it."""
+    async with without_first_thread() as process, attacked() as (channel, peer):
+        channel.use_cma(process.pid)
+        peer.send(offer(0, nbytes, 4096))
+        reading = asyncio.ensure_future(receive(channel))
+        await until(lambda: channel.statistics()["fallbacks_received"])
+        yield process, channel, peer, reading
+
+
 def process_fd_count() -> int:
     links = (os.path.join("/proc/self/fd", fd) for fd in os.listdir("/proc/self/fd"))
     return sum("pidfd" in os.readlink(link) for link in links if os.path.lexists(link))
@@ -75,11 +86,7 @@ async def test_a_dead_process_ends_the_comm(nbytes, reaped):
 
 @pytest.mark.parametrize("nbytes", [INLINE, BULK])
 async def test_a_process_that_lives_on_without_its_first_thread_is_asked(nbytes):
-    async with without_first_thread() as process, attacked() as (channel, peer):
-        channel.use_cma(process.pid)
-        peer.send(offer(0, nbytes, 4096))
-        reading = asyncio.ensure_future(receive(channel))
-        await until(lambda: channel.statistics()["fallbacks_received"])
+    async with asked(nbytes) as (_, channel, peer, reading):
         assert process_fd_count() == 1
         frames = PREFIX.pack(FRAMES, 0, 0, 1, 0, 0) + ENTRY.pack(nbytes, 0, 0, 0, 0)
         sending = asyncio.get_running_loop().sock_sendall(peer, frames + bytes(nbytes))
@@ -91,11 +98,7 @@ async def test_a_process_that_lives_on_without_its_first_thread_is_asked(nbytes)
 
 
 async def test_a_process_that_dies_when_it_was_asked_ends_the_comm():
-    async with without_first_thread() as process, attacked() as (channel, peer):
-        channel.use_cma(process.pid)
-        peer.send(offer(0, INLINE, 4096))
-        reading = asyncio.ensure_future(receive(channel))
-        await until(lambda: channel.statistics()["fallbacks_received"])
+    async with asked(INLINE) as (process, _, _, reading):
         process.kill()
         with pytest.raises(ChannelClosedError, match="the peer's process has died"):
             await reading
@@ -103,11 +106,7 @@ async def test_a_process_that_dies_when_it_was_asked_ends_the_comm():
 
 
 async def test_an_abort_lets_go_of_the_process():
-    async with without_first_thread() as process, attacked() as (channel, peer):
-        channel.use_cma(process.pid)
-        peer.send(offer(0, INLINE, 4096))
-        reading = asyncio.ensure_future(receive(channel))
-        await until(lambda: channel.statistics()["fallbacks_received"])
+    async with asked(INLINE) as (_, channel, _, reading):
         channel.abort()
         with pytest.raises(ChannelClosedError):
             await reading
