@@ -101,6 +101,7 @@ def test_default_settings():
         history_size_bytes=2**24,
         history_interval_seconds=5.0,
         handshake_timeout_seconds=30.0,
+        stalled_timeout_seconds=300.0,
         close_timeout_seconds=2.0,
     )
     with pytest.raises(FrozenInstanceError):
@@ -152,6 +153,8 @@ def test_default_settings():
         ("history.size", "1 MiB", 2**20),
         ("history.interval", "100 ms", 0.1),
         ("timeouts.handshake", 0.1, 0.1),
+        ("timeouts.stalled", "2m", 120.0),
+        ("timeouts.stalled", 0, 0.0),
         ("timeouts.close", 0, 0.0),
     ],
 )
@@ -200,6 +203,7 @@ BAD = {
     "history.size": [*BAD_SIZES, None, 2**20 - 1],
     "history.interval": [*BAD_TIMES, None, 0],
     "timeouts.handshake": [*BAD_TIMES, None, 0],
+    "timeouts.stalled": [*BAD_TIMES, None],
     "timeouts.close": [*BAD_TIMES, None],
 }
 

@@ -69,6 +69,7 @@ class Settings:
     history_size_bytes: int
     history_interval_seconds: float
     handshake_timeout_seconds: float
+    stalled_timeout_seconds: float
     close_timeout_seconds: float
 
 
@@ -358,6 +359,7 @@ KEYS = {
         functools.partial(_seconds, low=math.ulp(0.0)),
         f"{TIME}, above 0",
     ),
+    "timeouts.stalled": Key("stalled_timeout_seconds", _seconds, f"{TIME}; 0 for no limit"),
     "timeouts.close": Key("close_timeout_seconds", _seconds, TIME),
 }
 

@@ -10,6 +10,7 @@ import pytest
 
 from dask_fabric import config
 from dask_fabric.engine.channel import Channel
+from dask_fabric.paths.cma import process_of
 from dask_fabric.wire.handshake import Handshake
 from dask_fabric.wire.hello import Hello
 
@@ -91,7 +92,7 @@ def cma_pair(request):
         try:
             await asyncio.gather(*(channel.open() for channel in pair))
             for channel in pair:
-                channel.use_cma(os.getpid())
+                channel.use_cma(process_of(os.getpid()))
             yield pair
         finally:
             for channel in pair:

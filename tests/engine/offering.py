@@ -13,6 +13,8 @@ import time
 
 import numpy as np
 
+from dask_fabric.paths.cma import process_of
+
 from .conftest import new_channel, unix_pair
 
 PREFIX = struct.Struct("<BBHIQQ")
@@ -72,7 +74,7 @@ async def attacked(**settings):
     plain = new_channel(near, False)
     channel = new_channel(far, True, **settings)
     await asyncio.gather(plain.open(), channel.open())
-    channel.use_cma(os.getpid())
+    channel.use_cma(process_of(os.getpid()))
     socket_of_peer = socket.socket(fileno=os.dup(near.fileno()))
     asyncio.get_running_loop().remove_reader(near)
     plain._forked()  # it lets go of its socket

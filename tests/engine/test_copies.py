@@ -11,6 +11,7 @@ import pytest
 
 from dask_fabric.engine import copies
 from dask_fabric.memory import pool
+from dask_fabric.paths.cma import process_of
 
 from .conftest import new_channel, unix_pair
 from .offering import BULK, Region, numbers, receive, until
@@ -26,7 +27,7 @@ async def pairs(count):
             opened.append((new_channel(near, False), new_channel(far, True)))
             await asyncio.gather(*(channel.open() for channel in opened[-1]))
             for channel in opened[-1]:
-                channel.use_cma(os.getpid())
+                channel.use_cma(process_of(os.getpid()))
         yield opened
     finally:
         for pair in opened:

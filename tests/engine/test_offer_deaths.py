@@ -13,6 +13,7 @@ import pytest
 
 from dask_fabric.engine import transits
 from dask_fabric.errors import ChannelClosedError
+from dask_fabric.paths.cma import process_of
 
 from .offering import (
     BULK,
@@ -36,13 +37,15 @@ ctypes.CDLL(None).pthread_exit(None)
 
 @contextlib.contextmanager
 def dead(reaped: bool):
-    """The number of a process that has ended."""
-    with subprocess.Popen(["true"]) as process:
+    """A process that was found when it lived, and has ended."""
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
+        found = process_of(process.pid)
+        process.kill()
         if reaped:
             process.wait()
         else:
             os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        yield process.pid
+        yield found
 
 
 @contextlib.asynccontextmanager
@@ -57,13 +60,15 @@ async def without_first_thread():
 
 @contextlib.asynccontextmanager
 async def asked(nbytes):
-    """Such a process, whose frame was asked for by the stream, and the read that waits for it."""
+    """Such a process, whose frame was requested, the read that waits for it, and what counts the
+    descriptors by which processes are watched."""
     async with without_first_thread() as process, attacked() as (channel, peer):
-        channel.use_cma(process.pid)
+        channel.use_cma(process_of(process.pid))
+        before_count = process_fd_count()
         peer.send(offer(0, nbytes, 4096))
         reading = asyncio.ensure_future(receive(channel))
         await until(lambda: channel.statistics()["fallbacks_received"])
-        yield process, channel, peer, reading
+        yield process, channel, peer, reading, lambda: process_fd_count() - before_count
 
 
 def process_fd_count() -> int:
@@ -74,49 +79,48 @@ def process_fd_count() -> int:
 @pytest.mark.parametrize("reaped", [True, False])
 @pytest.mark.parametrize("nbytes", [INLINE, BULK])
 async def test_a_dead_process_ends_the_comm(nbytes, reaped):
-    with dead(reaped) as pid:
+    with dead(reaped) as process:
         async with attacked() as (channel, peer):
-            channel.use_cma(pid)
+            channel.use_cma(process)
             peer.send(offer(0, nbytes, 4096))
             with pytest.raises(ChannelClosedError, match="the peer's process has died"):
                 await receive(channel)
             assert channel.closed
-            assert process_fd_count() == 0
 
 
 @pytest.mark.parametrize("nbytes", [INLINE, BULK])
 async def test_a_process_that_lives_on_without_its_first_thread_is_asked(nbytes):
-    async with asked(nbytes) as (_, channel, peer, reading):
-        assert process_fd_count() == 1
+    async with asked(nbytes) as (_, channel, peer, reading, watched_count):
+        assert watched_count() == 1
         frames = PREFIX.pack(FRAMES, 0, 0, 1, 0, 0) + ENTRY.pack(nbytes, 0, 0, 0, 0)
         sending = asyncio.get_running_loop().sock_sendall(peer, frames + bytes(nbytes))
         await asyncio.wait_for(sending, PATIENCE_SECONDS)
         _, (frame,) = await reading
         assert bytes(frame) == bytes(nbytes)
         assert not channel.closed
-        assert process_fd_count() == 0
+        assert watched_count() == 0
 
 
 async def test_a_process_that_dies_when_it_was_asked_ends_the_comm():
-    async with asked(INLINE) as (process, _, _, reading):
+    async with asked(INLINE) as (process, _, _, reading, watched_count):
         process.kill()
         with pytest.raises(ChannelClosedError, match="the peer's process has died"):
             await reading
-        assert process_fd_count() == 0
+        assert watched_count() == 0
 
 
 async def test_an_abort_lets_go_of_the_process():
-    async with asked(INLINE) as (_, channel, _, reading):
+    async with asked(INLINE) as (_, channel, _, reading, watched_count):
         channel.abort()
         with pytest.raises(ChannelClosedError):
             await reading
-        assert process_fd_count() == 0
+        assert watched_count() == 0
 
 
 @pytest.mark.parametrize("reaped", [True, False])
 def test_what_ucx_holds_for_a_dead_process_may_go(reaped):
-    with dead(reaped) as pid:
-        assert transits._is_dead(pid)
+    with dead(reaped) as process:
+        assert transits._is_dead(process.pid)
 
 
 async def test_what_ucx_holds_for_a_process_without_its_first_thread_stays():

@@ -26,6 +26,7 @@ BEGIN = """
     from conftest import new_channel
     from dask_fabric.engine import copies
     from dask_fabric.errors import ChannelClosedError, ForkedError
+    from dask_fabric.paths.cma import process_of
     def pair():
         socks = socket.socketpair()
         for sock in socks:
@@ -35,7 +36,7 @@ BEGIN = """
         near, far = pair()
         near, far = new_channel(near, False), new_channel(far, True)
         await asyncio.gather(near.open(), far.open())
-        near.use_cma(os.getpid()), far.use_cma(os.getpid())
+        near.use_cma(process_of(os.getpid())), far.use_cma(process_of(os.getpid()))
         return near, far
 """
 
@@ -55,7 +56,7 @@ def test_two_loops_of_one_process(run_loop):
     async def side(sock, server_side):
         channel = new_channel(sock, server_side)
         await channel.open()
-        channel.use_cma(os.getpid())
+        channel.use_cma(process_of(os.getpid()))
         for size in (10, 300_000, 50_000_000):
             channel.send(b"h", [np.full(size, 7, "u1")])
         for size in (10, 300_000, 50_000_000):

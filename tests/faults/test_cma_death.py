@@ -261,3 +261,14 @@ async def test_the_receiver_stands_still(stem, accepted):
 def is_stopped(pid: int) -> bool:
     stat = Path(f"/proc/{pid}/stat").read_text()
     return stat.rpartition(")")[2].split()[0] == "T"
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize("mode", ["other", "empty"])
+def test_a_process_that_gets_the_pid_of_the_dead_one_is_not_read(mode):
+    program = Path(__file__).parents[1] / "programs" / "reused_pid.py"
+    done = subprocess.run(
+        ["unshare", "-pf", "--mount-proc", sys.executable, program, mode],
+        capture_output=True, text=True, timeout=60, start_new_session=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == "CommClosedError", done.stderr

@@ -7,6 +7,8 @@ import ctypes
 import json
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -37,20 +39,24 @@ def child(main):
         os.waitpid(pid, 0)
 
 
+SECRET = cma.Secret()
+
+
 def told_secret():
-    address, nonce = cma.secret()
-    return [address, nonce.hex()]
+    global SECRET
+    SECRET = cma.Secret()  # a child has the memory of its parent, and that one's secret
+    return [SECRET.address, SECRET.nonce.hex()]
 
 
 def test_the_secret_is_there():
-    address, nonce = cma.secret()
+    address, nonce = SECRET.address, SECRET.nonce
     assert ctypes.string_at(address, len(nonce)) == nonce and len(nonce) == 16
     assert cma.probe(os.getpid(), address, nonce) == ""
 
 
 def test_a_child_can_be_read_and_has_a_secret_of_its_own():
     with child(told_secret) as (pid, (address, nonce)):
-        assert bytes.fromhex(nonce) != cma.secret()[1]
+        assert bytes.fromhex(nonce) != SECRET.nonce
         assert cma.probe(pid, address, bytes.fromhex(nonce)) == ""
 
 
@@ -58,7 +64,7 @@ def test_a_parent_that_the_child_may_not_read_is_not_read():
     """A process of another user: EPERM, with what may be the reason."""
     if os.geteuid() != 0:
         pytest.skip("only root can be two users")
-    address, nonce = cma.secret()
+    address, nonce = SECRET.address, SECRET.nonce
 
     def as_nobody():
         os.setgroups([])
@@ -71,7 +77,7 @@ def test_a_parent_that_the_child_may_not_read_is_not_read():
 
 
 def test_another_process_is_not_taken_for_the_peer():
-    address, nonce = cma.secret()
+    address, nonce = SECRET.address, SECRET.nonce
     wrong = bytes(16)
     assert "another one here" in cma.probe(os.getpid(), address, wrong)
     with child(told_secret) as (pid, _):
@@ -86,7 +92,7 @@ def test_a_process_that_is_gone():
 
 def test_a_process_out_of_sight():
     """What SO_PEERCRED gives for a peer of another pid namespace."""
-    address, nonce = cma.secret()
+    address, nonce = SECRET.address, SECRET.nonce
     assert "another pid namespace" in cma.probe(0, address, nonce)
 
 
@@ -115,4 +121,46 @@ def test_what_makes_no_sense_is_not_tried(pid, address, nonce):
 
 def test_permission_for_peers_is_no_error_where_nothing_restricts():
     cma.allow_peers()
-    assert cma.probe(os.getpid(), *cma.secret()) == ""
+    assert cma.probe(os.getpid(), SECRET.address, SECRET.nonce) == ""
+
+
+def test_each_secret_is_another():
+    """Copies of a running process have the same memory, and must not take themselves for a peer."""
+    secrets = [cma.Secret() for _ in range(100)]
+    assert len({secret.nonce for secret in secrets}) == 100
+    assert len({secret.address for secret in secrets}) == 100
+
+
+def test_a_process_is_found_by_its_secret():
+    with child(told_secret) as (pid, (address, nonce)):
+        process, reason = cma.attach(pid, address, bytes.fromhex(nonce))
+        assert reason == "" and process.pid == pid and process.lives()
+        assert cma.attach(pid, address, bytes.fromhex(nonce))[0] is process
+    assert not process.lives()
+    process, reason = cma.attach(pid, address, bytes.fromhex(nonce))
+    assert process is None and f"no process {pid} here" in reason
+
+
+def test_a_process_that_is_not_the_peer_is_not_kept():
+    with child(told_secret) as (pid, _):
+        process, reason = cma.attach(pid, SECRET.address, bytes(16))
+        assert process is None and "another one here" in reason
+
+
+def test_another_program_in_the_same_process_is_another_one():
+    """Its memory is gone, though its number is not."""
+    with child(told_secret) as (pid, (address, nonce)):
+        process, _ = cma.attach(pid, address, bytes.fromhex(nonce))
+        assert process.lives()
+    program = "import os; input(); os.execlp('sh', 'sh', '-c', 'echo there; cat')"
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as other:  # fmt: skip
+        process = cma.process_of(other.pid)
+        assert process.lives()
+        other.stdin.write(b"go\n")
+        other.stdin.flush()
+        assert other.stdout.readline() == b"there\n"
+        assert not process.lives() and cma.process_of(other.pid).lives()
+        other.stdin.close()

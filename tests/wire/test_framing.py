@@ -178,7 +178,7 @@ def test_a_claim_costs_no_more_than_what_arrived():
     target = assembler(frames=2**32 - 1)
     before_bytes = pool.statistics()["in_use_bytes"]
     prefix = PREFIX.pack(MESSAGE, 0, 0, 2**32 - 1, 0, 0)
-    for byte in prefix + bytes(1000):
+    for byte in prefix + bytes(63 * ENTRY.size):
         target.receive_data(bytes([byte]))
     assert pool.statistics()["in_use_bytes"] == before_bytes
     target.receive_data(ENTRY.pack(1, 0, 0, 0, 0) * 20_000)
@@ -224,10 +224,13 @@ def offer(sequence, header, sizes, inline=b""):
 
 @pytest.mark.parametrize("inline_bytes", [0, 10, 200_000])
 @pytest.mark.parametrize("size", [7, 1 << 20])
-def test_offered_frames_have_memory_and_do_not_come_on_the_stream(inline_bytes, size):
+def test_offered_frames_get_memory_and_do_not_come_on_the_stream(inline_bytes, size):
     target = assembler(paths=1 << CMA)
-    data = offer(0, b"h", [65_536, 100_000], b"i" * inline_bytes) + record(1, b"next", [])
-    (header, frames), following = feed(target, data, size)
+    data = offer(0, b"h", [65_536, 100_000], b"i" * inline_bytes)
+    ((header, frames),) = feed(target, data, size)
+    assert frames[:2] == [None, None]  # until they are fetched
+    target.place_offered(frames)
+    (following,) = feed(target, record(1, b"next", []), size)
     assert (bytes(header), [len(frame) for frame in frames]) == (
         b"h",
         [65_536, 100_000, inline_bytes],
@@ -314,6 +317,7 @@ def test_frames_of_devices_have_memory_there(size, inline_bytes):
     data = message_of(entries, descriptors=struct.pack("<Q", 4096), inline=inline)
     target = device_assembler(paths=1 << CMA)
     ((header, frames),) = feed(target, data, size)
+    target.place_offered(frames)
     kinds = [type(frame) for frame in frames]
     assert kinds == [OnDevice, memoryview, OnDevice, OnDevice, memoryview]
     assert [frame.nbytes for frame in frames] == [1, inline_bytes, 0, 1 << 20, 65_536]
@@ -322,7 +326,9 @@ def test_frames_of_devices_have_memory_there(size, inline_bytes):
 
 def test_many_small_frames_of_devices():
     data = message_of([on_device(1)] * 5000, header=b"h" * 70_000)
-    ((_, frames),) = feed(device_assembler(), data, 10_000)
+    target = device_assembler()
+    ((_, frames),) = feed(target, data, 10_000)
+    target.place_offered(frames)
     assert len(frames) == 5000 and {type(frame) for frame in frames} == {OnDevice}
 
 
@@ -330,7 +336,9 @@ def test_a_full_device_leaves_host_memory():
     devices = Devices()
     devices.capacity_bytes = 99
     target = assembler(device_paths=1 << UCX, devices=devices)
-    ((_, ((kind, memory),)),) = target.receive_data(message_of([on_device(100)]))
+    ((_, frames),) = target.receive_data(message_of([on_device(100)]))
+    target.place_offered(frames)
+    ((kind, memory),) = frames
     assert kind == "staged" and memory.nbytes == 100 and not memory.readonly
 
 

@@ -9,12 +9,14 @@ import asyncio
 import socket
 
 cimport cython
+from libc.stdint cimport uint64_t
 
 from dask_fabric.engine.figures cimport Counts, Figures
 from dask_fabric.engine.sender cimport Sender
 from dask_fabric.engine.sendqueue cimport PY_SSIZE_T_MAX
 from dask_fabric.engine.waiter cimport Waiter
 from dask_fabric.wire.offers cimport Control, Offers
+from dask_fabric.paths.cma cimport Process
 from dask_fabric.paths.ucx cimport open_endpoint
 from dask_fabric.wire.records cimport ACKNOWLEDGE, CMA, OFFER_BYTES, REQUEST, STREAM, UCX
 
@@ -170,15 +172,15 @@ cdef class Channel(Sender):
             negotiator, self.negotiator = self.negotiator, None
             negotiator.complete_as_client(self)
 
-    def use_cma(self, peer_pid):
+    def use_cma(self, Process process not None):
         """Let large frames be read from their sender's memory, in both directions.
 
         Parameters
         ----------
-        peer_pid : int
-            The process that was found to be the peer.
+        process : dask_fabric.paths.cma.Process
+            That was found to be the peer.
         """
-        self.peer_pid = peer_pid
+        self.process = process
         self.path = CMA
         self.figures_of(CMA)
         self.assembler.paths |= 1 << CMA
@@ -208,7 +210,11 @@ cdef class Channel(Sender):
             Whether UCX has taken the address; if not, frames of this side go by the stream.
         """
         cdef const char *data = address
-        cdef bint taken = open_endpoint(data, len(address), own_token, peer_token)
+        cdef size_t length = len(address)
+        cdef uint64_t own = own_token, theirs = peer_token
+        cdef bint taken
+        with nogil:         # it waits for the lock of UCX, which connects under it
+            taken = open_endpoint(data, length, own, theirs)
         if for_host:
             self.assembler.paths |= 1 << UCX
         if devices is not None:

@@ -3,18 +3,27 @@
 A job is all that one message has to fetch from one process. The threads take slices of
 `SLICE_BYTES` from the jobs in turn, so that many jobs share them fairly, and one alone is copied by
 all of them. What is very large is copied by twice as many, though that takes more CPU time.
+
+A page of another process may be slow to read (swapped out, or of a file that some network file
+system has) or may never come. Then the thread that reads it is stuck in the kernel, where nothing
+can stop it. So a thread that takes long for a slice is replaced by another one, and a job can be
+cancelled although a thread still writes to its memory, which then stays in quarantine.
 """
 
 import os
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
+from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
+
+from dask_fabric.clock cimport now_ns
 from dask_fabric.engine.mailbox cimport Completion, Ended, Mailbox, post
 from dask_fabric.engine.native cimport prepare_thread, start_thread, thread_goal
 from dask_fabric.linux cimport (
-    pthread_cond_broadcast, pthread_cond_init, pthread_cond_t, pthread_cond_wait,
+    pthread_cond_broadcast, pthread_cond_init, pthread_cond_t, pthread_cond_timedwait,
+    pthread_cond_wait,
     pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
 )
 from dask_fabric.paths.cma cimport read_memory
@@ -24,6 +33,9 @@ from dask_fabric.wire.offers cimport Offer
 cdef enum:
     SLICE_BYTES = 4 << 20
     VERY_LARGE_BYTES = 128 << 20    # who waits for it waits for more than 10 ms
+    THREAD_LIMIT = 64
+    STUCK_NS = 100_000_000          # for one slice: a hundred times what it takes
+    CANCEL_NS = 5_000_000           # a cancellation waits no longer for slices
 
 cdef uint64_t COPY_BIT = <uint64_t> 1 << 63
 
@@ -43,16 +55,24 @@ cdef struct Job:
     Ended *ended                # owned until it is posted
     Job *next
 
+cdef struct Thread:
+    bint exists
+    int64_t since_ns            # when it began its slice; 0 while it has none
+    bint is_for_very_large
+
 cdef struct Engine:
     pthread_mutex_t mutex       # guards everything below, and every job
     pthread_cond_t work
     pthread_cond_t stopped_running
     Job *first                  # all jobs that have not ended, in the order of their turns
+    Job *abandoned              # cancelled ones with slices that threads are stuck in
     uint64_t job_count          # ever
     int thread_count
-    int running_count           # of the jobs that are not very large
+    Thread threads[THREAD_LIMIT]
 
 cdef Engine engine
+
+_quarantine = []                # (owner of memory, name of the job whose threads may write to it)
 
 
 def _reset():
@@ -73,17 +93,23 @@ def statistics():
     Returns
     -------
     dict
-        ``thread_count`` and ``job_count`` (in flight).
+        ``thread_count`` and ``job_count`` (in flight); ``stuck_count``, threads that wait for a
+        page of another process; ``quarantine_count``, cancelled jobs whose memory such threads may
+        still write to.
     """
-    cdef int job_count = 0
+    cdef int job_count = 0, stuck_count
     cdef Job *job
     pthread_mutex_lock(&engine.mutex)
     job = engine.first
     while job != NULL:
         job_count += 1
         job = job.next
+    stuck_count = _stuck_count()
     pthread_mutex_unlock(&engine.mutex)
-    return {"thread_count": engine.thread_count, "job_count": job_count}
+    return {
+        "thread_count": engine.thread_count, "job_count": job_count, "stuck_count": stuck_count,
+        "quarantine_count": len(_quarantine),
+    }
 
 
 cdef uint64_t submit_copies(
@@ -108,8 +134,7 @@ cdef uint64_t submit_copies(
     job.pid = pid
     job.mailbox = mailbox
     pthread_mutex_lock(&engine.mutex)
-    while engine.thread_count < _goal_for(job) and start_thread(_thread_main, NULL) == 0:
-        engine.thread_count += 1
+    _start_threads(_goal_for(job))
     if engine.thread_count == 0:
         pthread_mutex_unlock(&engine.mutex)
         _free(job)
@@ -123,55 +148,169 @@ cdef uint64_t submit_copies(
 
 
 cdef bint cancel_copies(uint64_t name) noexcept nogil:
-    """End a job now: when this returns, no thread writes to its memory.
+    """End a job now, if it has not ended already.
 
     Returns
     -------
     bool
-        False where the job had ended already.
+        Whether a thread may still write to its memory, which then belongs into `quarantine`.
     """
     cdef Job *job
+    cdef bint is_stuck = False
+    cdef timespec until = _in_a_moment()
     pthread_mutex_lock(&engine.mutex)
     job = engine.first
     while job != NULL and job.name != name:
         job = job.next
     if job != NULL:
         job.cancelled = True
-        while job.running_count > 0:
-            pthread_cond_wait(&engine.stopped_running, &engine.mutex)
-        _remove(job)
-        _free(job)
+        while job.running_count > 0 and pthread_cond_timedwait(
+            &engine.stopped_running, &engine.mutex, &until
+        ) == 0:
+            pass
+        is_stuck = job.running_count > 0
+        _remove(&engine.first, job)
+        if is_stuck:
+            job.next = engine.abandoned
+            engine.abandoned = job
+        else:
+            _free(job)
+    pthread_mutex_unlock(&engine.mutex)
+    return is_stuck
+
+
+cdef int64_t tend_copies(uint64_t name) noexcept nogil:
+    """Replace the threads that are stuck, and say how many bytes a job has moved; -1: it has ended.
+    """
+    cdef Job *job
+    cdef int64_t moved_bytes = -1
+    pthread_mutex_lock(&engine.mutex)
+    job = engine.first
+    while job != NULL and job.name != name:
+        job = job.next
+    if job != NULL:
+        moved_bytes = job.moved_bytes
+        if _stuck_count():
+            _start_threads(_goal_for(job))
+            pthread_cond_broadcast(&engine.work)
+    pthread_mutex_unlock(&engine.mutex)
+    return moved_bytes
+
+
+cdef quarantine(owner, uint64_t name):
+    """Keep memory alive that a thread may still write to for a cancelled job."""
+    _quarantine.append((owner, name))
+
+
+cdef bint reap_quarantine() except -1:
+    """Free what is written to no more, and say whether something is left."""
+    if _quarantine:
+        _quarantine[:] = [(owner, name) for owner, name in _quarantine if _is_abandoned(name)]
+    return bool(_quarantine)
+
+
+cdef bint _is_abandoned(uint64_t name) noexcept nogil:
+    cdef Job *job
+    pthread_mutex_lock(&engine.mutex)
+    job = engine.abandoned
+    while job != NULL and job.name != name:
+        job = job.next
     pthread_mutex_unlock(&engine.mutex)
     return job != NULL
 
 
+cdef timespec _in_a_moment() noexcept nogil:
+    cdef timespec until
+    clock_gettime(CLOCK_REALTIME, &until)
+    until.tv_nsec += CANCEL_NS
+    if until.tv_nsec >= 1_000_000_000:
+        until.tv_sec += 1
+        until.tv_nsec -= 1_000_000_000
+    return until
+
+
+cdef int _stuck_count() noexcept nogil:
+    cdef int index, count = 0
+    cdef int64_t stuck_since_ns = now_ns() - STUCK_NS
+    for index in range(THREAD_LIMIT):
+        count += 0 < engine.threads[index].since_ns < stuck_since_ns
+    return count
+
+
+cdef int _running_count() noexcept nogil:
+    """Threads that copy for jobs that are not very large, and are not stuck."""
+    cdef int index, count = 0
+    cdef int64_t stuck_since_ns = now_ns() - STUCK_NS
+    for index in range(THREAD_LIMIT):
+        count += (
+            engine.threads[index].since_ns >= stuck_since_ns
+            and not engine.threads[index].is_for_very_large
+        )
+    return count
+
+
+cdef void _start_threads(int goal) noexcept nogil:
+    """Have as many threads that are not stuck, within the limit."""
+    cdef uintptr_t index = 0
+    cdef int missing_count = goal + _stuck_count() - engine.thread_count
+    while missing_count > 0 and index < THREAD_LIMIT:
+        if not engine.threads[index].exists:
+            if start_thread(_thread_main, <void *> index):
+                return
+            engine.threads[index].exists = True
+            engine.thread_count += 1
+            missing_count -= 1
+        index += 1
+
+
 cdef void *_thread_main(void *argument) noexcept nogil:
+    cdef Thread *thread = &engine.threads[<uintptr_t> argument]
     cdef Job *job
-    cdef Offer slice
-    cdef int error
     prepare_thread(b"fabric-copy")
     pthread_mutex_lock(&engine.mutex)
     while True:
         job = _next_job()
-        if job == NULL:
-            pthread_cond_wait(&engine.work, &engine.mutex)
-            continue
-        slice = _take_slice(job)
-        job.running_count += 1
-        engine.running_count += not job.is_very_large
-        pthread_mutex_unlock(&engine.mutex)
-        error = read_memory(job.pid, slice.data, slice.address, slice.nbytes)
-        pthread_mutex_lock(&engine.mutex)
-        job.running_count -= 1
-        engine.running_count -= not job.is_very_large
-        if error:
-            job.error = error
+        if job != NULL:
+            _copy_slice(job, thread)
+        elif engine.thread_count - _stuck_count() > 2 * thread_goal():
+            break               # it stood in for one that is not stuck any more
         else:
-            job.moved_bytes += slice.nbytes
-        if job.cancelled:
-            pthread_cond_broadcast(&engine.stopped_running)
-        elif job.running_count == 0 and not _has_work(job):
-            _end(job)
+            pthread_cond_wait(&engine.work, &engine.mutex)
+    thread.exists = False
+    engine.thread_count -= 1
+    pthread_mutex_unlock(&engine.mutex)
+    return NULL
+
+
+cdef void _copy_slice(Job *job, Thread *thread) noexcept nogil:
+    """Copy the next slice of a job, without the mutex that is held before and after."""
+    cdef Offer slice = _take_slice(job)
+    cdef int error
+    job.running_count += 1
+    thread.is_for_very_large = job.is_very_large
+    thread.since_ns = now_ns()
+    pthread_mutex_unlock(&engine.mutex)
+    error = read_memory(job.pid, slice.data, slice.address, slice.nbytes)
+    pthread_mutex_lock(&engine.mutex)
+    thread.since_ns = 0
+    job.running_count -= 1
+    if error:
+        job.error = error
+    else:
+        job.moved_bytes += slice.nbytes
+    if job.running_count == 0 and _is_in(engine.abandoned, job):
+        _remove(&engine.abandoned, job)
+        _free(job)
+    elif job.cancelled:
+        pthread_cond_broadcast(&engine.stopped_running)
+    elif job.running_count == 0 and not _has_work(job):
+        _end(job)
+
+
+cdef bint _is_in(Job *first, Job *job) noexcept nogil:
+    while first != NULL and first != job:
+        first = first.next
+    return first != NULL
 
 
 cdef Job *_next_job() noexcept nogil:
@@ -180,7 +319,7 @@ cdef Job *_next_job() noexcept nogil:
     while job != NULL and not (_has_work(job) and _has_thread(job)):
         job = job.next
     if job != NULL and job.next != NULL:
-        _remove(job)
+        _remove(&engine.first, job)
         _append(job)
     return job
 
@@ -191,7 +330,7 @@ cdef int _goal_for(Job *job) noexcept nogil:
 
 cdef bint _has_thread(Job *job) noexcept nogil:
     """Whether one more thread may copy for it: the additional ones are for very large jobs."""
-    return job.is_very_large or engine.running_count < thread_goal()
+    return job.is_very_large or _running_count() < thread_goal()
 
 
 cdef bint _has_work(Job *job) noexcept nogil:
@@ -217,7 +356,7 @@ cdef void _end(Job *job) noexcept nogil:
         0, 0,
     )
     job.ended = NULL
-    _remove(job)
+    _remove(&engine.first, job)
     post(job.mailbox, ended)
     _free(job)
 
@@ -230,8 +369,8 @@ cdef void _append(Job *job) noexcept nogil:
     place[0] = job
 
 
-cdef void _remove(Job *job) noexcept nogil:
-    cdef Job **place = &engine.first
+cdef void _remove(Job **first, Job *job) noexcept nogil:
+    cdef Job **place = first
     while place[0] != job:
         place = &place[0].next
     place[0] = job.next

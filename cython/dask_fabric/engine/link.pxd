@@ -31,6 +31,7 @@ cdef class Link:
     cdef _watch_writable(self, bint watch)
     cdef _fail(self, error)
     cdef _release(self)
+    cdef _tell_owner(self)
     cdef bint _peer_has_gone(self) noexcept
     cdef _check_open(self)
     cdef _why_closed(self)

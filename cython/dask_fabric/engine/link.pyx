@@ -1,5 +1,6 @@
 """A link: one connected socket in one event loop, and its end."""
 
+import copy
 import os
 import weakref
 from asyncio.selector_events import BaseSelectorEventLoop
@@ -120,18 +121,24 @@ cdef class Link:
         """Close, and tell whoever waits; `error` is None where this side wanted it."""
         if self.closed:
             return
-        self._send_last(getattr(error, "reply", b""))
-        self.closed = True
-        # Without its traceback: that would keep whole frames, and what they received, alive.
-        self.error = None if error is None else error.with_traceback(None)
-        self._release()
+        try:
+            self._send_last(getattr(error, "reply", b""))
+        finally:
+            self.closed = True
+            self.error = None if error is None else _without_traceback(error)
+            try:
+                self._release()
+                self._tell_owner()
+            finally:
+                self._settle()          # whatever failed above: a pending `receive` ends
+
+    cdef _tell_owner(self):
         on_closed, self.on_closed = self.on_closed, None
         if on_closed is not None:
             on_closed(self)
-        self._settle()
 
     cdef _release(self):
-        """Let go of jobs, loop and socket, in this order: nothing uses them afterwards."""
+        """Stop the jobs, then stop to watch the socket, then close it: nothing uses it then."""
         self._stop_jobs()
         if not self.loop.is_closed():
             self._watch_readable(False)
@@ -214,3 +221,14 @@ cdef class Link:
 
     cdef _settle(self):
         pass
+
+
+def _without_traceback(error):
+    """Copy an exception: its traceback would keep whole frames, and what they received, alive.
+
+    The exception itself keeps it: it may be on its way to the caller.
+    """
+    try:
+        return copy.copy(error)
+    except Exception:       # not every exception of others can be copied
+        return ChannelClosedError(f"{type(error).__name__}: {error}")

@@ -14,7 +14,7 @@ cdef class Port:
     cdef Py_ssize_t channel_count
     cdef int64_t waited_ns          # of the job whose end is being told: for the loop,
     cdef int64_t busy_ns            # and how long it was busy
-    cdef bint lets_go               # soon, of what UCX has let go of
+    cdef bint lets_go               # soon, of memory in quarantine
     cdef object __weakref__
 
     cdef open(self)

@@ -10,7 +10,9 @@ cimport cython
 from libc.stdint cimport int64_t, uint64_t
 
 from dask_fabric.clock cimport now_ns
-from dask_fabric.engine.copies cimport COPY_BIT, cancel_copies, submit_copies
+from dask_fabric.engine.copies cimport (
+    COPY_BIT, cancel_copies, quarantine, reap_quarantine, submit_copies,
+)
 from dask_fabric.engine.mailbox cimport (
     Completion, close_mailbox, forget_all, next_completion, open_mailbox,
 )
@@ -18,7 +20,7 @@ from dask_fabric.engine.threads cimport cancel, start, submit
 from dask_fabric.engine.transits cimport (
     TRANSIT_BIT, cancel_transit, keep_for_ucx, let_go_for_ucx, submit_transit,
 )
-from dask_fabric.linux cimport eventfd_read, iovec
+from dask_fabric.linux cimport eventfd_read, eventfd_write, iovec
 from dask_fabric.paths.stream cimport Direction
 from dask_fabric.wire.offers cimport Offers
 
@@ -108,6 +110,7 @@ cdef class Port:
 
     cdef uint64_t submit_copies(self, int pid, Offers offers, object link) except 0:
         """As `submit`, for copies out of another process."""
+        reap_quarantine()
         cdef uint64_t job = submit_copies(
             self.mailbox, pid, offers.items, offers.count, offers.nbytes
         )
@@ -125,26 +128,30 @@ cdef class Port:
         return job
 
     cdef cancel(self, uint64_t job, object memory=None, int peer_pid=0):
-        """End a job; its callback is not called, and nothing uses its memory afterwards.
+        """End a job; its callback is not called.
 
         Returns
         -------
         bool
-            Whether UCX still does, so that `memory`, what owns it, is kept alive until it does not
-            (if the process `peer_pid` is dead, for a second).
+            Whether something else may still use its memory: UCX, or a thread that waits for a page
+            of the peer. What owns it, `memory`, is then kept alive for as long as it does (with UCX
+            for a second, if the process `peer_pid` is dead).
         """
         cdef bint is_unended = False
         if job in self.jobs:
             with nogil:
                 if job & COPY_BIT:
-                    cancel_copies(job)
+                    is_unended = cancel_copies(job)
                 elif job & TRANSIT_BIT:
                     is_unended = cancel_transit(job)
                 else:
                     cancel(job)
             del self.jobs[job]
         if is_unended:
-            keep_for_ucx(memory, peer_pid)
+            if job & COPY_BIT:
+                quarantine(memory, job)
+            else:
+                keep_for_ucx(memory, peer_pid)
             self._let_go_later()
         return is_unended
 
@@ -155,8 +162,9 @@ cdef class Port:
             loop.call_later(LET_GO_SECONDS, self._let_go)
 
     def _let_go(self):
+        cdef bint is_some_left = reap_quarantine()
         self.lets_go = False
-        if let_go_for_ucx():
+        if let_go_for_ucx() or is_some_left:
             self._let_go_later()
 
     cdef int64_t take_waited_ns(self) noexcept:
@@ -186,11 +194,18 @@ cdef class Port:
         while self.mailbox != NULL and next_completion(self.mailbox, &completion):
             known = self.jobs.pop(completion.job, None)
             link = None if known is None else known()
-            if link is not None:
-                self.waited_ns = now_ns() - completion.posted_ns
-                self.busy_ns = completion.busy_ns
+            if link is None:
+                continue
+            self.waited_ns = now_ns() - completion.posted_ns
+            self.busy_ns = completion.busy_ns
+            try:
                 link._job_ended(
-                    completion.job, completion.progress, completion.error,
-                    completion.moved_bytes,
+                    completion.job, completion.progress, completion.error, completion.moved_bytes
                 )
+            except BaseException:
+                # The others are still to be told; the event fd does not tell of them again.
+                if self.mailbox != NULL:
+                    eventfd_write(self.mailbox.event_fd, 1)
+                raise
+            finally:
                 self.waited_ns = self.busy_ns = 0

@@ -18,6 +18,10 @@ cdef class Receiver(Fetcher):
     cdef Py_ssize_t backlog_bytes
 
     cdef int64_t receive_begin_ns       # of the engine's job
+    cdef bint goes_on                   # soon, with a message of very many frames
+    cdef double stalled_seconds         # how long a message that has begun may stand still; or 0
+    cdef object stall_timer
+    cdef uint64_t stall_bytes           # received when the timer was set
 
     # what a subclass with another way to the socket replaces
     cdef Py_ssize_t _read_some(self) except -2
@@ -27,6 +31,10 @@ cdef class Receiver(Fetcher):
     cdef _on_control(self, Control control)
     cdef bint _discards(self)
 
+    cdef _go_on_later(self)
+    cdef uint64_t _received_bytes(self) noexcept
+    cdef bint _is_in_message(self) noexcept
+    cdef _watch_for_stall(self)
     cdef _process_handshake(self)
     cdef _process_unawaited(self)
     cdef _take_answers(self)

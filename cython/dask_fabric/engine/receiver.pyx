@@ -15,6 +15,7 @@ from libc.stdint cimport uint64_t
 from dask_fabric.clock cimport now_ns
 from dask_fabric.engine.busy_poll cimport BusyPoll
 from dask_fabric.engine.fetching cimport Fetcher
+from dask_fabric.engine.threads cimport moved_bytes
 from dask_fabric.engine.waiter cimport Waiter
 from dask_fabric.linux cimport MSG_DONTWAIT, recv
 from dask_fabric.paths.stream cimport COMPLETE, END_OF_STREAM, RECEIVE
@@ -38,6 +39,7 @@ cdef class Receiver(Fetcher):
         Fetcher.__init__(self, loop, sock)
         self.bulk_bytes = settings.stream_bulk_bytes
         self.message_bytes_limit = settings.message_bytes_limit
+        self.stalled_seconds = settings.stalled_timeout_seconds
         self.assembler = Assembler(
             settings.header_bytes_limit, settings.message_bytes_limit, settings.frame_count_limit
         )
@@ -61,6 +63,8 @@ cdef class Receiver(Fetcher):
             raise self._why_closed()    # this side closed, and wants to read no more
         try:
             message = self._next()
+            while message is None and self.closed and self.assembler.has_more_work():
+                message = self._next()  # nothing else will call for the rest of it
             if self.assembler.staged_bytes():
                 self._take_answers()
                 if self.assembler.ends_in_close():
@@ -97,9 +101,12 @@ cdef class Receiver(Fetcher):
             waiter.set_result(message)
             return waiter
         self.waiter = waiter
+        self._go_on_later()
         self._read_bulk()
         if self._has_just_sent():
             self.busy_poll.wait(waiter)
+        else:
+            self.busy_poll.begin_ns = 0     # of a wait that was cancelled
         return waiter
 
     def _look_ahead(self):
@@ -110,10 +117,61 @@ cdef class Receiver(Fetcher):
             except Exception as error:
                 self._fail(error)
 
+    cdef _go_on_later(self):
+        """A message of very many frames is put together in several turns of the loop."""
+        if self.assembler.has_more_work() and not self.goes_on and not self.closed:
+            self.goes_on = True
+            self.loop.call_soon(self._go_on)
+
+    def _go_on(self):
+        self.goes_on = False
+        if self.closed or not (self.waiter is not None or self._discards()):
+            return                      # the next reader goes on with it
+        try:
+            self._process()
+        except Exception as error:
+            self._fail(error)
+
+    # ------------------------------------------------------------ a peer that stands still
+
+    cdef uint64_t _received_bytes(self) noexcept:
+        """By the stream; a job has moved more than is counted."""
+        cdef uint64_t moved = moved_bytes(self.receive_job) if self.receive_job else 0
+        return self.stream.counts.bytes_received + moved
+
+    cdef bint _is_in_message(self) noexcept:
+        """Whether the peer has to send more of what it has begun, or was asked for."""
+        if self.requested is not None or self.assembler.missing_bytes > 0:
+            return True
+        # Whole messages may be there too, where nobody reads or where frames are being fetched.
+        return self.waiter is not None and not self.fetch_job and self.assembler.staged_bytes() > 0
+
+    cdef _watch_for_stall(self):
+        """Part of a message is here: the peer must not hold its memory for ever."""
+        if self.stall_timer is None and self.stalled_seconds > 0 and not self.closed:
+            self.stall_bytes = self._received_bytes()
+            self.stall_timer = self.loop.call_later(self.stalled_seconds, self._check_stall)
+
+    def _check_stall(self):
+        self.stall_timer = None
+        if self.closed or not self._is_in_message():
+            return
+        is_reading = self.watching_readable or self.receive_job
+        if is_reading and self._received_bytes() == self.stall_bytes:
+            self._fail(ChannelClosedError(
+                f"the peer has sent nothing for {self.stalled_seconds:g} seconds in the middle of "
+                "a message (fabric.timeouts.stalled in Dask's configuration)"
+            ))
+        else:
+            self._watch_for_stall()
+
     # ------------------------------------------------------------ bytes
 
     def _on_readable(self):
         cdef Py_ssize_t moved = 0, turn_bytes = 0
+        if self.assembler.staging_is_full() and self.assembler.has_more_work():
+            self._watch_readable(False)     # until `_process` has made room
+            return
         try:
             while turn_bytes < TURN_BYTES and not self.receive_job and not self.closed:
                 moved = self._read_some()
@@ -213,6 +271,9 @@ cdef class Receiver(Fetcher):
         else:
             message = self.receive_nowait()
             if message is None:
+                self._go_on_later()
+                if self._is_in_message():
+                    self._watch_for_stall()
                 self._read_bulk()
             elif self.waiter is not None:
                 waiter, self.waiter = self.waiter, None
@@ -240,15 +301,19 @@ cdef class Receiver(Fetcher):
         else:
             self._take_answers()
         self._after_process()
+        if self._discards():
+            self._go_on_later()
+        if self._is_in_message():
+            self._watch_for_stall()
         if self.assembler.staging_is_full():
             self._watch_readable(False)
         elif self._discards():
             self._read_bulk()
 
     cdef _take_answers(self):
-        """What stands next and is no message is not left for the next reader."""
-        while self.assembler.control_is_next():
-            self._take_record()
+        """Process the control records that stand next, as far as they are whole."""
+        while self.assembler.control_is_next() and self._take_record():
+            pass
 
     cdef _next(self):
         """The next message that is whole and fetched, or None."""
@@ -318,6 +383,9 @@ cdef class Receiver(Fetcher):
         Fetcher._stop_jobs(self)
 
     cdef _settle(self):
+        if self.stall_timer is not None:
+            self.stall_timer.cancel()
+            self.stall_timer = None
         self.assembler.abandon()
         Fetcher._settle(self)
         self._keep_whole()

@@ -117,14 +117,16 @@ cdef uint64_t submit(
     cdef uint64_t name = 0
     cdef Job *job
     cdef int error = ENOMEM
-    cdef iovec *copies = <iovec *> malloc(vector_count * sizeof(iovec))
-    cdef Ended *ended = <Ended *> malloc(sizeof(Ended))
+    cdef iovec *copies
+    cdef Ended *ended
+    _ensure_threads(direction)
+    copies = <iovec *> malloc(vector_count * sizeof(iovec))
+    ended = <Ended *> malloc(sizeof(Ended))
     if copies == NULL or ended == NULL:
         free(copies)
         free(ended)
         raise MemoryError()
     memcpy(copies, vectors, vector_count * sizeof(iovec))
-    _ensure_threads(direction)
     pthread_mutex_lock(&engine.mutex)
     job = _take_job()
     if job != NULL:

@@ -138,7 +138,7 @@ cdef class TLSChannel(Channel):
         try:
             self._write_some()
         except OSError as error:
-            self._fail(error)
+            self._broken(error)
             return
         if self.write_wants_read or not self.queue.pending_bytes:
             self._watch_writable(self.read_wants_write)

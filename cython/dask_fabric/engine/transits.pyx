@@ -138,9 +138,11 @@ cdef bint let_go_for_ucx() except -1:
     """
     global _has_warned
     cdef int64_t stuck_since_ns
+    cdef bint nothing_left
     if not _kept:
         return False
-    nothing_left = ucx.abandoned_count() == 0
+    with nogil:
+        nothing_left = ucx.abandoned_count() == 0
     stuck_since_ns = now_ns() - ucx.STUCK_NS
     _kept[:] = [
         (owner, pid, since_ns) for owner, pid, since_ns in _kept

@@ -2,5 +2,14 @@
 
 from libc.stdint cimport uint64_t
 
+cdef class Process:
+    cdef readonly int pid
+    cdef int pidfd              # readable when all threads have ended; -1 where there is none
+    cdef int pagemap_fd         # of the memory that the process had when this was made; or -1
+    cdef object __weakref__
+
+    cdef _open_pagemap(self)
+    cdef bint has_ended(self) noexcept
+    cdef bint is_resident(self, uint64_t address, uint64_t nbytes) noexcept
+
 cdef int read_memory(int pid, char *data, uint64_t address, size_t nbytes) noexcept nogil
-cdef int open_process(int pid) noexcept nogil

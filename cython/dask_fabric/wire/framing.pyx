@@ -6,6 +6,7 @@ entry of 16 bytes a frame, descriptors of frames on offer, the header, and the f
 
 cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.memoryview cimport PyMemoryView_FromObject
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy
@@ -21,14 +22,16 @@ from dask_fabric.wire.records cimport (
 )
 
 from dask_fabric.errors import ProtocolError
-from dask_fabric.wire.records import excess, violation
+from dask_fabric.wire.records import excess, one_line, violation
 
 cdef enum:
     # A message up to this is awaited whole in the staging buffer and copied out of it.
     COPIED_BYTES = 64 << 10
-    # Memory for small frames is touched as it is taken: at most so much ahead of the stream.
-    AHEAD_BYTES = 1 << 20
     FRAME_COST_BYTES = 256      # of a frame's Python objects
+    TURN_FRAMES = 4096          # some milliseconds: what one call gives memory to
+
+# Frames without content share this memory: nothing can be written to it.
+cdef object EMPTY = PyMemoryView_FromObject(bytearray())
 
 
 @cython.auto_pickle(False)
@@ -54,8 +57,12 @@ cdef class Assembler(Landing):
     -----
     The owner puts bytes where `room` says and reports them to `received`; `next_record` gives
     messages as they become whole. A claim is checked against the limits before it costs memory, and
-    the table of a message is only believed when it has arrived. The memory for frames on offer is
-    allocated; to fill it is the owner's matter (`take_offers`).
+    the table of a message is only believed when it has arrived; its entries are checked once.
+
+    The memory and the time that a claim costs stay in proportion to the bytes that arrived: frames
+    get their memory little by little, and one call handles at most `TURN_FRAMES` of them. While
+    `has_more_work`, the owner calls `next_record` again without waiting for bytes. Frames on offer
+    get no memory here: the owner calls `place` for each before it fetches it (`take_offers`).
     """
 
     def __cinit__(
@@ -99,29 +106,99 @@ cdef class Assembler(Landing):
             self.received(room_bytes)
             offset += room_bytes
             record = self.next_record()
-            while record is not None:
-                records.append(record)
+            while record is not None or self.has_more_work():
+                if record is not None:
+                    records.append(record)
                 record = self.next_record()
         return records
 
+    def place_offered(self, frames):
+        """Give memory to the frames on offer of the message that was given last.
+
+        Parameters
+        ----------
+        frames : list
+            Of that message; None where a frame is on offer.
+        """
+        cdef Offers offers = self.take_offers()
+        cdef uint32_t index
+        for index in range(offers.count):
+            self.place(offers, index)
+            frames[offers.items[index].index] = offers.frames[index]
+
+    cdef bint has_more_work(self) noexcept:
+        """Whether `next_record` can go on without further bytes."""
+        return self.missing_bytes == 0 and (self.frame_count > 0 or self.requested_count > 0)
+
     cdef bint ends_in_close(self) noexcept:
-        """Whether what nobody has read yet ends as an orderly close does."""
+        """Whether the whole records that nobody has read yet end with a CLOSE record."""
         cdef char close[PREFIX_BYTES]
-        if self.end - self.start < PREFIX_BYTES:
+        cdef Py_ssize_t at = self.start
+        if self.end - self.start < PREFIX_BYTES or self._is_in_message():
             return False
         pack_prefix(close, CLOSE, 0, 0, 0)
-        return memcmp(self.staging.data + self.end - PREFIX_BYTES, close, PREFIX_BYTES) == 0
+        if memcmp(self.staging.data + self.end - PREFIX_BYTES, close, PREFIX_BYTES) != 0:
+            return False            # nearly always
+        # These bytes may also be the last ones of a frame.
+        while at < self.end - PREFIX_BYTES:
+            at += self._record_bytes(at)
+        return at == self.end - PREFIX_BYTES
+
+    cdef Py_ssize_t _record_bytes(self, Py_ssize_t at) noexcept:
+        """The bytes of the record that stands at `at`; all that is left where it is not whole."""
+        cdef Prefix prefix
+        cdef Entry entry
+        cdef uint64_t nbytes, staged_bytes = self.end - at
+        cdef uint32_t index
+        if staged_bytes < PREFIX_BYTES:
+            return staged_bytes
+        memcpy(&prefix, self.staging.data + at, PREFIX_BYTES)
+        nbytes = PREFIX_BYTES + <uint64_t> prefix.frame_count * ENTRY_BYTES
+        if nbytes > staged_bytes or prefix.header_bytes > staged_bytes - nbytes:
+            return staged_bytes
+        at += PREFIX_BYTES
+        nbytes += prefix.header_bytes
+        for index in range(prefix.frame_count):
+            memcpy(&entry, self.staging.data + at + index * ENTRY_BYTES, ENTRY_BYTES)
+            nbytes += entry.descriptor_bytes
+            if entry.path == STREAM:
+                if entry.nbytes > staged_bytes:
+                    return staged_bytes
+                nbytes += entry.nbytes
+            if nbytes > staged_bytes:
+                return staged_bytes
+        return nbytes
+
+    cdef bint _is_in_message(self) noexcept:
+        """Whether a message, or what was requested for one, is being filled."""
+        return self.frames is not None or self.filling_requested
 
     cdef void abandon(self) noexcept:
-        """Let go of the message that will never be whole; those that are stay."""
-        self.requested = None
-        if self.missing_bytes > 0 or self.frame_count > 0 or self.filling_requested:
+        """Drop the message that will never be whole; those that are stay."""
+        if self.filling_requested or (self._is_in_message() and not self._rest_is_staged()):
             self.missing_bytes = self.frame_count = 0
             self.header = self.frames = self.offers = None
-            self.filling_requested = False
+        self.filling_requested = False
+        self.requested_count = 0
+        self.requested = None
+
+    cdef bint _rest_is_staged(self) noexcept:
+        """Whether what is missing of the message being filled has arrived."""
+        cdef Entry entry
+        cdef Py_ssize_t index, left_bytes = self.end - self.start
+        if self.missing_bytes > 0:
+            return False
+        for index in range(self.frame_count):
+            memcpy(&entry, self.entry + index * ENTRY_BYTES, ENTRY_BYTES)
+            if entry.path == STREAM:
+                left_bytes -= entry.nbytes
+            if left_bytes < 0:
+                return False
+        return True
 
     cdef void forget(self) noexcept:
-        """Let go of all that has arrived and was not given, after `abandon`."""
+        """Drop all that has arrived and was not given, after `abandon`."""
+        self.missing_bytes = self.frame_count = 0
         self.header = self.frames = self.offers = None
         self.start = self.end
 
@@ -138,7 +215,7 @@ cdef class Assembler(Landing):
     cdef bint control_is_next(self) noexcept:
         """Whether what stands next answers this side, whoever reads messages or not."""
         cdef unsigned char kind
-        if self.missing_bytes or self.frames is not None or self.end - self.start < PREFIX_BYTES:
+        if self._is_in_message() or self.end - self.start < PREFIX_BYTES:
             return False
         kind = <unsigned char> self.staging.data[self.start]
         return kind == ACKNOWLEDGE or kind == REQUEST or kind == PATHS
@@ -158,15 +235,17 @@ cdef class Assembler(Landing):
         LimitError
             The peer claims more than the configuration allows.
         """
-        if self.missing_bytes > 0:
-            return None
-        if self.frame_count > 0:
+        return self._go_on() if self._is_in_message() else self._parse()
+
+    cdef _go_on(self):
+        """Fill on, and give what has become whole by that."""
+        if self.missing_bytes == 0 and self.frame_count > 0:
             self._fill_more()
-            if self.missing_bytes > 0:
-                return None
-        if self.frames is not None or self.filling_requested:
-            return self._whole()
-        return self._parse()
+        elif self.missing_bytes == 0 and self.requested_count > 0:
+            self._fill_requested()
+        if self.missing_bytes > 0 or self.frame_count > 0 or self.requested_count > 0:
+            return None
+        return self._whole()
 
     cdef _whole(self):
         if self.filling_requested:
@@ -180,25 +259,29 @@ cdef class Assembler(Landing):
     cdef _parse(self):
         cdef Prefix prefix
         cdef Py_ssize_t staged = self.end - self.start
-        cdef Py_ssize_t table_end, body_bytes, descriptor_bytes = 0
+        cdef Py_ssize_t table_end, body_bytes
         cdef const char *table
         if staged < PREFIX_BYTES:
             return None
         memcpy(&prefix, self.staging.data + self.start, PREFIX_BYTES)
         table_end = self._check_prefix(&prefix)
+        table = self.staging.data + self.start + PREFIX_BYTES
+        self._check_table(&prefix, table, min(staged, table_end) - PREFIX_BYTES)
         if staged < table_end:
             return None             # `room` makes more of it as bytes really arrive
-        table = self.staging.data + self.start + PREFIX_BYTES
         if prefix.kind == FRAMES:
-            self._check_requested(&prefix, table)
             return self._begin_requested(&prefix)
-        body_bytes = self._check_table(&prefix, table, &descriptor_bytes)
-        if staged >= table_end + body_bytes:
+        body_bytes = self.checked_stream_bytes + self.checked_descriptor_bytes
+        if staged >= table_end + body_bytes and prefix.frame_count <= TURN_FRAMES:
             if prefix.kind == MESSAGE:
-                return self._copy_out(&prefix, table, descriptor_bytes)
+                return self._copy_out(&prefix, table)
             return self._end_of_record(&prefix)
-        if table_end + body_bytes > COPIED_BYTES and staged >= table_end + descriptor_bytes:
-            self._begin_filling(&prefix, table, descriptor_bytes)
+        if (
+            table_end + body_bytes > COPIED_BYTES
+            and staged >= table_end + self.checked_descriptor_bytes
+        ):
+            self._begin_filling(&prefix, table)
+            return self._go_on()
         return None
 
     cdef Py_ssize_t _check_prefix(self, Prefix *prefix) except -1:
@@ -229,27 +312,40 @@ cdef class Assembler(Landing):
             raise violation(f"a record of unknown kind {prefix.kind}")
         return PREFIX_BYTES + <Py_ssize_t> prefix.frame_count * ENTRY_BYTES
 
-    cdef Py_ssize_t _check_table(
-        self, Prefix *prefix, const char *table, Py_ssize_t *descriptor_bytes
-    ) except -1:
-        """The bytes of descriptors, header and inline frames together."""
+    cdef _check_table(self, Prefix *prefix, const char *table, Py_ssize_t table_bytes):
+        """Check the entries that have arrived and were not checked before, and sum them up."""
         cdef Entry entry
-        cdef uint64_t total = prefix.header_bytes
-        cdef uint64_t offered = 0
         cdef Py_ssize_t index
-        if total > <uint64_t> self.message_bytes_limit:
-            raise excess("message", total, self.message_bytes_limit, "message")
-        for index in range(prefix.frame_count):
+        if self.checked_count == 0:
+            self.checked_stream_bytes = self.checked_bytes = prefix.header_bytes
+            self.checked_descriptor_bytes = 0
+            if prefix.header_bytes > <uint64_t> self.message_bytes_limit:
+                raise excess("message", prefix.header_bytes, self.message_bytes_limit, "message")
+        for index in range(self.checked_count, table_bytes // ENTRY_BYTES):
             memcpy(&entry, table + index * ENTRY_BYTES, ENTRY_BYTES)
+            if prefix.kind == FRAMES:
+                self._check_requested(&entry, index)
+                continue
             if entry.path or entry.memory or entry.flags or entry.descriptor_bytes:
                 self._check_special(&entry, index)
-                descriptor_bytes[0] += entry.descriptor_bytes
-                offered += entry.nbytes
-            if entry.nbytes > <uint64_t> self.message_bytes_limit - total:
-                raise excess("message", total + entry.nbytes, self.message_bytes_limit, "message")
-            total += entry.nbytes
-        self.message_bytes = PREFIX_BYTES + <uint64_t> prefix.frame_count * ENTRY_BYTES + total
-        return <Py_ssize_t> (total - offered) + descriptor_bytes[0]
+                self.checked_descriptor_bytes += entry.descriptor_bytes
+            if entry.nbytes > <uint64_t> self.message_bytes_limit - self.checked_bytes:
+                raise excess(
+                    "message", self.checked_bytes + entry.nbytes, self.message_bytes_limit,
+                    "message",
+                )
+            self.checked_bytes += entry.nbytes
+            if entry.path == STREAM:
+                self.checked_stream_bytes += entry.nbytes
+        self.checked_count = table_bytes // ENTRY_BYTES
+
+    cdef void _leave_record(self, Prefix *prefix) noexcept:
+        """The table of the record has been used; what is checked next is another one."""
+        self.checked_count = 0
+        if prefix.kind == MESSAGE:
+            self.message_bytes = (
+                PREFIX_BYTES + <uint64_t> prefix.frame_count * ENTRY_BYTES + self.checked_bytes
+            )
 
     cdef _check_special(self, Entry *entry, Py_ssize_t index):
         """A frame that is on offer, or of a device: an empty one of those is not on offer."""
@@ -265,22 +361,17 @@ cdef class Assembler(Landing):
         if entry.descriptor_bytes != descriptor_bytes_of(entry.path):
             raise violation(f"a descriptor of {entry.descriptor_bytes} bytes")
 
-    cdef _check_requested(self, Prefix *prefix, const char *table):
-        cdef Entry entry
-        cdef uint64_t nbytes
-        cdef Py_ssize_t index
-        for index in range(prefix.frame_count):
-            memcpy(&entry, table + index * ENTRY_BYTES, ENTRY_BYTES)
-            nbytes = self.requested.items[index].nbytes
-            if entry.path or entry.memory or entry.flags or entry.descriptor_bytes:
-                raise violation("requested frames that do not come by the stream")
-            if entry.nbytes != nbytes:
-                raise violation(f"a frame of {entry.nbytes} bytes, which was {nbytes} on offer")
+    cdef _check_requested(self, Entry *entry, Py_ssize_t index):
+        cdef uint64_t nbytes = self.requested.items[index].nbytes
+        if entry.path or entry.memory or entry.flags or entry.descriptor_bytes:
+            raise violation("requested frames that do not come by the stream")
+        if entry.nbytes != nbytes:
+            raise violation(f"a frame of {entry.nbytes} bytes, which was {nbytes} on offer")
 
-    cdef tuple _copy_out(self, Prefix *prefix, const char *table, Py_ssize_t descriptor_bytes):
+    cdef tuple _copy_out(self, Prefix *prefix, const char *table):
         """A message that is whole in the staging buffer."""
         cdef const char *descriptor = table + prefix.frame_count * ENTRY_BYTES
-        cdef char *data = <char *> descriptor + descriptor_bytes
+        cdef char *data = <char *> descriptor + self.checked_descriptor_bytes
         cdef Entry entry
         cdef char *memory
         cdef Py_ssize_t index
@@ -290,37 +381,52 @@ cdef class Assembler(Landing):
         for index in range(prefix.frame_count):
             memcpy(&entry, table + index * ENTRY_BYTES, ENTRY_BYTES)
             memory = self._place(frames, &entry, &descriptor)
-            if entry.path == STREAM:
+            if entry.path == STREAM and entry.nbytes:
                 memcpy(memory, data, entry.nbytes)
                 data += entry.nbytes
         self.start = data - self.staging.data
+        self._leave_record(prefix)
         self.message_count += 1
         note(&self.message_sizes, self.message_bytes)
         return header, frames
 
     cdef char *_place(self, list frames, const Entry *entry, const char **descriptor) except? NULL:
-        """Memory for the next frame; if it is on offer, `offers` tells of it."""
+        """Memory for the next frame; if it is on offer, `offers` has it instead, without memory."""
         cdef Offer offer = Offer(NULL, 0, entry.nbytes, len(frames), entry.path, entry.memory)
         cdef int64_t begin_ns = 0
-        if entry.path == CMA:       # which copies faster where both ends are aligned alike
-            memcpy(&offer.address, descriptor[0], sizeof(offer.address))
-        if entry.nbytes >= POOLED_BYTES:
-            begin_ns = now_ns()
-        if entry.memory == HOST_MEMORY:
-            frame = new_frame(entry.nbytes, &offer.data, offer.address)
-        else:
-            frame = self._new_device_frame(&offer)
-        if begin_ns:
-            self.allocate_ns[entry.path] += now_ns() - begin_ns
-        frames.append(frame)
-        if entry.path == STREAM:
-            self.frames_received += 1
-        else:
+        if entry.path != STREAM:
+            memcpy(&offer.address, descriptor[0], entry.descriptor_bytes)
+            descriptor[0] += entry.descriptor_bytes
             if self.offers is None:
                 self.offers = Offers(self.message_count)
-            self.offers.add(frame, offer)
-            descriptor[0] += entry.descriptor_bytes
+            self.offers.add(None, offer)
+            frames.append(None)
+            return NULL
+        self.frames_received += 1
+        if entry.memory != HOST_MEMORY:
+            frames.append(self._new_device_frame(&offer))
+        elif entry.nbytes == 0:
+            frames.append(EMPTY)
+        else:
+            if entry.nbytes >= POOLED_BYTES:
+                begin_ns = now_ns()
+            frames.append(new_frame(entry.nbytes, &offer.data, 0))
+            if begin_ns:
+                self.allocate_ns[<int> STREAM] += now_ns() - begin_ns
         return offer.data
+
+    cdef place(self, Offers offers, uint32_t index):
+        """Give a frame on offer its memory, before it is fetched."""
+        cdef Offer *offer = &offers.items[index]
+        cdef int64_t begin_ns = now_ns()
+        if offer.memory == HOST_MEMORY:
+            # To copy is faster where both ends are aligned alike.
+            offers.frames[index] = new_frame(
+                offer.nbytes, &offer.data, offer.address if offer.path == CMA else 0
+            )
+        else:
+            offers.frames[index] = self._new_device_frame(offer)
+        self.allocate_ns[offer.path] += now_ns() - begin_ns
 
     cdef _new_device_frame(self, Offer *offer):
         """Memory of a device; where that has no more, of the host: whoever reads may make room."""
@@ -332,10 +438,11 @@ cdef class Assembler(Landing):
         offer.data = <char *> <uintptr_t> self.devices.span_of(frame)[0]
         return frame
 
-    cdef _begin_filling(self, Prefix *prefix, const char *table, Py_ssize_t descriptor_bytes):
-        """Give the header of a larger message its memory, and the first frames theirs."""
+    cdef _begin_filling(self, Prefix *prefix, const char *table):
+        """Give the header of a larger message its memory."""
         cdef char *memory = NULL
         cdef Py_ssize_t table_bytes = prefix.frame_count * ENTRY_BYTES
+        cdef Py_ssize_t descriptor_bytes = self.checked_descriptor_bytes
         free(self.table)
         self.table = <char *> malloc(table_bytes + descriptor_bytes + 1)
         if self.table == NULL:
@@ -344,57 +451,87 @@ cdef class Assembler(Landing):
         self.entry = self.table
         self.descriptor = self.table + table_bytes
         self.start += PREFIX_BYTES + table_bytes + descriptor_bytes
+        self._leave_record(prefix)
         self._begin_vectors()
         self.header = new_frame(prefix.header_bytes, &memory, 0)
         self._give(memory, prefix.header_bytes)
         self.frames = []
         self.frame_count = prefix.frame_count
+        self.filled_bytes = 0
         self._fill_more()
 
     cdef _fill_more(self):
-        """Give the next frames their memory: all large ones at once, small ones not far ahead."""
+        """Give the next frames their memory, not far ahead of the bytes that arrive."""
         cdef Entry entry
         cdef char *memory
-        cdef Py_ssize_t ahead_bytes = 0
+        cdef Py_ssize_t cost_bytes = 0, count = 0, filled_bytes = 0
+        cdef Py_ssize_t ahead_bytes = AHEAD_BYTES + self.filled_bytes
         if self.missing_bytes == 0:
             self._begin_vectors()
-        while self.frame_count > 0 and (ahead_bytes < AHEAD_BYTES or self.missing_bytes == 0):
+        while self.frame_count > 0 and count < TURN_FRAMES and cost_bytes < ahead_bytes:
             memcpy(&entry, self.entry, ENTRY_BYTES)
             memory = self._place(self.frames, &entry, &self.descriptor)
-            if entry.path == STREAM:
+            if entry.path == STREAM and entry.nbytes:
                 self._give(memory, entry.nbytes)
-            if entry.nbytes < POOLED_BYTES:
-                ahead_bytes += FRAME_COST_BYTES + <Py_ssize_t> entry.nbytes
+                filled_bytes += entry.nbytes
+                cost_bytes += cost_of(entry.nbytes)
             self.entry += ENTRY_BYTES
             self.frame_count -= 1
+            count += 1
+        self.filled_bytes += filled_bytes
         if self.frame_count == 0:
             self.message_count += 1
             note(&self.message_sizes, self.message_bytes)
 
     cdef _begin_requested(self, Prefix *prefix):
         """Fill from the stream, in host memory, what could not be fetched."""
+        self.start += PREFIX_BYTES + prefix.frame_count * ENTRY_BYTES
+        self._leave_record(prefix)
+        self.filling_requested = True
+        self.requested_count = self.requested.count
+        self.frames_received += self.requested.count
+        self.filled_bytes = 0
+        return self._go_on()
+
+    cdef _fill_requested(self):
+        """Have the next of the requested frames filled, as `_fill_more`."""
+        cdef Offers requested = self.requested
         cdef Offer *offer
         cdef uint32_t index
-        self.start += PREFIX_BYTES + prefix.frame_count * ENTRY_BYTES
+        cdef Py_ssize_t cost_bytes = 0, count = 0, filled_bytes = 0
+        cdef Py_ssize_t ahead_bytes = AHEAD_BYTES + self.filled_bytes
         self._begin_vectors()
-        self.filling_requested = True
-        self.frames_received += self.requested.count
-        for index in range(self.requested.count):
-            offer = &self.requested.items[index]
+        while self.requested_count > 0 and count < TURN_FRAMES and cost_bytes < ahead_bytes:
+            index = requested.count - self.requested_count
+            offer = &requested.items[index]
             if offer.memory != HOST_MEMORY:
                 frame = new_frame(offer.nbytes, &offer.data, 0)
-                self.requested.frames[index] = self.devices.stage(frame)
+                requested.frames[index] = self.devices.stage(frame)
+            elif offer.data == NULL:
+                requested.frames[index] = new_frame(offer.nbytes, &offer.data, 0)
             self._give(offer.data, offer.nbytes)
-        return None if self.missing_bytes > 0 else self._whole()
+            filled_bytes += offer.nbytes
+            cost_bytes += cost_of(offer.nbytes)
+            self.requested_count -= 1
+            count += 1
+        self.filled_bytes += filled_bytes
 
     cdef _end_of_record(self, Prefix *prefix):
         """Act on a record that is not a message."""
         self.start += PREFIX_BYTES
+        self._leave_record(prefix)
         content = self.take_staged(prefix.header_bytes)
         if prefix.kind == ERROR:
-            text = content.decode("utf-8", "replace")
+            text = one_line(content.decode("utf-8", "replace"))
             raise ProtocolError(f"the peer ended the connection: {text}")
         if prefix.kind != CLOSE:
             return new_control(prefix.kind, prefix.sequence, content)
         self.close_received = True
         return self._parse()        # only what was requested may follow
+
+
+cdef Py_ssize_t cost_of(uint64_t nbytes) noexcept:
+    """What the memory of a frame costs before any byte of it has arrived."""
+    if nbytes >= POOLED_BYTES:
+        return UNFILLED_COST_BYTES
+    return FRAME_COST_BYTES + <Py_ssize_t> nbytes

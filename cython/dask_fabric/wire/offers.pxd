@@ -25,6 +25,7 @@ cdef class Offers:
 
     cdef add(self, frame, Offer offer)
     cdef Offers part(self, int path)
+    cdef Offers between(self, int path, uint32_t begin, uint32_t end)
     cdef list parts(self)
     cdef list frames_of_device(self)
 
@@ -33,6 +34,8 @@ cdef class Arrived:
     cdef tuple message
     cdef Offers offers              # None where its frames are here
     cdef int paths_left             # set of those by which frames are still to be fetched
+    cdef uint32_t next_index        # in the offers, of the first not looked at for this path
+    cdef uint64_t fetched_bytes
     cdef Py_ssize_t nbytes
 
 cdef class Control:

@@ -48,13 +48,17 @@ cdef class Offers:
 
     cdef Offers part(self, int path):
         """Those by one path."""
+        return self.between(path, 0, self.count)
+
+    cdef Offers between(self, int path, uint32_t begin, uint32_t end):
+        """Those by one path whose indices here are from `begin` to before `end`."""
         cdef Offers part
         cdef uint32_t index
-        if self.paths == 1 << path:
+        if self.paths == 1 << path and begin == 0 and end == self.count:
             return self
         part = Offers(self.sequence)
         part.begin_ns = self.begin_ns
-        for index in range(self.count):
+        for index in range(begin, end):
             if self.items[index].path == path:
                 part.add(self.frames[index], self.items[index])
         return part

@@ -93,9 +93,17 @@ def _add_cma(hello: Hello, scheme: Scheme, settings: Settings, encrypted: bool) 
         reason = f"{_BOOT_ID} cannot be read"
     if reason:
         return _refusing(hello, {"cma": reason})
-    memory_address, nonce = cma.secret()
-    described = {"address": memory_address, "nonce": nonce}
-    return replace(hello, paths=(*hello.paths, "cma"), cma=described)
+    return replace(hello, paths=(*hello.paths, "cma"), cma=_told(_shared_secret(hello.pid)))
+
+
+@functools.lru_cache(maxsize=1)
+def _shared_secret(pid: int) -> cma.Secret:
+    """Give the secret for connections whose kernel names the peer's process anyway."""
+    return cma.Secret()
+
+
+def _told(secret: cma.Secret) -> dict[str, int | bytes]:
+    return {"address": secret.address, "nonce": secret.nonce}
 
 
 def _add_ucx(hello: Hello, scheme: Scheme, settings: Settings, encrypted: bool) -> Hello:
@@ -171,8 +179,12 @@ class Negotiator:
 
     def __init__(self, sock: socket.socket, hello: Hello, server_side: bool) -> None:
         self._sock = sock
-        if hello.cma and not server_side and sock.family != socket.AF_UNIX:
-            hello = replace(hello, ends=_ends(sock.getsockname(), sock.getpeername()))
+        self._process: cma.Process | None = None  # the peer's, when it was found
+        if hello.cma and sock.family != socket.AF_UNIX:
+            self._secret = cma.Secret()  # is to live until the peer has read it
+            hello = replace(hello, cma=_told(self._secret))
+            if not server_side:
+                hello = replace(hello, ends=_ends(sock.getsockname(), sock.getpeername()))
         if hello.ucx:  # a token for each connection, which nobody can guess
             token = 1 + secrets.randbits(62)
             hello = replace(hello, ucx={**hello.ucx, "token": token})
@@ -230,7 +242,9 @@ class Negotiator:
         """Try the paths on which both hellos agree; give those that fail, with the reasons."""
         found = {}
         if "cma" in paths:
-            reason = cma.probe(self._pid_of(peer), peer.cma["address"], peer.cma["nonce"])
+            self._process, reason = cma.attach(
+                self._pid_of(peer), peer.cma["address"], peer.cma["nonce"]
+            )
             if reason:
                 found["cma"] = _as_name(reason)
         return found
@@ -256,7 +270,7 @@ class Negotiator:
     def _use(self, channel: Any, choice: Choice) -> None:
         channel.choice = choice
         if choice.paths["host"] == "cma":
-            channel.use_cma(self._pid_of(channel.peer))
+            channel.use_cma(self._process)
         if "ucx" in choice.paths.values() and not self._use_ucx(channel, choice.paths):
             reason = "UCX of this process does not take the peer's address"
             logger.warning("From %s to %s: %s", *channel.addresses(), reason)

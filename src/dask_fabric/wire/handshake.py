@@ -26,7 +26,7 @@ from dask_fabric.wire.hello import (
     Hello,
     decoded,
 )
-from dask_fabric.wire.records import error_record
+from dask_fabric.wire.records import error_record, one_line
 
 
 class State(str, enum.Enum):
@@ -217,7 +217,7 @@ class Handshake:
         peer = decoded(bytes(self._buffer))
         if peer.error:
             side = "client" if self.server_side else "server"
-            raise RefusedError(f"the {side} refused the connection: {_one_line(peer.error)}")
+            raise RefusedError(f"the {side} refused the connection: {one_line(peer.error)}")
         reason = self._refuse(peer) if self._refuse else None
         if reason:
             raise RefusedError(reason, self._refusal(reason))
@@ -239,7 +239,3 @@ class Handshake:
         if self.server_side:
             return Hello(scheme=self.hello.scheme, error=text).encode()
         return error_record(text)  # the server took our hello already: it reads records by now
-
-
-def _one_line(text: str) -> str:
-    return "".join(character if character.isprintable() else " " for character in text)

@@ -1,0 +1,442 @@
+"""Peers that try to hold up the loop, or to take memory; their records are made by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import fcntl
+import mmap
+import os
+import struct
+
+import numpy as np
+import pytest
+
+from dask_fabric.engine import copies, fetching
+from dask_fabric.errors import ChannelClosedError, ProtocolError
+from dask_fabric.memory import pool
+
+from .conftest import new_channel, unix_pair
+from .offering import (
+    ACKNOWLEDGE,
+    BULK,
+    CLOSE,
+    ENTRY,
+    ERROR,
+    FRAMES,
+    INLINE,
+    MESSAGE,
+    PATHS,
+    PREFIX,
+    REQUEST,
+    attacked,
+    numbers,
+    offer,
+    receive,
+    until,
+)
+
+# Each as it stands on the stream, with what it may follow: a message of ours that offers a frame,
+# for the answers, and a request of the channel under attack, for the frames.
+RECORDS = {
+    "message": PREFIX.pack(MESSAGE, 0, 0, 1, 3, 0) + ENTRY.pack(2, 0, 0, 0, 0) + b"hdrfr",
+    "offer": offer(0, 65_536, 1),
+    "acknowledge": PREFIX.pack(ACKNOWLEDGE, 0, 0, 0, 0, 0),
+    "request": PREFIX.pack(REQUEST, 0, 0, 0, 0, 0),
+    "error": PREFIX.pack(ERROR, 0, 0, 0, 7, 0) + b"enough!",
+    "close": PREFIX.pack(CLOSE, 0, 0, 0, 0, 0),
+    "paths": PREFIX.pack(PATHS, 0, 0, 0, 1, 0) + b"\x80",
+    "frames": offer(0, 65_536, 1)
+    + PREFIX.pack(FRAMES, 0, 0, 1, 0, 0)
+    + ENTRY.pack(65_536, 0, 0, 0, 0)
+    + bytes(100),
+    "unknown": PREFIX.pack(99, 0, 0, 0, 0, 0),
+}
+
+
+def send_all(peer, data):
+    return asyncio.ensure_future(asyncio.get_running_loop().sock_sendall(peer, data))
+
+
+async def turns(count=20):
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("awaited", [True, False])
+@pytest.mark.parametrize("name", RECORDS)
+async def test_the_loop_goes_on_wherever_a_record_is_cut(name, awaited):
+    """A loop that waited for the rest of a record would never come to the end of this test."""
+    record = RECORDS[name]
+    for cut in range(len(record) + 1):
+        async with attacked() as (channel, peer):
+            channel.send(b"", [numbers(INLINE)])
+            reading = asyncio.ensure_future(receive(channel)) if awaited else None
+            await turns(2)
+            peer.sendall(record[:cut])
+            await turns(5)
+            with contextlib.suppress(BrokenPipeError):  # it may have ended the connection
+                peer.sendall(record[cut:])
+            await turns(5)
+            peer.close()
+            await turns(5)
+            if reading is None:
+                reading = asyncio.ensure_future(receive(channel))
+            (outcome,) = await asyncio.gather(reading, return_exceptions=True)
+            assert isinstance(outcome, (tuple, ChannelClosedError, ProtocolError)), cut
+
+
+async def test_the_text_of_an_error_stands_on_one_line():
+    async with attacked() as (channel, peer):
+        text = b"no\nERROR forged \x1b[31m line\r\n"
+        peer.sendall(PREFIX.pack(ERROR, 0, 0, 0, len(text), 0) + text)
+        with pytest.raises(ProtocolError) as caught:
+            await receive(channel)
+        assert str(caught.value).isprintable() and "forged" in str(caught.value)
+
+
+# ---------------------------------------------------------------- large tables
+
+
+@pytest.mark.parametrize("size", [0, 1])
+async def test_a_message_of_very_many_frames_leaves_turns_to_others(size):
+    count = 1 << 17
+    async with attacked() as (channel, peer):
+        reading = asyncio.ensure_future(receive(channel))
+        message = PREFIX.pack(MESSAGE, 0, 0, count, 0, 0) + ENTRY.pack(size, 0, 0, 0, 0) * count
+        sending = send_all(peer, message + b"x" * (count * size))
+        turn_count = 0
+        while not reading.done():
+            await asyncio.sleep(0)
+            turn_count += 1
+        _, frames = await reading
+        await sending
+        assert [len(frame) for frame in frames] == [size] * count
+        assert turn_count > count // 4096
+
+
+async def test_a_message_of_very_many_frames_is_read_after_the_end_of_its_peer():
+    count = 5000
+    async with attacked() as (channel, peer):
+        data = PREFIX.pack(MESSAGE, 0, 0, count, 0, 0) + ENTRY.pack(0, 0, 0, 0, 0) * count
+        await send_all(peer, data)
+        peer.close()
+        await until(lambda: channel.closed)
+        _, frames = await receive(channel)
+        assert len(frames) == count
+
+
+async def test_many_messages_behind_one_of_very_many_frames_arrive():
+    count = 100_000
+    async with attacked() as (channel, peer):
+        reading = asyncio.ensure_future(receive(channel))
+        data = PREFIX.pack(MESSAGE, 0, 0, count, 0, 0) + ENTRY.pack(0, 0, 0, 0, 0) * count
+        for sequence in range(1, 2001):
+            data += PREFIX.pack(MESSAGE, 0, 0, 0, 1000, sequence) + b"%1000d" % sequence
+        sending = send_all(peer, data)
+        await reading
+        for sequence in range(1, 2001):
+            header, _ = await receive(channel)
+            assert int(bytes(header)) == sequence
+        await sending
+
+
+async def test_offers_cost_memory_when_they_are_fetched():
+    """What the first frames bring decides how much memory the next ones get."""
+    count = 20_000
+    async with attacked() as (channel, peer):
+        before_bytes = pool.statistics()["in_use_bytes"]
+        data = PREFIX.pack(MESSAGE, 0, 0, count, 0, 0)
+        data += ENTRY.pack(65_536, 1, 0, 0, 8) * count + struct.pack("<Q", 1) * count
+        reading = asyncio.ensure_future(receive(channel))
+        sending = send_all(peer, data)
+        await until(lambda: channel.statistics()["fallbacks_received"])
+        await sending
+        assert pool.statistics()["in_use_bytes"] - before_bytes < 16 << 20
+        await send_all(peer, PREFIX.pack(FRAMES, 0, 0, count, 0, 0))
+        await send_all(peer, ENTRY.pack(65_536, 0, 0, 0, 0) * count)
+        await turns(100)
+        assert pool.statistics()["in_use_bytes"] - before_bytes < 32 << 20
+        channel.abort()
+        with pytest.raises(ChannelClosedError):
+            await reading
+
+
+@pytest.mark.parametrize("awaited", [True, False])
+async def test_many_offered_frames_come_in_windows(cma_pair, awaited):
+    async with cma_pair(cma_threshold_bytes=65_536) as (near, far):
+        data = numbers(65_536 + 3000)
+        sent = [data[index : index + 65_536] for index in range(3000)]
+        reading = asyncio.ensure_future(receive(far)) if awaited else None
+        near.send(b"many", sent)
+        near.send(b"next", [data])
+        if reading is None:
+            await turns()
+            reading = asyncio.ensure_future(receive(far))
+        header, frames = await reading
+        assert bytes(header) == b"many" and len(frames) == 3000
+        for frame, expected in zip(frames, sent, strict=True):
+            assert frame == memoryview(expected)
+        assert far.statistics()["fetched_frames"] == 3000
+        _, (frame,) = await receive(far)
+        assert frame == memoryview(data)
+        await until(lambda: not near.held_bytes)
+
+
+# ---------------------------------------------------------------- pages that are slow to read
+
+_USERFAULTFD, _UFFDIO_API, _UFFDIO_REGISTER, _UFFDIO_COPY = 323, 0xC018AA3F, 0xC020AA00, 0xC028AA03
+if os.uname().machine == "aarch64":
+    _USERFAULTFD = 282
+
+
+class SlowMemory:
+    """Memory whose pages come when `arrive` is called, as those of a file on a hung server do."""
+
+    def __init__(self, nbytes: int) -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        self.nbytes = -(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        self.map = mmap.mmap(-1, self.nbytes)
+        self.view = np.frombuffer(self.map, "u1")
+        self.address = self.view.ctypes.data
+        self.fd = libc.syscall(_USERFAULTFD, os.O_CLOEXEC)
+        if self.fd < 0:
+            pytest.skip(f"userfaultfd: {os.strerror(ctypes.get_errno())}")
+        fcntl.ioctl(self.fd, _UFFDIO_API, bytearray(struct.pack("QQQ", 0xAA, 0, 0)))
+        register = struct.pack("QQQQ", self.address, self.nbytes, 1, 0)
+        fcntl.ioctl(self.fd, _UFFDIO_REGISTER, bytearray(register))
+
+    def arrive(self) -> None:
+        """All pages are zeros from now on."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+@pytest.fixture
+def slow_memory():
+    made = []
+
+    def make(nbytes):
+        made.append(SlowMemory(nbytes))
+        return made[-1]
+
+    yield make
+    for memory in made:
+        memory.arrive()
+
+
+@pytest.mark.parametrize("nbytes", [INLINE, BULK])
+async def test_a_page_that_comes_late_holds_up_nobody(slow_memory, nbytes):
+    memory = slow_memory(nbytes)
+    async with attacked() as (channel, peer):
+        reading = asyncio.ensure_future(receive(channel))
+        peer.sendall(offer(0, nbytes, memory.address))
+        await until(lambda: copies.statistics()["stuck_count"])
+        assert not reading.done()
+        memory.arrive()
+        _, (frame,) = await reading
+        assert bytes(frame) == bytes(nbytes)
+
+
+@pytest.mark.parametrize("nbytes", [INLINE, BULK])
+@pytest.mark.parametrize("how", ["abort", "the peer closes"])
+async def test_an_end_does_not_wait_for_a_page(slow_memory, nbytes, how):
+    memory = slow_memory(nbytes)
+    async with attacked() as (channel, peer):
+        reading = asyncio.ensure_future(receive(channel))
+        peer.sendall(offer(0, nbytes, memory.address))
+        await until(lambda: copies.statistics()["stuck_count"])
+        if how == "abort":
+            channel.abort()
+        else:
+            peer.close()
+        with pytest.raises(ChannelClosedError):
+            await reading
+        # A thread may still write to the frame: nobody else gets its memory.
+        assert copies.statistics()["stuck_count"] and copies.statistics()["quarantine_count"] == 1
+    memory.arrive()
+    await until(lambda: copies.statistics()["quarantine_count"] == 0)
+    assert copies.statistics()["stuck_count"] == 0
+
+
+async def test_a_page_that_never_comes_is_given_up(slow_memory, monkeypatch):
+    monkeypatch.setattr(fetching, "STALLED_SECONDS", 0.2)
+    memory = slow_memory(BULK)
+    async with attacked() as (channel, peer):
+        reading = asyncio.ensure_future(receive(channel))
+        peer.sendall(offer(0, BULK, memory.address))
+        await until(lambda: channel.statistics()["fallbacks_received"])
+        frames = PREFIX.pack(FRAMES, 0, 0, 1, 0, 0) + ENTRY.pack(BULK, 0, 0, 0, 0)
+        sent = numbers(BULK)
+        sending = send_all(peer, frames + sent.tobytes())
+        _, (frame,) = (await asyncio.gather(reading, sending))[0]
+        assert frame == memoryview(sent)
+        memory.arrive()  # the thread writes to the memory that was given up, and to no other
+        await until(lambda: copies.statistics()["stuck_count"] == 0)
+        assert frame == memoryview(sent)
+
+
+async def test_stuck_threads_are_replaced(slow_memory, cma_pair):
+    """However many peers have slow pages, the frames of others arrive."""
+    memory = slow_memory(BULK)
+    async with attacked() as (one, first), attacked() as (two, second), attacked() as (_, third):
+        stuck = []
+        for channel, peer in ((one, first), (two, second)):
+            stuck.append(asyncio.ensure_future(receive(channel)))
+            peer.sendall(offer(0, BULK, memory.address))
+        del third
+        await until(lambda: copies.statistics()["stuck_count"] >= 2)
+        async with cma_pair() as (near, far):
+            data = numbers(BULK)
+            near.send(b"", [data])
+            _, (frame,) = await receive(far)
+            assert frame == memoryview(data)
+        memory.arrive()
+        for reading in stuck:
+            _, (frame,) = await reading
+            assert bytes(frame) == bytes(BULK)
+
+
+# ---------------------------------------------------------------- messages that stand still
+
+HALVES = {
+    "a prefix": PREFIX.pack(MESSAGE, 0, 0, 0, 100, 0)[:10],
+    "a header": PREFIX.pack(MESSAGE, 0, 0, 0, 100, 0) + bytes(50),
+    "a frame": PREFIX.pack(MESSAGE, 0, 0, 1, 0, 0)
+    + ENTRY.pack(BULK, 0, 0, 0, 0)
+    + bytes(BULK // 2),
+    "what was requested": offer(0, 65_536, 1),
+}
+
+
+@pytest.mark.parametrize("name", HALVES)
+async def test_a_message_that_stands_still_ends_the_comm(name):
+    async with attacked(stalled_timeout_seconds=0.05) as (channel, peer):
+        reading = asyncio.ensure_future(receive(channel))
+        await send_all(peer, HALVES[name][: 100 + BULK // 2])
+        with pytest.raises(ChannelClosedError, match=r"in the middle of a message.*stalled"):
+            await reading
+
+
+async def test_a_comm_without_a_message_may_stand_still():
+    """Also one whose whole messages nobody reads."""
+    async with attacked(stalled_timeout_seconds=0.05) as (channel, peer):
+        peer.sendall(PREFIX.pack(MESSAGE, 0, 0, 0, 3, 0) + b"all")
+        await asyncio.sleep(0.2)
+        header, _ = await receive(channel)
+        assert header == b"all"
+        reading = asyncio.ensure_future(receive(channel))
+        await asyncio.sleep(0.2)
+        peer.sendall(PREFIX.pack(MESSAGE, 0, 0, 0, 3, 1) + b"one")
+        assert (await reading)[0] == b"one"
+
+
+async def test_a_slow_message_goes_on():
+    async with attacked(stalled_timeout_seconds=0.2) as (channel, peer):
+        reading = asyncio.ensure_future(receive(channel))
+        data = PREFIX.pack(MESSAGE, 0, 0, 0, 30, 0) + bytes(30)
+        for index in range(len(data)):
+            peer.sendall(data[index : index + 1])
+            await asyncio.sleep(0.01)
+        assert (await reading)[0] == bytes(30)
+
+
+# ---------------------------------------------------------------- ends
+
+
+async def test_a_ucx_that_is_stuck_ends_the_comm(monkeypatch):
+    """Nothing comes of a fetch, and UCX does not give the memory back either."""
+    async with attacked() as (channel, _):
+        reading = asyncio.ensure_future(receive(channel))
+        channel._lose_patience()
+        with pytest.raises(ChannelClosedError, match="UCX neither brings frames"):
+            await reading
+
+
+async def test_a_frame_that_ends_as_a_close_does_is_not_taken_for_one():
+    async with attacked() as (channel, peer):
+        close = PREFIX.pack(CLOSE, 0, 0, 0, 0, 0)
+        table = PREFIX.pack(MESSAGE, 0, 0, 1, 0, 0) + ENTRY.pack(100 + len(close), 0, 0, 0, 0)
+        peer.sendall(table + bytes(100) + close)
+        await until(lambda: channel.statistics()["bytes_received"])
+        peer.close()
+        await until(lambda: channel.closed)
+        assert "its process died" in str(channel.error) or "middle" in str(channel.error)
+        _, (frame,) = await receive(channel)
+        assert bytes(frame) == bytes(100) + close
+
+
+async def test_a_close_behind_messages_is_known(cma_pair):
+    async with attacked() as (channel, peer):
+        peer.sendall(
+            PREFIX.pack(MESSAGE, 0, 0, 1, 0, 0) + ENTRY.pack(100, 0, 0, 0, 0) + bytes(100)
+            + PREFIX.pack(CLOSE, 0, 0, 0, 0, 0)
+        )  # fmt: skip
+        peer.close()
+        await until(lambda: channel.closed)
+        assert "the peer closed the connection" in str(channel.error)
+
+
+def test_an_interrupt_in_one_task_leaves_others_their_messages():
+    """A job's end wakes a task at once; what that one raises must not cost another its wake-up."""
+    loop = asyncio.new_event_loop()
+
+    async def opened():
+        pairs = []
+        for _ in range(2):
+            near, far = unix_pair()
+            near, far = new_channel(near, False), new_channel(far, True)
+            await asyncio.gather(near.open(), far.open())
+            pairs.append((near, far))
+        return pairs
+
+    async def interrupted(channel):
+        await receive_large(channel)
+        raise KeyboardInterrupt
+
+    async def receive_large(channel):
+        return await channel.receive()
+
+    pairs = loop.run_until_complete(opened())
+    try:
+        data = numbers(BULK)
+        first = loop.create_task(interrupted(pairs[0][1]))
+        second = loop.create_task(receive_large(pairs[1][1]))
+        for near, _ in pairs:
+            loop.call_soon(near.send, b"", [data])
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_forever()
+        assert isinstance(first.exception(), KeyboardInterrupt)
+        _, (frame,) = loop.run_until_complete(asyncio.wait_for(second, 30))
+        assert frame == memoryview(data)
+    finally:
+        for pair in pairs:
+            for channel in pair:
+                loop.call_soon(channel.abort)
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.close()
+
+
+async def test_a_failing_observer_of_the_end_leaves_no_reader_behind():
+    def fail(channel):
+        raise RuntimeError("statistics are broken")
+
+    async with attacked() as (channel, _):
+        channel.on_closed = fail
+        reading = asyncio.ensure_future(receive(channel))
+        await turns(2)
+        with pytest.raises(RuntimeError):
+            channel.abort()
+        with pytest.raises(ChannelClosedError):
+            await reading
+
+
+async def test_the_error_of_a_channel_keeps_its_traceback():
+    async with attacked() as (channel, peer):
+        peer.sendall(PREFIX.pack(99, 0, 0, 0, 0, 0))
+        with pytest.raises(ProtocolError) as caught:
+            await receive(channel)
+        assert caught.value.__traceback__ is not None
+        assert channel.error is not caught.value and channel.error.__traceback__ is None
