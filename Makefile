@@ -11,7 +11,7 @@ BENCH_RUN = PATH="$(UCX_BIN):$$PATH" $(BIN)/dask fabric bench $(BENCH)
 UCX_COLUMN = --protocols tcp,fabric,fabric+tcp,fabric+ucx --ucx-library perftest
 SOURCES := pyproject.toml README.md LICENSE $(shell find cython src -type f -not -name '*.pyc')
 
-.PHONY: help demo test bench lint docs clean
+.PHONY: help demo test bench fuzz lint docs clean
 .DELETE_ON_ERROR:
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo "make test   lint, and all tests on the installed wheel"
 	@echo "make bench  the figures of the README; JSON and pages in $(RESULTS)/; BENCH=--quick for a first look,"
 	@echo "            UCXX=PYTHON beside the distributed-ucxx of that Python"
+	@echo "make fuzz   a million mutated streams against everything that reads from a peer (COUNT=...)"
 	@echo "make lint   ruff and the law of imports"
 	@echo "make docs   the documentation, in site/"
 	@echo "make clean  remove what these commands made"
@@ -37,6 +38,9 @@ bench: $(VENV)/extra-bench $(VENV)/extra-ucx
 	  --ways one --json $(RESULTS)/tls.json
 	$(BENCH_RUN) work --json $(RESULTS)/work.json --html $(RESULTS)/work.html
 	$(BIN)/python benchmarks/asked.py $(RESULTS)/comm.json $(RESULTS)/tls.json $(RESULTS)/work.json
+
+fuzz: $(VENV)/extra-test
+	$(BIN)/python tests/programs/fuzz.py --count $(or $(COUNT),1000000)
 
 lint: $(VENV)/extra-test
 	$(BIN)/ruff check .

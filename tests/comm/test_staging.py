@@ -154,6 +154,22 @@ async def test_claims_above_a_limit_cost_no_memory(gpu, parts, limits, key):
     assert gpu.allocation_count < len(parts)
 
 
+async def test_a_claim_takes_memory_of_the_device_when_a_part_has_arrived(gpu):
+    """One byte of a large frame takes none of the device's memory, and nothing gets lost."""
+    nbytes, step = 80 * MEBI, MEBI
+    content = np.arange(nbytes // 8).view("u1")
+    incoming = Incoming(load())
+    for offset in range(0, nbytes, step):
+        data = content[offset : offset + step]
+        assert await incoming.receive(*chunk(0, nbytes, offset, data), True) is None
+        if offset == 3 * step:  # less than a sixteenth
+            await asyncio.gather(*incoming._copies)
+            assert gpu.allocation_count == 0
+    _, (frame,) = await incoming.receive(*message([0]), True)
+    assert gpu.allocation_count == 1
+    assert np.array_equal(frame.get(), content)
+
+
 async def test_a_violation_ends_the_comm(pair):
     a, b = pair
     a._channel.send(*chunk(0, 4, 2, b"ab"))

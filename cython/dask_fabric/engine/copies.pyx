@@ -58,7 +58,7 @@ cdef struct Job:
 cdef struct Thread:
     bint exists
     int64_t since_ns            # when it began its slice; 0 while it has none
-    bint is_for_very_large
+    Job *job                    # which that is of
 
 cdef struct Engine:
     pthread_mutex_t mutex       # guards everything below, and every job
@@ -237,6 +237,18 @@ cdef int _stuck_count() noexcept nogil:
     return count
 
 
+cdef bint _is_stuck(Job *job) noexcept nogil:
+    """Whether a thread is stuck in a slice: then no other one begins the next, to be stuck too."""
+    cdef int index
+    cdef int64_t stuck_since_ns = now_ns() - STUCK_NS
+    if job.running_count == 0:
+        return False
+    for index in range(THREAD_LIMIT):
+        if engine.threads[index].job == job and 0 < engine.threads[index].since_ns < stuck_since_ns:
+            return True
+    return False
+
+
 cdef int _running_count() noexcept nogil:
     """Threads that copy for jobs that are not very large, and are not stuck."""
     cdef int index, count = 0
@@ -244,7 +256,7 @@ cdef int _running_count() noexcept nogil:
     for index in range(THREAD_LIMIT):
         count += (
             engine.threads[index].since_ns >= stuck_since_ns
-            and not engine.threads[index].is_for_very_large
+            and not engine.threads[index].job.is_very_large
         )
     return count
 
@@ -287,7 +299,7 @@ cdef void _copy_slice(Job *job, Thread *thread) noexcept nogil:
     cdef Offer slice = _take_slice(job)
     cdef int error
     job.running_count += 1
-    thread.is_for_very_large = job.is_very_large
+    thread.job = job
     thread.since_ns = now_ns()
     pthread_mutex_unlock(&engine.mutex)
     error = read_memory(job.pid, slice.data, slice.address, slice.nbytes)
@@ -316,7 +328,7 @@ cdef bint _is_in(Job *first, Job *job) noexcept nogil:
 cdef Job *_next_job() noexcept nogil:
     """The first job with work left for one more thread, which goes to the end of the row."""
     cdef Job *job = engine.first
-    while job != NULL and not (_has_work(job) and _has_thread(job)):
+    while job != NULL and not (_has_work(job) and _has_thread(job) and not _is_stuck(job)):
         job = job.next
     if job != NULL and job.next != NULL:
         _remove(&engine.first, job)

@@ -25,9 +25,16 @@ from dask_fabric.memory import arrays, device
 from dask_fabric.memory.device import Runtime, StagedFrame
 from dask_fabric.wire.records import excess, violation
 
+# Memory of a device is taken as a whole: for frames above the first, when this part has arrived.
+_CLAIMED_AT_ONCE_BYTES = 64 << 20
+_CLAIMED_PER_BYTE = 16
+
 
 class _Arriving:
-    """A frame of which chunks arrive; it gets memory with the first.
+    """A frame of which chunks arrive.
+
+    It gets memory of the host with its first chunk, but memory of a device, where that is much,
+    when a part of it has arrived: until then the chunks are kept. One byte must not take a GPU.
 
     Parameters
     ----------
@@ -41,13 +48,33 @@ class _Arriving:
         self.received_bytes = 0
         self.frame: Any = None
         self._runtime = runtime
+        self._kept: list[tuple[int, memoryview]] = []
+        self._kept_bytes = 0
         self._lock = threading.Lock()
 
     def place(self, offset: int, memory: memoryview) -> None:
-        """Copy one chunk to where it belongs; blocks."""
+        """Copy one chunk to where it belongs, or keep it for now; blocks."""
         with self._lock:
             if self.frame is None:
+                self._kept.append((offset, memory))
+                self._kept_bytes += memory.nbytes
+                if not self._is_believed():
+                    return
                 self._allocate()
+                kept, self._kept = self._kept, []
+            else:
+                kept = [(offset, memory)]
+        for part in kept:
+            self._copy(*part)
+
+    def _is_believed(self) -> bool:
+        return (
+            self._runtime is None
+            or self.nbytes <= _CLAIMED_AT_ONCE_BYTES
+            or self._kept_bytes * _CLAIMED_PER_BYTE >= self.nbytes
+        )
+
+    def _copy(self, offset: int, memory: memoryview) -> None:
         if self._runtime is None:
             self.frame[offset : offset + memory.nbytes] = memory
         else:
