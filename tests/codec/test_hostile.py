@@ -57,6 +57,15 @@ def header_of(*entries, count=None, main=None):
     return struct.pack("<BI", 0xC1, count) + b"".join(entries) + main
 
 
+def collection_header(kind, headers=(), lengths=()):
+    return {
+        "is-collection": True,
+        "type-serialized": kind,
+        "sub-headers": headers,
+        "frame-lengths": lengths,
+    }
+
+
 FRAME = [bytearray(24)]
 BUT_FIRST = body_entry()
 
@@ -160,6 +169,31 @@ def test_msgpack_that_cannot_be_decoded_breaks_the_protocol(guarded, malformed, 
         (5, {}, "pickle is missing"),
         (2, {"compression": 1}, "compressions of a payload are 1"),
         (5, {"pickled-obj": b"", "compression": "zlib"}, "compressions of a payload are 'zlib'"),
+        (5, {"pickled-obj": "text"}, "pickle is missing"),
+        (5, {"pickled-obj": b"", "compression": ["zlib"]}, "1 compressions of 0 frames"),
+        (2, {"compression": [None, 3, {}]}, "3 compressions of 0 frames"),
+        (2, {"compression": [{}]}, "compression of a frame is {}"),
+        (2, {"split-num-sub-frames": 3}, "split-num-sub-frames of a payload is 3"),
+        (2, {"split-num-sub-frames": [0]}, "split-offsets of a payload is None"),
+        (2, {"split-num-sub-frames": [0], "split-offsets": []}, "1 frames in parts .* 0 offsets"),
+        (2, {"split-num-sub-frames": [1.0], "split-offsets": [0]}, "1.0 parts of a frame"),
+        (2, {"split-num-sub-frames": [-1], "split-offsets": [0]}, "-1 parts of a frame"),
+        (2, {"split-num-sub-frames": [0], "split-offsets": [1]}, "begin at 1"),
+        (2, {"split-num-sub-frames": [1], "split-offsets": [0]}, "1 parts of frames, 0 came"),
+        (2, {"serializer": []}, "serializer of a payload is ()"),
+        (2, {"is-collection": True}, "sub-headers of a payload is None"),
+        (2, collection_header("object"), "collection of payloads is a 'object'"),
+        (2, collection_header("list", [{}]), "1 parts of a collection have 0 lengths"),
+        (2, collection_header("list", [1], [0]), "without header or length"),
+        (2, collection_header("list", [{}], ["0"]), "without header or length"),
+        (2, collection_header("list", [{}], [1]), "1 frames of 0 left"),
+        (2, collection_header("list", [{}], [-1]), "-1 frames of 0 left"),
+        (2, collection_header("dict", [{}], [0]), "without its key"),
+        (
+            2,
+            collection_header("set", [collection_header("")], [0]),
+            "collection of payloads is a ''",
+        ),
     ],
 )
 def test_headers_of_payloads_that_lack_their_structure(guarded, kind, header, complaint):
@@ -167,6 +201,22 @@ def test_headers_of_payloads_that_lack_their_structure(guarded, kind, header, co
     with pytest.raises(ProtocolError, match=complaint):
         guarded.decode(header_of(entry), [])
     assert not guarded.deserialized
+
+
+def test_no_frame_is_taken_for_two(guarded):
+    parts = {"split-num-sub-frames": [1] * 3, "split-offsets": [0] * 3}
+    entry = body_entry(kind=2, frames=1, body=msgpack.packb(parts))
+    with pytest.raises(ProtocolError, match="1 parts of a frame begin at 0"):
+        guarded.decode(header_of(entry), FRAME)
+    assert not guarded.deserialized
+
+
+@pytest.mark.parametrize("kind", [2, 5])
+@pytest.mark.parametrize("deserialize", [True, False])
+def test_the_header_of_a_payload_must_be_whole(guarded, kind, deserialize):
+    for body in (b"", b"\x81", b"\xdd\x7f\xff\xff\xff", b"\x80\x80", b"\xc1"):
+        with pytest.raises(ProtocolError, match=r"ends before|goes on behind|0xc1"):
+            guarded.decode(header_of(body_entry(kind=kind, body=body)), [], deserialize=deserialize)
 
 
 @pytest.mark.parametrize("error", [ValueError, TypeError, OverflowError, UnicodeError, KeyError])

@@ -130,3 +130,11 @@ def test_others_are_left_to_the_next_family(gpu, monkeypatch, why):
 def test_what_is_no_array_of_a_gpu_is_not_taken(gpu, plain):
     with pytest.raises(NotImplementedError):
         dlpack.serialize(plain)
+
+
+@pytest.mark.parametrize("module", ["antigravity", "os.path\0", "", None, ["cupy"]])
+def test_a_peer_does_not_choose_what_is_imported(gpu, module):
+    header, frames = serialize(make(gpu, np.zeros(3)), serializers=FAMILIES)
+    with pytest.raises(ImportError, match="has not imported"):
+        deserialize({**header, "module": module}, frames)
+    assert module is None or str(module) not in sys.modules

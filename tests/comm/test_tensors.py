@@ -65,6 +65,7 @@ def torch(monkeypatch):
     module = types.ModuleType("torch")
     module.Tensor, module.strided = Tensor, "strided"
     module.nn = types.SimpleNamespace(Parameter=Parameter)
+    module.dtype = type  # as those of its dtypes are here
     module.uint8, module.float32, module.int64 = np.uint8, np.float32, np.int64
     module.as_tensor = lambda frame, device: frame
     module.empty = lambda shape, dtype, device: Tensor(np.empty(shape, dtype))
@@ -97,6 +98,12 @@ def test_parameters_and_gradients(torch):
     got = round_trip(parameter)
     assert type(got) is Parameter and got.requires_grad
     assert list(got.values) == [0, 1, 2] and list(got.grad.values) == [1, 1, 1]
+
+
+def test_a_peer_names_a_dtype_and_nothing_else(torch):
+    header, frames = tensors.serialize_tensor(Tensor(np.arange(3)))
+    with pytest.raises(TypeError, match=r"torch\.empty is no dtype"):
+        tensors.deserialize_tensor({**header, "dtype": "empty"}, frames)
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,9 @@ from cpython.buffer cimport (
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.memoryview cimport PyMemoryView_FromObject
 from libc.stdint cimport int64_t, uint64_t
-from libc.string cimport memchr, memcpy
+from libc.string cimport memcpy
 
+from dask_fabric.codec.dtypes cimport MAX_CACHED_DTYPES, dtype_of, itemsize_of
 from dask_fabric.codec.layout cimport (
     FLAG_FORTRAN, FLAG_WRITEABLE, KIND_ARRAY, MAX_DTYPE_NBYTES, MAX_NDIM, get, put, take,
 )
@@ -18,12 +19,7 @@ ndarray = numpy.ndarray
 cdef object make_dtype = numpy.dtype
 cdef object require = numpy.require
 
-cdef const char *KINDS = "biufcmMSU"
-cdef enum:
-    MAX_CACHED_DTYPES = 256     # strings of every length are dtypes of their own
-
 cdef dict spelling_by_dtype = {}    # dtype -> bytes, empty where distributed has to do it
-cdef dict dtype_by_spelling = {}
 
 
 cdef class ArrayFrame:
@@ -39,18 +35,22 @@ cdef class ArrayFrame:
 
 
 cdef bytes learn_spelling(object dtype):
-    cdef bytes spelling = b""
-    if dtype.kind in "biufcmMSU" and dtype.itemsize > 0 and len(dtype.str) <= MAX_DTYPE_NBYTES:
-        try:
-            # Extension dtypes may borrow a kind and a spelling that numpy does not read back.
-            if make_dtype(dtype.str) == dtype:
-                spelling = dtype.str.encode()
-        except TypeError:
-            pass
+    cdef bytes spelling = dtype.str.encode()
+    cdef Py_ssize_t itemsize = itemsize_of(spelling, len(spelling))
+    if not itemsize or itemsize != dtype.itemsize or not is_read_back(dtype):
+        spelling = b""
     if len(spelling_by_dtype) >= MAX_CACHED_DTYPES:
         spelling_by_dtype.clear()
     spelling_by_dtype[dtype] = spelling
     return spelling
+
+
+cdef bint is_read_back(object dtype) except -1:
+    """Whether its text names it: dtypes of extensions may borrow kind and text of another."""
+    try:
+        return make_dtype(dtype.str) == dtype
+    except TypeError:
+        return False
 
 
 cdef inline bytes spell(object dtype):
@@ -99,39 +99,7 @@ cdef bytes array_entry(Py_buffer *view, bytes spelling, object array):
     return data[:at]
 
 
-cdef bint is_spelled_well(const unsigned char *data, Py_ssize_t nbytes) noexcept:
-    """Byte order, kind, size and perhaps a unit: nothing that numpy would parse as more."""
-    if nbytes < 3 or not memchr(b"<>|", data[0], 3) or not memchr(KINDS, data[1], 9):
-        return False
-    cdef Py_ssize_t i
-    for i in range(2, nbytes):
-        if not (c"0" <= data[i] <= c"9") and data[1] != c"m" and data[1] != c"M":
-            return False
-        if not (c"0" <= data[i] <= c"9" or c"a" <= data[i] <= c"z" or c"A" <= data[i] <= c"Z"
-                or data[i] == c"[" or data[i] == c"]" or data[i] == c"/"):
-            return False
-    return True
-
-
-cdef object read_dtype(const unsigned char *data, Py_ssize_t nbytes):
-    cdef bytes spelling = data[:nbytes]
-    dtype = dtype_by_spelling.get(spelling)
-    if dtype is not None:
-        return dtype
-    if nbytes <= MAX_DTYPE_NBYTES and is_spelled_well(data, nbytes):
-        try:
-            dtype = make_dtype(spelling.decode())
-        except (TypeError, ValueError):
-            pass
-    if dtype is None or not dtype.itemsize or dtype.str.encode() != spelling:
-        raise ProtocolError(f"an array's dtype {spelling!r} is none that arrays are sent with")
-    if len(dtype_by_spelling) >= MAX_CACHED_DTYPES:
-        dtype_by_spelling.clear()
-    dtype_by_spelling[spelling] = dtype
-    return dtype
-
-
-cdef object parse_array(Reader *reader, Entry *entry, Py_ssize_t frame_nbytes):
+cdef int parse_array(Reader *reader, Entry *entry, Py_ssize_t frame_nbytes) except -1:
     cdef const unsigned char *head = take(reader, 3)
     entry.flags = head[0]
     entry.ndim = head[1]
@@ -140,16 +108,24 @@ cdef object parse_array(Reader *reader, Entry *entry, Py_ssize_t frame_nbytes):
         raise ProtocolError(f"an array's flags {entry.flags:#x} have unknown bits")
     if entry.ndim > MAX_NDIM:
         raise ProtocolError(f"an array has {entry.ndim} dimensions, at most {MAX_NDIM} can be")
-    dtype = read_dtype(take(reader, head[2]), head[2]) if head[2] else read_dtype(b"", 0)
+    entry.dtype_nbytes = head[2]
+    entry.dtype = take(reader, head[2])
+    entry.itemsize = itemsize_of(entry.dtype, entry.dtype_nbytes)
+    if not entry.itemsize:
+        raise ProtocolError(f"an array's dtype {dtype_text(entry)!r} is none that arrays are "
+                            "sent with")
     entry.body_nbytes = 8 * entry.ndim
     entry.body = take(reader, entry.body_nbytes)
-    check_size(entry, dtype.itemsize, frame_nbytes)
-    return dtype
+    return check_size(entry, frame_nbytes)
 
 
-cdef int check_size(Entry *entry, uint64_t itemsize, Py_ssize_t frame_nbytes) except -1:
+cdef inline bytes dtype_text(Entry *entry):
+    return entry.dtype[:entry.dtype_nbytes]
+
+
+cdef int check_size(Entry *entry, Py_ssize_t frame_nbytes) except -1:
     cdef uint64_t limit = <uint64_t>0x7FFFFFFFFFFFFFFF
-    cdef uint64_t nbytes = itemsize, length
+    cdef uint64_t nbytes = entry.itemsize, length
     cdef bint is_empty = False
     cdef int axis
     for axis in range(entry.ndim):
@@ -171,7 +147,8 @@ cdef tuple read_shape(Entry *entry):
     return tuple([<int64_t>get(entry.body + 8 * axis, 8) for axis in range(entry.ndim)])
 
 
-cdef object build_array(Entry *entry, object dtype, object frame):
+cdef object build_array(Entry *entry, object frame):
+    dtype = dtype_of(entry.dtype, entry.dtype_nbytes)
     array = ndarray(read_shape(entry), dtype, frame, 0, None,
                     "F" if entry.flags & FLAG_FORTRAN else "C")
     if not entry.flags & FLAG_WRITEABLE:
@@ -181,15 +158,15 @@ cdef object build_array(Entry *entry, object dtype, object frame):
     return array
 
 
-cdef dict array_sub_header(Entry *entry, object dtype):
+cdef dict array_sub_header(Entry *entry):
     shape = read_shape(entry)
     strides = [0] * entry.ndim
-    step = dtype.itemsize
+    step = entry.itemsize
     for axis in range(entry.ndim) if entry.flags & FLAG_FORTRAN else reversed(range(entry.ndim)):
         strides[axis] = step
         step *= shape[axis] or 1
     return {
-        "dtype": (0, dtype.str),
+        "dtype": (0, dtype_text(entry).decode()),
         "shape": shape,
         "strides": tuple(strides),
         "writeable": (bool(entry.flags & FLAG_WRITEABLE),),

@@ -17,7 +17,6 @@ cdef class Decoding:
     cdef Py_ssize_t payload_count
     cdef Py_ssize_t main_offset
     cdef bint is_special            # see scan
-    cdef list dtypes                # of the payloads that are arrays, else None
     cdef bint deserialize
     cdef object deserializers
     cdef bint is_metered
@@ -26,7 +25,7 @@ cdef class Decoding:
     cdef int check_main(self) except -1
     cdef object unpack(self, bint deserialize, object deserializers)
     cdef object decode_payload(self, Py_ssize_t index)
-    cdef object decode_array(self, Entry *entry, object dtype)
+    cdef object decode_array(self, Entry *entry)
     cdef object decode_serialized(self, Entry *entry, dict header, list frames)
     cdef object decode_pickle(self, object pickled, list frames)
     cdef object decode_pickled(self, Entry *entry, list frames)

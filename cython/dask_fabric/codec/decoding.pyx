@@ -6,6 +6,7 @@ from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from libc.stdint cimport uint64_t
 
 from dask_fabric.codec.arrays cimport array_sub_header, build_array, parse_array
+from dask_fabric.codec.headers cimport check_dtype_texts, check_pickled, check_serialized
 from dask_fabric.codec.layout cimport (
     KIND_ARRAY, KIND_FRAMED_PICKLE, KIND_PICKLE, KIND_PICKLED, KIND_SERIALIZED, MIN_ENTRY_NBYTES,
     TABLE_MARK, Entry, Kind, Reader, get, nbytes_of, take,
@@ -67,6 +68,10 @@ cdef object unpack_msgpack(object data, object function, dict options):
 
 cdef dict unpack_map(Entry *entry, object function, dict options):
     """The header of one payload."""
+    cdef bint special
+    cdef ScanResult result = scan(entry.body, entry.body_nbytes, 0, &special)
+    if result != SCAN_OK:
+        raise scan_error(result)
     header = unpack_msgpack(entry.body[:entry.body_nbytes], function, options)
     if type(header) is not dict:
         raise ProtocolError(f"the header of a payload is a {type(header).__name__}, not a map")
@@ -81,7 +86,6 @@ cdef class Decoding:
         self.dialect = dialect
         self.unpack_options = unpack_options
         self.frames = frames
-        self.dtypes = []
         self.read_table()
 
     def __dealloc__(self):
@@ -103,7 +107,7 @@ cdef class Decoding:
         self.payload_count = payload_count
         for index in range(self.payload_count):
             self.entries[index].frame_start = frame_start
-            self.dtypes.append(read_entry(&reader, &self.entries[index], self.frames))
+            read_entry(&reader, &self.entries[index], self.frames)
             frame_start += self.entries[index].frame_count
         if frame_start != len(self.frames):
             raise ProtocolError(
@@ -138,7 +142,7 @@ cdef class Decoding:
     cdef object decode_payload(self, Py_ssize_t index):
         cdef Entry *entry = &self.entries[index]
         if entry.kind == KIND_ARRAY:
-            return self.decode_array(entry, self.dtypes[index])
+            return self.decode_array(entry)
         cdef list frames = self.frames[entry.frame_start:entry.frame_start + entry.frame_count]
         if entry.kind == KIND_SERIALIZED:
             header = unpack_map(entry, self.dialect.msgpack_decode_default, self.unpack_options)
@@ -149,15 +153,15 @@ cdef class Decoding:
             return self.decode_pickle(entry.body[:entry.body_nbytes], frames)
         return self.decode_pickle(frames[0], frames[1:])
 
-    cdef object decode_array(self, Entry *entry, object dtype):
+    cdef object decode_array(self, Entry *entry):
         frame = self.frames[entry.frame_start]
         if not self.deserialize or not self.dialect.receives_arrays(self.deserializers):
             return self.decode_serialized(
-                entry, serialized_array_header(self.dialect, entry, dtype), [frame])
+                entry, serialized_array_header(self.dialect, entry), [frame])
         if not self.is_metered:
-            return build_array(entry, dtype, frame)
+            return build_array(entry, frame)
         start = perf_counter()
-        array = build_array(entry, dtype, frame)
+        array = build_array(entry, frame)
         self.dialect.digest_metric("decompress", 0.0, "seconds")
         self.dialect.digest_metric("deserialize", perf_counter() - start, "seconds")
         return array
@@ -166,13 +170,15 @@ cdef class Decoding:
         header["num-sub-frames"] = entry.frame_count     # where distributed itself looks for it
         if not self.deserialize:
             return self.dialect.Serialized(header, frames)
+        check_serialized(header, entry.frame_count)
+        if entry.kind == KIND_SERIALIZED:
+            check_dtype_texts(header, entry.body, entry.body_nbytes)
         return self.dialect.merge_and_deserialize(
             header, self.decompress(header, frames), deserializers=self.deserializers)
 
     cdef object decode_pickled(self, Entry *entry, list frames):
         cdef dict header = unpack_map(entry, None, {})
-        if "pickled-obj" not in header:
-            raise ProtocolError("a pickle is missing in the header that should hold it")
+        check_pickled(header, entry.frame_count)
         return self.decode_pickle(header["pickled-obj"], self.decompress(header, frames))
 
     cdef object decode_pickle(self, object pickled, list frames):
@@ -180,8 +186,6 @@ cdef class Decoding:
 
     cdef list decompress(self, dict header, list frames):
         compression = header.get("compression")
-        if compression is not None and not isinstance(compression, (list, tuple)):
-            raise ProtocolError(f"the compressions of a payload are {compression!r:.80}")
         if compression is None or not (self.is_metered or any(compression)):
             return frames
         return self.dialect.decompress(header, frames)
@@ -199,8 +203,8 @@ cdef class Decoding:
         return total
 
 
-cdef object read_entry(Reader *reader, Entry *entry, list frames):
-    """Check one entry of the table; returns the dtype if it is an array."""
+cdef int read_entry(Reader *reader, Entry *entry, list frames) except -1:
+    """Check one entry of the table."""
     cdef Py_ssize_t frames_left = len(frames) - entry.frame_start
     cdef int kind = take(reader, 1)[0]
     if kind < KIND_ARRAY or kind > KIND_PICKLED:
@@ -217,12 +221,12 @@ cdef object read_entry(Reader *reader, Entry *entry, list frames):
         raise ProtocolError(f"a payload claims {entry.frame_count} frames of {frames_left} left")
     if kind == KIND_FRAMED_PICKLE and not entry.frame_count:
         raise ProtocolError("a pickle came without its frame")
-    return None
+    return 0
 
 
-cdef dict serialized_array_header(object dialect, Entry *entry, object dtype):
+cdef dict serialized_array_header(object dialect, Entry *entry):
     return {
-        "sub-header": array_sub_header(entry, dtype),
+        "sub-header": array_sub_header(entry),
         **dialect.array_header,
         "split-num-sub-frames": (1,),
         "split-offsets": (0,),

@@ -31,8 +31,11 @@ cdef struct Entry:
     Py_ssize_t body_nbytes
     Py_ssize_t frame_start
     Py_ssize_t frame_count
-    int flags
+    int flags                   # these are an array's
     int ndim
+    const unsigned char *dtype  # its text, matched against the grammar of dtypes.pxd
+    int dtype_nbytes
+    Py_ssize_t itemsize
 
 cdef struct Reader:
     const unsigned char *data

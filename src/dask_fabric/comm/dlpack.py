@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 from distributed.protocol.serialize import register_serialization_family
@@ -20,6 +21,8 @@ FAMILY = "dlpack"
 _CUDA_KINDS = (2, 13)
 # Others have no name that says to the receiver what they are (bfloat16).
 _PLAIN_KINDS = "biufc"
+# What makes such arrays and may be imported because a peer sent one.
+_IMPORTED_MODULES = ("cupy", "jax.numpy", "torch")
 
 
 def register() -> None:
@@ -42,8 +45,18 @@ def serialize(x: Any) -> tuple[dict, list]:
 
 def deserialize(header: dict, frames: list) -> Any:
     """Make an array over a frame of device memory."""
-    make = import_module(header["module"]).from_dlpack
+    make = _module_of(header["module"]).from_dlpack
     return make(deserialize_array(header["sub-header"], frames))
+
+
+def _module_of(name: Any) -> ModuleType:
+    """Give the module of a name that a peer sent, which must not import what it likes."""
+    if not isinstance(name, str) or (name not in sys.modules and name not in _IMPORTED_MODULES):
+        raise ImportError(
+            f"an array on a GPU is of the module {name!r:.80}, which this process has not "
+            "imported: import it where such arrays are to arrive (on workers by --preload)"
+        )
+    return import_module(name)
 
 
 def _module_that_makes(x: Any) -> str:

@@ -54,6 +54,8 @@ def deserialize_tensor(header: dict, frames: list) -> Any:
     """Make a tensor over the memory of the first frame."""
     torch = sys.modules[_MODULE]
     dtype = getattr(torch, header["dtype"])
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"torch.{header['dtype']} is no dtype")
     if frames[0].nbytes:
         data = torch.as_tensor(frames[0], device="cuda").view(dtype).reshape(header["shape"])
     else:
