@@ -1,5 +1,6 @@
 """Headers that lie are refused before anything is allocated or unpickled on their word."""
 
+import re
 import struct
 import tracemalloc
 
@@ -24,7 +25,7 @@ class Guarded:
             make_dialect()._replace(
                 pickle_loads=self._note,
                 merge_and_deserialize=self._note,
-                decompress=lambda header, frames: frames,
+                decompress=lambda names, frames, *limits: list(frames),
             )
         )
 
@@ -211,6 +212,21 @@ def test_no_frame_is_taken_for_two(guarded):
     assert not guarded.deserialized
 
 
+REFERENCES = [
+    b"\x92\x81\xab__Payload__\x01\x81\xab__Payload__\x01",
+    b"\x92\x81\xab__Payload__\x01\x82\xab__Payload__\x01\xab__Payload__\x01",
+    b"\x92\x81\xab__Payload__\x01\x81\xab__Payload__\xd0\x01",
+]
+
+
+@pytest.mark.parametrize("main", REFERENCES)
+@pytest.mark.parametrize("deserialize", [True, False])
+def test_a_payload_is_deserialized_once(guarded, main, deserialize):
+    with pytest.raises(ProtocolError, match="refers to payload 1 twice"):
+        guarded.decode(header_of(BUT_FIRST, main=main), [], deserialize=deserialize)
+    assert len(guarded.deserialized) == 1
+
+
 @pytest.mark.parametrize("kind", [2, 5])
 @pytest.mark.parametrize("deserialize", [True, False])
 def test_the_header_of_a_payload_must_be_whole(guarded, kind, deserialize):
@@ -310,8 +326,8 @@ def test_spoiled_messages_do_no_harm(guarded, samples, data, deserialize):
     try:
         guarded.decode(header, frames, deserialize=deserialize)
     except ProtocolError as error:
-        # What msgpack itself refuses may stand behind a payload.
-        assert not guarded.deserialized or "malformed" in str(error)
+        # What msgpack itself refuses may stand behind a payload, as may a second reference to it.
+        assert not guarded.deserialized or re.search("malformed|twice", str(error))
     except MemoryError:
         raise
     except Exception:  # of msgpack or of distributed, as an ordinary message may cause
@@ -328,7 +344,7 @@ def test_noise_does_no_harm(guarded, header, frames):
         try:
             guarded.decode(noise, frames)
         except ProtocolError as error:
-            assert not guarded.deserialized or "malformed" in str(error)
+            assert not guarded.deserialized or re.search("malformed|twice", str(error))
         except (ValueError, TypeError, KeyError, AttributeError, RuntimeError):
             pass
 

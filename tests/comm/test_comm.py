@@ -135,6 +135,7 @@ class Slow:
 
     offload_bytes = 1 << 40
     payloads = ()
+    saved_bytes = 0
 
     def begin(self, *args):
         return self

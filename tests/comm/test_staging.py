@@ -20,7 +20,7 @@ from distributed import Client, LocalCluster
 from distributed.comm import CommClosedError, connect, listen
 from distributed.protocol import Serialized, to_serialize
 
-from dask_fabric.comm import paths
+from dask_fabric.comm import paths, staging
 from dask_fabric.comm.runtime import settings
 from dask_fabric.comm.staging import CHUNK, CHUNK_KIND, MARK, MESSAGE, MESSAGE_KIND
 from dask_fabric.comm.staging_receive import Incoming, to_device
@@ -176,6 +176,10 @@ async def test_a_violation_ends_the_comm(pair):
     with pytest.raises(CommClosedError, match="out of its order"):
         await b.read()
     assert b.closed()
+    with pytest.raises(CommClosedError, match="out of its order"):  # it was sent the reason
+        await a.read()
+    with pytest.raises(CommClosedError, match="out of its order"):
+        await b.write("x")
 
 
 async def test_a_message_that_ends_in_the_middle_ends_the_comm(pair, gpu):
@@ -267,6 +271,56 @@ async def test_a_copy_that_cannot_begin_leaves_none_under_way(gpu, monkeypatch):
     with pytest.raises(RuntimeError, match="no stream"):
         await to_device(frames)
     assert ended == [1, 2]
+
+
+async def test_a_few_bytes_do_not_claim_a_large_frame(pair, gpu):
+    a, b = pair
+    count = gpu.allocation_count
+    for offset in range(0, 8 * MEBI // 16, 1 << 16):
+        assert gpu.allocation_count == count
+        a._channel.send(*chunk(0, 8 * MEBI, offset, bytes(1 << 16)))
+        await a.write("hello")
+        await b.read()
+    await asyncio.gather(*b._incoming._copies)
+    assert gpu.allocation_count == count + 1
+
+
+async def test_chunks_wait_in_host_memory_for_a_peer_that_reads(pair, gpu):
+    a, b = pair
+    most_bytes = []
+
+    async def watch():
+        while True:
+            most_bytes.append(a._channel.pending_bytes + a._channel.held_bytes)
+            await asyncio.sleep(0)
+
+    watching = asyncio.ensure_future(watch())
+    array = np.arange(4 * MEBI)
+    writing = asyncio.ensure_future(a.write({"x": to_serialize(gpu.array(array))}))
+    np.testing.assert_array_equal((await b.read())["x"].get(), array)
+    await writing
+    watching.cancel()
+    assert max(most_bytes) < array.nbytes // 2
+
+
+async def test_peers_that_both_write_first_do_not_wait_for_each_other(pair, gpu, monkeypatch):
+    monkeypatch.setattr(staging, "PATIENCE_SECONDS", 0.01)
+    array = np.arange(4 * MEBI)
+    message = {"x": to_serialize(gpu.array(array))}
+    await asyncio.gather(*(end.write(message) for end in pair))
+    for end in pair:
+        np.testing.assert_array_equal((await end.read())["x"].get(), array)
+
+
+async def test_a_write_that_waits_for_room_ends_with_the_comm(pair, gpu, monkeypatch):
+    monkeypatch.setattr(staging, "PATIENCE_SECONDS", 1000)
+    a, _ = pair
+    writing = asyncio.ensure_future(a.write({"x": to_serialize(gpu.array(np.arange(4 * MEBI)))}))
+    while a._channel.pending_bytes + a._channel.held_bytes <= 4 * MEBI:
+        await asyncio.sleep(0)
+    a.abort()
+    with pytest.raises(CommClosedError):
+        await writing
 
 
 async def test_a_cancelled_write_ends_the_comm(pair, gpu):

@@ -11,7 +11,8 @@ cdef class Codec:
     cdef bytes pack(self, object message, list payloads)
     cdef int put_back(self, Packing packing, bytes main) except -1
     cdef bytes pack_or_pickle(self, Packing packing, object message, list payloads)
-    cdef object unpack(self, object header, list frames, bint deserialize, object deserializers)
+    cdef object unpack(self, object header, list frames, bint deserialize, object deserializers,
+                       object limit_bytes)
 
 
 cdef class Packing:
@@ -31,6 +32,7 @@ cdef class Encoding:
     cdef object context
     cdef bytes main
     cdef readonly list payloads
+    cdef readonly object saved_bytes    # by compression, as far as it is known; when finished
     cdef bint compresses            # these are known while finishing
     cdef bint is_metered
     cdef Py_ssize_t parts_left      # while estimating

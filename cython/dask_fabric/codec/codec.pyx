@@ -94,6 +94,7 @@ cdef class Codec:
         encoding.on_error = on_error
         encoding.context = context
         encoding.payloads = []
+        encoding.saved_bytes = 0
         try:
             encoding.main = self.pack(message, encoding.payloads)
         except Exception as error:
@@ -155,7 +156,8 @@ cdef class Codec:
         except ProtocolError:
             return 0
 
-    def decode(self, header, list frames, bint deserialize=True, deserializers=None):
+    def decode(self, header, list frames, bint deserialize=True, deserializers=None,
+               limit_bytes=None):
         """Rebuild a message.
 
         Parameters
@@ -167,24 +169,29 @@ cdef class Codec:
             Whether what was serialized is deserialized, or passed on as ``Serialized``.
         deserializers : collection of str, optional
             The families that are allowed.
+        limit_bytes : int, optional
+            What the message may have, with its frames decompressed.
 
         Raises
         ------
+        dask_fabric.errors.LimitError
+            It would have more; that was not allocated.
         dask_fabric.errors.ProtocolError
             Header and frames contradict themselves or each other, and nothing was unpickled; or
             the msgpack in the header cannot be decoded.
         """
         try:
-            return self.unpack(header, frames, deserialize, deserializers)
+            return self.unpack(header, frames, deserialize, deserializers, limit_bytes)
         except Exception as error:
             log_decoding_failure(self.dialect, frames, error)
             raise
 
-    cdef object unpack(self, object header, list frames, bint deserialize, object deserializers):
+    cdef object unpack(self, object header, list frames, bint deserialize, object deserializers,
+                       object limit_bytes):
         cdef bint special
         if holds_payloads(header):
             return Decoding(self.dialect, self.unpack_options, header, frames).unpack(
-                deserialize, deserializers)
+                deserialize, deserializers, limit_bytes)
         if frames:
             raise ProtocolError(f"{len(frames)} frames came with a message without payloads")
         check_msgpack(header, &special)
@@ -276,6 +283,9 @@ cdef class Encoding:
 
     cdef bytes encode_made(self, int kind, object payload, list frames):
         made = list(payload.frames)
+        names = payload.header.get("compression")
+        if names and any(names):
+            self.saved_bytes += self.codec.dialect.growth_bytes(names, made)
         append_frames(self.codec.dialect, made, frames)
         return body_entry(<Kind>kind, len(made), self.pack_header(payload.header))
 
@@ -309,7 +319,10 @@ cdef class Encoding:
             options["compression"] = self.context["compression"]
         for i in range(len(made)):
             if names[i] is None:
-                names[i], made[i] = self.codec.dialect.maybe_compress(made[i], **options)
+                names[i], frame = self.codec.dialect.maybe_compress(made[i], **options)
+                if names[i] is not None:
+                    self.saved_bytes += memoryview(made[i]).nbytes - memoryview(frame).nbytes
+                made[i] = frame
         return tuple(names)
 
     cdef object cost_bytes(self, object data, bint compresses):

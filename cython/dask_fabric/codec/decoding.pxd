@@ -17,17 +17,22 @@ cdef class Decoding:
     cdef Py_ssize_t payload_count
     cdef Py_ssize_t main_offset
     cdef bint is_special            # see scan
+    cdef list headers               # of the payloads that have one, else None
     cdef bint deserialize
     cdef object deserializers
     cdef bint is_metered
+    cdef object limit_bytes         # of the message when it is decompressed, or None
+    cdef object total_bytes         # that it has so far; None until something is decompressed
 
     cdef int read_table(self) except -1
     cdef int check_main(self) except -1
-    cdef object unpack(self, bint deserialize, object deserializers)
+    cdef object unpack(self, bint deserialize, object deserializers, object limit_bytes)
     cdef object decode_payload(self, Py_ssize_t index)
     cdef object decode_array(self, Entry *entry)
-    cdef object decode_serialized(self, Entry *entry, dict header, list frames)
+    cdef dict read_header(self, Entry *entry)
+    cdef object decode_serialized(self, dict header, list frames)
     cdef object decode_pickle(self, object pickled, list frames)
-    cdef object decode_pickled(self, Entry *entry, list frames)
+    cdef object decode_pickled(self, dict header, list frames)
     cdef list decompress(self, dict header, list frames)
+    cdef object host_bytes(self)
     cdef object offload_bytes(self)

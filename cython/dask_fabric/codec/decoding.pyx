@@ -21,6 +21,7 @@ from dask_fabric.errors import ProtocolError
 from dask_fabric.memory.device import belongs_on_device
 
 cdef object unpackb = msgpack.unpackb
+cdef object NO_LIMIT = 2**62
 
 
 cdef bint holds_payloads(object header) except -1:
@@ -123,13 +124,30 @@ cdef class Decoding:
             raise scan_error(result)
         return 0
 
-    cdef object unpack(self, bint deserialize, object deserializers):
+    cdef object unpack(self, bint deserialize, object deserializers, object limit_bytes):
         self.deserialize = deserialize
         self.deserializers = deserializers
+        self.limit_bytes = NO_LIMIT if limit_bytes is None else limit_bytes
         self.is_metered = bool(self.dialect.metered())
+        # All of them before any object is made.
+        self.headers = [self.read_header(&self.entries[i]) for i in range(self.payload_count)]
         main = PyMemoryView_FromMemory(
             <char *>self.view.buf + self.main_offset, self.view.len - self.main_offset, PyBUF_READ)
         return unpack_msgpack(main, self, self.unpack_options)
+
+    cdef dict read_header(self, Entry *entry):
+        cdef dict header
+        if entry.kind == KIND_SERIALIZED:
+            header = unpack_map(entry, self.dialect.msgpack_decode_default, self.unpack_options)
+            if self.deserialize:
+                check_serialized(header, entry.frame_count)
+                check_dtype_texts(header, entry.body, entry.body_nbytes)
+            return header
+        if entry.kind == KIND_PICKLED:
+            header = unpack_map(entry, None, {})
+            check_pickled(header, entry.frame_count)
+            return header
+        return None
 
     def __call__(self, dict item):
         """Put a payload in the place of a reference to it."""
@@ -141,14 +159,16 @@ cdef class Decoding:
 
     cdef object decode_payload(self, Py_ssize_t index):
         cdef Entry *entry = &self.entries[index]
+        if entry.is_decoded:        # a few bytes each would have it decompressed again
+            raise ProtocolError(f"the message refers to payload {index + 1} twice")
+        entry.is_decoded = True
         if entry.kind == KIND_ARRAY:
             return self.decode_array(entry)
         cdef list frames = self.frames[entry.frame_start:entry.frame_start + entry.frame_count]
         if entry.kind == KIND_SERIALIZED:
-            header = unpack_map(entry, self.dialect.msgpack_decode_default, self.unpack_options)
-            return self.decode_serialized(entry, header, frames)
+            return self.decode_serialized(self.headers[index], frames)
         if entry.kind == KIND_PICKLED:
-            return self.decode_pickled(entry, frames)
+            return self.decode_pickled(self.headers[index], frames)
         if entry.kind == KIND_PICKLE:
             return self.decode_pickle(entry.body[:entry.body_nbytes], frames)
         return self.decode_pickle(frames[0], frames[1:])
@@ -156,8 +176,7 @@ cdef class Decoding:
     cdef object decode_array(self, Entry *entry):
         frame = self.frames[entry.frame_start]
         if not self.deserialize or not self.dialect.receives_arrays(self.deserializers):
-            return self.decode_serialized(
-                entry, serialized_array_header(self.dialect, entry), [frame])
+            return self.decode_serialized(serialized_array_header(self.dialect, entry), [frame])
         if not self.is_metered:
             return build_array(entry, frame)
         start = perf_counter()
@@ -166,29 +185,37 @@ cdef class Decoding:
         self.dialect.digest_metric("deserialize", perf_counter() - start, "seconds")
         return array
 
-    cdef object decode_serialized(self, Entry *entry, dict header, list frames):
-        header["num-sub-frames"] = entry.frame_count     # where distributed itself looks for it
+    cdef object decode_serialized(self, dict header, list frames):
+        header["num-sub-frames"] = len(frames)  # where distributed itself looks for it
         if not self.deserialize:
             return self.dialect.Serialized(header, frames)
-        check_serialized(header, entry.frame_count)
-        if entry.kind == KIND_SERIALIZED:
-            check_dtype_texts(header, entry.body, entry.body_nbytes)
         return self.dialect.merge_and_deserialize(
             header, self.decompress(header, frames), deserializers=self.deserializers)
 
-    cdef object decode_pickled(self, Entry *entry, list frames):
-        cdef dict header = unpack_map(entry, None, {})
-        check_pickled(header, entry.frame_count)
+    cdef object decode_pickled(self, dict header, list frames):
         return self.decode_pickle(header["pickled-obj"], self.decompress(header, frames))
 
     cdef object decode_pickle(self, object pickled, list frames):
         return self.dialect.pickle_loads(pickled, buffers=frames)
 
     cdef list decompress(self, dict header, list frames):
-        compression = header.get("compression")
-        if compression is None or not (self.is_metered or any(compression)):
+        names = header.get("compression")
+        if not names or not any(names):
+            if self.is_metered and names is not None:
+                self.dialect.digest_metric("decompress", 0.0, "seconds")
             return frames
-        return self.dialect.decompress(header, frames)
+        if self.total_bytes is None:
+            self.total_bytes = self.host_bytes()
+        made = self.dialect.decompress(names, frames, self.total_bytes, self.limit_bytes)
+        for frame, frame_made in zip(frames, made):
+            if frame is not frame_made:
+                self.total_bytes += nbytes_of(frame_made) - nbytes_of(frame)
+        return made
+
+    cdef object host_bytes(self):
+        """Of the message as it came."""
+        return self.view.len + sum(
+            [nbytes_of(frame) for frame in self.frames if not belongs_on_device(frame)])
 
     cdef object offload_bytes(self):
         cdef Py_ssize_t index, i, total = 0

@@ -31,6 +31,7 @@ cdef struct Entry:
     Py_ssize_t body_nbytes
     Py_ssize_t frame_start
     Py_ssize_t frame_count
+    bint is_decoded
     int flags                   # these are an array's
     int ndim
     const unsigned char *dtype  # its text, matched against the grammar of dtypes.pxd

@@ -21,6 +21,10 @@ class Dialect(NamedTuple):
         ``(serializers or None) -> bool``: would distributed's own function serialize a numpy array?
     receives_arrays : callable
         ``(deserializers or None) -> bool``: and deserialize it?
+    decompress : callable
+        ``(names, frames, total_bytes, limit_bytes) -> list``: see `dask_fabric.comm.decompression`.
+    growth_bytes : callable
+        ``(names, frames) -> int``: bytes that decompressing adds, as far as the frames say it.
     array_header : dict
         What ``serialize`` puts in the header of each numpy array besides its ``sub-header``.
     parts_of_node : callable
@@ -42,7 +46,8 @@ class Dialect(NamedTuple):
     serialize_and_split: Callable[..., Any]
     merge_and_deserialize: Callable[..., Any]
     maybe_compress: Callable[..., Any]
-    decompress: Callable[..., Any]
+    decompress: Callable[..., list]
+    growth_bytes: Callable[..., int]
     compressions: Mapping[Any, Any]
     pickle_dumps: Callable[..., bytes]
     pickle_loads: Callable[..., Any]

@@ -24,6 +24,7 @@ from dask_fabric.errors import (
 )
 from dask_fabric.memory import device
 from dask_fabric.wire.hello import CHUNKS
+from dask_fabric.wire.records import error_record
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +72,7 @@ class FabricComm(Comm):
         self._local_addr = local_addr
         self._peer_addr = peer_addr
         self._settings = settings
+        self._limit_bytes = settings.message_bytes_limit
         self._extra = extra_info or {}
         self._loop = asyncio.get_running_loop()
         # Bound once: each saves a look-up in every message.
@@ -175,12 +177,13 @@ class FabricComm(Comm):
                 frames = await staging_receive.to_device(frames)
             work_bytes = deserialize and codec.offload_bytes(header, frames)
             if not work_bytes or self._is_little(work_bytes):
-                return codec.decode(header, frames, deserialize, deserializers)
+                return codec.decode(header, frames, deserialize, deserializers, self._limit_bytes)
             begin_ns = perf_counter_ns()
+            known = header, frames, deserialize, deserializers, self._limit_bytes
             if self._offloads(work_bytes):
-                decoded = await offload(codec.decode, header, frames, deserialize, deserializers)
+                decoded = await offload(codec.decode, *known)
             else:
-                decoded = codec.decode(header, frames, deserialize, deserializers)
+                decoded = codec.decode(*known)
             self._figures.deserialized(perf_counter_ns() - begin_ns)
             return decoded
         except (EOFError, ProtocolError, asyncio.CancelledError) as exc:
@@ -219,11 +222,16 @@ class FabricComm(Comm):
                 header, frames = encoding.finish()
             else:
                 header, frames = await self._finish(encoding, work_bytes)
+            if encoding.saved_bytes:
+                self._check_decompressed(header, frames, encoding.saved_bytes)
             sources = None
             if frames and any(map(device.belongs_on_device, frames)):
                 sources = await self._sources_of(frames)
         except asyncio.CancelledError:
             self.abort()
+            raise
+        except MessageTooLargeError:
+            logger.exception("Could not send a message in %s", self)
             raise
         except Exception:
             # Dask's server drops a reply that fails here with no more than a debug line.
@@ -248,6 +256,11 @@ class FabricComm(Comm):
                 self.abort()
                 raise
         return nbytes
+
+    def _check_decompressed(self, header: Any, frames: list, saved_bytes: int) -> None:
+        """Raise for what the peer would refuse once it is decompressed."""
+        nbytes = len(header) + sum(memoryview(frame).nbytes for frame in frames) + saved_bytes
+        self._channel.check_limits(len(frames), len(header), nbytes)
 
     def _sends_devices(self) -> bool:
         return self._takes_chunks and device.current() is not None
@@ -333,7 +346,9 @@ class FabricComm(Comm):
 
     def _end(self, exc: BaseException) -> None:
         """Abort because of *exc*; raise it as what Dask knows, or return if it passes unchanged."""
-        self.abort()
+        if isinstance(exc, ProtocolError) and not exc.reply:
+            exc.reply = error_record(f"protocol violation: {exc}")
+        self._channel.abort(exc if isinstance(exc, _ENDS_COMM) else None)
         if isinstance(exc, _ENDS_COMM):
             raise CommClosedError(f"in {self}: {exc}") from exc
 

@@ -9,7 +9,7 @@ import numpy as np
 from dask._task_spec import GraphNode
 from distributed.metrics import context_meter
 from distributed.protocol import pickle
-from distributed.protocol.compression import compressions, decompress, maybe_compress
+from distributed.protocol.compression import compressions, maybe_compress
 from distributed.protocol.serialize import (
     Pickled,
     Serialize,
@@ -33,6 +33,7 @@ from distributed.utils import ensure_memoryview
 from dask_fabric.codec.codec import Codec
 from dask_fabric.codec.dialect import Dialect
 from dask_fabric.comm import cupy_arrays, dlpack, tensors
+from dask_fabric.comm.decompression import decompress, growth_bytes
 
 _ARRAY_MODULE = "distributed.protocol.numpy"
 
@@ -99,6 +100,7 @@ def make_dialect() -> Dialect:
         merge_and_deserialize=merge_and_deserialize,
         maybe_compress=maybe_compress,
         decompress=decompress,
+        growth_bytes=growth_bytes,
         compressions=compressions,
         pickle_dumps=pickle.dumps,
         pickle_loads=pickle.loads,

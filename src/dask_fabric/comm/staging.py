@@ -29,6 +29,12 @@ CHUNK_KIND, MESSAGE_KIND = 1, 2
 _INLINE_BYTES = 64 << 10
 # Copied ahead of the stream, or behind it.
 AHEAD_COUNT = 3
+# Chunks that may wait in host memory for the peer, before the next is copied from the device.
+BACKLOG_COUNT = 4
+# A peer that takes nothing for so long gets the next chunk queued all the same: it may itself be in
+# a `write`, and read only afterwards.
+PATIENCE_SECONDS = 0.1
+_GLANCE_SECONDS = 0.001
 # What a frame in chunks counts beside its bytes: its objects.
 FRAME_COST_BYTES = 1 << 10
 
@@ -112,7 +118,7 @@ class Outgoing:
         self.frame_count = self.nbytes = 0
 
     async def send(self, header: Any, frames: list, sources: Mapping[int, Source]) -> int:
-        """Send a message; waits for the device, never for the peer.
+        """Send a message; waits for the device, and for the peer as `_await_room` does.
 
         Parameters
         ----------
@@ -155,6 +161,7 @@ class Outgoing:
         sent_bytes = 0
         try:
             while True:
+                await self._await_room()
                 for head, source, offset in islice(pieces, AHEAD_COUNT - len(ahead)):
                     nbytes = min(self._chunk_bytes, source.nbytes - offset)
                     reading = self._loop.run_in_executor(None, source.read, offset, nbytes)
@@ -166,6 +173,26 @@ class Outgoing:
         finally:
             for _, reading in ahead:
                 reading.cancel()
+
+    async def _await_room(self) -> None:
+        """Wait while much is queued and the peer goes on taking it.
+
+        What waits here bounds host memory. Two peers that both write first would wait for each
+        other: so each chunk waits `PATIENCE_SECONDS` at most without progress, and such a pair goes
+        on by a chunk in that time.
+        """
+        left_bytes = self._backlog_bytes()
+        ends_at = self._loop.time() + PATIENCE_SECONDS
+        while left_bytes > BACKLOG_COUNT * self._chunk_bytes and not self._channel.closed:
+            await asyncio.sleep(_GLANCE_SECONDS)
+            before_bytes, left_bytes = left_bytes, self._backlog_bytes()
+            if left_bytes < before_bytes:
+                ends_at = self._loop.time() + PATIENCE_SECONDS
+            elif self._loop.time() > ends_at:
+                return
+
+    def _backlog_bytes(self) -> int:
+        return self._channel.pending_bytes + self._channel.held_bytes
 
     def _pieces(self, sources: Mapping[int, Source]) -> Iterator[tuple[bytes, Source, int]]:
         for index, source in sources.items():

@@ -25,16 +25,12 @@ from dask_fabric.memory import arrays, device
 from dask_fabric.memory.device import Runtime, StagedFrame
 from dask_fabric.wire.records import excess, violation
 
-# Memory of a device is taken as a whole: for frames above the first, when this part has arrived.
-_CLAIMED_AT_ONCE_BYTES = 64 << 20
-_CLAIMED_PER_BYTE = 16
+# A frame gets its memory when this part of it is there: a few bytes do not claim a whole device.
+_CLAIMING_PART = 16
 
 
 class _Arriving:
     """A frame of which chunks arrive.
-
-    It gets memory of the host with its first chunk, but memory of a device, where that is much,
-    when a part of it has arrived: until then the chunks are kept. One byte must not take a GPU.
 
     Parameters
     ----------
@@ -48,33 +44,23 @@ class _Arriving:
         self.received_bytes = 0
         self.frame: Any = None
         self._runtime = runtime
-        self._kept: list[tuple[int, memoryview]] = []
-        self._kept_bytes = 0
         self._lock = threading.Lock()
+        self._waiting: list[tuple[int, memoryview]] = []
+
+    def arrived(self, offset: int, memory: memoryview) -> list[tuple[int, memoryview]]:
+        """Count one chunk in; give those that are to be placed now."""
+        self.received_bytes += memory.nbytes
+        self._waiting.append((offset, memory))
+        if self.received_bytes * _CLAIMING_PART < self.nbytes:
+            return []
+        waiting, self._waiting = self._waiting, []
+        return waiting
 
     def place(self, offset: int, memory: memoryview) -> None:
-        """Copy one chunk to where it belongs, or keep it for now; blocks."""
+        """Copy one chunk to where it belongs; blocks."""
         with self._lock:
             if self.frame is None:
-                self._kept.append((offset, memory))
-                self._kept_bytes += memory.nbytes
-                if not self._is_believed():
-                    return
                 self._allocate()
-                kept, self._kept = self._kept, []
-            else:
-                kept = [(offset, memory)]
-        for part in kept:
-            self._copy(*part)
-
-    def _is_believed(self) -> bool:
-        return (
-            self._runtime is None
-            or self.nbytes <= _CLAIMED_AT_ONCE_BYTES
-            or self._kept_bytes * _CLAIMED_PER_BYTE >= self.nbytes
-        )
-
-    def _copy(self, offset: int, memory: memoryview) -> None:
         if self._runtime is None:
             self.frame[offset : offset + memory.nbytes] = memory
         else:
@@ -158,10 +144,10 @@ class Incoming:
             raise violation(
                 f"a chunk of {memory.nbytes} bytes at {offset} of frame {index}, which has {nbytes}"
             )
-        arriving.received_bytes += memory.nbytes
-        while len(self._copies) >= AHEAD_COUNT:
-            await self._copies.popleft()
-        self._copies.append(self._loop.run_in_executor(None, arriving.place, offset, memory))
+        for placed in arriving.arrived(offset, memory):
+            while len(self._copies) >= AHEAD_COUNT:
+                await self._copies.popleft()
+            self._copies.append(self._loop.run_in_executor(None, arriving.place, *placed))
 
     def _begin(self, index: int, nbytes: int, runtime: Runtime | None) -> _Arriving:
         self._check_whole()

@@ -1,0 +1,111 @@
+"""Decompression that a limit bounds: the few bytes of a peer's must not become gigabytes here."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from distributed.metrics import context_meter
+from distributed.protocol.compression import compressions
+
+from dask_fabric.wire.records import excess
+
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+# By two bits of a frame's descriptor: the bytes of a dictionary's number, and of the content size.
+_ZSTD_DICTIONARY_BYTES = (0, 1, 2, 4)
+_ZSTD_SIZE_BYTES = (0, 2, 4, 8)
+
+
+@context_meter.meter("decompress")
+def decompress(names: Sequence, frames: Sequence, total_bytes: int, limit_bytes: int) -> list:
+    """Decompress the frames of one payload.
+
+    Parameters
+    ----------
+    names : sequence of str, None or False
+        The compression of each frame.
+    frames : sequence of bytes-like
+    total_bytes : int
+        Of the message as it came, with what was decompressed of it before.
+    limit_bytes : int
+        What it may have when all is decompressed.
+
+    Raises
+    ------
+    LimitError
+        It would have more; of that, nothing was allocated.
+    """
+    made = []
+    for name, frame in zip(names, frames, strict=True):
+        if name:
+            total_bytes -= memoryview(frame).nbytes
+            frame = _decompress(name, frame, total_bytes, limit_bytes)
+            total_bytes += _check(memoryview(frame).nbytes, total_bytes, limit_bytes)
+        made.append(frame)
+    return made
+
+
+def growth_bytes(names: Sequence, frames: Sequence) -> int:
+    """Tell by how much frames grow when they are decompressed, as far as they say it themselves."""
+    return sum(
+        _SIZES[name](memoryview(frame)) - memoryview(frame).nbytes
+        for name, frame in zip(names, frames, strict=False)
+        if name in _SIZES
+    )
+
+
+def _decompress(name: str, frame: Any, total_bytes: int, limit_bytes: int) -> Any:
+    if name == "zlib" and compressions[name].decompress is zlib.decompress:
+        return _decompress_zlib(frame, limit_bytes - total_bytes)
+    if name in _SIZES:
+        _check(_SIZES[name](memoryview(frame)), total_bytes, limit_bytes)
+    return compressions[name].decompress(frame)
+
+
+def _check(nbytes: int, total_bytes: int, limit_bytes: int) -> int:
+    if total_bytes + nbytes > limit_bytes:
+        raise excess("decompressed message", total_bytes + nbytes, limit_bytes, "message")
+    return nbytes
+
+
+def _decompress_zlib(frame: Any, most_bytes: int) -> bytes:
+    """Decompress what says nothing of its size, and stop beyond *most_bytes*."""
+    stream = zlib.decompressobj()
+    made = stream.decompress(frame, max(0, most_bytes) + 1)
+    if len(made) <= most_bytes and not stream.eof:
+        raise zlib.error("incomplete or truncated stream")
+    return made
+
+
+def _lz4_bytes(frame: memoryview) -> int:
+    return int.from_bytes(frame[:4], "little")
+
+
+def _snappy_bytes(frame: memoryview) -> int:
+    nbytes = 0
+    for index, byte in enumerate(frame[:5]):
+        nbytes |= (byte & 0x7F) << 7 * index
+        if byte < 0x80:
+            break
+    return nbytes
+
+
+def _zstd_bytes(frame: memoryview) -> int:
+    """Read the content size; 0 where there is none, which distributed does not decompress."""
+    if frame[:4] != _ZSTD_MAGIC or frame.nbytes < 5:
+        return 0
+    descriptor = frame[4]
+    is_single = descriptor >> 5 & 1
+    size_bytes = _ZSTD_SIZE_BYTES[descriptor >> 6] or is_single
+    start = 5 + (not is_single) + _ZSTD_DICTIONARY_BYTES[descriptor & 3]
+    size = int.from_bytes(frame[start : start + size_bytes], "little")
+    return size + 256 if size_bytes == 2 else size
+
+
+# What a compressed frame says of its size: the decompressor allocates so much, and fills no more.
+_SIZES: dict[str, Callable[[memoryview], int]] = {
+    "lz4": _lz4_bytes,
+    "snappy": _snappy_bytes,
+    "zstd": _zstd_bytes,
+}
