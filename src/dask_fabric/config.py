@@ -33,6 +33,7 @@ FRAME_COUNT_LIMIT = 2**32 - 1  # a u32 on the wire
 THREAD_COUNT_LIMIT = 64
 BUSY_POLL_SECONDS_LIMIT = 0.01
 ALLOCATORS = ("cupy", "rmm")  # of device memory
+LIMIT_BYTES_LEAST = 256  # Dask's handshake must come through, see docs/wire-protocol.md
 OFFER_BYTES_LEAST = 64 << 10  # smaller frames may not be offered, see docs/wire-protocol.md
 CHUNK_BYTES_LEAST = 64 << 10
 HISTORY_BYTES_LEAST = 1 << 20  # there is room for the job that is written
@@ -247,7 +248,7 @@ def _pool_size(value: object) -> int | float | None:
 
 
 def _message_size(value: object) -> int:
-    return host_memory_bytes() if value is None else _size(value, 1)
+    return host_memory_bytes() if value is None else _size(value, LIMIT_BYTES_LEAST)
 
 
 @functools.cache
@@ -341,9 +342,15 @@ KEYS = {
         functools.partial(_count, high=FRAME_COUNT_LIMIT),
         f"a whole number from 1 to {FRAME_COUNT_LIMIT}",
     ),
-    "limits.header": Key("header_bytes_limit", functools.partial(_size, low=1), f"{SIZE}, above 0"),
+    "limits.header": Key(
+        "header_bytes_limit",
+        functools.partial(_size, low=LIMIT_BYTES_LEAST),
+        f"{SIZE}, at least {LIMIT_BYTES_LEAST}",
+    ),
     "limits.message": Key(
-        "message_bytes_limit", _message_size, f"{SIZE}, above 0, or null for this host's memory"
+        "message_bytes_limit",
+        _message_size,
+        f"{SIZE}, at least {LIMIT_BYTES_LEAST}, or null for this host's memory",
     ),
     "history.file": Key("history_file", _full_path, "null, or the full path of a file"),
     "history.size": Key(

@@ -16,7 +16,8 @@ from distributed.comm.addressing import unparse_host_port
 from distributed.utils import wait_for
 
 from dask_fabric.comm import listener as module
-from dask_fabric.comm.listener import _scheduler_host, _server_of
+from dask_fabric.comm import servers
+from dask_fabric.comm.servers import scheduler_host, server_of
 
 
 async def ignore(comm):
@@ -34,22 +35,22 @@ class Server:
 
 
 def test_the_scheduler_of_a_server():
-    assert _scheduler_host(Server()) == "10.9.8.7"
-    assert _scheduler_host(None) is None
+    assert scheduler_host(Server()) == "10.9.8.7"
+    assert scheduler_host(None) is None
     for address in (None, 7, "no-such-scheme://x", "fabric://[broken:1"):
         server = Server()
         server.scheduler = type("scheduler", (), {"address": address})
-        assert _scheduler_host(server) is None
+        assert scheduler_host(server) is None
 
 
 async def test_the_server_is_found_behind_a_wrapped_handler(monkeypatch):
-    monkeypatch.setattr(module, "Worker", type("Worker", (), {"_instances": [Server()]}))
+    monkeypatch.setattr(servers, "Worker", type("Worker", (), {"_instances": [Server()]}))
     server = Server()
     async with listen("fabric://127.0.0.1", lambda comm: server.handle_comm(comm)) as listener:
-        assert _server_of(listener) is None
+        assert server_of(listener) is None
         server.listeners = [listener]
-        monkeypatch.setattr(module.Worker, "_instances", [Server(), server])
-        assert _server_of(listener) is server
+        monkeypatch.setattr(servers.Worker, "_instances", [Server(), server])
+        assert server_of(listener) is server
 
 
 async def test_the_contact_address_of_a_worker_leads_to_its_scheduler(monkeypatch):

@@ -245,6 +245,9 @@ def test_oversize_hello_is_refused_before_it_arrives(server_side, hello_bytes):
         (b"\x81\xa1a\xd6\xff\0\0\0\0", "max_ext_len"),
         (b"\x81\xa1a" + b"\x91" * 20 + b"\xc0", "nested deeper than 16"),
         (b"\x81\xa1a" + b"\x91" * 60000 + b"\xc0", "cannot be decoded"),
+        (msgpack.packb({"a": [[0] * 100] * 6}), "more than 512"),
+        (msgpack.packb({"a": [[{}] * 250] * 250}), "more than 512"),
+        (msgpack.packb({"a": [{str(n): 0 for n in range(200)}] * 3}), "more than 512"),
     ],
 )
 @pytest.mark.parametrize("server_side", [True, False])
@@ -261,6 +264,7 @@ BAD_FIELDS = [
       for bad in ("stream", None, {}, [1], [["x"]], ["x" * 257], ["\n"])),
     *(("pid", bad) for bad in (-1, 1.0, "1", True, None)),
     *(("limits", bad) for bad in ([], None, {"frames": -1}, {"frames": "1"}, {"frames": True})),
+    *(("limits", bad) for bad in ({"frames": 0}, {"header": 255}, {"message": 255})),
     *(("error", bad) for bad in (1, None, ["x"], b"x")),
 ]  # fmt: skip
 
@@ -270,6 +274,26 @@ def test_every_field_is_checked(key, bad):
     error = failure(greeting(good(**{key: bad})), True)
     assert repr(key) in str(error)
     assert repr(key) in told_to_client(error)
+
+
+def test_no_more_is_decoded_than_a_hello_may_hold(monkeypatch):
+    """64 KiB of maps cost the event loop what a few hundred entries do."""
+    looked_at = []
+    is_name = hello_module._is_name
+    monkeypatch.setattr(hello_module, "_is_name", lambda name: looked_at.append(1) or is_name(name))
+    failure(greeting(msgpack.packb({"a": [[{"a": 0}] * 200] * 80})[:65536]), True)
+    assert len(looked_at) < hello_module.ITEM_COUNT_LIMIT
+
+
+def test_the_least_limits_and_the_most_entries_are_taken():
+    entries = {str(n): 0 for n in range(200)}
+    # Of the hello itself: its map with 5 entries, two arrays with one each, and a map with three.
+    spare = hello_module.ITEM_COUNT_LIMIT - 6 - 4 - 4 - 201 - 1
+    content = good(limits=dict(hello_module.LEAST_LIMITS), a=entries)
+    content["b"] = [0] * (spare // 2)
+    side = handshake(True)
+    side.receive(greeting(content))
+    assert side.peer.limits == {"frames": 1, "header": 256, "message": 256}
 
 
 def test_empty_error_excuses_nothing():

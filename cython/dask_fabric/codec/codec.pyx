@@ -384,6 +384,8 @@ cdef object log_encoding_failure(object dialect, object message, object error):
 
 
 cdef object log_decoding_failure(object dialect, list frames, object error):
+    if isinstance(error, ProtocolError):
+        return      # any stranger may send it: for whoever ends the connection, on one line
     dialect.protocol_logger.critical("Failed to deserialize", exc_info=True)
     if isinstance(error, EOFError):
         nbytes = sum([nbytes_of(frame) for frame in frames if span_of(frame) is None])

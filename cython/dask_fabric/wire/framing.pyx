@@ -22,7 +22,8 @@ from dask_fabric.wire.records cimport (
 )
 
 from dask_fabric.errors import ProtocolError
-from dask_fabric.wire.records import excess, one_line, violation
+from dask_fabric.wire.records import excess, violation
+from dask_fabric.wire.text import one_line
 
 cdef enum:
     # A message up to this is awaited whole in the staging buffer and copied out of it.

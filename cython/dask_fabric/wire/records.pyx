@@ -62,21 +62,6 @@ def error_record(text):
     return _text_record(ERROR, text.encode("utf-8", "replace")[:TEXT_BYTES])
 
 
-def one_line(text):
-    """Make the text of a peer safe to log: no line breaks, and no control characters.
-
-    Parameters
-    ----------
-    text : str
-
-    Returns
-    -------
-    str
-        With a space for each character that cannot be printed.
-    """
-    return "".join([character if character.isprintable() else " " for character in text])
-
-
 def paths_record(content):
     """The record by which a client completes the negotiation of paths.
 

@@ -12,7 +12,7 @@ from distributed.comm import utils as comm_utils
 from distributed.comm.core import Comm, CommClosedError
 from distributed.utils import offload
 
-from dask_fabric.comm import staging, staging_receive, statistics
+from dask_fabric.comm import refusals, staging, staging_receive, statistics
 from dask_fabric.comm.dialect import codec
 from dask_fabric.comm.kernel import parse_tcp_info
 from dask_fabric.config import Settings
@@ -349,6 +349,9 @@ class FabricComm(Comm):
         if isinstance(exc, ProtocolError) and not exc.reply:
             exc.reply = error_record(f"protocol violation: {exc}")
         self._channel.abort(exc if isinstance(exc, _ENDS_COMM) else None)
+        if isinstance(exc, ProtocolError):
+            log = refusals.of(self._loop)
+            log.warn("comms were ended by what the peer sent", "Ending %s: %s", self, exc)
         if isinstance(exc, _ENDS_COMM):
             raise CommClosedError(f"in {self}: {exc}") from exc
 

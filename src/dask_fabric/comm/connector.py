@@ -20,6 +20,7 @@ from dask_fabric.comm import runtime, unix
 from dask_fabric.comm.addressing import Target, resolve
 from dask_fabric.comm.channels import make_channel
 from dask_fabric.comm.comm import FabricComm
+from dask_fabric.comm.introduction import NewComm
 from dask_fabric.comm.security import Scheme, comm_error, tls_info
 from dask_fabric.comm.socket_options import tune
 from dask_fabric.comm.ucx import find
@@ -97,7 +98,7 @@ class FabricConnector(Connector):
             channel = await self._open_tcp(
                 loop, targets, settings, peer_addr, ssl_context, server_hostname
             )
-        return FabricComm(
+        return NewComm(
             channel,
             *channel.addresses(),
             deserialize,

@@ -16,10 +16,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import dask
-from distributed.comm.addressing import get_address_host, parse_host_port, unparse_host_port
+from distributed.comm.addressing import parse_host_port, unparse_host_port
 from distributed.comm.core import BaseListener, CommClosedError
-from distributed.nanny import Nanny
-from distributed.worker import Worker
 
 from dask_fabric.comm import heartbeat, prometheus, recording, runtime, unix
 from dask_fabric.comm.addressing import (
@@ -32,6 +30,8 @@ from dask_fabric.comm.arrival import Arrival
 from dask_fabric.comm.binding import bind
 from dask_fabric.comm.channels import make_channel
 from dask_fabric.comm.comm import FabricComm
+from dask_fabric.comm.introduction import NewComm
+from dask_fabric.comm.refusals import Refusals, describe
 from dask_fabric.comm.security import (
     TLS_FIRST_BYTE,
     Scheme,
@@ -40,9 +40,10 @@ from dask_fabric.comm.security import (
     refuse_plain_text,
     tls_info,
 )
+from dask_fabric.comm.servers import scheduler_host, server_of
 from dask_fabric.comm.socket_options import tune
 from dask_fabric.comm.ucx import find, local_ucx
-from dask_fabric.errors import FabricError
+from dask_fabric.errors import FabricError, ProtocolError
 from dask_fabric.wire.negotiation import UCX_SCHEME
 
 logger = logging.getLogger(__name__)
@@ -129,6 +130,7 @@ class FabricListener(BaseListener):
             The address cannot be bound, for instance because the port is taken.
         """
         self._loop = asyncio.get_running_loop()
+        self._refusals = Refusals(logger, self._loop)
         self._settings = runtime.settings()
         insists = self.scheme.name == UCX_SCHEME
         if self.scheme.fast and self._ssl_context is None:
@@ -146,8 +148,8 @@ class FabricListener(BaseListener):
         if self.scheme.fast and self._ssl_context is None and self._settings.unix_sockets:
             self._listen_unix(backlog_count)
         runtime.watch_memory(self, getattr(self.comm_handler, "__self__", None))
-        heartbeat.watch(_server_of(self))
-        recording.watch(_server_of(self), self._settings)
+        heartbeat.watch(server_of(self))
+        recording.watch(server_of(self), self._settings)
         prometheus.register()
 
     def _listen_unix(self, backlog_count: int) -> None:
@@ -167,10 +169,12 @@ class FabricListener(BaseListener):
                 self._loop.remove_reader(sock)
             sock.close()
         self._drop_opening()
+        self._refusals.close()
 
     def _forked(self) -> None:
         """In a forked child: drop the sockets, and leave the loop, which is the parent's, alone."""
         self._stopped = True
+        self._refusals.forked()
         sockets, self._sockets = self._sockets, []
         for sock in sockets:
             sock.close()
@@ -211,7 +215,7 @@ class FabricListener(BaseListener):
     def _find_contact_host(self) -> str:
         if self.default_host:
             return self.default_host
-        return advertised_host(self._families, _scheduler_host(_server_of(self)))
+        return advertised_host(self._families, scheduler_host(server_of(self)))
 
     def _accept(self, listening: socket.socket, take: Callable) -> None:
         """Accept one connection; called by the loop, again and again while one waits."""
@@ -288,7 +292,8 @@ class FabricListener(BaseListener):
         self._tasks.add(self._loop.create_task(self._serve(channel, peer_addr)))
 
     def _pause(self, listening: socket.socket, take: Callable, exc: OSError) -> None:
-        logger.error(
+        self._refusals.warn(
+            f"times {self.listen_address} could not accept connections",
             "%s cannot accept connections (%s); trying again in %s seconds. "
             "Raise the limit on open files (ulimit -n).",
             self.listen_address,
@@ -318,11 +323,14 @@ class FabricListener(BaseListener):
         timer = self._loop.call_later(self._settings.handshake_timeout_seconds, comm.abort)
         try:
             await self.on_connection(comm)
-        except CommClosedError:
-            logger.info("Connection from %s closed before its handshake", comm.peer_address)
+        except CommClosedError as exc:
+            if isinstance(exc.__cause__, ProtocolError):
+                self._refuse(comm.peer_address, exc.__cause__)
+            else:
+                logger.info("Connection from %s closed before its handshake", comm.peer_address)
             return False
-        except Exception:
-            logger.exception("The handshake with %s failed", comm.peer_address)
+        except Exception as exc:
+            self._refuse(comm.peer_address, exc)
             comm.abort()
             return False
         finally:
@@ -334,8 +342,10 @@ class FabricListener(BaseListener):
             handled = self.comm_handler(comm)
             if inspect.isawaitable(handled):
                 await handled
-        except Exception:
-            logger.exception("The handler of the connection from %s failed", comm.peer_address)
+        except Exception as exc:  # it may only be that the peer sent what nobody can handle
+            text = "The handler of the connection from %s failed: %s"
+            kind = "handlers of connections failed"
+            self._refusals.warn(kind, text, comm.peer_address, describe(exc), exc=exc)
             comm.abort()
 
     async def _open(self, channel: Any, peer_addr: str) -> FabricComm | None:
@@ -350,7 +360,7 @@ class FabricListener(BaseListener):
         if self._stopped:
             channel.abort()
             return None
-        comm = FabricComm(
+        comm = NewComm(
             channel,
             *channel.addresses(),
             self.deserialize,
@@ -361,30 +371,14 @@ class FabricListener(BaseListener):
         return comm
 
     def _log_refusal(self, peer_addr: str, exc: Exception, received_bytes: int) -> None:
-        # Health checks and port scans connect and leave: no news for anybody.
-        level = logging.DEBUG if received_bytes == 0 and just_left(exc) else logging.WARNING
+        if received_bytes == 0 and just_left(exc):
+            # Health checks and port scans connect and leave: no news for anybody.
+            logger.debug("%s connected to %s and left: %s", peer_addr, self.listen_address, exc)
+        else:
+            self._refuse(peer_addr, exc)
+
+    def _refuse(self, peer_addr: str, exc: Exception) -> None:
+        text = "Listener on %s refused a connection: %s"
         error = comm_error(peer_addr, exc)
-        logger.log(level, "Listener on %s refused a connection: %s", self.listen_address, error)
-
-
-def _server_of(listener: FabricListener) -> Any:
-    """Give the worker, nanny or scheduler that listens, or None."""
-    server = getattr(listener.comm_handler, "__self__", None)
-    if server is not None:
-        return server
-    # Its handler may have been wrapped; but it knows its listeners.
-    for candidate in (*Worker._instances, *Nanny._instances):
-        if any(known is listener for known in getattr(candidate, "listeners", ())):
-            return candidate
-    return None
-
-
-def _scheduler_host(server: Any) -> str | None:
-    """Give the host of the scheduler with which *server* registers, if it does."""
-    address = getattr(getattr(server, "scheduler", None), "address", None)
-    if not isinstance(address, str):
-        return None
-    try:
-        return get_address_host(address)
-    except ValueError:
-        return None  # an address without a host
+        kind = f"connections to {self.listen_address} were refused"
+        self._refusals.warn(kind, text, self.listen_address, error)

@@ -32,6 +32,7 @@ from dask_fabric.wire.negotiation import (
     insists_on_ucx,
     objection,
 )
+from dask_fabric.wire.text import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -135,8 +136,7 @@ def _refusing(hello: Hello, reasons: Mapping[str, str]) -> Hello:
 
 
 def _as_name(text: str) -> str:
-    text = "".join(letter if letter.isprintable() else " " for letter in text)
-    return text[:REASON_LENGTH_LIMIT]
+    return one_line(text)[:REASON_LENGTH_LIMIT]
 
 
 @functools.cache

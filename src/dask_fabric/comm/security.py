@@ -18,6 +18,7 @@ from dask_fabric.errors import (
     VersionMismatchError,
 )
 from dask_fabric.wire.hello import Hello
+from dask_fabric.wire.text import one_line
 
 _TLS_HELP = "Check your security settings: https://distributed.dask.org/en/latest/tls.html"
 
@@ -103,7 +104,8 @@ def comm_error(where: str, exc: Exception) -> CommClosedError:
         message = f"in {where}: TLS certificate does not match ({cause}). {_TLS_HELP}"
     elif isinstance(cause, ssl.SSLError):
         message = f"in {where}: TLS failed, or the other end does not use it ({cause}). {_TLS_HELP}"
-    return (FatalCommClosedError if isinstance(cause, _FATAL) else CommClosedError)(message)
+    kind = FatalCommClosedError if isinstance(cause, _FATAL) else CommClosedError
+    return kind(one_line(message))
 
 
 def just_left(exc: Exception) -> bool:

@@ -26,7 +26,8 @@ from dask_fabric.wire.hello import (
     Hello,
     decoded,
 )
-from dask_fabric.wire.records import error_record, one_line
+from dask_fabric.wire.records import error_record
+from dask_fabric.wire.text import one_line
 
 
 class State(str, enum.Enum):

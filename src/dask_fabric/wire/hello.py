@@ -14,8 +14,10 @@ from importlib.metadata import version
 
 import msgpack
 
+from dask_fabric.config import LIMIT_BYTES_LEAST
 from dask_fabric.errors import ProtocolError
 from dask_fabric.wire.foreign import MAGIC
+from dask_fabric.wire.text import one_line
 
 MAJOR_VERSION = 1
 MINOR_VERSION = 0
@@ -23,7 +25,10 @@ PREAMBLE = struct.Struct("<8sBBHI")  # magic, major, minor, flags, bytes of the 
 HELLO_BYTES_LIMIT = 65536
 TEXT_BYTES_LIMIT = 4096
 NAME_BYTES_LIMIT = 256
-ENTRY_COUNT_LIMIT = 256
+ENTRY_COUNT_LIMIT = 256  # of one array or map
+ITEM_COUNT_LIMIT = 512  # of all together
+# The least that a side may accept, so that Dask's handshake comes through.
+LEAST_LIMITS = {"frames": 1, "header": LIMIT_BYTES_LEAST, "message": LIMIT_BYTES_LEAST}
 OMITTED_IF_EMPTY = ("refused", "boot", "cma", "ucx", "address", "ends", "error")
 NESTING_LIMIT = 16
 # Features: what is used where both sides list it.
@@ -152,8 +157,10 @@ def _is_names(value: object) -> bool:
     return isinstance(value, list) and all(map(_is_name, value))
 
 
-def _is_counts(value: object) -> bool:
-    return isinstance(value, dict) and all(map(_is_count, value.values()))
+def _is_limits(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        _is_count(limit) and limit >= LEAST_LIMITS.get(name, 0) for name, limit in value.items()
+    )
 
 
 def is_reasons(value: object) -> bool:
@@ -188,7 +195,7 @@ FIELD_CHECKS: dict[str, Callable[[object], bool]] = {
     "memory": _is_names,
     "authentication": _is_names,
     "features": _is_names,
-    "limits": _is_counts,
+    "limits": _is_limits,
     "refused": is_reasons,
     "boot": _is_name,
     "cma": _is_memory,
@@ -199,20 +206,28 @@ FIELD_CHECKS: dict[str, Callable[[object], bool]] = {
 }
 
 
-def unpack_map(body: bytes) -> dict:
+def unpack_map(body: bytes, what: str = "the peer's hello") -> dict:
     """Decode one untrusted map, within narrow bounds.
+
+    Parameters
+    ----------
+    body : bytes
+    what : str
+        What it is, for the error.
 
     Raises
     ------
     ProtocolError
         It is something else, or larger.
     """
+    counter = _Counter()
     try:
         content = msgpack.unpackb(
             body,
             raw=False,
             strict_map_key=True,
-            object_pairs_hook=_map_of_names,
+            object_pairs_hook=counter.map_of_names,
+            list_hook=counter.count,
             max_str_len=TEXT_BYTES_LIMIT,
             max_bin_len=TEXT_BYTES_LIMIT,
             max_array_len=ENTRY_COUNT_LIMIT,
@@ -224,15 +239,27 @@ def unpack_map(body: bytes) -> dict:
         _check_nesting(content, NESTING_LIMIT)
     except (ValueError, msgpack.UnpackException) as error:
         reason = str(error) or type(error).__name__
-        raise ProtocolError(f"the peer's hello cannot be decoded: {reason:.200}") from error
+        raise ProtocolError(f"{what} cannot be decoded: {one_line(reason[:200])}") from error
     return content
 
 
-def _map_of_names(pairs: list) -> dict:
-    content = dict(pairs)
-    if len(content) != len(pairs) or not all(map(_is_name, content)):
-        raise ValueError("a map has a key that is not a name, or the same key twice")
-    return content
+class _Counter:
+    """Counts what a decoder finds, so that it stops soon: each map and entry costs some time."""
+
+    def __init__(self) -> None:
+        self._left = ITEM_COUNT_LIMIT
+
+    def count(self, items: list) -> list:
+        self._left -= 1 + len(items)
+        if self._left < 0:
+            raise ValueError(f"more than {ITEM_COUNT_LIMIT} maps, arrays and entries of these")
+        return items
+
+    def map_of_names(self, pairs: list) -> dict:
+        content = dict(self.count(pairs))
+        if len(content) != len(pairs) or not all(map(_is_name, content)):
+            raise ValueError("a map has a key that is not a name, or the same key twice")
+        return content
 
 
 def _check_nesting(value: object, levels: int) -> None:
@@ -241,6 +268,3 @@ def _check_nesting(value: object, levels: int) -> None:
             raise ValueError(f"nested deeper than {NESTING_LIMIT} levels")
         for item in value.values() if isinstance(value, dict) else value:
             _check_nesting(item, levels - 1)
-
-
-# Strings too, for these have a fast hash: both are looked up in every step of a handshake.

@@ -190,7 +190,7 @@ def decode_found(content: bytes) -> dict[str, str]:
     ProtocolError
         It is no map of paths to reasons.
     """
-    found = unpack_map(content)
+    found = unpack_map(content, "the client's record of paths")
     if not is_reasons(found):
         raise ProtocolError(f"the client's record of paths is invalid: {found!r:.80}")
     return found

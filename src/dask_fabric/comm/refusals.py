@@ -1,0 +1,104 @@
+"""A log of what strangers do to a listener: one line for each, and few lines in a minute.
+
+Whoever can connect can cause such lines, so they may neither fill a disk nor hide the rest of the
+log. A line never has a traceback; that is logged for the level DEBUG.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import traceback
+import weakref
+from typing import Any
+
+from dask_fabric.wire.text import one_line
+
+LINE_LIMIT = 10  # of one kind, in a period
+PERIOD_SECONDS = 60.0
+_TEXT_LIMIT = 1000
+
+
+_logger = logging.getLogger(__name__)
+_of_loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Refusals] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def of(loop: asyncio.AbstractEventLoop) -> Refusals:
+    """Give the log that the comms of a loop share."""
+    found = _of_loops.get(loop)
+    if found is None:
+        found = _of_loops[loop] = Refusals(_logger, loop)
+    return found
+
+
+class Refusals:
+    """Logs lines that a peer caused, within a limit.
+
+    Parameters
+    ----------
+    logger : logging.Logger
+    loop : asyncio.AbstractEventLoop
+        Whose clock counts, and which logs at the end of a period how many lines were left out.
+    """
+
+    def __init__(self, logger: logging.Logger, loop: asyncio.AbstractEventLoop) -> None:
+        self._logger = logger
+        self._loop = loop
+        self._periods: dict[str, _Period] = {}
+
+    def warn(self, kind: str, text: str, *args: Any, exc: BaseException | None = None) -> None:
+        """Log a warning, or count it where this period has had its lines.
+
+        Parameters
+        ----------
+        kind : str
+            What the lines have in common, as the end of "12 more ..."; each kind has a limit of its
+            own.
+        text : str
+            With *args*, as for `logging.Logger.warning`.
+        exc : BaseException, optional
+            Its traceback is logged for the level DEBUG.
+        """
+        period = self._periods.get(kind)
+        if period is None:
+            period = self._periods[kind] = _Period()
+            period.end = self._loop.call_later(PERIOD_SECONDS, self._end_period, kind)
+        if exc is not None:
+            self._logger.debug("%s", one_line(text % args), exc_info=exc)
+        if period.line_count < LINE_LIMIT:
+            period.line_count += 1
+            self._logger.warning("%s", one_line(text % args)[:_TEXT_LIMIT])
+        else:
+            period.left_out_count += 1
+
+    def close(self) -> None:
+        """Log what was left out until now."""
+        for kind in list(self._periods):
+            self._end_period(kind)
+
+    def forked(self) -> None:
+        """In a forked child: the periods are the parent's, and so is the loop."""
+        self._periods.clear()
+
+    def _end_period(self, kind: str) -> None:
+        period = self._periods.pop(kind)
+        period.end.cancel()
+        if period.left_out_count:
+            self._logger.warning("%s more %s in the last minute", period.left_out_count, kind)
+
+
+def describe(exc: BaseException) -> str:
+    """Say in one line what an exception is, and where it was raised."""
+    place = ""
+    for frame in traceback.extract_tb(exc.__traceback__, -1):
+        place = f" ({os.path.basename(frame.filename)}, line {frame.lineno})"
+    return f"{type(exc).__name__}: {str(exc)[:_TEXT_LIMIT]}{place}"
+
+
+class _Period:
+    end: asyncio.TimerHandle
+    line_count = 0
+    left_out_count = 0
