@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dask_fabric.comm import unix
+from dask_fabric.comm import disclosure, unix
 from dask_fabric.comm.direct import Devices
 from dask_fabric.comm.security import Scheme
 from dask_fabric.comm.ucx import local_ucx
@@ -69,15 +69,16 @@ def describe(
         "header": settings.header_bytes_limit,
         "message": settings.message_bytes_limit,
     }
+    stays_on_stream = bool(_only_stream(scheme, encrypted))
     hello = Hello(
         scheme=scheme.name,
-        pid=pid,
+        pid=0 if stays_on_stream else pid,
         memory=memory,
         # Whatever memory it has now: it may come to have a GPU's, and without it passes chunks on.
         features=() if settings.gpu_enabled is False else (CHUNKS,),
         limits=limits,
         address=address,
-        boot=boot_id(),
+        boot="" if stays_on_stream else boot_id(),
     )
     for add in (_add_cma, _add_ucx):
         hello = add(hello, scheme, settings, encrypted)
@@ -188,7 +189,10 @@ class Negotiator:
         if hello.ucx:  # a token for each connection, which nobody can guess
             token = 1 + secrets.randbits(62)
             hello = replace(hello, ucx={**hello.ucx, "token": token})
-        self.hello = hello
+        self._boot = hello.boot
+        self._is_unix = sock.family == socket.AF_UNIX
+        self._peer_side = "client" if server_side else "server"
+        self.hello = hello if server_side or self._is_unix else disclosure.of_client(hello)
         # What the hello speaks of; whatever becomes of that until the paths are chosen.
         self._runtime = device.current() if device.CUDA in hello.memory else None
         self._open: list[str] = []  # as a server: what the client has still to try
@@ -197,11 +201,12 @@ class Negotiator:
         """As a server, give the reason to turn a client away, or ""."""
         if not insists_on_ucx(client, self.hello):
             return ""
-        reason = objection("ucx", client, self.hello, {})
+        reason = objection("ucx", client, self._hello_for(client), {})
         return reason and f"{UCX_SCHEME}:// cannot be used between the two: {reason}"
 
     def answer(self, client: Hello) -> Hello:
         """As a server, give the hello for a client whose own is known: with what was found out."""
+        self.hello = self._hello_for(client)
         paths = candidates(client, self.hello)
         found = self._find_out(paths, client)
         if "cma" in paths and not self._is_direct(client):
@@ -238,13 +243,15 @@ class Negotiator:
         """
         self._use(channel, choose(channel.peer, self.hello, decode_found(content)))
 
+    def _hello_for(self, client: Hello) -> Hello:
+        return disclosure.of_server(self.hello, client, self._is_unix)
+
     def _find_out(self, paths: list[str], peer: Hello) -> dict[str, str]:
         """Try the paths on which both hellos agree; give those that fail, with the reasons."""
         found = {}
         if "cma" in paths:
-            self._process, reason = cma.attach(
-                self._pid_of(peer), peer.cma["address"], peer.cma["nonce"]
-            )
+            told = disclosure.deciphered(peer, self._boot, self._peer_side).cma
+            self._process, reason = cma.attach(self._pid_of(peer), told["address"], told["nonce"])
             if reason:
                 found["cma"] = _as_name(reason)
         return found
@@ -254,18 +261,20 @@ class Negotiator:
 
         A proxy may tell of it long after the frames that it voids were given up.
         """
-        if self._sock.family == socket.AF_UNIX:
+        if self._is_unix:
             return True  # the kernel names the process, and the probe has read from that
         return client.ends == _ends(self._sock.getpeername(), self._sock.getsockname())
 
     def _pid_of(self, peer: Hello) -> int:
         """Give the peer's process: from the kernel, where it knows; else as the peer says."""
-        return peer.pid if self._kernel_pid is None else self._kernel_pid
+        if self._kernel_pid is not None:
+            return self._kernel_pid
+        return disclosure.deciphered(peer, self._boot, self._peer_side).pid
 
     @functools.cached_property
     def _kernel_pid(self) -> int | None:
         """The peer's process as the kernel tells it, 0 where that is hidden; None for TCP."""
-        return unix.peer_pid(self._sock) if self._sock.family == socket.AF_UNIX else None
+        return unix.peer_pid(self._sock) if self._is_unix else None
 
     def _use(self, channel: Any, choice: Choice) -> None:
         channel.choice = choice

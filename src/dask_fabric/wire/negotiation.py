@@ -73,10 +73,10 @@ def objection(
         if path not in hello.paths:
             return f"{side}: its version does not know this path"
     if path == "cma":
-        if not (client.cma and server.cma):
-            return "a hello does not describe it"
         if client.boot != server.boot:
             return "the two processes are on different hosts"
+        if not (client.cma and server.cma):
+            return "a hello does not describe it"
     elif path == "ucx":
         reason = _objection_to_ucx(client, server, memory)
         if reason:
