@@ -248,16 +248,12 @@ def direct_path():
     """Have UCX say that it moves the memory of devices, as it does that of the stand-in."""
     real = paths.local_ucx
 
-    def told(settings, insists):
-        local, reason = real(settings, insists)
+    def told(settings, insists, **how):
+        local, reason = real(settings, insists, **how)
         return local and replace(local, transports=(*local.transports, "cuda_copy")), reason
 
     with (
         mock.patch.object(paths, "local_ucx", told),
         dask.config.set({"fabric.ucx.enabled": True}),
     ):
-        paths.describe.cache_clear()
-        try:
-            yield
-        finally:
-            paths.describe.cache_clear()
+        yield

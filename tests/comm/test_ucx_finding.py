@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import os
 import threading
 
@@ -13,8 +14,8 @@ from distributed.comm import connect, listen
 
 from dask_fabric import config
 from dask_fabric.comm import ucx
-from dask_fabric.errors import UnavailableError
-from dask_fabric.paths.ucx_library import Choice
+from dask_fabric.errors import UCXError, UnavailableError
+from dask_fabric.paths.ucx_library import Choice, Library
 
 from ..conftest import UCX_SCHEME
 
@@ -79,6 +80,46 @@ async def test_the_loop_goes_on_while_a_client_waits(search):
     assert "there is none in this test" in comm.refused_paths["ucx"]
     comm.abort()
     listener.stop()
+
+
+async def test_the_loop_goes_on_while_ucx_starts(search, monkeypatch):
+    begun, released = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def start(library, options, defaults):
+        loop.call_soon_threadsafe(begun.set)
+        assert released.wait(PATIENCE_SECONDS), "the event loop stands still"
+        raise UCXError("it does not start in this test", -1)
+
+    monkeypatch.setattr(ucx.ucx, "start", start)
+    search.outcome = Choice(Library("/test", "test", transports=("tcp/lo",)), "the only one")
+    search.release()
+    listening = asyncio.ensure_future(listen("fabric://127.0.0.1", ignore))
+    await begun.wait()
+    assert not listening.done()
+    local, reason = ucx.local_ucx(config.load(), insists=False, wait=False)
+    assert local is None and reason == "UCX is being started"
+    released.set()
+    listener = await listening
+    comm = await connect(listener.contact_address)
+    assert "it does not start in this test" in comm.refused_paths["ucx"]
+    comm.abort()
+    listener.stop()
+
+
+async def test_what_may_pass_is_tried_again_after_a_while(search, monkeypatch):
+    reasons = ["the GPU is full", ""]
+    monkeypatch.setattr(ucx, "_bind_device", lambda: reasons.pop(0))
+    monkeypatch.setattr(ucx.ucx, "start", lambda *_: None)
+    monkeypatch.setattr(ucx.ucx, "address", lambda: bytes(1 << 16))
+    search.outcome = Choice(Library("/test", "test"), "the only one")
+    search.release()
+    settings = config.load()
+    assert ucx.local_ucx(settings, False) == (None, "the GPU is full")
+    assert ucx.local_ucx(settings, False) == (None, "the GPU is full")
+    monkeypatch.setattr(ucx.time, "monotonic", lambda: math.inf)
+    assert "65536 bytes" in ucx.local_ucx(settings, False)[1]
+    assert search.count == 2 and not reasons
 
 
 async def test_it_is_done_once(search):

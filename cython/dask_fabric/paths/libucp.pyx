@@ -62,7 +62,11 @@ def version():
 
 cdef void *_open(str path) except NULL:
     # Bound at the first call: libucm and libucs need each other.
-    cdef void *library = dlopen(os.fsencode(path), RTLD_LAZY | RTLD_LOCAL)
+    cdef bytes encoded = os.fsencode(path)
+    cdef const char *name = encoded
+    cdef void *library
+    with nogil:     # a file system may be slow
+        library = dlopen(name, RTLD_LAZY | RTLD_LOCAL)
     if library == NULL:
         raise UnavailableError(f"UCX cannot be loaded: {os.fsdecode(dlerror())}")
     return library

@@ -37,7 +37,7 @@ cdef enum:
     ADDRESS_BYTES_LIMIT = 64 << 10
 
 
-def start(library, options=(), estimated_endpoints=64):
+def start(library, options=(), defaults=None, estimated_endpoints=64):
     """Start UCX in this process; without effect where it runs on that library.
 
     Parameters
@@ -46,6 +46,8 @@ def start(library, options=(), estimated_endpoints=64):
         What the loader has chosen.
     options : iterable of (str, str)
         UCX's settings, without ``UCX_``. The environment wins.
+    defaults : dict of str to str, optional
+        More of them, which options and the environment win over.
     estimated_endpoints : int
         How many peers to expect: UCX chooses transports that scale by it.
 
@@ -59,7 +61,7 @@ def start(library, options=(), estimated_endpoints=64):
         UCX does not start.
     """
     cdef bint registered
-    ucx_worker.start(library, options, estimated_endpoints)
+    ucx_worker.start(library, options, defaults, estimated_endpoints)
     with nogil:
         lock()
         registered = worker.attend != NULL or (register() and register_frames())

@@ -7,6 +7,7 @@ only for as long as one round of progress takes.
 import atexit
 import contextlib
 import os
+import threading
 
 from libc.stddef cimport size_t
 from libc.stdint cimport int64_t
@@ -38,12 +39,22 @@ cdef enum:
     RETRIES_BEFORE_YIELD = 20   # a look at what came between progress and sleep is soon over
     YIELDS_BEFORE_NAP = 200     # some milliseconds in which a peer mostly makes room
 
+_starting = threading.Lock()    # UCX takes its settings from the process's environment
+_is_ending = False
+_END_SECONDS = 10.0     # to wait for a start that is under way
 _address = b""
 _library_path = ""
 
 
-def start(library, options=(), estimated_endpoints=64):
+def start(library, options=(), defaults=None, estimated_endpoints=64):
     """Start the worker alone; see `dask_fabric.paths.ucx.start`, which is to be called."""
+    with _starting:
+        if _is_ending:
+            raise UnavailableError("the process ends")
+        _start_alone(library, options, defaults, estimated_endpoints)
+
+
+def _start_alone(library, options, defaults, estimated_endpoints):
     global _library_path
     _refuse_forked()
     if worker.handle != NULL:
@@ -51,12 +62,12 @@ def start(library, options=(), estimated_endpoints=64):
             raise UnavailableError(f"UCX runs already, from {_library_path}, not {library.path}")
         return
     # Variables reach all of UCX's settings in each of its versions; its functions do not. They
-    # are gone when it has read them: programs started from here are not ours to tune.
-    with _set_for_now(environment(options, library.version)):
+    # are gone when it has read them: programs started from here are not ours to tune. Without the
+    # GIL, since it takes tens of milliseconds, for which no event loop may stand still.
+    with _set_for_now(environment(options, library.version, defaults)):
         libucp.open_library(library.path)
         _create(estimated_endpoints)
     _library_path = library.path
-    atexit.register(_stop)
 
 
 def bind(size_t function, size_t argument):
@@ -110,6 +121,8 @@ def _create(size_t estimated_endpoints):
     global _address
     cdef WorkerAttributes attributes
     cdef WorkerParams params
+    cdef WorkerHandle handle = NULL
+    cdef Status status
     memset(&attributes, 0, sizeof(attributes))
     memset(&params, 0, sizeof(params))
     params.field_mask = WORKER_PARAM_FIELD_THREAD_MODE
@@ -118,44 +131,66 @@ def _create(size_t estimated_endpoints):
         raise UCXError("the context of the device cannot be made current for UCX", -1)
     _create_context(estimated_endpoints)
     try:
-        check(ucp.worker_create(worker.context, &params, &worker.handle), "ucp_worker_create")
-        check(ucp.worker_get_efd(worker.handle, &worker.event_fd), "ucp_worker_get_efd")
+        with nogil:
+            status = ucp.worker_create(worker.context, &params, &handle)
+        check(status, "ucp_worker_create")
+        check(ucp.worker_get_efd(handle, &worker.event_fd), "ucp_worker_get_efd")
         attributes.field_mask = WORKER_ATTR_FIELD_ADDRESS
-        check(ucp.worker_query(worker.handle, &attributes), "ucp_worker_query")
+        check(ucp.worker_query(handle, &attributes), "ucp_worker_query")
         _address = (<char *> attributes.address)[: attributes.address_length]
         worker.address_mark = (<char *> attributes.address)[0]
-        ucp.worker_release_address(worker.handle, attributes.address)
-        if pthread_create(&worker.thread, NULL, _thread_main, NULL):
-            raise OSError("no thread for UCX: is the limit of processes (ulimit -u) reached?")
+        ucp.worker_release_address(handle, attributes.address)
+        _publish(handle)
     except BaseException:
-        _destroy()
+        _destroy(handle)
         raise
+
+
+cdef int _publish(WorkerHandle handle) except -1:
+    """Let the other threads use the worker, and begin with its own."""
+    cdef bint begun
+    with nogil:
+        _enter()
+        worker.handle = handle
+        begun = pthread_create(&worker.thread, NULL, _thread_main, NULL) == 0
+        if not begun:
+            worker.handle = NULL
+        unlock()
+    if not begun:
+        raise OSError("no thread for UCX: is the limit of processes (ulimit -u) reached?")
+    return 0
 
 
 def _create_context(size_t estimated_endpoints):
     cdef ContextParams params
     cdef Config config = NULL
     cdef Status status
-    major, minor, _ = libucp.version()
+    cdef unsigned int version_major, version_minor
+    version_major, version_minor, _ = libucp.version()
     memset(&params, 0, sizeof(params))
     params.field_mask = PARAM_FIELD_FEATURES | PARAM_FIELD_ESTIMATED_NUM_EPS
     params.features = FEATURE_AM | FEATURE_WAKEUP
     params.estimated_num_eps = estimated_endpoints
     check(ucp.config_read(NULL, NULL, &config), "ucp_config_read")
-    status = ucp.init_version(major, minor, &params, config, &worker.context)
+    with nogil:
+        status = ucp.init_version(version_major, version_minor, &params, config, &worker.context)
     ucp.config_release(config)
     check(status, "ucp_init")
 
 
-cdef void _destroy() noexcept nogil:
-    if worker.handle != NULL:
-        ucp.worker_destroy(worker.handle)
+cdef void _destroy(WorkerHandle handle) noexcept nogil:
+    if handle != NULL:
+        ucp.worker_destroy(handle)
     ucp.cleanup(worker.context)
-    worker.handle = worker.context = NULL
+    worker.context = NULL
 
 
 def _stop():
-    """At the end of the interpreter: UCX's own end must not meet its thread."""
+    """At the end of the interpreter: UCX's own end must not meet its thread, or its start."""
+    global _is_ending
+    _is_ending = True
+    if _starting.acquire(timeout=_END_SECONDS):
+        _starting.release()
     if worker.handle == NULL or worker.is_foreign:
         return
     with nogil:
@@ -176,10 +211,13 @@ def _refuse_forked():
 
 def _after_fork_in_child():
     # Its locks may be held by the parent's threads: nothing of it is touched any more.
-    if worker.handle != NULL:
+    global _starting
+    if worker.handle != NULL or _starting.locked():
         worker.is_foreign = True
+    _starting = threading.Lock()
 
 
+atexit.register(_stop)
 memset(&worker, 0, sizeof(worker))
 worker.sleep_limit_ms = -1
 pthread_mutex_init(&worker.mutex, NULL)

@@ -42,7 +42,7 @@ from dask_fabric.comm.security import (
 )
 from dask_fabric.comm.servers import scheduler_host, server_of
 from dask_fabric.comm.socket_options import tune
-from dask_fabric.comm.ucx import find, local_ucx
+from dask_fabric.comm.ucx import find
 from dask_fabric.errors import FabricError, ProtocolError
 from dask_fabric.wire.negotiation import UCX_SCHEME
 
@@ -135,8 +135,7 @@ class FabricListener(BaseListener):
         insists = self.scheme.name == UCX_SCHEME
         if self.scheme.fast and self._ssl_context is None:
             # To look for it, and to start it, takes a second: not while clients wait.
-            await find(f"{self.prefix}{self.ip}:{self.port}", self._settings, insists)
-            local_ucx(self._settings, insists)
+            await find(f"{self.prefix}{self.ip}:{self.port}", self._settings, insists, self.ip)
         backlog_count = int(dask.config.get("distributed.comm.socket-backlog"))
         self._sockets = bind(self.ip, self.port, backlog_count)
         _listeners.add(self)

@@ -14,7 +14,7 @@ from typing import Any
 from dask_fabric.comm import disclosure, unix
 from dask_fabric.comm.direct import Devices
 from dask_fabric.comm.security import Scheme
-from dask_fabric.comm.ucx import local_ucx
+from dask_fabric.comm.ucx import LocalUCX, local_ucx
 from dask_fabric.config import Settings
 from dask_fabric.errors import RefusedError
 from dask_fabric.memory import device
@@ -40,7 +40,6 @@ _PTRACE_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
-@functools.lru_cache(maxsize=256)
 def describe(
     scheme: Scheme,
     settings: Settings,
@@ -64,6 +63,24 @@ def describe(
     memory : tuple of str
         The kinds of memory that this process works with so far.
     """
+    ucx = None, _only_stream(scheme, encrypted)
+    if not ucx[1]:
+        ucx = local_ucx(settings, scheme.name == UCX_SCHEME, wait=False)
+    return _described(scheme, settings, encrypted, pid, address, memory, *ucx)
+
+
+# Whatever may change stands among the arguments, such as a reason why there is no UCX just now.
+@functools.lru_cache(maxsize=256)
+def _described(
+    scheme: Scheme,
+    settings: Settings,
+    encrypted: bool,
+    pid: int,
+    address: str,
+    memory: tuple[str, ...],
+    local: LocalUCX | None,
+    why_no_ucx: str,
+) -> Hello:
     limits = {
         "frames": settings.frame_count_limit,
         "header": settings.header_bytes_limit,
@@ -80,9 +97,7 @@ def describe(
         address=address,
         boot="" if stays_on_stream else boot_id(),
     )
-    for add in (_add_cma, _add_ucx):
-        hello = add(hello, scheme, settings, encrypted)
-    return hello
+    return _add_ucx(_add_cma(hello, scheme, settings, encrypted), local, why_no_ucx)
 
 
 def _add_cma(hello: Hello, scheme: Scheme, settings: Settings, encrypted: bool) -> Hello:
@@ -108,10 +123,7 @@ def _told(secret: cma.Secret) -> dict[str, int | bytes]:
     return {"address": secret.address, "nonce": secret.nonce}
 
 
-def _add_ucx(hello: Hello, scheme: Scheme, settings: Settings, encrypted: bool) -> Hello:
-    local, reason = None, _only_stream(scheme, encrypted)
-    if not reason:
-        local, reason = local_ucx(settings, scheme.name == UCX_SCHEME)
+def _add_ucx(hello: Hello, local: LocalUCX | None, reason: str) -> Hello:
     if local is None:
         return _refusing(hello, {"ucx": reason})
     described = {

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import logging
+import math
 import os
 import threading
+import time
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -19,21 +20,18 @@ from dask_fabric.errors import FabricError, UnavailableError
 from dask_fabric.memory import device
 from dask_fabric.paths import ucx, ucx_worker
 from dask_fabric.paths.ucx_candidates import is_wanted, look
-from dask_fabric.paths.ucx_library import Choice, choose
+from dask_fabric.paths.ucx_devices import kept_to
+from dask_fabric.paths.ucx_library import choose
 from dask_fabric.wire.hello import TEXT_BYTES_LIMIT
 
 logger = logging.getLogger(__name__)
 
 _NAMES_LIMIT = 64
+_RETRY_SECONDS = 10.0  # after a start that failed for a reason which may pass
 _Options = tuple[tuple[str, str], ...]
 
-# Under way or done, by the settings that they depend on.
-_searches: dict[tuple[str | None, _Options], Future[Choice]] = {}
-# A forked child has none of the threads that search.
-os.register_at_fork(after_in_child=_searches.clear)
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # one object stays the same for as long as UCX runs
 class LocalUCX:
     """What this process says of its UCX.
 
@@ -54,31 +52,84 @@ class LocalUCX:
     scope: Mapping[str, str]
 
 
-def local_ucx(settings: Settings, insists: bool) -> tuple[LocalUCX | None, str]:
-    """Give this process's UCX, started now if need be, or the reason why there is none.
+_bound: device.Runtime | None = None  # whose context UCX was told of
+_Found = tuple[LocalUCX | None, str]  # or the reason why there is none
 
-    In an event loop, await `find` before.
+
+class _Start:
+    """Finding and starting UCX, under way in a thread or done.
+
+    Attributes
+    ----------
+    future : concurrent.futures.Future
+        Of what `local_ucx` gives.
+    retry_at : float
+        When a start that failed may be tried again; infinity where that is no use.
+    """
+
+    def __init__(self) -> None:
+        self.future: Future[_Found] = Future()
+        self.future.set_running_or_notify_cancel()  # who waits for it cannot cancel it for others
+        self.retry_at = math.inf
+
+    def is_outdated(self) -> bool:
+        return self.future.done() and time.monotonic() >= self.retry_at
+
+
+# By the settings that they depend on.
+_starts: dict[tuple[str | None, _Options], _Start] = {}
+
+
+def _after_fork_in_child() -> None:
+    """Forget what is under way: a forked child has none of the threads that start UCX."""
+    global _starts
+    _starts = {key: start for key, start in _starts.items() if start.future.done()}
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def local_ucx(settings: Settings, insists: bool, *, wait: bool = True) -> _Found:
+    """Give this process's UCX, started now if need be, or the reason why there is none.
 
     Parameters
     ----------
     settings : dask_fabric.config.Settings
     insists : bool
         Whether the scheme is ``fabric+ucx``: then it is wanted on every host.
+    wait : bool
+        For a start that is under way. An event loop must not: it awaits `find` before, and what is
+        not there by then is not used.
     """
     wanted, reason = _is_wanted(settings.ucx_enabled, insists)
     if not wanted:
         return None, reason
+    future = _start(settings, "").future
+    if not wait and not future.done():
+        return None, "UCX is being started"
+    local, reason = future.result()
+    if local is not None:
+        if not ucx_worker.is_running():
+            return None, "UCX belongs to the parent of this forked process"
+        reason = _bind_device()  # which this process may work with since
+    return (None, reason) if reason else (local, "")
+
+
+def _bind_device() -> str:
+    """Have UCX find the context of the device, if one is worked with; or say why it cannot.
+
+    Before UCX starts, where that has not been yet: it looks for the context.
+    """
+    global _bound
     runtime = device.current()
-    if runtime is not None:
-        # Before UCX starts, where that has not been yet: it looks for the device's context.
-        try:
-            ucx_worker.bind(*runtime.context_setter())
-        except (UnavailableError, OSError) as exc:
-            return None, f"no context of the GPU can be made (is it full, or another's?): {exc}"
-    local, reason = _started(settings.ucx_library, settings.ucx_options)
-    if local is not None and not ucx_worker.is_running():
-        return None, "UCX belongs to the parent of this forked process"
-    return local, reason
+    if runtime is None or runtime is _bound:
+        return ""
+    try:
+        ucx_worker.bind(*runtime.context_setter())
+    except (UnavailableError, OSError) as exc:
+        return f"no context of the GPU can be made (is it full, or another's?): {exc}"
+    _bound = runtime
+    return ""
 
 
 class SchemeUnavailableError(UnavailableError, FatalCommClosedError):
@@ -93,10 +144,11 @@ class SchemeUnavailableError(UnavailableError, FatalCommClosedError):
     reason: str = ""
 
 
-async def find(address: str, settings: Settings, insists: bool) -> None:
-    """Let `local_ucx` find at once what it looks for; costs nothing when that was done before.
+async def find(address: str, settings: Settings, insists: bool, bound: str = "") -> None:
+    """Let `local_ucx` find at once what it starts; costs nothing when that was done before.
 
-    To look for a library takes as long as the slowest that hangs: not in the event loop.
+    To look for a library takes as long as the slowest that hangs, and to start it tens of
+    milliseconds: not in the event loop.
 
     Parameters
     ----------
@@ -104,6 +156,8 @@ async def find(address: str, settings: Settings, insists: bool) -> None:
         To listen on or to connect to.
     settings, insists
         As for `local_ucx`.
+    bound : str
+        The host that a listener is bound to: whoever starts UCX then keeps its TCP to that, too.
 
     Raises
     ------
@@ -111,16 +165,15 @@ async def find(address: str, settings: Settings, insists: bool) -> None:
         The scheme insists on UCX, and there is none: with the reason and the remedy.
     """
     if _is_wanted(settings.ucx_enabled, insists)[0]:
-        search = _search(settings.ucx_library, settings.ucx_options)
-        if not search.done():
-            with contextlib.suppress(FabricError):  # `local_ucx` tells
-                await asyncio.wrap_future(search)
+        future = _start(settings, bound).future
+        if not future.done():
+            await asyncio.wrap_future(future)
     if insists:
         _check_available(address, settings)
 
 
 def _check_available(address: str, settings: Settings) -> None:
-    local, reason = local_ucx(settings, insists=True)
+    local, reason = local_ucx(settings, insists=True, wait=False)
     if local is None:
         error = SchemeUnavailableError(
             f"cannot use {address}: {reason}. `dask fabric doctor --require ucx` tells more; "
@@ -136,38 +189,40 @@ def _is_wanted(enabled: bool | None, insists: bool) -> tuple[bool, str]:
     return wanted or (insists and enabled is None), reason
 
 
-def _search(library: str | None, options: _Options) -> Future[Choice]:
-    """Give the search by these settings, begun now by a thread if there is none yet."""
-    known = _searches.get((library, options))
-    if known is not None:
+def _start(settings: Settings, bound: str) -> _Start:
+    """Give the start by these settings, begun now by a thread if there is none yet."""
+    key = settings.ucx_library, settings.ucx_options
+    known = _starts.get(key)
+    if known is not None and not known.is_outdated():
         return known
-    new = Future()
-    new.set_running_or_notify_cancel()  # who waits for it cannot cancel it for others
-    search = _searches.setdefault((library, options), new)
-    if search is new:
-        # No thread of an executor: at its exit the process would wait for it.
-        arguments = new, library, options
-        threading.Thread(target=_run, args=arguments, name="fabric-find-ucx", daemon=True).start()
-    return search
+    new = _starts[key] = _Start()
+    # No thread of an executor: at its exit the process would wait for it.
+    arguments = new, *key, bound
+    threading.Thread(target=_run, args=arguments, name="fabric-find-ucx", daemon=True).start()
+    return new
 
 
-def _run(search: Future[Choice], library: str | None, options: _Options) -> None:
+def _run(start: _Start, library: str | None, options: _Options, bound: str) -> None:
     try:
-        search.set_result(choose(library, options))
-    except BaseException as exc:
-        search.set_exception(exc)
+        found = _started(start, library, options, bound)
+    except Exception as exc:
+        is_bug = not isinstance(exc, (FabricError, OSError))
+        logger.warning("UCX cannot be used: %s", exc, exc_info=is_bug)
+        found = None, str(exc)
+    start.future.set_result(found)
 
 
-@functools.lru_cache(maxsize=8)
-def _started(library: str | None, options: _Options) -> tuple[LocalUCX | None, str]:
-    try:
-        chosen = _search(library, options).result()
-        if chosen.library is None:
-            return None, chosen.reason
-        ucx.start(chosen.library, options)
-    except FabricError as exc:
-        logger.warning("UCX cannot be used: %s", exc)
-        return None, str(exc)
+def _started(start: _Start, library: str | None, options: _Options, bound: str) -> _Found:
+    chosen = choose(library, options)
+    if chosen.library is None:
+        return None, chosen.reason
+    reason = _bind_device()
+    if reason:
+        start.retry_at = time.monotonic() + _RETRY_SECONDS
+        return None, reason
+    is_chosen = "NET_DEVICES" in dict(options) or "UCX_NET_DEVICES" in os.environ
+    kept = {} if is_chosen else kept_to(bound, chosen.library.transports)
+    ucx.start(chosen.library, options, kept)
     address = ucx.address()
     if len(address) > TEXT_BYTES_LIMIT:
         return None, (

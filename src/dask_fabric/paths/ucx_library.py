@@ -123,7 +123,9 @@ def choose(
 
 
 def environment(
-    options: Iterable[tuple[str, str]], version: tuple[int, ...] | None = None
+    options: Iterable[tuple[str, str]],
+    version: tuple[int, ...] | None = None,
+    defaults: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Give the variables that UCX is to find: what is set already wins, then the options.
 
@@ -133,6 +135,8 @@ def environment(
         Names without ``UCX_``, and values.
     version : tuple of int, optional
         Of the library, if known.
+    defaults : mapping of str to str, optional
+        More of our own, named like *options*, which win.
 
     Returns
     -------
@@ -140,7 +144,7 @@ def environment(
         Only those that are not set.
     """
     options = dict(options)
-    values = dict(_DEFAULTS)
+    values = {**_DEFAULTS, **(defaults or {})}
     if version is None or version >= _GRACE_SINCE:
         values["MEM_BISTRO_GRACE_DURATION"] = "1ms"
     if version is None or not options:  # else UCX may tell of misspelt options
