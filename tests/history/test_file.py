@@ -282,6 +282,45 @@ def test_who_may_not_write_reads(local, in_use):
     assert done.stdout == "1\n", done.stderr
 
 
+def modes(path) -> dict[str, int]:
+    return {file.name: file.stat().st_mode & 0o777 for file in path.parent.iterdir()}
+
+
+@contextlib.contextmanager
+def in_use(path):
+    """A log stands beside the file while another process has it open."""
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("UPDATE jobs SET ended = NULL")
+        connection.commit()
+        yield
+
+
+@pytest.mark.parametrize("file_system", ["ext4", "nfs"])
+def test_the_file_is_its_owners_alone(path, monkeypatch, file_system):
+    monkeypatch.setattr(history, "file_system_of", lambda path: file_system)
+    before = os.umask(0)
+    try:
+        Writer(path, SIZE_BYTES).write(record())
+        with in_use(path):
+            assert set(modes(path).values()) == {0o600}
+            assert (len(modes(path)) == 3) == (file_system == "ext4")
+    finally:
+        os.umask(before)
+
+
+def test_a_file_of_an_earlier_release_becomes_its_owners_alone(path, local):
+    Writer(path, SIZE_BYTES).write(record())
+    with in_use(path):
+        for file in path.parent.iterdir():
+            file.chmod(0o644)
+        Writer(path, SIZE_BYTES).write(record())
+        assert set(modes(path).values()) == {0o600} and len(modes(path)) == 3
+    path.chmod(0o400)
+    with contextlib.suppress(sqlite3.Error):
+        Writer(path, SIZE_BYTES).write(record())
+    assert modes(path)[path.name] == 0o400
+
+
 def test_a_log_that_belongs_to_another_host_is_left_alone(path, local, monkeypatch):
     """What a scheduler writes on its own disk may be read on another host by NFS."""
     Writer(path, SIZE_BYTES).write(record())

@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 APPLICATION_ID = 0x46414248  # "FABH", in the header of the file
 VERSION = 1
 _BUSY_SECONDS = 5.0
+_MODE = 0o600
 _LEAST_LOST_SECONDS = 30.0
 _LOST_INTERVALS = 5
 _CLOCK_SECONDS = 86400.0  # a time so far ahead says nothing
@@ -125,6 +126,7 @@ class Writer:
         changing = (record.seen, record.ended, text)
         with _lock, _naming_damage(self.path):
             header = _check_header(self.path)
+            _keep_private(self.path)
             with contextlib.closing(self._connect()) as connection:
                 if not header:  # in one piece: others see nothing, or whose file it is
                     with _transaction(connection):
@@ -182,6 +184,21 @@ class Writer:
         if free_bytes > self.size_bytes_limit // 4:
             with contextlib.suppress(sqlite3.OperationalError):  # others use it: the next time
                 connection.execute("VACUUM")
+
+
+def _keep_private(path: Path) -> None:
+    """Let nobody but its owner read the file, and what SQLite keeps beside it.
+
+    It has addresses, peers and rates. What SQLite makes beside it has the bits of the file.
+    """
+    if not path.exists():
+        os.close(os.open(path, os.O_RDONLY | os.O_CREAT, _MODE))
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        beside = path.with_name(path.name + suffix)
+        with contextlib.suppress(OSError):  # there is none, or it is another user's
+            mode = beside.stat().st_mode
+            if stat.S_ISREG(mode) and stat.S_IMODE(mode) & ~_MODE:
+                beside.chmod(_MODE)
 
 
 def read(path: str | Path) -> tuple[list[Record], list[str]]:
