@@ -36,6 +36,19 @@ def resident_bytes():
         return int(file.read().split()[1]) * 4096
 
 
+def flags_of(address):
+    """What the kernel knows of the mapping there: "hg" and "nh" are the advice on huge pages."""
+    start = end = 0
+    with open("/proc/self/smaps") as file:
+        for line in file:
+            name, *values = line.split()
+            if not name.endswith(":"):
+                start, end = (int(part, 16) for part in name.split("-"))
+            elif name == "VmFlags:" and start <= address < end:
+                return values
+    raise AssertionError("no mapping")
+
+
 def run_script(text):
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(text)], capture_output=True, text=True, timeout=60

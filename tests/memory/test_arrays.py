@@ -40,10 +40,6 @@ def test_array_owns_writeable_bytes_of_the_pool(nbytes):
     assert bytes(view) == b"\7" * nbytes
 
 
-def test_large_arrays_are_aligned_to_huge_pages():
-    assert new_array(5 * MIB).ctypes.data % (2 * MIB) == 0
-
-
 def test_memory_comes_back_with_the_last_view_and_is_handed_out_again():
     before = in_use()
     array = new_array(MIB)

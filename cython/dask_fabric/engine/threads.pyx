@@ -91,13 +91,13 @@ def statistics():
         ``receive_thread_count``, ``send_thread_count`` and ``job_count`` (in flight).
     """
     pthread_mutex_lock(&engine.mutex)
-    in_flight = engine.slot_count - engine.free_count
-    pthread_mutex_unlock(&engine.mutex)
-    return {
+    told = {
         "receive_thread_count": engine.thread_counts[<int> RECEIVE],
         "send_thread_count": engine.thread_counts[<int> SEND],
-        "job_count": in_flight,
+        "job_count": engine.slot_count - engine.free_count,
     }
+    pthread_mutex_unlock(&engine.mutex)
+    return told
 
 
 # ---------------------------------------------------------------- jobs

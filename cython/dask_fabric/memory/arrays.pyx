@@ -16,7 +16,7 @@ from libc.stdint cimport uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, strcpy
 
-from dask_fabric.memory.pool cimport Buffer, allocate, pin_slab
+from dask_fabric.memory.pool cimport Buffer, allocate, pin_slab, use_small_pages
 
 cnp.import_array()
 
@@ -135,6 +135,14 @@ cpdef object new_array(Py_ssize_t nbytes, uint64_t like=0):
         if offered is buffer:
             offered = None
         cnp.PyDataMem_SetHandler(previous)
+
+
+cdef void keep_small(char *data) noexcept:
+    """Let only what is written become resident of an array from `new_array` with this memory, which
+    is not written yet."""
+    cdef PyObject **link = link_to(data)
+    if link != NULL:
+        use_small_pages(<Buffer>link[0])
 
 
 cdef char *data_of(object array) noexcept:

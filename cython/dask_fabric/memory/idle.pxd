@@ -1,6 +1,6 @@
 """The idle memory of the pool, and its figures."""
 
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
 
 cdef Py_ssize_t LARGEST_BYTES       # the address space of a process
 cdef int64_t NEVER_NS
@@ -11,7 +11,9 @@ cdef struct Slab:
     Py_ssize_t capacity_bytes
     int size_class
     bint is_pinned          # is in its stack alone: it has no age, and is never given back
+    bint has_small_pages    # for its last frame; see `pool.use_small_pages`
     int64_t released_ns
+    uint64_t release_number
     Slab *newer             # among all idle slabs
     Slab *older
     Slab *above             # in the stack of its class
@@ -32,17 +34,30 @@ cdef struct Figures:        # as a dict, the statistics
     Py_ssize_t pressure_limit_bytes
     double idle_seconds
 
-# Those of buffers in use, hits, misses and pinned_bytes change under the GIL only; all others under
-# the lock.
+# Of these, `snapshot` adds those of buffers in use, hits, misses and pinned_bytes from `usage`. All
+# others change under the lock, and the limits under the GIL too.
 cdef Figures figures
 
+cdef struct Usage:          # changes under the GIL, without the lock: read and written as atomics
+    Py_ssize_t in_use_bytes
+    Py_ssize_t in_use_count
+    Py_ssize_t hits_count
+    Py_ssize_t misses_count
+    Py_ssize_t pinned_bytes
+
+cdef Usage usage
+
+cdef enum:
+    STEP_COUNT = 32         # classes per doubling, so that a slab has 1/32 more than its frame
+
 cdef inline Py_ssize_t class_bytes(int size_class) noexcept nogil:
-    return <Py_ssize_t>(4 + size_class % 4) << (14 + size_class // 4)
+    return <Py_ssize_t>(STEP_COUNT + size_class % STEP_COUNT) << (11 + size_class // STEP_COUNT)
 
 cdef Figures snapshot() noexcept nogil
+cdef bint has_idle() noexcept nogil
 cdef void set_limits(Py_ssize_t max_idle_bytes, double idle_seconds,
                      Py_ssize_t pressure_limit_bytes) noexcept nogil
-cdef Slab *take_idle(Py_ssize_t nbytes, int size_class) noexcept nogil
+cdef Slab *take_idle(int size_class, Py_ssize_t most_bytes) noexcept nogil
 cdef void keep_idle(Slab *slab) noexcept nogil
 cdef Py_ssize_t trim_to(Py_ssize_t target_bytes, int64_t expiry_ns) noexcept nogil
 cdef void trim_expired() noexcept nogil

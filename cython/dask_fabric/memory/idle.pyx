@@ -1,12 +1,13 @@
 """Idle slabs: kept for a while, the most recently used on top, and given back oldest first.
 
 A lock guards them, because native threads trim them without the GIL. No memory is mapped or
-unmapped under the lock.
+unmapped under the lock, and no file is read.
 """
 
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport free
 
+from dask_fabric.atomics cimport relaxed
 from dask_fabric.memory.system cimport coarse_ns, give_back, resident_bytes
 
 cdef extern from "<pthread.h>" nogil:
@@ -19,7 +20,7 @@ cdef extern from "<pthread.h>" nogil:
                        void (*)() noexcept nogil)
 
 cdef enum:
-    CLASS_COUNT = 125       # 64 KiB to LARGEST_BYTES, four per doubling
+    CLASS_COUNT = 31 * STEP_COUNT + 1       # 64 KiB to LARGEST_BYTES
     BATCH_COUNT = 64        # slabs given up in one go, so that no thread waits long
     EXPIRED_COUNT = 2       # the same in passing, on allocation and release
 
@@ -32,6 +33,7 @@ cdef pthread_mutex_t mutex
 cdef Slab *top[CLASS_COUNT]
 cdef Slab *newest = NULL
 cdef Slab *oldest = NULL
+cdef uint64_t release_count = 0
 cdef int64_t next_rss_ns = 0
 cdef bint is_rss_high = False
 figures.max_idle_bytes = 1 << 30
@@ -55,7 +57,20 @@ cdef Figures snapshot() noexcept nogil:
     lock()
     seen = figures
     unlock()
+    seen.in_use_bytes = relaxed(&usage.in_use_bytes)
+    seen.in_use_count = relaxed(&usage.in_use_count)
+    seen.hits_count = relaxed(&usage.hits_count)
+    seen.misses_count = relaxed(&usage.misses_count)
+    seen.pinned_bytes = relaxed(&usage.pinned_bytes)
     return seen
+
+
+cdef bint has_idle() noexcept nogil:
+    cdef bint has
+    lock()
+    has = figures.idle_count > 0
+    unlock()
+    return has
 
 
 renew_lock()
@@ -67,7 +82,9 @@ if pthread_atfork(lock, unlock, renew_lock):
 # ---------------------------------------------------------------- with the lock
 
 cdef void push(Slab *slab, int64_t now_ns) noexcept nogil:
-    global newest, oldest
+    global newest, oldest, release_count
+    release_count += 1
+    slab.release_number = release_count
     slab.above = NULL
     slab.below = top[slab.size_class]
     if slab.below != NULL:
@@ -130,26 +147,43 @@ cdef Py_ssize_t detach(Slab **doomed, Py_ssize_t target_bytes, int64_t expiry_ns
     return before_bytes - figures.idle_bytes
 
 
-cdef bint is_under_pressure(int64_t now_ns) noexcept nogil:
-    global next_rss_ns, is_rss_high
-    if not figures.pressure_limit_bytes:
-        return False
-    if now_ns >= next_rss_ns:
-        is_rss_high = resident_bytes() > figures.pressure_limit_bytes
-        next_rss_ns = now_ns + RSS_INTERVAL_NS
-    return is_rss_high
-
-
-cdef Slab *best_idle(Py_ssize_t nbytes, int size_class) noexcept nogil:
-    """The warmest slab of the smallest class that has one and wastes a quarter at most."""
-    while top[size_class] == NULL:
+cdef Slab *warmest(int size_class, Py_ssize_t most_bytes) noexcept nogil:
+    """The most recently released slab of this class or a larger one, up to most_bytes: the fewer
+    slabs take turns, the more of them is in the caches."""
+    cdef Slab *found = top[size_class]
+    cdef Slab *other
+    size_class += 1
+    while size_class < CLASS_COUNT and class_bytes(size_class) <= most_bytes:
+        other = top[size_class]
+        if other != NULL and (found == NULL or other.release_number > found.release_number):
+            found = other
         size_class += 1
-        if size_class == CLASS_COUNT or class_bytes(size_class) - nbytes > nbytes // 4:
-            return NULL
-    return top[size_class]
+    return found
 
 
 # ---------------------------------------------------------------- without the lock
+
+cdef bint is_under_pressure(int64_t now_ns) noexcept nogil:
+    """Whether the process is above the limit, as seen some time ago at most."""
+    global next_rss_ns, is_rss_high
+    cdef Py_ssize_t limit_bytes
+    cdef bint is_due, is_high
+    lock()
+    limit_bytes = figures.pressure_limit_bytes
+    is_due = limit_bytes > 0 and now_ns >= next_rss_ns
+    is_high = limit_bytes > 0 and is_rss_high
+    if is_due:              # by this thread; others go by what was seen last
+        next_rss_ns = now_ns + RSS_INTERVAL_NS
+    unlock()
+    if not is_due:
+        return is_high
+    is_high = resident_bytes() > limit_bytes
+    lock()
+    if limit_bytes == figures.pressure_limit_bytes:
+        is_rss_high = is_high
+    unlock()
+    return is_high
+
 
 cdef void destroy(Slab *slab) noexcept nogil:
     """Give the memory of a whole chain back to the system."""
@@ -177,11 +211,12 @@ cdef Py_ssize_t trim_to(Py_ssize_t target_bytes, int64_t expiry_ns) noexcept nog
         freed_bytes += step_bytes
 
 
-cdef Slab *take_idle(Py_ssize_t nbytes, int size_class) noexcept nogil:
+cdef Slab *take_idle(int size_class, Py_ssize_t most_bytes) noexcept nogil:
+    """A slab of this class, or else of up to most_bytes; NULL where none is idle."""
     cdef Slab *doomed = NULL
     cdef Slab *slab
     lock()
-    slab = best_idle(nbytes, size_class)
+    slab = warmest(size_class, most_bytes)
     if slab != NULL:
         unlink(slab)
     figures.trimmed_bytes += detach(&doomed, ANY_BYTES, expiry(coarse_ns()), EXPIRED_COUNT)
@@ -198,12 +233,13 @@ cdef void keep_idle(Slab *slab) noexcept nogil:
     cdef Slab *doomed = NULL
     cdef Py_ssize_t room_bytes = -1
     cdef int64_t now_ns = coarse_ns()
+    cdef bint is_pressed = is_under_pressure(now_ns)
     lock()
     if slab.is_pinned:
         push(slab, now_ns)
         unlock()
         return
-    if not is_under_pressure(now_ns):
+    if not is_pressed:
         room_bytes = figures.max_idle_bytes - slab.capacity_bytes
     if room_bytes >= 0:
         figures.evicted_bytes += detach(&doomed, room_bytes, NEVER_NS, BATCH_COUNT)
@@ -221,10 +257,9 @@ cdef void keep_idle(Slab *slab) noexcept nogil:
 
 cdef void trim_expired() noexcept nogil:
     """Give back what was idle for too long; under memory pressure, all that is idle."""
-    cdef Py_ssize_t target_bytes
     cdef int64_t expiry_ns, now_ns = coarse_ns()
+    cdef Py_ssize_t target_bytes = 0 if is_under_pressure(now_ns) else ANY_BYTES
     lock()
-    target_bytes = 0 if is_under_pressure(now_ns) else ANY_BYTES
     expiry_ns = expiry(now_ns)
     unlock()
     trim_to(target_bytes, expiry_ns)

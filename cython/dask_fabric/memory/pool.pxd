@@ -12,11 +12,14 @@ cdef class Buffer:
     cdef Py_ssize_t capacity_bytes
     cdef int lead_bytes             # from the start of its slab to the data
     cdef bint is_pinned
+    cdef bint is_fresh              # not an idle slab's
+    cdef bint has_small_pages
     cdef int size_class             # of the pool; -1 from malloc, -2 where too large to be cached
     cdef PyObject *following        # of memory.arrays alone: it holds no reference
 
 cpdef Buffer allocate(Py_ssize_t nbytes, uint64_t like=*)
 cdef bint pin_slab(Buffer buffer, object pin) except -1
+cdef void use_small_pages(Buffer buffer) noexcept
 
 # For the engine's native threads, which hold no GIL.
 cpdef bint has_idle_memory() noexcept nogil

@@ -1,8 +1,12 @@
 """The one pool of receive buffers of this process.
 
-Below ``SMALL_BYTES`` a buffer is plain malloc. From there up it is a slab of a size class (four per
+Below ``SMALL_BYTES`` a buffer is plain malloc. From there up it is a slab of a size class (32 per
 doubling), which comes back to an idle list when its buffer dies and is handed out again, the most
 recently used first.
+
+What is resident stays near what was asked for, since Dask spills, pauses and kills by that: a slab
+has 1/32 more than its frame at most. It may come from a larger class, up to a quarter more, while
+what all buffers in use have borrowed so is little.
 """
 
 import operator
@@ -12,12 +16,14 @@ from cpython.buffer cimport PyBuffer_FillInfo
 from libc.stdint cimport uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 
+from dask_fabric.atomics cimport add_relaxed
 from dask_fabric.memory.idle cimport (
-    LARGEST_BYTES, NEVER_NS, Figures, Slab, class_bytes, figures, keep_idle, set_limits, snapshot,
-    take_idle, trim_expired, trim_to,
+    LARGEST_BYTES, NEVER_NS, STEP_COUNT, Figures, Slab, class_bytes, figures, has_idle, keep_idle,
+    set_limits, snapshot, take_idle, trim_expired, trim_to, usage,
 )
 from dask_fabric.memory.system cimport (
-    CACHE_LINE_BYTES, HUGE_BYTES, give_back, obtain, whole_huge_pages,
+    CACHE_LINE_BYTES, HUGE_BYTES, forgo_huge_pages, give_back, obtain, prefer_huge_pages,
+    whole_pages,
 )
 
 from dask_fabric.errors import ConfigError
@@ -32,37 +38,47 @@ cdef enum:
     STEP_BYTES = 16             # what every type is aligned to
     MOST_SECONDS = 1000000000   # in ns they still fit 64 bits
     PINNED_LIMIT_BYTES = 256 << 20
+    BORROWED_PART = 64          # of what is in use, or
+    BORROWED_BYTES = 32 << 20
 
-
-cdef inline int smallest_class(Py_ssize_t nbytes) noexcept nogil:
-    """The smallest class that holds nbytes, which lie between SMALL_BYTES and LARGEST_BYTES."""
-    cdef unsigned long long last = nbytes - 1
-    cdef int exponent = 63 - __builtin_clzll(last)
-    return (exponent - 16) * 4 + <int>(last >> (exponent - 2)) - 3
+# What the slabs in use have more than their own classes have.
+cdef Py_ssize_t borrowed_bytes = 0
 
 
 cdef inline int class_of(Py_ssize_t nbytes) noexcept nogil:
-    cdef int size_class = smallest_class(nbytes)
-    if class_bytes(size_class) > HUGE_BYTES:
-        return smallest_class(whole_huge_pages(class_bytes(size_class)))
-    return size_class
+    """The smallest class that holds nbytes, which lie between SMALL_BYTES and LARGEST_BYTES."""
+    cdef unsigned long long last = nbytes - 1
+    cdef int exponent = 63 - __builtin_clzll(last)
+    return (exponent - 16) * STEP_COUNT + <int>(last >> (exponent - 5)) - (STEP_COUNT - 1)
 
 
-cdef void release(char *data, Py_ssize_t capacity_bytes, int size_class,
-                  bint is_pinned) noexcept nogil:
+cdef inline Py_ssize_t most_bytes(Py_ssize_t nbytes) noexcept:
+    """How large a slab for so many bytes may be, where its own class has none."""
+    cdef Py_ssize_t bound_bytes = max(<Py_ssize_t>BORROWED_BYTES,
+                                      usage.in_use_bytes // BORROWED_PART)
+    return nbytes + min(nbytes // 4, bound_bytes - borrowed_bytes)
+
+
+cdef void release(Buffer buffer) noexcept:
+    """Make the slab of a buffer idle."""
+    global borrowed_bytes
+    cdef char *data = buffer.data - buffer.lead_bytes
     cdef Slab *slab
-    if size_class == NOT_POOLED:
+    if buffer.size_class == NOT_POOLED:
         free(data)
         return
-    slab = <Slab *>malloc(sizeof(Slab)) if size_class >= 0 else NULL
+    slab = <Slab *>malloc(sizeof(Slab)) if buffer.size_class >= 0 else NULL
+    if buffer.size_class >= 0:
+        borrowed_bytes -= buffer.capacity_bytes - class_bytes(class_of(buffer.nbytes))
     if slab == NULL:
-        if not is_pinned:
-            give_back(data, capacity_bytes)
+        if not buffer.is_pinned:
+            give_back(data, buffer.capacity_bytes)
         return
     slab.data = data
-    slab.capacity_bytes = capacity_bytes
-    slab.size_class = size_class
-    slab.is_pinned = is_pinned
+    slab.capacity_bytes = buffer.capacity_bytes
+    slab.size_class = buffer.size_class
+    slab.is_pinned = buffer.is_pinned
+    slab.has_small_pages = buffer.has_small_pages
     keep_idle(slab)
 
 
@@ -94,33 +110,42 @@ cdef class Buffer:
 
     def __dealloc__(self):
         if self.data != NULL:
-            figures.in_use_bytes -= self.nbytes
-            figures.in_use_count -= 1
-            release(self.data - self.lead_bytes, self.capacity_bytes, self.size_class,
-                    self.is_pinned)
+            add_relaxed(&usage.in_use_bytes, -self.nbytes)
+            add_relaxed(&usage.in_use_count, -1)
+            release(self)
+
+
+cdef void reuse(Buffer buffer, Slab *slab) noexcept:
+    """Give the buffer an idle slab."""
+    add_relaxed(&usage.hits_count, 1)
+    if slab.has_small_pages:
+        prefer_huge_pages(slab.data, slab.capacity_bytes)
+    buffer.data = slab.data
+    buffer.capacity_bytes = slab.capacity_bytes
+    buffer.size_class = slab.size_class
+    buffer.is_pinned = slab.is_pinned
+    free(slab)
 
 
 cdef void fill(Buffer buffer, Py_ssize_t nbytes) noexcept:
     """Give the buffer a slab, of the idle ones if one fits; its data stay NULL without memory."""
+    global borrowed_bytes
     cdef Slab *slab
     cdef int size_class = class_of(nbytes)
     cdef Py_ssize_t capacity_bytes = class_bytes(size_class)
     if capacity_bytes <= figures.max_idle_bytes:
-        slab = take_idle(nbytes, size_class)
+        slab = take_idle(size_class, most_bytes(nbytes))
         if slab != NULL:
-            figures.hits_count += 1
-            buffer.data = slab.data
-            buffer.capacity_bytes = slab.capacity_bytes
-            buffer.size_class = slab.size_class
-            buffer.is_pinned = slab.is_pinned
-            free(slab)
+            borrowed_bytes += slab.capacity_bytes - capacity_bytes
+            reuse(buffer, slab)
             return
     else:
         size_class = NOT_CACHED
-        capacity_bytes = nbytes if nbytes < HUGE_BYTES else whole_huge_pages(nbytes)
-    figures.misses_count += 1
+        capacity_bytes = whole_pages(nbytes)
+    add_relaxed(&usage.misses_count, 1)
     buffer.capacity_bytes = capacity_bytes
     buffer.size_class = size_class
+    buffer.is_fresh = True
     buffer.data = obtain(capacity_bytes)
     if buffer.data == NULL and trim_to(0, NEVER_NS):
         buffer.data = obtain(capacity_bytes)
@@ -164,8 +189,8 @@ cpdef Buffer allocate(Py_ssize_t nbytes, uint64_t like=0):
         buffer.lead_bytes = like % CACHE_LINE_BYTES & -STEP_BYTES
         buffer.data += buffer.lead_bytes
     buffer.nbytes = nbytes
-    figures.in_use_bytes += nbytes
-    figures.in_use_count += 1
+    add_relaxed(&usage.in_use_bytes, nbytes)
+    add_relaxed(&usage.in_use_count, 1)
     return buffer
 
 
@@ -177,23 +202,34 @@ cdef bint pin_slab(Buffer buffer, object pin) except -1:
     if buffer.is_pinned:
         return True
     if (buffer.size_class < 0 or buffer.capacity_bytes < HUGE_BYTES
-            or figures.pinned_bytes + buffer.capacity_bytes > PINNED_LIMIT_BYTES):
+            or usage.pinned_bytes + buffer.capacity_bytes > PINNED_LIMIT_BYTES):
         return False
-    figures.pinned_bytes += buffer.capacity_bytes
+    add_relaxed(&usage.pinned_bytes, buffer.capacity_bytes)
     try:
         pin(<uintptr_t>(buffer.data - buffer.lead_bytes), buffer.capacity_bytes + CACHE_LINE_BYTES)
     except BaseException:
-        figures.pinned_bytes -= buffer.capacity_bytes
+        add_relaxed(&usage.pinned_bytes, -buffer.capacity_bytes)
         raise
     buffer.is_pinned = True
     return True
+
+
+cdef void use_small_pages(Buffer buffer) noexcept:
+    """Let only what is written become resident, until the slab is handed out again.
+
+    Before it is written: fresh memory loses its content.
+    """
+    if (buffer.size_class != NOT_POOLED and buffer.capacity_bytes >= HUGE_BYTES
+            and not buffer.is_pinned):
+        forgo_huge_pages(buffer.data - buffer.lead_bytes, buffer.capacity_bytes, buffer.is_fresh)
+        buffer.has_small_pages = True
 
 
 # ---------------------------------------------------------------- trimming and settings
 
 cpdef bint has_idle_memory() noexcept nogil:
     """Whether `trim_idle` may have something to do, now or later."""
-    return snapshot().idle_count > 0
+    return has_idle()
 
 
 cpdef void trim_idle() noexcept nogil:
@@ -247,7 +283,7 @@ def configure(*, max_idle_bytes=None, idle_seconds=None, pressure_limit_bytes=No
     ConfigError
         A value is not usable; the message names it.
     """
-    cdef Figures new = figures
+    cdef Figures new = snapshot()
     if max_idle_bytes is not None:
         new.max_idle_bytes = checked_bytes("max_idle_bytes", max_idle_bytes)
     if idle_seconds is not None:

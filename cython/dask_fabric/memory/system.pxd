@@ -6,11 +6,17 @@ cdef enum:
     HUGE_BYTES = 2 << 20
     CACHE_LINE_BYTES = 64
 
-cdef inline Py_ssize_t whole_huge_pages(Py_ssize_t nbytes) noexcept nogil:
-    return (nbytes + HUGE_BYTES - 1) & ~<Py_ssize_t>(HUGE_BYTES - 1)
+cdef Py_ssize_t PAGE_BYTES
 
-# Memory aligned to cache lines, with room for one more behind its capacity.
-cdef char *obtain(Py_ssize_t capacity_bytes) noexcept nogil
+cdef inline Py_ssize_t whole_pages(Py_ssize_t nbytes) noexcept nogil:
+    return (nbytes + PAGE_BYTES - 1) // PAGE_BYTES * PAGE_BYTES
+
+# Memory aligned to cache lines, with room for one more behind its capacity, which from HUGE_BYTES
+# up is of whole pages. Under the GIL.
+cdef char *obtain(Py_ssize_t capacity_bytes) noexcept
 cdef void give_back(char *data, Py_ssize_t capacity_bytes) noexcept nogil
+# For memory from HUGE_BYTES up.
+cdef void prefer_huge_pages(char *data, Py_ssize_t capacity_bytes) noexcept nogil
+cdef void forgo_huge_pages(char *data, Py_ssize_t capacity_bytes, bint is_fresh) noexcept nogil
 cdef int64_t coarse_ns() noexcept nogil
 cdef Py_ssize_t resident_bytes() noexcept nogil

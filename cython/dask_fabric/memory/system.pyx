@@ -1,6 +1,9 @@
-"""What the pool asks of the operating system; nothing here needs the GIL or a lock.
+"""What the pool asks of the operating system; only `obtain` needs the GIL, and nothing a lock.
 
-From 2 MiB up memory is mapped on its own, of huge pages; below, it comes from the C library.
+Memory of less than 2 MiB comes from the C library; more is mapped, of huge pages: fresh ones cost
+a third of the time. The first byte that is written into a huge page makes all of it resident.
+Therefore neighbours share their huge pages: memory is cut from a run, one piece after the other,
+and each piece is unmapped by itself.
 """
 
 from libc.stdint cimport int64_t, uintptr_t
@@ -8,20 +11,38 @@ from libc.stdio cimport sscanf
 from libc.stdlib cimport free
 from posix.fcntl cimport O_CLOEXEC, O_RDONLY, open as open_file
 from posix.mman cimport (
-    MADV_DONTNEED, MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE,
-    madvise, mmap, munmap,
+    MADV_DONTNEED, MADV_HUGEPAGE, MADV_NOHUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE,
+    PROT_READ, PROT_WRITE, madvise, mmap, munmap,
 )
 from posix.stdlib cimport posix_memalign
 from posix.time cimport CLOCK_MONOTONIC_COARSE, clock_gettime, timespec
 from posix.unistd cimport _SC_PAGESIZE, close, read, sysconf
 
+cdef enum:
+    RUN_BYTES = 128 << 20
+    SHARED_BYTES = 32 << 20     # what is larger is a mapping of its own
+    ROUNDED_PART = 64           # it may have so much more, to end with a huge page
+
+PAGE_BYTES = sysconf(_SC_PAGESIZE)
+
+# What is left of the run.
+cdef char *run = NULL
+cdef Py_ssize_t run_bytes = 0
+
+
+cdef Py_ssize_t mapped_bytes(Py_ssize_t capacity_bytes) noexcept nogil:
+    """How much is mapped for memory of `HUGE_BYTES` and more, with the room behind it."""
+    cdef Py_ssize_t least_bytes = capacity_bytes + PAGE_BYTES
+    cdef Py_ssize_t huge_bytes = (least_bytes + HUGE_BYTES - 1) // HUGE_BYTES * HUGE_BYTES
+    cdef Py_ssize_t most_bytes = least_bytes + capacity_bytes // ROUNDED_PART
+    return least_bytes if capacity_bytes <= SHARED_BYTES or huge_bytes > most_bytes else huge_bytes
+
 
 cdef char *map_huge(Py_ssize_t nbytes) noexcept nogil:
-    """Map whole huge pages, aligned to them: an unaligned mapping loses up to two of them."""
-    # Kernels differ in what they align by themselves; one page more and none does. That one
-    # stays: the room behind the capacity.
-    cdef Py_ssize_t lead_bytes, kept_bytes = nbytes + sysconf(_SC_PAGESIZE)
-    cdef char *data = <char *>mmap(NULL, kept_bytes + HUGE_BYTES, PROT_READ | PROT_WRITE,
+    """Map memory that begins with a huge page."""
+    # Kernels differ in what they align by themselves.
+    cdef Py_ssize_t lead_bytes
+    cdef char *data = <char *>mmap(NULL, nbytes + HUGE_BYTES, PROT_READ | PROT_WRITE,
                                    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
     if data == <char *>MAP_FAILED:
         return NULL
@@ -29,29 +50,62 @@ cdef char *map_huge(Py_ssize_t nbytes) noexcept nogil:
     if lead_bytes:
         munmap(data, lead_bytes)
     data += lead_bytes
-    munmap(data + kept_bytes, HUGE_BYTES - lead_bytes)
-    madvise(data, kept_bytes, MADV_HUGEPAGE)    # a kernel without huge pages is slower, not wrong
+    munmap(data + nbytes, HUGE_BYTES - lead_bytes)
+    madvise(data, nbytes, MADV_HUGEPAGE)        # a kernel without huge pages is slower, not wrong
     return data
 
 
-cdef char *obtain(Py_ssize_t capacity_bytes) noexcept nogil:
+cdef char *cut(Py_ssize_t nbytes) noexcept:
+    """The next piece of the run; of a new one where too little is left of it."""
+    global run, run_bytes
+    cdef char *data
+    if run_bytes < nbytes:
+        data = map_huge(RUN_BYTES)
+        if data == NULL:
+            return map_huge(nbytes)
+        if run_bytes:
+            munmap(run, run_bytes)
+        run, run_bytes = data, RUN_BYTES
+    data = run
+    run += nbytes
+    run_bytes -= nbytes
+    return data
+
+
+cdef void prefer_huge_pages(char *data, Py_ssize_t capacity_bytes) noexcept nogil:
+    """Let what is not yet resident be of huge pages, as at first."""
+    madvise(data, mapped_bytes(capacity_bytes), MADV_HUGEPAGE)
+
+
+cdef void forgo_huge_pages(char *data, Py_ssize_t capacity_bytes, bint is_fresh) noexcept nogil:
+    """Make no more resident than what is written; what neighbours have made so too, if it is fresh.
+    """
+    cdef Py_ssize_t nbytes = mapped_bytes(capacity_bytes)
+    madvise(data, nbytes, MADV_NOHUGEPAGE)
+    if is_fresh:
+        madvise(data, nbytes, MADV_DONTNEED)
+
+
+cdef char *obtain(Py_ssize_t capacity_bytes) noexcept:
     cdef void *data = NULL
+    if capacity_bytes > SHARED_BYTES:
+        return map_huge(mapped_bytes(capacity_bytes))
     if capacity_bytes >= HUGE_BYTES:
-        return map_huge(capacity_bytes)
+        return cut(mapped_bytes(capacity_bytes))
     if posix_memalign(&data, CACHE_LINE_BYTES, capacity_bytes + CACHE_LINE_BYTES):
         return NULL
     return <char *>data
 
 
 cdef void give_back(char *data, Py_ssize_t capacity_bytes) noexcept nogil:
-    cdef uintptr_t page, first, end
+    cdef uintptr_t first, end
     if capacity_bytes >= HUGE_BYTES:
-        munmap(data, capacity_bytes + sysconf(_SC_PAGESIZE))
+        if munmap(data, mapped_bytes(capacity_bytes)):      # no more mappings: vm.max_map_count
+            madvise(data, mapped_bytes(capacity_bytes), MADV_DONTNEED)
         return
     # free() keeps what lies in the middle of its heap; the pages are to go to the system now.
-    page = sysconf(_SC_PAGESIZE)
-    first = (<uintptr_t>data + page - 1) // page * page
-    end = (<uintptr_t>data + capacity_bytes) // page * page
+    first = whole_pages(<uintptr_t>data)
+    end = (<uintptr_t>data + capacity_bytes) // PAGE_BYTES * PAGE_BYTES
     if end > first:
         madvise(<void *>first, end - first, MADV_DONTNEED)
     free(data)
@@ -76,4 +130,4 @@ cdef Py_ssize_t resident_bytes() noexcept nogil:
     text[length if length > 0 else 0] = 0
     if sscanf(text, "%*d %ld", &page_count) != 1:
         return 0
-    return page_count * sysconf(_SC_PAGESIZE)
+    return page_count * PAGE_BYTES
