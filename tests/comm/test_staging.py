@@ -20,7 +20,7 @@ from distributed import Client, LocalCluster
 from distributed.comm import CommClosedError, connect, listen
 from distributed.protocol import Serialized, to_serialize
 
-from dask_fabric.comm import ucx
+from dask_fabric.comm import staging, ucx
 from dask_fabric.comm.runtime import settings
 from dask_fabric.comm.staging import CHUNK, CHUNK_KIND, MARK, MESSAGE, MESSAGE_KIND
 from dask_fabric.comm.staging_receive import Incoming, to_device
