@@ -137,6 +137,24 @@ async def test_a_receive_that_wants_to_write_waits_for_room_in_the_socket():
         assert (await receive(far))[0] == b"back"
 
 
+async def test_what_came_before_a_write_failed_stays_readable():
+    """The peer has sent its last messages and gone, which is noticed while writing."""
+    context = Renegotiating()
+    async with opened(context, Renegotiating()) as (near, far):
+        await turns(5)
+        context.send_errors = [ssl.SSLWantWriteError()]
+        near.send(b"lost", [])
+        assert near.pending_bytes
+        far.send(b"last", [])
+        far._uncork()
+        context.send_errors = [BrokenPipeError(32, "Broken pipe")]
+        near._on_writable()  # before the loop has seen that something came
+        assert near.closed
+        assert (await receive(near))[0] == b"last"
+        with pytest.raises(ChannelClosedError, match="Broken pipe"):
+            await receive(near)
+
+
 async def test_frames_arrive_as_they_were(contexts):
     async with opened(*contexts) as (near, far):
         for size in SIZES:
