@@ -35,6 +35,7 @@ cdef class Encoding:
     cdef readonly object saved_bytes    # by compression, as far as it is known; when finished
     cdef bint compresses            # these are known while finishing
     cdef bint is_metered
+    cdef Py_ssize_t inline_nbytes   # of pickles in the header
     cdef Py_ssize_t parts_left      # while estimating
 
     cdef bint will_compress(self) except -1
@@ -44,6 +45,7 @@ cdef class Encoding:
     cdef bytes encode_plain_array(self, object array, list frames)
     cdef bytes encode_to_pickle(self, object payload, list frames)
     cdef bytes encode_made(self, int kind, object payload, list frames)
+    cdef bint is_inline(self, Py_ssize_t nbytes) noexcept
     cdef tuple compress(self, list made, object known)
     cdef object cost_bytes(self, object data, bint compresses)
     cdef object parts_of(self, object data, object kind)

@@ -1,6 +1,4 @@
 from cpython.buffer cimport PyBUF_SIMPLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer
-from cpython.bytearray cimport PyByteArray_CheckExact
-from cpython.bytes cimport PyBytes_CheckExact
 
 import sys
 from time import perf_counter
@@ -10,14 +8,17 @@ import msgpack
 
 from dask_fabric.codec.arrays cimport encode_array, is_plain, ndarray
 from dask_fabric.codec.decoding cimport Decoding, holds_payloads, unpack_msgpack
+from dask_fabric.codec.large cimport (
+    LARGE_NBYTES, LESSER_NBYTES, MANY_NBYTES, Large, cut_large,
+)
 from dask_fabric.codec.layout cimport (
-    KIND_FRAMED_PICKLE, KIND_PICKLE, KIND_PICKLED, KIND_SERIALIZED, Kind, PyMemoryView_Check,
-    PyMemoryView_GET_BUFFER, body_entry, nbytes_of, prefix,
+    KIND_FRAMED_PICKLE, KIND_PICKLE, KIND_PICKLED, KIND_SERIALIZED, Kind, append_frames,
+    body_entry, nbytes_of, prefix,
 )
 from dask_fabric.codec.scan cimport SCAN_OK, ScanResult, scan, scan_error
 
 from dask_fabric.errors import ProtocolError
-from dask_fabric.memory.device import belongs_on_device, span_of
+from dask_fabric.memory.device import span_of
 
 cdef object Packer = msgpack.Packer
 cdef object packb = msgpack.packb
@@ -25,7 +26,6 @@ cdef object packb = msgpack.packb
 cdef enum:
     MAX_IDLE_PACKINGS = 8
     MAX_KEPT_PACKED_NBYTES = 1 << 20    # a packer's buffer never shrinks
-    MAX_INLINE_PICKLE_NBYTES = 1 << 16  # above, a pickle is a frame of its own
     MAX_COST_PARTS = 100                # of one payload, looked at here and not by dask's sizeof
 
 cdef frozenset FREE_KINDS = frozenset(
@@ -97,6 +97,8 @@ cdef class Codec:
         encoding.saved_bytes = 0
         try:
             encoding.main = self.pack(message, encoding.payloads)
+            if len(encoding.main) > LARGE_NBYTES:
+                encoding.main = cut_large(encoding.main, encoding.payloads, self.dialect.ToPickle)
         except Exception as error:
             log_encoding_failure(self.dialect, message, error)
             raise
@@ -296,17 +298,24 @@ cdef class Encoding:
         cdef list made = []
         pickled = self.codec.dialect.pickle_dumps(payload.data, buffer_callback=made.append)
         made = [self.codec.dialect.ensure_memoryview(buffer) for buffer in made]
-        compression = self.compress(made, None)
+        cdef bint is_inline = self.is_inline(len(pickled))
+        compression = self.compress(made, None) if is_inline else ()
         if self.compresses and any(compression):
             append_frames(self.codec.dialect, made, frames)
             header = {"pickled-obj": pickled, "compression": compression}
             return body_entry(KIND_PICKLED, len(made), packb(header, use_bin_type=True))
-        cdef bint is_inline = len(pickled) <= MAX_INLINE_PICKLE_NBYTES
         if not is_inline:
             made.insert(0, pickled)
         append_frames(self.codec.dialect, made, frames)
         return body_entry(KIND_PICKLE if is_inline else KIND_FRAMED_PICKLE, len(made),
                           pickled if is_inline else b"")
+
+    cdef bint is_inline(self, Py_ssize_t nbytes) noexcept:
+        """Whether a pickle stands in the header, which is not to grow large by many of them."""
+        if nbytes > (LESSER_NBYTES if self.inline_nbytes > MANY_NBYTES else LARGE_NBYTES):
+            return False
+        self.inline_nbytes += nbytes
+        return True
 
     cdef tuple compress(self, list made, object known):
         """Compress frames in place as negotiated; returns the names of the compressions."""
@@ -331,6 +340,8 @@ cdef class Encoding:
             return 0
         if kind is bytes or kind is bytearray:
             return len(data) if compresses else 0
+        if kind is Large:
+            return data.nbytes if compresses else 0
         if kind is str:
             return len(data)
         if kind is ndarray and not data.dtype.hasobject:
@@ -360,21 +371,6 @@ cdef int check_msgpack(object header, bint *special) except -1:
     if result != SCAN_OK:
         raise scan_error(result)
     return 0
-
-
-cdef int append_frames(object dialect, list made, list frames) except -1:
-    for frame in made:
-        is_final = is_frame(frame) or belongs_on_device(frame)
-        frames.append(frame if is_final else dialect.ensure_memoryview(frame))
-    return 0
-
-
-cdef bint is_frame(object buffer) noexcept:
-    """Whether a buffer needs no cast to be contiguous bytes of one dimension."""
-    if not PyMemoryView_Check(buffer):
-        return PyBytes_CheckExact(buffer) or PyByteArray_CheckExact(buffer)
-    cdef Py_buffer *view = PyMemoryView_GET_BUFFER(buffer)
-    return view.ndim == 1 and view.itemsize == 1 and view.strides[0] == 1
 
 
 cdef object log_encoding_failure(object dialect, object message, object error):

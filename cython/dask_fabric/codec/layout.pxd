@@ -49,3 +49,6 @@ cdef const unsigned char *take(Reader *reader, uint64_t nbytes) except NULL
 cdef bytes prefix(Py_ssize_t payload_count)
 cdef bytes body_entry(Kind kind, Py_ssize_t frame_count, bytes body)
 cdef Py_ssize_t nbytes_of(object frame) except -1
+
+# Append what was made to the frames, as contiguous bytes of one dimension, or as it is on a device.
+cdef int append_frames(object dialect, list made, list frames) except -1

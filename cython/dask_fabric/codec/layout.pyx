@@ -4,7 +4,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromSt
 from libc.string cimport memcpy
 
 from dask_fabric.errors import ProtocolError
-from dask_fabric.memory.device import span_of
+from dask_fabric.memory.device import belongs_on_device, span_of
 
 cdef enum:
     BODY_HEAD_NBYTES = 13       # kind, count of frames, size of the body
@@ -66,3 +66,18 @@ cdef Py_ssize_t nbytes_of(object frame) except -1:
     if span_of(frame) is not None:
         raise ProtocolError("a frame of device memory came where host memory was due")
     return memoryview(frame).nbytes
+
+
+cdef int append_frames(object dialect, list made, list frames) except -1:
+    for frame in made:
+        is_final = is_frame(frame) or belongs_on_device(frame)
+        frames.append(frame if is_final else dialect.ensure_memoryview(frame))
+    return 0
+
+
+cdef bint is_frame(object buffer) noexcept:
+    """Whether a buffer needs no cast to be contiguous bytes of one dimension."""
+    if not PyMemoryView_Check(buffer):
+        return PyBytes_CheckExact(buffer) or PyByteArray_CheckExact(buffer)
+    cdef Py_buffer *view = PyMemoryView_GET_BUFFER(buffer)
+    return view.ndim == 1 and view.itemsize == 1 and view.strides[0] == 1

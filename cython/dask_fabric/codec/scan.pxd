@@ -16,3 +16,14 @@ cdef ScanResult scan(const unsigned char *data, Py_ssize_t nbytes, uint64_t payl
                      bint *special) noexcept nogil
 
 cdef object scan_error(ScanResult result)
+
+
+cdef struct Item:
+    Py_ssize_t start        # of its head
+    Py_ssize_t body
+    bint is_text
+
+# Walk on from at, behind which it leaves it, to the next bytes or text of so many bytes. What is
+# walked over is msgpack of our own: nothing is checked.
+cdef bint next_large(const unsigned char *data, Py_ssize_t nbytes, Py_ssize_t *at,
+                     Py_ssize_t least_nbytes, Item *item) noexcept nogil

@@ -114,6 +114,25 @@ cdef ScanResult scan(const unsigned char *data, Py_ssize_t nbytes, uint64_t payl
     return SCAN_OK if at == nbytes else SCAN_TRAILING
 
 
+cdef bint next_large(const unsigned char *data, Py_ssize_t nbytes, Py_ssize_t *at,
+                     Py_ssize_t least_nbytes, Item *item) noexcept nogil:
+    cdef unsigned char tag
+    cdef uint64_t number
+    while at[0] < nbytes:
+        item.start = at[0]
+        tag = data[at[0]]
+        at[0] += 1
+        number = big_endian(data + at[0], WIDTH[tag]) if WIDTH[tag] else NUMBER[tag]
+        at[0] += WIDTH[tag]
+        if KIND[tag] == STRING or KIND[tag] == BINARY:
+            item.body = at[0]
+            item.is_text = KIND[tag] == STRING
+            at[0] += <Py_ssize_t>number + EXTRA[tag]
+            if number >= <uint64_t>least_nbytes and not EXTRA[tag]:     # an ext is neither
+                return True
+    return False
+
+
 cdef object scan_error(ScanResult result):
     if result == SCAN_TRUNCATED:
         return ProtocolError("the message ends before its msgpack does")
