@@ -18,6 +18,7 @@ from distributed.comm.core import Connector
 
 from dask_fabric.comm import runtime, unix
 from dask_fabric.comm.addressing import Target, resolve
+from dask_fabric.comm.attempts import Attempts
 from dask_fabric.comm.channels import make_channel
 from dask_fabric.comm.comm import FabricComm
 from dask_fabric.comm.introduction import NewComm
@@ -52,6 +53,7 @@ class FabricConnector(Connector):
     def __init__(self, scheme: Scheme) -> None:
         self.scheme = scheme
         self.prefix = scheme.prefix
+        self._attempts = Attempts()
         self._silent_until: dict[str, float] = {}  # Unix sockets that did not answer
 
     async def connect(
@@ -90,6 +92,7 @@ class FabricConnector(Connector):
             targets = await resolve(loop, host, port)
         except (ValueError, OverflowError) as exc:  # UnicodeError is a ValueError
             raise OSError(f"{peer_addr} is no address that can be connected to: {exc}") from exc
+        await self._attempts.pause(peer_addr)
         channel = None
         if self.scheme.fast and settings.unix_sockets and ssl_context is None:
             channel = await self._open_unix(loop, targets, settings, peer_addr)
@@ -98,6 +101,7 @@ class FabricConnector(Connector):
             channel = await self._open_tcp(
                 loop, targets, settings, peer_addr, ssl_context, server_hostname
             )
+        self._attempts.succeeded(peer_addr)
         return NewComm(
             channel,
             *channel.addresses(),
@@ -117,6 +121,7 @@ class FabricConnector(Connector):
     ) -> Any:
         """Give an open channel over TCP or TLS."""
         sock = await _connect_to_any(loop, targets)
+        begin = loop.time()
         try:
             channel = make_channel(
                 self.scheme,
@@ -131,9 +136,13 @@ class FabricConnector(Connector):
             await channel.open(settings.handshake_timeout_seconds)
         except (FabricError, OSError) as exc:
             sock.close()
-            raise comm_error(peer_addr, exc) from exc
+            error = comm_error(peer_addr, exc)
+            error.__cause__ = exc
+            self._attempts.failed(peer_addr, error)
+            raise error from exc
         except BaseException:
             sock.close()
+            self._attempts.silent(peer_addr, loop.time() - begin)
             raise
         return channel
 

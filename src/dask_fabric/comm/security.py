@@ -100,6 +100,8 @@ def comm_error(where: str, exc: Exception) -> CommClosedError:
     """
     cause = _root(exc)
     message = f"in {where}: {cause.__class__.__name__}: {cause}"
+    if isinstance(cause, ConnectionResetError):
+        message += " (is it a server of this scheme? does it want TLS?)"
     if isinstance(cause, ssl.SSLCertVerificationError):
         message = f"in {where}: TLS certificate does not match ({cause}). {_TLS_HELP}"
     elif isinstance(cause, ssl.SSLError):

@@ -92,7 +92,7 @@ SEEN_BY_CLIENT = (
     Foreign(
         (b"HTTP/",),
         "the server at this address speaks HTTP, not {scheme}://: check the port (the dashboard's "
-        "is not the scheduler's)",
+        "is not the scheduler's), or use ws:// if it is Dask's own",
         no_reply,
     ),
     Foreign(

@@ -31,6 +31,8 @@ ITEM_COUNT_LIMIT = 512  # of all together
 LEAST_LIMITS = {"frames": 1, "header": LIMIT_BYTES_LEAST, "message": LIMIT_BYTES_LEAST}
 OMITTED_IF_EMPTY = ("refused", "boot", "cma", "ucx", "address", "ends", "error")
 NESTING_LIMIT = 16
+# A server of HTTP answers when it has seen this, and a client then knows what is there.
+_HTTP_END = b"\r\n\r\n"
 # Features: what is used where both sides list it.
 CHUNKS = "chunks"  # frames of device memory come in chunks, see docs/wire-protocol.md
 
@@ -98,6 +100,7 @@ class Hello:
         """
         content = {item.name: getattr(self, item.name) for item in fields(self)}
         content = {k: v for k, v in content.items() if v or k not in OMITTED_IF_EMPTY}
+        content["end"] = _HTTP_END
         body = msgpack.packb(content)
         if len(body) > HELLO_BYTES_LIMIT:
             raise ValueError(f"a hello of {len(body)} bytes; at most {HELLO_BYTES_LIMIT} may be")
