@@ -136,6 +136,21 @@ async def test_a_stop_before_dasks_handshake_closes_the_connection():
         await asyncio.sleep(0)
 
 
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="Python 3.12 brought eager tasks")
+async def test_an_eager_task_that_ends_at_once_is_not_kept():
+    loop = asyncio.get_running_loop()
+    loop.set_task_factory(asyncio.eager_task_factory)
+    async with listen("fabric+tcp://127.0.0.1", ignore) as listener:
+        for _ in range(3):
+            comm = await connect(listener.contact_address)
+            await comm.close()
+        with socket.create_connection(listener.get_host_port()) as stranger:
+            stranger.sendall(b"x" * 16)
+            await loop.run_in_executor(None, stranger.recv, 1)
+        while listener._tasks:
+            await asyncio.sleep(0)
+
+
 def test_an_address_before_the_start_is_a_valueerror():
     listener = listen("fabric://127.0.0.1", ignore)
     with pytest.raises(ValueError, match="not started"):

@@ -288,7 +288,10 @@ class FabricListener(BaseListener):
             self._log_refusal(peer_addr, exc, 0)
             return
         self._opening.add(channel)
-        self._tasks.add(self._loop.create_task(self._serve(channel, peer_addr)))
+        task = self._loop.create_task(self._serve(channel, peer_addr))
+        # In this order: an eager task may have ended by now.
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _pause(self, listening: socket.socket, take: Callable, exc: OSError) -> None:
         self._refusals.warn(
@@ -308,12 +311,9 @@ class FabricListener(BaseListener):
 
     async def _serve(self, channel: Any, peer_addr: str) -> None:
         """Take one connection from its first byte to the handler's end."""
-        try:
-            comm = await self._open(channel, peer_addr)
-            if comm is not None and await self._introduce(comm):
-                await self._handle(comm)
-        finally:
-            self._tasks.discard(asyncio.current_task())
+        comm = await self._open(channel, peer_addr)
+        if comm is not None and await self._introduce(comm):
+            await self._handle(comm)
 
     async def _introduce(self, comm: FabricComm) -> bool:
         """Go through Dask's own handshake, and say whether that went well."""

@@ -32,6 +32,7 @@ from dask_fabric.wire.negotiation import (
     insists_on_ucx,
     objection,
 )
+from dask_fabric.wire.records import error_record, violation
 from dask_fabric.wire.text import one_line
 
 logger = logging.getLogger(__name__)
@@ -238,7 +239,8 @@ class Negotiator:
         self._use(channel, choose(self.hello, server, found))
         if insists_on_ucx(self.hello, server) and channel.choice.paths["host"] != "ucx":
             reason = channel.choice.refused["ucx"]
-            raise RefusedError(f"{UCX_SCHEME}:// cannot be used between the two: {reason}")
+            text = f"{UCX_SCHEME}:// cannot be used between the two: {reason}"
+            raise RefusedError(text, error_record(text))
 
     def await_client(self, channel: Any) -> None:
         """As a server, use the stream until the client has told what it found out."""
@@ -251,8 +253,10 @@ class Negotiator:
         Raises
         ------
         ProtocolError
-            What it told makes no sense.
+            What it told makes no sense, or it had nothing to tell.
         """
+        if not self._open:
+            raise violation("paths that nobody asked for")
         self._use(channel, choose(channel.peer, self.hello, decode_found(content)))
 
     def _hello_for(self, client: Hello) -> Hello:
