@@ -13,11 +13,11 @@ import struct
 import numpy as np
 import pytest
 
-from dask_fabric.engine import copies, fetching
+from dask_fabric.engine import copies, fetching, quarantine, threads
 from dask_fabric.errors import ChannelClosedError, ProtocolError
 from dask_fabric.memory import pool
 
-from .conftest import new_channel, unix_pair
+from .conftest import fd_of, new_channel, unix_pair
 from .offering import (
     ACKNOWLEDGE,
     BULK,
@@ -255,9 +255,9 @@ async def test_an_end_does_not_wait_for_a_page(slow_memory, nbytes, how):
         with pytest.raises(ChannelClosedError):
             await reading
         # A thread may still write to the frame: nobody else gets its memory.
-        assert copies.statistics()["stuck_count"] and copies.statistics()["quarantine_count"] == 1
+        assert copies.statistics()["stuck_count"] and quarantine.statistics()["job_count"] == 1
     memory.arrive()
-    await until(lambda: copies.statistics()["quarantine_count"] == 0)
+    await until(lambda: quarantine.statistics()["job_count"] == 0)
     assert copies.statistics()["stuck_count"] == 0
 
 
@@ -297,6 +297,25 @@ async def test_stuck_threads_are_replaced(slow_memory, cma_pair):
         for reading in stuck:
             _, (frame,) = await reading
             assert bytes(frame) == bytes(BULK)
+
+
+async def test_an_abort_does_not_wait_for_a_page_that_is_being_sent(slow_memory, channels):
+    """The array lies on a file system that hangs: a thread of the sender is stuck in its page."""
+    memory = slow_memory(BULK)
+    async with channels() as (near, far):
+        descriptor = fd_of(near)
+        near.send(b"", [memory.view])
+        reading = asyncio.ensure_future(receive(far))
+        await until(lambda: near.statistics()["send_jobs"])
+        await asyncio.sleep(0.1)  # until the thread is in the page
+        near.abort()
+        assert quarantine.statistics()["job_count"] == 1
+        assert os.path.exists(f"/proc/self/fd/{descriptor}")  # no other file gets its number
+        memory.arrive()
+        with pytest.raises(ChannelClosedError):
+            await reading
+    await until(lambda: quarantine.statistics()["job_count"] == 0)
+    assert threads.statistics()["job_count"] == 0
 
 
 # ---------------------------------------------------------------- messages that stand still

@@ -12,5 +12,4 @@ cdef uint64_t submit_copies(
 ) except 0
 cdef bint cancel_copies(uint64_t name) noexcept nogil
 cdef int64_t tend_copies(uint64_t name) noexcept nogil
-cdef quarantine(owner, uint64_t name)
-cdef bint reap_quarantine() except -1
+cdef bint is_copying(uint64_t name) noexcept nogil

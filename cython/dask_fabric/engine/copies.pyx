@@ -16,11 +16,13 @@ from libc.stdint cimport int64_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
-from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
+from posix.time cimport timespec
 
 from dask_fabric.clock cimport now_ns
 from dask_fabric.engine.mailbox cimport Completion, Ended, Mailbox, post
-from dask_fabric.engine.native cimport prepare_thread, start_thread, thread_goal
+from dask_fabric.engine.native cimport (
+    THREAD_COUNT_LIMIT, prepare_thread, start_thread, thread_goal, wait_limit,
+)
 from dask_fabric.linux cimport (
     pthread_cond_broadcast, pthread_cond_init, pthread_cond_t, pthread_cond_timedwait,
     pthread_cond_wait,
@@ -33,9 +35,7 @@ from dask_fabric.wire.offers cimport Offer
 cdef enum:
     SLICE_BYTES = 4 << 20
     VERY_LARGE_BYTES = 128 << 20    # who waits for it waits for more than 10 ms
-    THREAD_LIMIT = 64
     STUCK_NS = 100_000_000          # for one slice: a hundred times what it takes
-    CANCEL_NS = 5_000_000           # a cancellation waits no longer for slices
 
 cdef uint64_t COPY_BIT = <uint64_t> 1 << 63
 
@@ -68,11 +68,9 @@ cdef struct Engine:
     Job *abandoned              # cancelled ones with slices that threads are stuck in
     uint64_t job_count          # ever
     int thread_count
-    Thread threads[THREAD_LIMIT]
+    Thread threads[THREAD_COUNT_LIMIT]
 
 cdef Engine engine
-
-_quarantine = []                # (owner of memory, name of the job whose threads may write to it)
 
 
 def _reset():
@@ -94,8 +92,7 @@ def statistics():
     -------
     dict
         ``thread_count`` and ``job_count`` (in flight); ``stuck_count``, threads that wait for a
-        page of another process; ``quarantine_count``, cancelled jobs whose memory such threads may
-        still write to.
+        page of another process.
     """
     cdef int job_count = 0, stuck_count
     cdef Job *job
@@ -108,7 +105,6 @@ def statistics():
     pthread_mutex_unlock(&engine.mutex)
     return {
         "thread_count": engine.thread_count, "job_count": job_count, "stuck_count": stuck_count,
-        "quarantine_count": len(_quarantine),
     }
 
 
@@ -153,11 +149,11 @@ cdef bint cancel_copies(uint64_t name) noexcept nogil:
     Returns
     -------
     bool
-        Whether a thread may still write to its memory, which then belongs into `quarantine`.
+        Whether a thread may still write to its memory, which then belongs into quarantine.
     """
     cdef Job *job
     cdef bint is_stuck = False
-    cdef timespec until = _in_a_moment()
+    cdef timespec until = wait_limit()
     pthread_mutex_lock(&engine.mutex)
     job = engine.first
     while job != NULL and job.name != name:
@@ -197,19 +193,8 @@ cdef int64_t tend_copies(uint64_t name) noexcept nogil:
     return moved_bytes
 
 
-cdef quarantine(owner, uint64_t name):
-    """Keep memory alive that a thread may still write to for a cancelled job."""
-    _quarantine.append((owner, name))
-
-
-cdef bint reap_quarantine() except -1:
-    """Free what is written to no more, and say whether something is left."""
-    if _quarantine:
-        _quarantine[:] = [(owner, name) for owner, name in _quarantine if _is_abandoned(name)]
-    return bool(_quarantine)
-
-
-cdef bint _is_abandoned(uint64_t name) noexcept nogil:
+cdef bint is_copying(uint64_t name) noexcept nogil:
+    """Whether threads are stuck in slices of a cancelled job."""
     cdef Job *job
     pthread_mutex_lock(&engine.mutex)
     job = engine.abandoned
@@ -219,20 +204,10 @@ cdef bint _is_abandoned(uint64_t name) noexcept nogil:
     return job != NULL
 
 
-cdef timespec _in_a_moment() noexcept nogil:
-    cdef timespec until
-    clock_gettime(CLOCK_REALTIME, &until)
-    until.tv_nsec += CANCEL_NS
-    if until.tv_nsec >= 1_000_000_000:
-        until.tv_sec += 1
-        until.tv_nsec -= 1_000_000_000
-    return until
-
-
 cdef int _stuck_count() noexcept nogil:
     cdef int index, count = 0
     cdef int64_t stuck_since_ns = now_ns() - STUCK_NS
-    for index in range(THREAD_LIMIT):
+    for index in range(THREAD_COUNT_LIMIT):
         count += 0 < engine.threads[index].since_ns < stuck_since_ns
     return count
 
@@ -243,7 +218,7 @@ cdef bint _is_stuck(Job *job) noexcept nogil:
     cdef int64_t stuck_since_ns = now_ns() - STUCK_NS
     if job.running_count == 0:
         return False
-    for index in range(THREAD_LIMIT):
+    for index in range(THREAD_COUNT_LIMIT):
         if engine.threads[index].job == job and 0 < engine.threads[index].since_ns < stuck_since_ns:
             return True
     return False
@@ -253,7 +228,7 @@ cdef int _running_count() noexcept nogil:
     """Threads that copy for jobs that are not very large, and are not stuck."""
     cdef int index, count = 0
     cdef int64_t stuck_since_ns = now_ns() - STUCK_NS
-    for index in range(THREAD_LIMIT):
+    for index in range(THREAD_COUNT_LIMIT):
         count += (
             engine.threads[index].since_ns >= stuck_since_ns
             and not engine.threads[index].job.is_very_large
@@ -265,7 +240,7 @@ cdef void _start_threads(int goal) noexcept nogil:
     """Have as many threads that are not stuck, within the limit."""
     cdef uintptr_t index = 0
     cdef int missing_count = goal + _stuck_count() - engine.thread_count
-    while missing_count > 0 and index < THREAD_LIMIT:
+    while missing_count > 0 and index < THREAD_COUNT_LIMIT:
         if not engine.threads[index].exists:
             if start_thread(_thread_main, <void *> index):
                 return

@@ -15,6 +15,7 @@ cdef class Link:
     cdef public object name_ends        # (link) -> the two addresses, as users see them
     cdef object sock
     cdef int fd
+    cdef bint is_socket_in_use          # by a thread that is stuck; it is in quarantine
     cdef Port port                      # None where the link is not, or no longer, counted in it
     cdef bint watching_readable
     cdef bint watching_writable

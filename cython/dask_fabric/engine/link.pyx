@@ -146,7 +146,8 @@ cdef class Link:
         port, self.port = self.port, None
         (<Port> port).close()
         self.fd = -1
-        self.sock.close()
+        if not self.is_socket_in_use:
+            self.sock.close()
 
     def _forked(self):
         """In a forked child: drop the socket, and leave the loop, which is the parent's, alone."""

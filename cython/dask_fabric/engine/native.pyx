@@ -1,12 +1,14 @@
 """Native threads: starting them, and how many there shall be."""
 
+from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
+
 from dask_fabric.linux cimport (
     SIG_SETMASK, pthread_create, pthread_detach, pthread_self, pthread_setname_np, pthread_sigmask,
     pthread_t, sigfillset, sigset_t,
 )
 
 cdef enum:
-    THREAD_COUNT_LIMIT = 64
+    CANCEL_NS = 5_000_000       # what a cancellation waits for a thread at most
 
 cdef int thread_count_goal = 1
 
@@ -23,6 +25,17 @@ def configure(int thread_count):
     if not 1 <= thread_count <= THREAD_COUNT_LIMIT:
         raise ValueError(f"thread_count is {thread_count}: use 1 to {THREAD_COUNT_LIMIT}")
     thread_count_goal = thread_count
+
+
+cdef timespec wait_limit() noexcept nogil:
+    """The time until which a cancellation waits, in an event loop, for a thread."""
+    cdef timespec until
+    clock_gettime(CLOCK_REALTIME, &until)
+    until.tv_nsec += CANCEL_NS
+    if until.tv_nsec >= 1_000_000_000:
+        until.tv_sec += 1
+        until.tv_nsec -= 1_000_000_000
+    return until
 
 
 cdef int thread_goal() noexcept nogil:

@@ -28,5 +28,5 @@ cdef class Port:
     cdef uint64_t submit_transit(
         self, uint64_t token, Offers offers, int device_kind, bint sending, object link
     ) except 0
-    cdef cancel(self, uint64_t job, object memory=*, int peer_pid=*)
+    cdef cancel(self, uint64_t job, object memory=*, int peer_pid=*, object free=*)
     cdef _let_go_later(self)

@@ -10,9 +10,8 @@ cimport cython
 from libc.stdint cimport int64_t, uint64_t
 
 from dask_fabric.clock cimport now_ns
-from dask_fabric.engine.copies cimport (
-    COPY_BIT, cancel_copies, quarantine, reap_quarantine, submit_copies,
-)
+from dask_fabric.engine cimport quarantine
+from dask_fabric.engine.copies cimport COPY_BIT, cancel_copies, submit_copies
 from dask_fabric.engine.mailbox cimport (
     Completion, close_mailbox, forget_all, next_completion, open_mailbox,
 )
@@ -110,7 +109,7 @@ cdef class Port:
 
     cdef uint64_t submit_copies(self, int pid, Offers offers, object link) except 0:
         """As `submit`, for copies out of another process."""
-        reap_quarantine()
+        quarantine.reap()
         cdef uint64_t job = submit_copies(
             self.mailbox, pid, offers.items, offers.count, offers.nbytes
         )
@@ -127,15 +126,15 @@ cdef class Port:
         self.jobs[job] = weakref.ref(link)
         return job
 
-    cdef cancel(self, uint64_t job, object memory=None, int peer_pid=0):
+    cdef cancel(self, uint64_t job, object memory=None, int peer_pid=0, object free=None):
         """End a job; its callback is not called.
 
         Returns
         -------
         bool
-            Whether something else may still use its memory: UCX, or a thread that waits for a page
-            of the peer. What owns it, `memory`, is then kept alive for as long as it does (with UCX
-            for a second, if the process `peer_pid` is dead).
+            Whether something else may still use its memory: UCX, or a thread that waits for a page.
+            What owns it, `memory`, is then kept alive for as long as it does (with UCX for a
+            second, if the process `peer_pid` is dead), and `free` is called when it does no more.
         """
         cdef bint is_unended = False
         if job in self.jobs:
@@ -145,13 +144,13 @@ cdef class Port:
                 elif job & TRANSIT_BIT:
                     is_unended = cancel_transit(job)
                 else:
-                    cancel(job)
+                    is_unended = cancel(job)
             del self.jobs[job]
         if is_unended:
-            if job & COPY_BIT:
-                quarantine(memory, job)
-            else:
+            if job & TRANSIT_BIT:
                 keep_for_ucx(memory, peer_pid)
+            else:
+                quarantine.keep(job, memory, free)
             self._let_go_later()
         return is_unended
 
@@ -162,7 +161,7 @@ cdef class Port:
             loop.call_later(LET_GO_SECONDS, self._let_go)
 
     def _let_go(self):
-        cdef bint is_some_left = reap_quarantine()
+        cdef bint is_some_left = quarantine.reap()
         self.lets_go = False
         if let_go_for_ucx() or is_some_left:
             self._let_go_later()

@@ -362,14 +362,17 @@ cdef class Sender(Receiver):
     cdef _stop_jobs(self):
         Receiver._stop_jobs(self)
         if self.send_job:
-            self.port.cancel(self.send_job)
+            memory = list(self.queue.owners), list(self.held.values())
+            self.is_socket_in_use = self.port.cancel(
+                self.send_job, memory, 0, partial(_close_late, self.sock)
+            )
         self.send_job = 0
         for job, offers in self.transits.items():
             self.port.cancel(job, offers, self.ucx_pid)
         if self.ucx_token:
             with nogil:
                 close_endpoint(self.ucx_token, PATIENCE_NS)
-        if self.held:
+        if self.held and not self.is_socket_in_use:
             # Seen by the peer before the frames are freed, whoever else has this socket open: the
             # end of TCP would wait behind what the peer has not read.
             reset(self.fd)
@@ -388,6 +391,12 @@ cdef class Sender(Receiver):
         if self.drained is not None and not self.loop.is_closed() and not self.drained.done():
             self.drained.set_result(None)
         Receiver._settle(self)
+
+
+def _close_late(sock):
+    """Close a socket whose lock a stuck thread has had: before, every call would have waited."""
+    reset(sock.fileno())
+    sock.close()
 
 
 cdef list _names_of(int paths):

@@ -11,4 +11,5 @@ cdef uint64_t submit(
     Mailbox *mailbox, int fd, Direction direction, const iovec *vectors, size_t vector_count
 ) except 0
 cdef bint cancel(uint64_t job) noexcept nogil
+cdef bint is_moving(uint64_t job) noexcept nogil
 cdef size_t moved_bytes(uint64_t job) noexcept nogil

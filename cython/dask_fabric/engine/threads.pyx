@@ -15,14 +15,18 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 
+from posix.time cimport timespec
+
 from dask_fabric.clock cimport now_ns
 from dask_fabric.engine.mailbox cimport Completion, Ended, Mailbox, post
-from dask_fabric.engine.native cimport prepare_thread, start_thread, thread_goal
+from dask_fabric.engine.native cimport (
+    THREAD_COUNT_LIMIT, prepare_thread, start_thread, thread_goal, wait_limit,
+)
 from dask_fabric.linux cimport (
     EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLIN, EPOLLONESHOT, EPOLLOUT,
     close, epoll_create1, epoll_ctl, epoll_event, epoll_wait, iovec, pthread_cond_broadcast,
-    pthread_cond_init, pthread_cond_t, pthread_cond_wait, pthread_mutex_init, pthread_mutex_lock,
-    pthread_mutex_t, pthread_mutex_unlock,
+    pthread_cond_init, pthread_cond_t, pthread_cond_timedwait, pthread_cond_wait,
+    pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
 )
 from dask_fabric.memory.pool cimport has_idle_memory, trim_idle
 from dask_fabric.paths.stream cimport (
@@ -32,6 +36,7 @@ from dask_fabric.paths.stream cimport (
 
 cdef enum:
     SLICE_BYTES = 4 << 20       # some milliseconds: what a job may move before others get a turn
+    STUCK_NS = 1_000_000_000    # in a slice: a page of the memory that is sent is slow to read
     TRIM_INTERVAL_MS = 1000
     IDLE_INTERVAL_MS = 10_000
 
@@ -43,8 +48,10 @@ cdef enum JobState:
 cdef struct Job:
     JobState state
     bint cancelled
+    bint abandoned              # cancelled, and the thread in its slice is not waited for
     uint64_t name
     Transfer transfer
+    int64_t begin_ns            # of the slice
     int64_t busy_ns             # in slices, and not waiting for the socket
     iovec *vectors              # owned; transfer.vectors points into it
     Mailbox *mailbox
@@ -55,6 +62,7 @@ cdef struct Engine:
     pthread_cond_t stopped_running
     int epolls[2]               # by direction
     int thread_counts[2]
+    int running_counts[2]       # of jobs
     Job **jobs                  # by slot; reused, never freed
     uint32_t slot_count
     uint32_t *free_slots
@@ -149,22 +157,41 @@ cdef uint64_t submit(
 
 
 cdef bint cancel(uint64_t name) noexcept nogil:
-    """End a job now: when this returns, no thread uses its memory or its socket.
+    """End a job now, if it has not ended already.
 
     Returns
     -------
     bool
-        False where the job had ended already, and its completion is posted or was read.
+        Whether a thread still uses its memory and its socket, because a page of that memory is slow
+        to read. Both must live on until `is_moving` is false.
     """
     cdef Job *job
+    cdef bint is_over = False, is_stuck = False
+    cdef timespec until = wait_limit()
     pthread_mutex_lock(&engine.mutex)
     job = _find_job(name)
     if job != NULL:
         job.cancelled = True
-        while job.state == RUNNING:
-            pthread_cond_wait(&engine.stopped_running, &engine.mutex)
-        _unwatch(job)
-        _free_job(job)
+        while job.state == RUNNING and not is_over:
+            if job.transfer.direction == RECEIVE:   # into memory of ours, which is never slow
+                pthread_cond_wait(&engine.stopped_running, &engine.mutex)
+            else:
+                is_over = pthread_cond_timedwait(
+                    &engine.stopped_running, &engine.mutex, &until
+                ) != 0
+        is_stuck = job.abandoned = job.state == RUNNING
+        if not is_stuck:
+            _unwatch(job)
+            _free_job(job)
+    pthread_mutex_unlock(&engine.mutex)
+    return is_stuck
+
+
+cdef bint is_moving(uint64_t name) noexcept nogil:
+    """Whether a thread is stuck in a slice of a cancelled job."""
+    cdef Job *job
+    pthread_mutex_lock(&engine.mutex)
+    job = _find_job(name)
     pthread_mutex_unlock(&engine.mutex)
     return job != NULL
 
@@ -190,7 +217,7 @@ cdef Job *_take_job() noexcept nogil:
     job.name += <uint64_t> 1 << 32
     if job.name >> 62:          # the names of other kinds of jobs begin there
         job.name = <uint32_t> job.name + (<uint64_t> 1 << 32)
-    job.cancelled = False
+    job.cancelled = job.abandoned = False
     job.state = WAITING
     return job
 
@@ -263,7 +290,7 @@ cdef int _ensure_threads(Direction direction) except -1:
     pthread_mutex_lock(&engine.mutex)
     if engine.epolls[<int> direction] < 0:
         engine.epolls[<int> direction] = epoll_create1(EPOLL_CLOEXEC)
-    while not failed and engine.thread_counts[<int> direction] < thread_goal():
+    while not failed and engine.thread_counts[<int> direction] < _thread_goal_of(direction):
         failed = start_thread(_thread_main, <void *> <size_t> direction)
         if not failed:
             engine.thread_counts[<int> direction] += 1
@@ -277,6 +304,34 @@ cdef int _ensure_threads(Direction direction) except -1:
     return 0
 
 
+cdef int _thread_goal_of(Direction direction) noexcept nogil:
+    """The threads that are wanted, and one for each that is stuck."""
+    cdef int count = thread_goal()
+    cdef int64_t stuck_since_ns = now_ns() - STUCK_NS
+    cdef Job *job
+    cdef uint32_t slot
+    if engine.running_counts[<int> direction] < engine.thread_counts[<int> direction]:
+        return count            # nearly always
+    for slot in range(engine.slot_count):
+        job = engine.jobs[slot]
+        count += (
+            job.state == RUNNING and job.transfer.direction == direction
+            and job.begin_ns < stuck_since_ns
+        )
+    return min(count, THREAD_COUNT_LIMIT)
+
+
+cdef bint _is_surplus(Direction direction) noexcept nogil:
+    """Whether this thread has stood in for one that is not stuck any more."""
+    cdef bint surplus
+    if engine.thread_counts[<int> direction] <= thread_goal():
+        return False            # nearly always, and then without the mutex
+    pthread_mutex_lock(&engine.mutex)
+    surplus = engine.thread_counts[<int> direction] > _thread_goal_of(direction)
+    pthread_mutex_unlock(&engine.mutex)
+    return surplus
+
+
 cdef void *_thread_main(void *argument) noexcept nogil:
     cdef Direction direction = <Direction> <size_t> argument
     cdef epoll_event event
@@ -286,6 +341,8 @@ cdef void *_thread_main(void *argument) noexcept nogil:
         ready = epoll_wait(engine.epolls[<int> direction], &event, 1, _timeout_ms(direction))
         if ready > 0:
             _run(event.data.u64)
+            if _is_surplus(direction):
+                break
         elif ready == 0:
             trim_idle()
         elif errno != EINTR:
@@ -308,22 +365,26 @@ cdef void _run(uint64_t name) noexcept nogil:
     """Give a job one slice; then watch its socket again, or put the job into its mailbox."""
     cdef Job *job
     cdef Progress progress
-    cdef int64_t begin_ns
     pthread_mutex_lock(&engine.mutex)
     job = _find_job(name)
     if job == NULL or job.cancelled:
         pthread_mutex_unlock(&engine.mutex)
         return
     job.state = RUNNING
+    job.begin_ns = now_ns()
+    engine.running_counts[<int> job.transfer.direction] += 1
     pthread_mutex_unlock(&engine.mutex)
 
-    begin_ns = now_ns()
     progress = advance(&job.transfer, SLICE_BYTES)
-    job.busy_ns += now_ns() - begin_ns
+    job.busy_ns += now_ns() - job.begin_ns
 
     pthread_mutex_lock(&engine.mutex)
+    engine.running_counts[<int> job.transfer.direction] -= 1
     job.state = WAITING
-    if job.cancelled:
+    if job.abandoned:
+        _unwatch(job)
+        _free_job(job)
+    elif job.cancelled:
         pthread_cond_broadcast(&engine.stopped_running)
     elif progress != BLOCKED and progress != UNFINISHED:
         _end(job, progress)
