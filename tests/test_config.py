@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError, fields
@@ -308,6 +309,16 @@ def test_memory_limit_of_the_cgroup_or_of_its_ancestors(tmp_path):
     write("sys/fs/cgroup/memory/a/memory.limit_in_bytes", "2000\n")
     config.host_memory_bytes.cache_clear()
     assert config.host_memory_bytes(tmp_path) == 2000
+
+
+@pytest.mark.parametrize("name", ["RLIMIT_AS", "RLIMIT_DATA", "RLIMIT_RSS"])
+def test_memory_limit_of_the_process(tmp_path, monkeypatch, name):
+    config.host_memory_bytes.cache_clear()
+    kind = getattr(resource, name)
+    limits = {kind: (1 << 29, -1)}
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: limits.get(kind, (-1, -1)))
+    assert config.host_memory_bytes(tmp_path) == 1 << 29
+    config.host_memory_bytes.cache_clear()
 
 
 def test_memory_limit_without_cgroups(tmp_path):

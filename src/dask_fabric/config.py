@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import re
+import resource
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -253,14 +254,23 @@ def _message_size(value: object) -> int:
 
 @functools.cache
 def host_memory_bytes(root: Path = Path("/")) -> int:
-    """Return the memory that this process may use: of the host or, if less, of its cgroup.
+    """Return the memory that this process may use: the least of host, cgroup and ``ulimit``.
 
     Parameters
     ----------
     root : Path
         Where ``proc`` and ``sys`` are mounted.
     """
-    return min(psutil.virtual_memory().total, *_cgroup_limits(root), SIZE_BYTES_LIMIT)
+    limits = (*_cgroup_limits(root), *_resource_limits(), SIZE_BYTES_LIMIT)
+    return min(psutil.virtual_memory().total, *limits)
+
+
+def _resource_limits() -> Iterator[int]:
+    # Of RLIMIT_RSS the kernel takes no notice, but Dask does.
+    for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA, resource.RLIMIT_RSS):
+        limit, _ = resource.getrlimit(kind)
+        if limit > 0:  # RLIM_INFINITY is -1
+            yield limit
 
 
 def _cgroup_limits(root: Path) -> Iterator[int]:
@@ -350,7 +360,7 @@ KEYS = {
     "limits.message": Key(
         "message_bytes_limit",
         _message_size,
-        f"{SIZE}, at least {LIMIT_BYTES_LEAST}, or null for this host's memory",
+        f"{SIZE}, at least {LIMIT_BYTES_LEAST}, or null for this process's memory",
     ),
     "history.file": Key("history_file", _full_path, "null, or the full path of a file"),
     "history.size": Key(

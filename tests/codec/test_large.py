@@ -1,5 +1,6 @@
 """Large bytes and text of a message are frames, wherever they stand in it."""
 
+import gc
 import pickle
 import struct
 
@@ -103,6 +104,15 @@ def test_what_they_look_like_to_a_peer(codec):
     pickled = header[18 : 18 + nbytes]
     assert pickle.loads(pickled, buffers=[frame]) == bytes(MIB)
     assert msgpack.unpackb(header[18 + nbytes :]) == [{"__Payload__": 1}]
+
+
+def test_the_collector_may_free_them_in_a_cycle(codec):
+    header, frames = codec.encode([bytes(MIB), "x" * MIB])
+    cycle = [codec.begin([bytes(MIB)]), frames, *frames, *map(memoryview, frames)]
+    cycle.append(cycle)
+    del cycle, frames
+    gc.collect()
+    assert len(header) < KIB
 
 
 def test_what_is_no_bytes_is_left_alone(codec):

@@ -139,6 +139,6 @@ async def test_what_the_peer_would_not_decompress_is_not_sent(pair):
     a, b = pair
     a.handshake_options = {"compression": "zlib"}
     with pytest.raises(MessageTooLargeError, match=r"fabric\.limits\.message"):
-        await a.write(Serialize(bytes(2 * MEBI)))
+        await a.write({"op": "x", "data": Serialize(bytes(2 * MEBI))})
     await a.write(Serialize(bytes(MEBI // 2)))
     assert await b.read() == bytes(MEBI // 2)

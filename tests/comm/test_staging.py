@@ -207,7 +207,7 @@ async def test_what_the_peer_refuses_is_not_begun(gpu):
     a = await connect(listener.contact_address)
     b = await accepted.get()
     with pytest.raises(MessageTooLargeError, match=r"fabric\.limits\.message"):
-        await a.write({"x": to_serialize(gpu.array(np.zeros(MEBI)))})
+        await a.write({"op": "x", "x": to_serialize(gpu.array(np.zeros(MEBI)))})
     await a.write({"x": to_serialize(gpu.array(np.zeros(100_000)))})
     assert (await b.read())["x"].shape == (100_000,)
     for end in (a, b, listener):
@@ -223,7 +223,11 @@ async def test_a_peer_that_takes_none_gets_no_device_memory(gpu):
     device.install(gpu)
     array = to_serialize(gpu.array(np.arange(10)))
     with pytest.raises(UnavailableError, match=r"fabric\.gpu\.enabled"):
-        await a.write({"x": array}, serializers=["cuda"])
+        await a.write({"op": "x", "x": array}, serializers=["cuda"])
+    # In a reply, the error stands where the array was to be.
+    await a.write({"status": "OK", "data": {"x": array, "y": 1}}, serializers=["cuda"])
+    with pytest.raises(UnavailableError, match=r"fabric\.gpu\.enabled"):
+        await b.read()
     # What is passed on is in host memory already, and goes as under tcp.
     b.deserialize = False
     await a.write({"x": Serialized({"serializer": "cuda"}, [StagedFrame.over(b"abc")])})

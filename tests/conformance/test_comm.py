@@ -303,9 +303,9 @@ async def test_what_the_peer_would_refuse_is_not_sent(open_pair):
     with dask.config.set({"fabric.limits.frames": 2, "fabric.limits.message": "1 MiB"}):
         a, b = await open_pair()
     with pytest.raises(MessageTooLargeError, match=r"3 frames.*fabric\.limits\.frames"):
-        await a.write([to_serialize(np.ones(10)) for _ in range(3)])
+        await a.write({"op": "x", "data": [to_serialize(np.ones(10)) for _ in range(3)]})
     with pytest.raises(MessageTooLargeError, match=r"fabric\.limits\.message"):
-        await a.write(to_serialize(np.ones(1 << 20)))
+        await a.write({"op": "x", "data": to_serialize(np.ones(1 << 20))})
     await a.write("small")
     assert await b.read() == "small"
 

@@ -17,7 +17,7 @@ from dask_fabric.codec.layout cimport (
 )
 from dask_fabric.codec.scan cimport SCAN_OK, ScanResult, scan, scan_error
 
-from dask_fabric.errors import ProtocolError
+from dask_fabric.errors import MessageTooLargeError, ProtocolError
 from dask_fabric.memory.device import span_of
 
 cdef object Packer = msgpack.Packer
@@ -184,6 +184,8 @@ cdef class Codec:
         """
         try:
             return self.unpack(header, frames, deserialize, deserializers, limit_bytes)
+        except MessageTooLargeError:
+            raise       # of the sender, who has logged it
         except Exception as error:
             log_decoding_failure(self.dialect, frames, error)
             raise

@@ -10,5 +10,7 @@ cdef bytes cut_large(bytes main, list payloads, object make_payload)
 
 
 cdef class Large:
-    cdef object view
+    cdef bytes main
+    cdef Py_ssize_t start
+    cdef readonly Py_ssize_t nbytes
     cdef bint is_text

@@ -1,3 +1,4 @@
+from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 
 from pickle import PickleBuffer
@@ -10,15 +11,19 @@ cdef object packb = msgpack.packb
 
 
 cdef class Large:
-    """Bytes or text of a message; its pickle is one that every peer turns into the same type."""
+    """Bytes or text of a message; its pickle is one that every peer turns into the same type.
+
+    It exports its part of the message itself: a memoryview that another one refers to, in a cycle
+    that the collector frees, ends a process of Python 3.11 (python/cpython#77894).
+    """
+
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        PyBuffer_FillInfo(
+            buffer, self, PyBytes_AS_STRING(self.main) + self.start, self.nbytes, 1, flags)
 
     def __reduce_ex__(self, protocol):
-        buffer = PickleBuffer(self.view)
+        buffer = PickleBuffer(self)
         return (str, (buffer, "utf-8")) if self.is_text else (bytes, (buffer,))
-
-    @property
-    def nbytes(self):
-        return self.view.nbytes
 
 
 cdef bytes cut_large(bytes main, list payloads, object make_payload):
@@ -37,7 +42,9 @@ cdef bytes cut_from(bytes main, list payloads, object make_payload, Py_ssize_t l
     view = memoryview(main)
     while next_large(data, nbytes, &at, least_nbytes, &item):
         large = Large.__new__(Large)
-        large.view = view[item.body:at]
+        large.main = main
+        large.start = item.body
+        large.nbytes = at - item.body
         large.is_text = item.is_text
         payloads.append(make_payload(large))
         parts.append(view[end:item.start])

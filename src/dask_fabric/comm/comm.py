@@ -12,7 +12,7 @@ from distributed.comm import utils as comm_utils
 from distributed.comm.core import Comm, CommClosedError
 from distributed.utils import offload
 
-from dask_fabric.comm import refusals, staging, staging_receive, statistics
+from dask_fabric.comm import refusals, staging, staging_receive, statistics, unsendable
 from dask_fabric.comm.dialect import codec
 from dask_fabric.comm.kernel import parse_tcp_info
 from dask_fabric.config import Settings
@@ -186,6 +186,9 @@ class FabricComm(Comm):
                 decoded = codec.decode(*known)
             self._figures.deserialized(perf_counter_ns() - begin_ns)
             return decoded
+        except unsendable.REFUSALS as exc:
+            await unsendable.received(self, exc)
+            raise exc.with_traceback(None) from None
         except (EOFError, ProtocolError, asyncio.CancelledError) as exc:
             # What is truncated or lost is not the sender's object that failed, but the connection.
             self._end(exc)
@@ -223,16 +226,15 @@ class FabricComm(Comm):
             else:
                 header, frames = await self._finish(encoding, work_bytes)
             if encoding.saved_bytes:
-                self._check_decompressed(header, frames, encoding.saved_bytes)
+                self._check_limits(header, frames, encoding.saved_bytes)
             sources = None
             if frames and any(map(device.belongs_on_device, frames)):
                 sources = await self._sources_of(frames)
         except asyncio.CancelledError:
             self.abort()
             raise
-        except MessageTooLargeError:
-            logger.exception("Could not send a message in %s", self)
-            raise
+        except unsendable.REFUSALS as error:
+            return await self._write_instead(msg, error, serializers, on_error)
         except Exception:
             # Dask's server drops a reply that fails here with no more than a debug line.
             logger.exception("Could not serialize a message in %s", self)
@@ -242,9 +244,8 @@ class FabricComm(Comm):
                 nbytes = await self._send_staged(header, frames, sources)
             else:
                 nbytes = self._send(header, frames)
-        except MessageTooLargeError:
-            logger.exception("Could not send a message in %s", self)
-            raise
+        except MessageTooLargeError as error:
+            return await self._write_instead(msg, error, serializers, on_error)
         except BaseException as exc:
             self._end(exc)
             raise
@@ -257,10 +258,36 @@ class FabricComm(Comm):
                 raise
         return nbytes
 
-    def _check_decompressed(self, header: Any, frames: list, saved_bytes: int) -> None:
-        """Raise for what the peer would refuse once it is decompressed."""
-        nbytes = len(header) + sum(memoryview(frame).nbytes for frame in frames) + saved_bytes
-        self._channel.check_limits(len(frames), len(header), nbytes)
+    async def _write_instead(
+        self, msg: Any, error: Exception, serializers: Any, on_error: str
+    ) -> int:
+        """Send what tells the peer that *msg* cannot be sent, or raise *error* to the caller."""
+
+        def fits(message: Any) -> bool:
+            try:
+                encoding = codec.begin(message, serializers, on_error)
+                header, frames = encoding.finish()
+                self._check_limits(header, frames, encoding.saved_bytes)
+            except MessageTooLargeError:
+                return False
+            return self._takes_chunks or not any(map(device.span_of, frames))
+
+        instead = unsendable.instead_of(msg, error, on_error, fits)
+        if instead is None:
+            raise error
+        if len(instead) < 2:
+            logger.warning("The peer gets an error for a message in %s: %s", self, error)
+        return sum([await self.write(part, serializers, on_error) for part in instead])
+
+    def _check_limits(self, header: Any, frames: list, saved_bytes: int) -> None:
+        """Raise for what the peer would refuse, also once it is decompressed."""
+        spans = [device.span_of(frame) for frame in frames]
+        nbytes = sum(
+            (memoryview(frame) if span is None else span).nbytes
+            for frame, span in zip(frames, spans, strict=True)
+        )
+        total_bytes = len(header) + nbytes + saved_bytes
+        self._channel.check_limits(len(frames), len(header), total_bytes)
 
     def _sends_devices(self) -> bool:
         return self._takes_chunks and device.current() is not None

@@ -34,6 +34,7 @@ from dask_fabric.codec.codec import Codec
 from dask_fabric.codec.dialect import Dialect
 from dask_fabric.comm import cupy_arrays, dlpack, tensors
 from dask_fabric.comm.decompression import decompress, growth_bytes
+from dask_fabric.comm.unsendable import raise_if_refused
 
 _ARRAY_MODULE = "distributed.protocol.numpy"
 
@@ -76,6 +77,11 @@ def _parts_of_node(node: GraphNode) -> list:
     return [getattr(node, slot, None) for slot in _slots_of(type(node))]
 
 
+def _merge_and_deserialize(header, frames, deserializers=None):
+    raise_if_refused(header, frames)
+    return merge_and_deserialize(header, frames, deserializers=deserializers)
+
+
 def _own_dask_family():
     """The family as distributed registers it; None if it was replaced before us."""
     family = families.get("dask")
@@ -97,7 +103,7 @@ def make_dialect() -> Dialect:
         ToPickle=ToPickle,
         Pickled=Pickled,
         serialize_and_split=serialize_and_split,
-        merge_and_deserialize=merge_and_deserialize,
+        merge_and_deserialize=_merge_and_deserialize,
         maybe_compress=maybe_compress,
         decompress=decompress,
         growth_bytes=growth_bytes,

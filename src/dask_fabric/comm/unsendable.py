@@ -1,0 +1,227 @@
+"""What goes in the place of a message that the peer refuses: whoever waits for it gets the error.
+
+Dask has no place for an error of `Comm.write`. It drops a reply that fails, and the caller asks
+again, for ever; a stream of messages ends with one of them. So the comm itself puts the error where
+the value belongs: in the payload of a reply, in a task, or in a reply that says what failed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from dask._task_spec import Task
+from distributed.core import error_message
+from distributed.protocol import pickle
+from distributed.protocol.serialize import Serialize, Serialized, ToPickle, serialize
+
+from dask_fabric.errors import MessageTooLargeError, UnavailableError
+
+logger = logging.getLogger(__name__)
+
+REFUSALS = (MessageTooLargeError, UnavailableError)
+# The name that distributed's `get_data_from_worker` gives to a comm while it has it.
+_GATHERS = "Ephemeral Worker->Worker for gather"
+_EVENT_OPS = ("log-event", "event")
+_STARTS = {error.__name__: error for error in REFUSALS}
+
+
+class Refused:
+    """Stands for a graph, or for an actor's keyword arguments: the first use of it is the error."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        self._error = kind, text
+
+    def __reduce__(self) -> tuple:
+        return Refused, self._error
+
+    def pop(self, key: str, default: Any) -> Any:
+        """Let a worker take its own keyword out, where an error would be nobody's."""
+        return default
+
+    def __getattr__(self, name: str) -> Any:
+        raise_refusal(*self.__dict__["_error"])
+
+
+def raise_refusal(kind: str, text: str) -> None:
+    """Raise the error of another process."""
+    raise _STARTS[kind](text)
+
+
+def instead_of(
+    message: Any, error: Exception, on_error: str, fits: Callable[[Any], bool]
+) -> list | None:
+    """Give messages to send in the place of one that cannot be sent.
+
+    Parameters
+    ----------
+    message : object
+        Of `Comm.write`.
+    error : MessageTooLargeError or UnavailableError
+        Why not.
+    on_error : {"message", "raise"}
+        Of `Comm.write`: "raise" is what distributed says of requests and streams.
+    fits : callable
+        ``(object) -> bool``: can it be sent?
+
+    Returns
+    -------
+    list or None
+        None where the caller is to get the error.
+    """
+    if type(message) is list and on_error == "raise":
+        return _instead_of_stream(message, error, fits)
+    if type(message) is dict and "op" in message:
+        call = _instead_of_call(message, error)
+        return [call] if call is not None and fits(call) else None
+    if on_error != "message":
+        return None
+    for instead in _with_errors(message, error):
+        if fits(instead):
+            return [instead]
+    return None
+
+
+def _instead_of_stream(messages: list, error: Exception, fits: Callable) -> list | None:
+    """Of the messages that a stream has gathered only those that cannot be sent are replaced."""
+    if len(messages) > 1:
+        middle = len(messages) // 2
+        return [messages[:middle], messages[middle:]]
+    if not messages or type(messages[0]) is not dict:
+        return None
+    if messages[0].get("op") in _EVENT_OPS:
+        return []
+    instead = [{**messages[0], **_error_fields(messages[0], error)}]
+    return [instead] if fits(instead) else None
+
+
+def _error_fields(message: dict, error: Exception) -> dict[str, Any]:
+    """Give the fields of one message of a stream that bring its error to whom it concerns."""
+    told = type(error).__name__, str(error)
+    if "expr_ser" in message:
+        return {"expr_ser": Serialized(*serialize(Refused(*told)))}
+    if "graph_frames" in message:  # of distributed before 2025.4
+        header, frames = serialize(ToPickle(Refused(*told)))
+        return {"graph_header": header, "graph_frames": frames}
+    if "run_spec" in message:
+        return {"run_spec": ToPickle(Task(message.get("key"), raise_refusal, *told))}
+    if "exception" in message:
+        return {key: value for key, value in error_message(error).items() if key in message}
+    return {}
+
+
+def _instead_of_call(message: dict, error: Exception) -> dict | None:
+    """Have an actor's method fail: an error of the request itself would leave its future open."""
+    inner = message.get("msg")
+    if message["op"] == "proxy" and type(inner) is dict:
+        call = _instead_of_call(inner, error)
+        return None if call is None else {**message, "msg": call}
+    if message.get("op") != "actor_execute":
+        return None
+    refused = Refused(type(error).__name__, str(error))
+    return {**message, "args": [], "kwargs": Serialize(refused)}
+
+
+def _with_errors(message: Any, error: Exception) -> Iterator[Any]:
+    """Give a reply with errors for more and more of its payloads, the largest first; then one."""
+    told = {"exception_text": repr(error), "traceback": None, "traceback_text": ""}
+    if type(message) is dict and isinstance(message.get("result"), (Serialize, Serialized)):
+        # What an actor's method or a function of `Client.run` gave: they may fail like this.
+        yield {"status": "error", "exception": Serialize(error), **told}
+    slots = sorted(_payloads_of(message), key=lambda slot: -_nbytes_of(slot[2]))
+    instead = _copy_of(message)
+    for path, last, _ in slots:
+        place = instead
+        for key in path:
+            place = place[key]
+        place[last] = _stand_in(error)
+        yield instead
+    # A worker that joins deserializes nothing, wants the time, and logs the message.
+    kept = message.items() if type(message) is dict else ()
+    plain = {key: value for key, value in kept if type(value) in (int, float)}
+    plain |= {"exception": pickle.dumps(error), "message": str(error)}
+    yield {"status": "uncaught-error", **plain, **told}
+
+
+def _payloads_of(item: Any, path: tuple = ()) -> Iterator[tuple[tuple, Any, Any]]:
+    pairs = item.items() if type(item) is dict else enumerate(item) if type(item) is list else ()
+    for key, value in pairs:
+        if isinstance(value, (Serialize, Serialized)):
+            yield path, key, value
+        else:
+            yield from _payloads_of(value, (*path, key))
+
+
+def _copy_of(item: Any) -> Any:
+    if type(item) is dict:
+        return {key: _copy_of(value) for key, value in item.items()}
+    return [_copy_of(value) for value in item] if type(item) is list else item
+
+
+def _nbytes_of(payload: Any) -> int:
+    try:
+        _, frames = serialize(payload)
+        return sum(getattr(frame, "nbytes", 0) or len(frame) for frame in frames)
+    except Exception:  # what cannot be serialized is not what is too large
+        return 0
+
+
+def _stand_in(error: Exception) -> Serialized:
+    """Make a payload that raises where it is deserialized, by other comms too."""
+    header = {"serializer": "error", "refused": type(error).__name__}
+    return Serialized(header, [str(error).encode()])
+
+
+def raise_if_refused(header: dict, frames: list) -> None:
+    """Raise the error that stands in the place of an object.
+
+    Parameters
+    ----------
+    header : dict
+    frames : list of bytes-like
+        Of a payload that is to be deserialized.
+    """
+    kind = header.get("refused")
+    if kind is not None and header.get("serializer") == "error" and kind in _STARTS:
+        raise_refusal(kind, b"\n".join(map(bytes, frames)).decode(errors="replace"))
+
+
+async def received(comm: Any, error: Exception) -> None:
+    """Do what Dask leaves undone where a worker cannot have what it gathers.
+
+    Parameters
+    ----------
+    comm : FabricComm
+        That has read such an error.
+    error : MessageTooLargeError or UnavailableError
+    """
+    if comm.name != _GATHERS:
+        return
+    _fail_dependents(comm, error)
+    await comm.write("OK")  # who sends data waits for this word, and the comm is used again
+
+
+def _fail_dependents(comm: Any, error: Exception) -> None:
+    """Tell the scheduler that tasks have failed: they would wait (dask/distributed#6705)."""
+    pool = getattr(comm, "_pool", lambda: None)()
+    server = pool.server() if pool is not None and pool.server is not None else None
+    state = getattr(server, "state", None)
+    if state is None:  # no worker: whoever gathers gets the error
+        return
+    for key in state.in_flight_workers.get(comm.peer_address, ()):
+        for task in state.tasks[key].dependents:
+            if task.state == "waiting":
+                server.batched_send(_task_erred(task, error))
+
+
+def _task_erred(task: Any, error: Exception) -> dict[str, Any]:
+    return {
+        **error_message(error),
+        "op": "task-erred",
+        "key": task.key,
+        "run_id": task.run_id,
+        "stimulus_id": f"dependency-refused-{task.key}",
+        "thread": None,
+        "startstops": task.startstops,
+    }
