@@ -11,12 +11,14 @@ BENCH_RUN = PATH="$(UCX_BIN):$$PATH" $(BIN)/dask fabric bench $(BENCH)
 UCX_COLUMN = --protocols tcp,fabric,fabric+tcp,fabric+ucx --ucx-library perftest
 SOURCES := pyproject.toml README.md LICENSE $(shell find cython src -type f -not -name '*.pyc')
 
-.PHONY: help demo test bench fuzz lint docs clean
+.PHONY: help demo test test-versions bench fuzz lint docs clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo   a cluster on fabric:// and on tcp://, on real data (about a minute)"
 	@echo "make test   lint, and all tests on the installed wheel"
+	@echo "make test-versions  all tests on Python 3.10 with the lowest dependencies and on 3.13 with the"
+	@echo "            newest; TESTS=tests/wire for some"
 	@echo "make bench  the figures of the README; JSON and pages in $(RESULTS)/; BENCH=--quick for a first look,"
 	@echo "            UCXX=PYTHON beside the distributed-ucxx of that Python"
 	@echo "make fuzz   a million mutated streams against everything that reads from a peer (COUNT=...)"
@@ -29,6 +31,9 @@ demo: $(VENV)/extra-bench
 
 test: lint
 	$(BIN)/python -m pytest
+
+test-versions: $(BIN)/python
+	$(BIN)/python tests/versions.py 3.10:lowest 3.13:newest -- $(TESTS)
 
 bench: $(VENV)/extra-bench $(VENV)/extra-ucx
 	mkdir -p $(RESULTS)
@@ -51,7 +56,7 @@ docs: $(VENV)/extra-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:
-	rm -rf $(VENV) build site
+	rm -rf $(VENV) .venv-* build site
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and \

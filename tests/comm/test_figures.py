@@ -12,8 +12,9 @@ from distributed.comm import connect, listen
 from distributed.protocol import to_serialize
 
 import dask_fabric
-from dask_fabric.comm import statistics
+from dask_fabric.comm import heartbeat, statistics
 from dask_fabric.comm.kernel import parse_tcp_info
+from dask_fabric.comm.sums import OTHER_PEERS, PEER_LIMIT, Sums
 from dask_fabric.engine import copies
 from dask_fabric.engine.figures import Figures
 
@@ -52,7 +53,7 @@ def count_of(histogram: dict) -> int:
 @pytest.fixture(autouse=True)
 def forgotten(monkeypatch):
     """Nothing was closed before."""
-    monkeypatch.setattr(statistics, "_closed", {})
+    monkeypatch.setattr(statistics, "_sums", Sums())
 
 
 async def test_bytes_of_the_stream_are_those_that_the_kernel_counts():
@@ -204,40 +205,203 @@ async def test_open_and_closed_comms_of_a_peer_are_one_row():
     assert clients["messages_received"] == there["messages_sent"]
 
 
-class Closed:
-    """A channel that has moved so much."""
+def spent_in(figures: Figures) -> float:
+    return figures.as_dict()["serialize_seconds"]
 
-    server_side = False
 
-    def __init__(self, spent_ns: int) -> None:
-        self.spent_ns = spent_ns
-
-    def figures(self) -> dict:
-        figures = Figures()
-        figures.serialized(self.spent_ns)
-        return {"stream": figures}
+def moved(nbytes_spent: int) -> Figures:
+    figures = Figures()
+    figures.serialized(nbytes_spent)
+    return figures
 
 
 def test_sums_are_bounded_and_lose_nothing():
-    count = 5 * statistics.PEER_LIMIT
+    sums, count = Sums(), 5 * PEER_LIMIT
     for number in range(count):
-        statistics._count_closed("here", f"fabric://10.0.0.1:{number}", Closed(1_000_000))
-    assert len(statistics._closed) <= statistics.PEER_LIMIT
-    told = statistics.totals()
-    spent = sum(figures.as_dict()["serialize_seconds"] for figures in told.values())
-    assert spent == pytest.approx(count / 1000)
-    assert (statistics.OTHER_PEERS, "stream") in told
+        key = (f"fabric://10.0.0.1:{number}", "stream")
+        sums.opened(key)
+        sums.add(key, moved(1_000_000))
+        sums.closed(key)
+    told = sums.totals(10 * PEER_LIMIT)
+    assert len(told) <= PEER_LIMIT + 1
+    assert sum(map(spent_in, told.values())) == pytest.approx(count / 1000)
+    assert (OTHER_PEERS, "stream") in told
     # Who was heard of last is told apart.
     assert (f"fabric://10.0.0.1:{count - 1}", "stream") in told
 
 
-def test_a_smaller_table_keeps_those_that_moved_most(monkeypatch):
-    monkeypatch.setattr(statistics, "open_comms", list)
+def test_peers_with_open_comms_are_not_forgotten():
+    sums, key = Sums(), ("fabric://10.0.0.9:1", "stream")
+    sums.opened(key)
+    sums.opened(key)
+    sums.closed(key)
+    for number in range(2 * PEER_LIMIT):
+        other = (f"fabric://10.0.0.1:{number}", "stream")
+        sums.opened(other)
+        sums.closed(other)
+    assert key in sums.totals(10 * PEER_LIMIT) and sums.open_count(key) == 1
+
+
+def test_a_smaller_table_keeps_those_that_moved_most():
+    sums = Sums()
     for number in range(20):
-        statistics._count_closed("here", f"fabric://10.0.0.1:{number}", Closed(1_000_000_000))
-    told = statistics.totals(5)
+        key = (f"fabric://10.0.0.1:{number}", "stream")
+        sums.opened(key)
+        sums.add(key, moved(1_000_000_000))
+    told = sums.totals(5)
     assert len(told) <= 6
-    assert told[statistics.OTHER_PEERS, "stream"].as_dict()["serialize_seconds"] >= 15
+    assert spent_in(told[OTHER_PEERS, "stream"]) >= 15
+
+
+class Channel:
+    """As much of a channel as the sums look at; counts how often it is looked at."""
+
+    server_side = False
+
+    def __init__(self) -> None:
+        self.on_active = self.on_closed = None
+        self.spent_ns = 0
+        self.looks = 0
+
+    def figures(self) -> dict:
+        self.looks += 1
+        return {"stream": moved(self.spent_ns)}
+
+    def statistics(self) -> dict:
+        return {}
+
+    def move(self, spent_ns: int) -> None:
+        on_active, self.on_active = self.on_active, None
+        if on_active is not None:
+            on_active()
+        self.spent_ns += spent_ns
+
+
+class Comm:
+    local_address = "fabric://10.0.0.2:1"
+
+    def __init__(self, number: int) -> None:
+        self.peer_address = f"fabric://10.0.0.1:{number % 10}"  # of ten peers
+        self._channel = Channel()
+
+    def closed(self) -> bool:
+        return False
+
+
+@pytest.fixture
+def comms(monkeypatch):
+    """A thousand open ones, in a process that had none."""
+    for name, empty in (("_open", {}), ("_active", {}), ("_closed", {}), ("_sums", Sums())):
+        monkeypatch.setattr(statistics, name, empty)
+    comms = [Comm(number) for number in range(1000)]
+    for comm in comms:
+        statistics.opened(comm, comm._channel)
+    return comms
+
+
+def looks(comms: list) -> int:
+    return sum(comm._channel.looks for comm in comms)
+
+
+def test_a_report_looks_at_those_comms_alone_that_have_moved_something(comms):
+    statistics.totals()
+    statistics.totals()
+    before = looks(comms)
+    for _ in range(10):
+        statistics.totals()
+        heartbeat.summary()
+        statistics.rows()
+    assert looks(comms) == before
+    comms[7]._channel.move(5_000_000_000)
+    told = {key: spent_in(figures) for key, figures in statistics.totals().items()}
+    assert told["fabric://10.0.0.1:7", "stream"] == 5 and sum(told.values()) == 5
+    assert looks(comms) == before + 1
+
+
+def test_however_many_are_active_a_report_looks_at_few(comms):
+    for turn in range(1, 4):
+        for comm in comms:
+            comm._channel.move(1_000_000)
+        before = looks(comms)
+        told = statistics.totals()
+        assert looks(comms) - before <= statistics.ACTIVE_LIMIT
+        assert sum(map(spent_in, told.values())) == pytest.approx(turn)
+
+
+def test_each_message_costs_a_look_at_most(comms):
+    statistics.totals()
+    before = looks(comms)
+    for _ in range(3):
+        for comm in comms:
+            comm._channel.move(1_000_000)
+    assert looks(comms) - before <= 3 * len(comms)
+
+
+def test_open_comms_are_counted_by_peer_without_a_walk(comms):
+    assert {row["open_comms"] for row in statistics.rows()} == {100}
+    assert statistics.open_count() == 1000
+    for comm in comms[:500]:
+        comm._channel.on_closed(comm._channel)
+    assert {row["open_comms"] for row in statistics.rows()} == {50}
+    assert statistics.open_count() == 500
+
+
+def test_a_comm_that_the_collector_closes_meanwhile_is_counted(comms, monkeypatch):
+    """In the very thread that holds the lock, in the middle of a report."""
+    victim = comms[0]._channel
+    victim.move(7_000_000_000)
+    add = Sums.add
+
+    def collect(sums, *args):
+        if victim.on_closed is not None:
+            on_closed, victim.on_closed = victim.on_closed, None
+            on_closed(victim)
+        add(sums, *args)
+
+    statistics.totals()
+    monkeypatch.setattr(Sums, "add", collect)
+    comms[1]._channel.move(1_000_000_000)
+    statistics.totals()
+    told = statistics.totals()
+    assert sum(map(spent_in, told.values())) == 8
+    assert spent_in(statistics._closed["stream"]) == 7
+
+
+@pytest.mark.parametrize("values", [[], [1], [70, 5000, 5000, 1 << 45]])
+def test_what_was_counted_since(values):
+    figures = Figures()
+    assert figures.packed() == b""
+    for value in values:
+        figures.serialized(value)
+    packed = figures.packed()
+    more = figures.copy()
+    more.deserialized(9)
+    more.subtract(packed)
+    only = Figures()
+    only.deserialized(9)
+    assert more.as_dict() == only.as_dict()
+    figures.subtract(packed)
+    assert figures.packed() == b""
+
+
+async def test_the_sums_of_a_real_comm_are_those_of_its_statistics():
+    accepted = asyncio.Queue()
+    async with listen("fabric://127.0.0.1", accepted.put) as listener:
+        peer = listener.contact_address
+        near = await connect(peer)
+        far = await accepted.get()
+        for count in range(1, 4):
+            await near.write({"x": to_serialize(np.ones(300_000, "u1"))})
+            await far.read()
+            await far.write("thanks")
+            await near.read()
+            own = near.statistics()["traffic"]
+            rows = {r["path"]: r for r in statistics.rows() if r["peer"] == peer}
+            assert rows.keys() == own.keys()
+            for path, row in rows.items():
+                assert {name: row[name] for name in own[path]} == own[path], (count, path)
+        await near.close()
+        await far.close()
 
 
 def test_an_old_kernel_tells_less():

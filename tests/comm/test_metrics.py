@@ -14,6 +14,7 @@ from distributed import Client, Scheduler, Worker
 from tornado.httpclient import AsyncHTTPClient
 
 from dask_fabric.comm import heartbeat, prometheus, statistics
+from dask_fabric.comm.sums import Sums
 from dask_fabric.engine.figures import Figures, histogram_of
 
 DATA_COUNT = 1_000_000
@@ -23,7 +24,7 @@ SAMPLE = re.compile(r"^(?P<name>\w+)(?:\{(?P<labels>[^}]*)\})? (?P<value>\S+)$")
 @pytest.fixture(autouse=True)
 def forgotten(monkeypatch):
     """Nothing was closed before: of many peers a report has but the busiest."""
-    monkeypatch.setattr(statistics, "_closed", {})
+    monkeypatch.setattr(statistics, "_sums", Sums())
 
 
 async def metrics_of(server) -> dict[tuple[str, str], float]:
@@ -111,12 +112,13 @@ async def test_under_another_scheme_nothing_is_reported():
         assert heartbeat.METRIC not in server.workers[one.address].metrics
 
 
-def test_a_report_is_small_however_many_peers_there_are(monkeypatch):
+def test_a_report_is_small_however_many_peers_there_are():
     figures = Figures()
     figures.serialized(123_456_789)
-    peers = {(f"fabric://[2001:db8::{i:x}]:40000", "stream"): figures for i in range(200)}
-    monkeypatch.setattr(statistics, "_closed", peers)
-    monkeypatch.setattr(statistics, "open_comms", list)
+    for number in range(200):
+        key = (f"fabric://[2001:db8::{number:x}]:40000", "stream")
+        statistics._sums.opened(key)
+        statistics._sums.add(key, figures)
     told = heartbeat.summary()
     assert len(told["peers"]) <= heartbeat.PEER_LIMIT + 1
     assert len(msgpack.packb(told)) < 6000

@@ -4,7 +4,7 @@ Always on: a small message costs additions to integers and no look at the clock.
 """
 
 cimport cython
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint16_t, uint64_t
 from libc.string cimport memset
 
 from dask_fabric.clock cimport now_ns
@@ -13,6 +13,15 @@ from dask_fabric.histogram cimport BUCKET_COUNT, Histogram, note
 from dask_fabric.wire.offers cimport Offers
 
 HISTOGRAM_BUCKET_COUNT = BUCKET_COUNT
+
+cdef enum:
+    COUNT_OF_NUMBERS = 16 + 5 * (BUCKET_COUNT + 1)     # in Counts: 16, and 5 histograms
+
+assert COUNT_OF_NUMBERS * sizeof(uint64_t) == sizeof(Counts)
+
+cdef packed struct Packed:
+    uint16_t place
+    uint64_t value
 
 
 @cython.auto_pickle(False)
@@ -27,6 +36,31 @@ cdef class Figures:
         cdef size_t index
         for index in range(sizeof(Counts) // sizeof(uint64_t)):
             sums[index] += more[index]
+
+    def packed(self):
+        """Give what is counted in a few bytes: of each number that is not 0, its place and value.
+
+        Returns
+        -------
+        bytes
+        """
+        cdef const uint64_t *numbers = <const uint64_t *> &self.counts
+        cdef Packed out[COUNT_OF_NUMBERS]
+        cdef Py_ssize_t used = 0
+        cdef int place
+        for place in range(COUNT_OF_NUMBERS):
+            if numbers[place]:
+                out[used] = Packed(place, numbers[place])
+                used += 1
+        return (<char *> &out[0])[: used * sizeof(Packed)]
+
+    def subtract(self, bytes packed):
+        """Subtract what `packed` gave, so that what was counted since is left."""
+        cdef uint64_t *numbers = <uint64_t *> &self.counts
+        cdef const Packed *entries = <const Packed *> <const char *> packed
+        cdef Py_ssize_t index
+        for index in range(len(packed) // <Py_ssize_t> sizeof(Packed)):
+            numbers[entries[index].place] -= entries[index].value
 
     def copy(self):
         """Give another object with the same counts."""

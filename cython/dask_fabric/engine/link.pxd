@@ -23,6 +23,7 @@ cdef class Link:
     cdef readonly Figures stream        # of all that the socket carries
     cdef dict others                    # path -> Figures, of those beside the stream
     cdef public object on_closed        # called once, with the link
+    cdef public object on_active        # called once, when anything may be counted, and then None
     cdef object __weakref__
 
     cdef _begin(self)
@@ -35,6 +36,7 @@ cdef class Link:
     cdef _tell_owner(self)
     cdef bint _peer_has_gone(self) noexcept
     cdef _check_open(self)
+    cdef _become_active(self)
     cdef _why_closed(self)
 
     # What a subclass does at the end: before the socket goes, to let go of its use, and after it.

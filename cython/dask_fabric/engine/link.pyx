@@ -52,6 +52,8 @@ cdef class Link:
         Gives, for the link, its local and its peer's address as users see them.
     on_closed : callable or None
         Called once, with the link, when it is closed; it must not keep the link's owner alive.
+    on_active : callable or None
+        Called once, before the link moves anything, and is None then until it is set again.
     """
 
     def __cinit__(self, *args, **kwargs):
@@ -158,6 +160,10 @@ cdef class Link:
         )
         self.fd = -1
         self.sock.close()
+
+    cdef _become_active(self):
+        on_active, self.on_active = self.on_active, None
+        on_active()
 
     cdef _check_open(self):
         if self.closed:

@@ -61,6 +61,8 @@ cdef class Receiver(Fetcher):
         """
         if self.closed and self.error is None:
             raise self._why_closed()    # this side closed, and wants to read no more
+        if self.on_active is not None:
+            self._become_active()
         try:
             message = self._next()
             while message is None and self.closed and self.assembler.has_more_work():
@@ -172,6 +174,8 @@ cdef class Receiver(Fetcher):
         if self.assembler.staging_is_full() and self.assembler.has_more_work():
             self._watch_readable(False)     # until `_process` has made room
             return
+        if self.on_active is not None:
+            self._become_active()
         try:
             while turn_bytes < TURN_BYTES and not self.receive_job and not self.closed:
                 moved = self._read_some()

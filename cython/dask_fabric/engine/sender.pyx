@@ -72,6 +72,8 @@ cdef class Sender(Receiver):
         """
         cdef Py_ssize_t nbytes
         self._check_open()
+        if self.on_active is not None:
+            self._become_active()
         if self.drained is not None:
             raise ChannelClosedError("the comm is being closed on this side")
         nbytes = self.queue.put_message(

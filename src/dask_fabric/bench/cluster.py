@@ -93,7 +93,7 @@ def connected(where: dict[str, str | None]) -> Iterator[Client]:
     try:
         asyncio.run(reach(address, _CONNECT_SECONDS))
         client = Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
-    except (OSError, ValueError, TypeError, RuntimeError) as exc:
+    except (OSError, asyncio.TimeoutError, ValueError, TypeError, RuntimeError) as exc:
         raise BenchError(f"no scheduler at {address}: {explain(exc)}") from exc
     with client:
         yield client

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from collections.abc import Callable, Iterator
@@ -66,7 +67,7 @@ def worker(pid_file: str | None, **options: Any) -> None:
         try:
             nannies = _plan(**options)
             asyncio_run(serve(nannies), loop_factory=get_loop_factory())
-        except TimeoutError as exc:
+        except (TimeoutError, asyncio.TimeoutError) as exc:  # one class since Python 3.11
             raise click.ClickException(str(exc) or "no scheduler has answered in time") from exc
         except Exception as exc:
             raise click.ClickException(_explain(exc)) from exc

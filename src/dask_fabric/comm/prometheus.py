@@ -155,5 +155,5 @@ def _gauges(by_path: dict[str, dict[str, Any]]) -> Iterator[Any]:
     for state in ("in_use", "idle"):
         family.add_metric([state], told[f"{state}_bytes"])
     yield family
-    comms = sum(1 for _ in statistics.open_comms())
-    yield GaugeMetricFamily("dask_fabric_open_comms", "Open comms", value=comms)
+    open_count = statistics.open_count()
+    yield GaugeMetricFamily("dask_fabric_open_comms", "Open comms", value=open_count)

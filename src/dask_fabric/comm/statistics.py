@@ -1,4 +1,9 @@
-"""What the comms of a process have moved: the open ones, and the sums of those that are closed."""
+"""What the comms of a process have moved: the open ones, and the sums of all by peer and path.
+
+Nothing here walks through all comms but what tells of each. A comm that moves something is noted
+once (`Link.on_active`), and what is new of the noted ones is added to the sums when somebody asks.
+They are few: where more are active than `ACTIVE_LIMIT`, each that is noted has another one added.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +12,12 @@ import logging
 import os
 import threading
 import weakref
-from collections import Counter
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from dask_fabric.comm.sums import PEER_LIMIT, Sums, Totals
 from dask_fabric.engine import threads
 from dask_fabric.engine.figures import Figures
 from dask_fabric.memory import device, pool
@@ -17,22 +25,38 @@ from dask_fabric.paths import ucx, ucx_worker
 
 logger = logging.getLogger(__name__)
 
-PEER_LIMIT = 256  # sums are kept for so many pairs of a peer and a path
-OTHER_PEERS = "other"
+ACTIVE_LIMIT = 256
 
-Totals = dict[tuple[str, str], Figures]  # by peer and path
 
-_open: dict[int, weakref.ref] = {}  # by the channel's id, until that is closed
+class _Entry:
+    """An open comm, and what of its figures is in the sums already: packed, by path."""
+
+    __slots__ = ("added", "comm", "local", "peer", "peer_address")
+
+    def __init__(self, comm: Any, peer: str) -> None:
+        self.comm = weakref.ref(comm)
+        self.local, self.peer_address = comm.local_address, comm.peer_address
+        self.peer = peer
+        self.added: dict[str, bytes] = {}
+
+
+_open: dict[_Entry, None] = {}
+_active: dict[_Entry, None] = {}  # open ones that may have moved something since they were added
+_ended: deque[tuple[_Entry, dict[str, Figures]]] = deque()  # closed ones, not added yet
+_sums = Sums()
 _closed_count = 0
-_closed: Totals = {}  # who was heard of last stands last
-_lock = threading.RLock()  # the collector may close a comm at any time
+_closed: dict[str, Figures] = {}  # of closed comms, by path
+# The collector may close a comm at any time, also while this very thread holds the lock: such a
+# one waits in `_ended`, and nobody waits for the lock who may be called by the collector.
+_lock = threading.Lock()
 
 
 def _after_fork_in_child() -> None:
-    global _closed_count, _lock
-    _lock = threading.RLock()
-    _open.clear()
-    _closed.clear()
+    global _closed_count, _lock, _sums
+    _lock = threading.Lock()
+    for known in (_open, _active, _ended, _closed):
+        known.clear()
+    _sums = Sums()
     _closed_count = 0
 
 
@@ -41,9 +65,11 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 
 def opened(comm: Any, channel: Any) -> None:
     """Count *comm* until its *channel* is closed."""
-    _open[id(channel)] = weakref.ref(comm)
-    # Not a method of the comm: the channel would keep it alive.
-    channel.on_closed = functools.partial(_count_closed, comm.local_address, comm.peer_address)
+    entry = _Entry(comm, peer_name(comm.peer_address, channel.server_side))
+    _open[entry] = None
+    # Not methods of the comm: the channel would keep it alive.
+    channel.on_closed = functools.partial(_note_closed, entry)
+    _note_active(entry)
 
 
 def peer_name(peer_address: str, server_side: bool) -> str:
@@ -54,38 +80,97 @@ def peer_name(peer_address: str, server_side: bool) -> str:
     return peer_address.rpartition(":")[0] if server_side else peer_address
 
 
-def _count_closed(local_address: str, peer_address: str, channel: Any) -> None:
-    global _closed_count
-    _open.pop(id(channel), None)
-    peer = peer_name(peer_address, channel.server_side)
-    with _lock:
-        _closed_count += 1
-        for path, figures in channel.figures().items():
-            figures.let_go()
-            total = _closed.pop((peer, path), None) or Figures()
-            total.add(figures)
-            _closed[peer, path] = total
-        while len(_closed) > PEER_LIMIT:
-            _forget_oldest()
+def _note_active(entry: _Entry) -> None:
+    _active[entry] = None
+    if len(_active) > ACTIVE_LIMIT and _lock.acquire(blocking=False):
+        try:
+            for entry in list(_active)[:1]:  # a copy: other threads may change it at any time
+                _add_active(entry, is_left=True)
+        finally:
+            _lock.release()
+
+
+def _note_closed(entry: _Entry, channel: Any) -> None:
+    _open.pop(entry, None)
+    _active.pop(entry, None)
     if logger.isEnabledFor(logging.DEBUG):
-        logger.debug("Closed: %s to %s: %s", local_address, peer_address, channel.statistics())
+        text = "Closed: %s to %s: %s"
+        logger.debug(text, entry.local, entry.peer_address, channel.statistics())
+    figures = channel.figures()
+    for of_path in figures.values():
+        of_path.let_go()
+    _ended.append((entry, figures))
+    if _lock.acquire(blocking=False):
+        try:
+            _add_ended()
+        finally:
+            _lock.release()
 
 
-def _forget_oldest() -> None:
-    """Sum up with the others who was not heard of for the longest time."""
-    peer, path = next(key for key in _closed if key[0] != OTHER_PEERS)
-    _add(_closed, (OTHER_PEERS, path), _closed.pop((peer, path)))
+# ---------------------------------------------------------------- with the lock
 
 
-def _add(totals: Totals, key: tuple[str, str], figures: Figures) -> None:
-    if key not in totals:
-        totals[key] = Figures()
-    totals[key].add(figures)
+@contextmanager
+def _settled() -> Iterator[Sums]:
+    """Hold the lock, with everything in the sums."""
+    with _lock:
+        _add_ended()
+        for entry in list(_active):
+            _add_active(entry)
+        yield _sums
+
+
+def _add_ended() -> None:
+    global _closed_count
+    while _ended:
+        entry, figures = _ended.popleft()
+        _closed_count += 1
+        for path, of_path in figures.items():
+            _closed.setdefault(path, Figures()).add(of_path)
+        _add(entry, figures)
+        for path in figures:
+            _sums.closed((entry.peer, path))
+
+
+def _add_active(entry: _Entry, is_left: bool = False) -> None:
+    """Add what is new of an open comm, which is active no more if nothing is, or with *is_left*."""
+    comm = entry.comm()
+    channel = None if comm is None else comm._channel
+    if channel is None or (_add(entry, channel.figures()) and not is_left):
+        return
+    _active.pop(entry, None)
+    channel.on_active = functools.partial(_note_active, entry)
+
+
+def _add(entry: _Entry, figures: dict[str, Figures]) -> bool:
+    """Add what is new in *figures*; whether there was anything."""
+    is_new = False
+    for path, of_path in figures.items():
+        packed, before = of_path.packed(), entry.added.get(path)
+        if packed == before:
+            continue
+        is_new = True
+        entry.added[path] = packed
+        if before is None:
+            _sums.opened((entry.peer, path))
+        else:
+            of_path.subtract(before)
+        _sums.add((entry.peer, path), of_path)
+    return is_new
+
+
+# ---------------------------------------------------------------- for who asks
 
 
 def open_comms() -> list[Any]:
-    comms = [comm for reference in list(_open.values()) if (comm := reference()) is not None]
+    """Give all comms that are open; this one walks through them."""
+    comms = [comm for entry in list(_open) if (comm := entry.comm()) is not None]
     return [comm for comm in comms if not comm.closed()]
+
+
+def open_count() -> int:
+    """Count the comms that are open, with those whose peer's end was not noticed yet."""
+    return len(_open)
 
 
 def totals(limit: int = PEER_LIMIT) -> Totals:
@@ -97,21 +182,8 @@ def totals(limit: int = PEER_LIMIT) -> Totals:
         How many pairs of a peer and a path to tell apart: those that moved most. The rest is
         summed up under the peer ``other``.
     """
-    with _lock:
-        found = {key: figures.copy() for key, figures in _closed.items()}
-    for comm in open_comms():
-        for path, figures in comm.figures().items():
-            _add(found, (comm.peer_name, path), figures)
-    if len(found) > limit:
-        for key in sorted(found, key=lambda key: _bytes(found[key]))[: len(found) - limit]:
-            if key[0] != OTHER_PEERS:
-                _add(found, (OTHER_PEERS, key[1]), found.pop(key))
-    return found
-
-
-def _bytes(figures: Figures) -> int:
-    sent, received, *_ = figures.brief()
-    return sent + received
+    with _settled() as sums:
+        return sums.totals(limit)
 
 
 def by_path(found: Totals) -> dict[str, Figures]:
@@ -124,17 +196,18 @@ def by_path(found: Totals) -> dict[str, Figures]:
 
 def rows() -> list[dict[str, Any]]:
     """Give one row for each pair of a peer and a path, with the number of its open comms."""
-    counts = Counter((comm.peer_name, path) for comm in open_comms() for path in comm.figures())
+    with _settled() as sums:
+        found = [(key, sums.open_count(key), of) for key, of in sums.totals(PEER_LIMIT).items()]
     return [
-        {"peer": peer, "path": path, "open_comms": counts[peer, path], **figures.as_dict()}
-        for (peer, path), figures in totals().items()
+        {"peer": peer, "path": path, "open_comms": count, **figures.as_dict()}
+        for (peer, path), count, figures in found
     ]
 
 
 def of_process() -> dict[str, Any]:
     """Give what `dask_fabric.statistics` does."""
-    with _lock:
-        traffic = {path: figures.as_dict() for path, figures in by_path(_closed).items()}
+    with _settled():
+        traffic = {path: figures.as_dict() for path, figures in _closed.items()}
         closed_count = _closed_count
     runtime = device.current()
     return {

@@ -1,0 +1,68 @@
+"""Sums of figures by peer and path, to which comms add what is new of theirs."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from dask_fabric.engine.figures import Figures
+
+PEER_LIMIT = 256  # of pairs without an open comm that are told apart
+OTHER_PEERS = "other"
+
+Key = tuple[str, str]  # peer and path
+Totals = dict[Key, Figures]
+
+
+class Sums:
+    """What comms have moved, by peer and path.
+
+    Not for several threads at once.
+    """
+
+    def __init__(self) -> None:
+        self._totals: Totals = {}
+        self._open_counts: Counter[Key] = Counter()
+        self._idle: dict[Key, None] = {}  # without an open comm; who was heard of last stands last
+
+    def opened(self, key: Key) -> None:
+        """Count one more open comm."""
+        self._open_counts[key] += 1
+        self._idle.pop(key, None)
+        self._totals.setdefault(key, Figures())
+
+    def closed(self, key: Key) -> None:
+        """Count one open comm less."""
+        self._open_counts[key] -= 1
+        if self._open_counts[key] <= 0:
+            del self._open_counts[key]
+            self._idle[key] = None
+        while len(self._idle) > PEER_LIMIT:
+            self._forget(next(iter(self._idle)))
+
+    def add(self, key: Key, figures: Figures) -> None:
+        """Add what is new of a comm."""
+        self._totals.setdefault(key, Figures()).add(figures)
+
+    def open_count(self, key: Key) -> int:
+        """How many comms are open."""
+        return self._open_counts[key]
+
+    def totals(self, limit: int) -> Totals:
+        """Give copies, of the pairs that have moved most; the rest is summed up as one peer."""
+        keys = list(self._totals)
+        if len(keys) > limit:
+            keys.sort(key=self._nbytes, reverse=True)
+        found = {key: self._totals[key].copy() for key in keys[:limit]}
+        for key in keys[limit:]:
+            found.setdefault((OTHER_PEERS, key[1]), Figures()).add(self._totals[key])
+        return found
+
+    def _forget(self, key: Key) -> None:
+        """Sum up with the others a peer that was not heard of for the longest time."""
+        del self._idle[key]
+        figures = self._totals.pop(key, None) or Figures()
+        self._totals.setdefault((OTHER_PEERS, key[1]), Figures()).add(figures)
+
+    def _nbytes(self, key: Key) -> int:
+        sent, received, *_ = self._totals[key].brief()
+        return sent + received
