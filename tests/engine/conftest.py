@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import stat
 from dataclasses import replace
 
 import pytest
@@ -47,8 +48,10 @@ def new_channel(sock, server_side, negotiator=None, **settings):
 def fd_of(channel):
     for fd in os.listdir("/proc/self/fd"):
         try:
+            if not stat.S_ISSOCK(os.stat(int(fd)).st_mode):
+                continue
             sock = socket.socket(fileno=os.dup(int(fd)))
-        except OSError:
+        except OSError:  # that of the listing itself
             continue
         with sock:
             if sock.family == socket.AF_INET and sock.getsockname() == channel.local_sockname:

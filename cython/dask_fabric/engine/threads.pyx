@@ -304,6 +304,17 @@ cdef int _ensure_threads(Direction direction) except -1:
     return 0
 
 
+cdef void _replace_stuck(Direction direction) noexcept nogil:
+    """Start a thread for each that is stuck: other jobs may wait for one, and none is submitted."""
+    pthread_mutex_lock(&engine.mutex)
+    while (
+        0 < engine.thread_counts[<int> direction] < _thread_goal_of(direction)
+        and start_thread(_thread_main, <void *> <size_t> direction) == 0
+    ):
+        engine.thread_counts[<int> direction] += 1
+    pthread_mutex_unlock(&engine.mutex)
+
+
 cdef int _thread_goal_of(Direction direction) noexcept nogil:
     """The threads that are wanted, and one for each that is stuck."""
     cdef int count = thread_goal()
@@ -345,6 +356,7 @@ cdef void *_thread_main(void *argument) noexcept nogil:
                 break
         elif ready == 0:
             trim_idle()
+            _replace_stuck(SEND)
         elif errno != EINTR:
             break
     pthread_mutex_lock(&engine.mutex)
@@ -358,6 +370,8 @@ cdef int _timeout_ms(Direction direction) noexcept nogil:
     whether it is: comms that need no jobs fill it too."""
     if direction == SEND:
         return -1
+    if engine.running_counts[<int> SEND] > 0:
+        return TRIM_INTERVAL_MS     # a page may be slow to read: see `_replace_stuck`
     return TRIM_INTERVAL_MS if has_idle_memory() else IDLE_INTERVAL_MS
 
 
