@@ -15,6 +15,7 @@ from distributed.utils import offload
 from dask_fabric.comm import refusals, staging, staging_receive, statistics, unsendable
 from dask_fabric.comm.dialect import codec
 from dask_fabric.comm.kernel import parse_tcp_info
+from dask_fabric.comm.snapshots import snapshot
 from dask_fabric.config import Settings
 from dask_fabric.errors import (
     ChannelClosedError,
@@ -227,6 +228,8 @@ class FabricComm(Comm):
                 header, frames = await self._finish(encoding, work_bytes)
             if encoding.saved_bytes:
                 self._check_limits(header, frames, encoding.saved_bytes)
+            if frames:
+                frames = snapshot(msg, frames)
             sources = None
             if frames and any(map(device.belongs_on_device, frames)):
                 sources = await self._sources_of(frames)
