@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from dataclasses import replace
 
@@ -114,12 +115,18 @@ def test_whatever_a_peer_says_can_be_deciphered(pid, address, nonce, side):
 # ---------------------------------------------------------------- over sockets
 
 
+async def aborted(writer) -> None:
+    writer.transport.abort()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
+
+
 async def hello_of_listener(listener, hello: Hello) -> dict:
     reader, writer = await asyncio.open_connection(*listener.get_host_port())
     writer.write(hello.encode())
     head = await wait_for(reader.readexactly(PREAMBLE.size), 10)
     body = await wait_for(reader.readexactly(PREAMBLE.unpack(head)[-1]), 10)
-    writer.transport.abort()
+    await aborted(writer)
     return msgpack.unpackb(body)
 
 
@@ -144,16 +151,24 @@ async def test_who_knows_the_host_learns_what_is_needed():
 async def test_a_client_over_tcp_tells_a_server_of_another_host_nothing():
     heard = asyncio.get_running_loop().create_future()
 
+    serving = set()
+
     async def serve(reader, writer):
-        head = await reader.readexactly(PREAMBLE.size)
-        heard.set_result(await reader.readexactly(PREAMBLE.unpack(head)[-1]))
-        writer.transport.abort()
+        serving.add(asyncio.current_task())
+        try:
+            head = await reader.readexactly(PREAMBLE.size)
+            body = await reader.readexactly(PREAMBLE.unpack(head)[-1])
+            if not heard.done():
+                heard.set_result(body)
+        finally:
+            await aborted(writer)
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         host, port = server.sockets[0].getsockname()
         with pytest.raises(OSError):
             await connect(f"fabric://{host}:{port}", timeout=1)
         body = await wait_for(heard, 10)
+        await asyncio.gather(*serving, return_exceptions=True)
     told = msgpack.unpackb(body)
     assert told["boot"].startswith("~") and told["pid"] != os.getpid()
     assert paths.boot_id().encode() not in body

@@ -17,7 +17,7 @@ from distributed.utils import wait_for
 
 from dask_fabric.comm.introduction import decode
 from dask_fabric.comm.refusals import LINE_LIMIT
-from dask_fabric.errors import ProtocolError
+from dask_fabric.errors import MessageTooLargeError, ProtocolError
 from dask_fabric.wire.hello import Hello
 
 PREFIX = struct.Struct("<BBHIQQ")
@@ -155,6 +155,22 @@ async def test_a_handler_that_cannot_take_what_came_costs_one_line(caplog):
     (record,) = log_of(caplog)
     assert "TypeError: Bad message type: a b (test_introduction.py" in record.message
     assert record.exc_info is None
+
+
+async def test_a_peer_that_accepts_next_to_nothing_costs_few_lines(caplog):
+    async def serve(comm):
+        for _ in range(LINE_LIMIT + 5):
+            with pytest.raises(MessageTooLargeError):
+                await comm.write("x" * 1000)
+        await comm.write("done")
+        await comm.close()
+
+    limits = {"header": 256, "message": 256}
+    async with listen("fabric+tcp://127.0.0.1", serve) as listener:
+        hello = Hello(scheme="fabric+tcp", limits=limits).encode()
+        assert b"done" in await send(listener, hello + message(msgpack.packb(GOOD)))
+    lines = [record for record in log_of(caplog) if "Could not send a message" in record.message]
+    assert len(lines) <= LINE_LIMIT and not any(line.exc_info for line in lines)
 
 
 async def test_nothing_is_unpickled_before_the_handshake(tmp_path, caplog):

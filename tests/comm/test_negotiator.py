@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import struct
 from types import SimpleNamespace
@@ -63,6 +64,8 @@ async def test_over_a_socket(boot):
         head = await wait_for(reader.readexactly(PREAMBLE.size), 10)
         await wait_for(reader.readexactly(PREAMBLE.unpack(head)[-1]), 10)
         answer = await wait_for(reader.read(), 10)
-        writer.transport.abort()
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
     # The pid of such a client is another process's, so that the server has nothing to ask it for.
     assert b"paths that nobody asked for" in answer

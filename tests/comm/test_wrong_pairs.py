@@ -109,6 +109,7 @@ async def by_hand(name, security):
     for handler in handlers:
         handler.cancel()
     await asyncio.gather(*handlers, return_exceptions=True)
+    await asyncio.sleep(0)  # in which their transports close
 
 
 def server_of(name):

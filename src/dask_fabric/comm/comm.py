@@ -276,10 +276,12 @@ class FabricComm(Comm):
             return self._takes_chunks or not any(map(device.span_of, frames))
 
         instead = unsendable.instead_of(msg, error, on_error, fits)
+        if instead is None or len(instead) < 2:
+            # One line, and few: any peer may say that it accepts next to nothing.
+            kind = "messages were larger than their peers accept"
+            refusals.of(self._loop).warn(kind, "Could not send a message in %s: %s", self, error)
         if instead is None:
             raise error
-        if len(instead) < 2:
-            logger.warning("The peer gets an error for a message in %s: %s", self, error)
         return sum([await self.write(part, serializers, on_error) for part in instead])
 
     def _check_limits(self, header: Any, frames: list, saved_bytes: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import secrets
 import socket
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dask_fabric.comm import disclosure, unix
+from dask_fabric.comm import disclosure, refusals, unix
 from dask_fabric.comm.direct import Devices
 from dask_fabric.comm.security import Scheme
 from dask_fabric.comm.ucx import LocalUCX, local_ucx
@@ -35,8 +34,7 @@ from dask_fabric.wire.negotiation import (
 from dask_fabric.wire.records import error_record, violation
 from dask_fabric.wire.text import one_line
 
-logger = logging.getLogger(__name__)
-
+_REFUSED = "From %s to %s: %s"
 _PTRACE_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -298,7 +296,10 @@ class Negotiator:
             channel.use_cma(self._process)
         if "ucx" in choice.paths.values() and not self._use_ucx(channel, choice.paths):
             reason = "UCX of this process does not take the peer's address"
-            logger.warning("From %s to %s: %s", *channel.addresses(), reason)
+            ends = channel.addresses()
+            refusals.of(channel.loop).warn(
+                "addresses of UCX were not taken", _REFUSED, *ends, reason
+            )
             channel.choice = choice.without("ucx", reason)
 
     def _use_ucx(self, channel: Any, paths: Mapping[str, str]) -> bool:

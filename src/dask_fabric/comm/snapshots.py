@@ -41,7 +41,9 @@ def _is_of_the_user(message: Any) -> bool:
 
 
 def _copy(frame: Any) -> memoryview:
-    source = memoryview(frame)
+    source = memoryview(frame).cast("B")  # whatever its format
+    if not source.nbytes:
+        return source
     copy = memoryview(arrays.new_array(source.nbytes))
     copy[:] = source
     return copy
