@@ -96,3 +96,11 @@ def test_many_pickles_and_large_text_are_work(codec):
     assert codec.offload_bytes(*codec.encode(message)) > THRESHOLD
     assert codec.offload_bytes(*codec.encode({"op": "x" * 200_000_000})) > THRESHOLD
     assert codec.offload_bytes(*codec.encode({"op": [5] * 200_000})) == 0
+
+
+@pytest.mark.parametrize("message", [Serialize(big), ToPickle([big])])
+def test_what_is_compressed_is_decompressed_in_another_thread(codec, message):
+    """Some KiB of it may be gigabytes, and nobody knows before."""
+    header, frames = codec.encode(message, context={"compression": "zlib"})
+    assert sum(map(len, frames)) < 100_000
+    assert codec.offload_bytes(header, frames) > THRESHOLD

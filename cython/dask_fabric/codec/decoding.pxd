@@ -36,3 +36,4 @@ cdef class Decoding:
     cdef list decompress(self, dict header, list frames)
     cdef object host_bytes(self)
     cdef object offload_bytes(self)
+    cdef bint may_be_compressed(self, Entry *entry) except -1

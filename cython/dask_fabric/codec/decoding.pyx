@@ -13,6 +13,7 @@ from dask_fabric.codec.layout cimport (
 )
 from dask_fabric.codec.scan cimport SCAN_OK, ScanResult, scan, scan_error
 
+import sys
 from time import perf_counter
 
 import msgpack
@@ -21,6 +22,7 @@ from dask_fabric.errors import ProtocolError
 from dask_fabric.memory.device import belongs_on_device
 
 cdef object unpackb = msgpack.unpackb
+cdef object MUCH_WORK = sys.maxsize
 cdef object NO_LIMIT = 2**62
 
 
@@ -222,12 +224,24 @@ cdef class Decoding:
         for index in range(self.payload_count):
             if self.entries[index].kind == KIND_ARRAY:
                 continue
+            if self.may_be_compressed(&self.entries[index]):
+                return MUCH_WORK        # a thousand times the bytes that came, or more
             total += self.entries[index].body_nbytes
             for i in range(self.entries[index].frame_count):
                 frame = self.frames[self.entries[index].frame_start + i]
                 if not belongs_on_device(frame):    # which is wrapped, not read
                     total += nbytes_of(frame)
         return total
+
+    cdef bint may_be_compressed(self, Entry *entry) except -1:
+        """Whether the header of a payload names a compression, or has one of these words."""
+        if not entry.frame_count or entry.kind not in (KIND_SERIALIZED, KIND_PICKLED):
+            return False
+        body = entry.body[:entry.body_nbytes]
+        for name in self.dialect.compressions:
+            if type(name) is str and name.encode() in body:
+                return True
+        return False
 
 
 cdef int read_entry(Reader *reader, Entry *entry, list frames) except -1:
