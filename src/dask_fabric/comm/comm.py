@@ -228,7 +228,7 @@ class FabricComm(Comm):
                 header, frames = await self._finish(encoding, work_bytes)
             if encoding.saved_bytes:
                 self._check_limits(header, frames, encoding.saved_bytes)
-            if frames:
+            if frames and self.deserialize:  # else it only passes on what it has received
                 frames = snapshot(msg, frames)
             sources = None
             if frames and any(map(device.belongs_on_device, frames)):
