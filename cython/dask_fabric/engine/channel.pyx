@@ -136,6 +136,7 @@ cdef class Channel(Sender):
             data = self.assembler.take_staged(staged)
             used = self.handshake.receive(data)
             self.assembler.start -= staged - used
+            self.assembler.release_staging()
         if self.handshake.done:
             # A server's hello leaves with its first message, and a client's first message with
             # what else it says, where the one who opened goes on in the same turn.

@@ -8,7 +8,7 @@ from dask_fabric.wire.framing cimport Assembler
 from dask_fabric.wire.offers cimport Arrived, Offers
 
 cdef class Fetcher(Link):
-    cdef Assembler assembler
+    cdef readonly Assembler assembler
     cdef Process process                # whose memory may be read, for `cma`; or None
     cdef uint64_t ucx_token             # names this side's end of the frames by `ucx`; 0: none
     cdef int ucx_pid                    # the peer's process; 0 where the kernel does not tell

@@ -180,6 +180,7 @@ cdef class Receiver(Fetcher):
             while turn_bytes < TURN_BYTES and not self.receive_job and not self.closed:
                 moved = self._read_some()
                 if moved <= 0:
+                    self.assembler.release_staging()
                     break
                 turn_bytes += moved
                 self.assembler.received(moved)

@@ -18,6 +18,7 @@ cdef class Buffer:
     cdef PyObject *following        # of memory.arrays alone: it holds no reference
 
 cpdef Buffer allocate(Py_ssize_t nbytes, uint64_t like=*)
+cdef void count_use(Buffer buffer, int sign) noexcept
 cdef bint pin_slab(Buffer buffer, object pin) except -1
 cdef void use_small_pages(Buffer buffer) noexcept
 

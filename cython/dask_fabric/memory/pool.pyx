@@ -110,9 +110,14 @@ cdef class Buffer:
 
     def __dealloc__(self):
         if self.data != NULL:
-            add_relaxed(&usage.in_use_bytes, -self.nbytes)
-            add_relaxed(&usage.in_use_count, -1)
+            count_use(self, -1)
             release(self)
+
+
+cdef void count_use(Buffer buffer, int sign) noexcept:
+    """Count a buffer as in use (1) or not (-1), as one that is kept for whoever needs it next."""
+    add_relaxed(&usage.in_use_bytes, sign * buffer.nbytes)
+    add_relaxed(&usage.in_use_count, sign)
 
 
 cdef void reuse(Buffer buffer, Slab *slab) noexcept:
@@ -189,8 +194,7 @@ cpdef Buffer allocate(Py_ssize_t nbytes, uint64_t like=0):
         buffer.lead_bytes = like % CACHE_LINE_BYTES & -STEP_BYTES
         buffer.data += buffer.lead_bytes
     buffer.nbytes = nbytes
-    add_relaxed(&usage.in_use_bytes, nbytes)
-    add_relaxed(&usage.in_use_count, 1)
+    count_use(buffer, 1)
     return buffer
 
 

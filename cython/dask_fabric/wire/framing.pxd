@@ -27,7 +27,6 @@ cdef class Assembler(Landing):
     # The message that is being filled in its final memory, if any.
     cdef object header
     cdef list frames
-    cdef char *table                # of frames, and their descriptors behind it
     cdef const char *entry          # of the next frame
     cdef const char *descriptor
     cdef Py_ssize_t frame_count     # of those that have no memory yet

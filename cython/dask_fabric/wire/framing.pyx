@@ -8,7 +8,6 @@ cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.memoryview cimport PyMemoryView_FromObject
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
-from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy
 
 from dask_fabric.clock cimport now_ns
@@ -75,9 +74,6 @@ cdef class Assembler(Landing):
         self.header_bytes_limit = header_bytes_limit
         self.message_bytes_limit = message_bytes_limit
         self.frame_count_limit = frame_count_limit
-
-    def __dealloc__(self):
-        free(self.table)
 
     def receive_data(self, data):
         """Take bytes that arrived, and give the records that they complete.
@@ -177,11 +173,14 @@ cdef class Assembler(Landing):
     cdef void abandon(self) noexcept:
         """Drop the message that will never be whole; those that are stay."""
         if self.filling_requested or (self._is_in_message() and not self._rest_is_staged()):
-            self.missing_bytes = self.frame_count = 0
+            self.filled()
+            self.frame_count = 0
+            self.free_table()
             self.header = self.frames = self.offers = None
         self.filling_requested = False
         self.requested_count = 0
         self.requested = None
+        self.release_staging()
 
     cdef bint _rest_is_staged(self) noexcept:
         """Whether what is missing of the message being filled has arrived."""
@@ -199,9 +198,11 @@ cdef class Assembler(Landing):
 
     cdef void forget(self) noexcept:
         """Drop all that has arrived and was not given, after `abandon`."""
-        self.missing_bytes = self.frame_count = 0
+        self.filled()
+        self.frame_count = self.checked_count = 0
         self.header = self.frames = self.offers = None
         self.start = self.end
+        self.release_staging()
 
     cdef take_devices(self, int paths, devices):
         """From now on the peer may offer frames of devices, by these paths."""
@@ -387,6 +388,7 @@ cdef class Assembler(Landing):
                 data += entry.nbytes
         self.start = data - self.staging.data
         self._leave_record(prefix)
+        self.release_staging()
         self.message_count += 1
         note(&self.message_sizes, self.message_bytes)
         return header, frames
@@ -444,11 +446,7 @@ cdef class Assembler(Landing):
         cdef char *memory = NULL
         cdef Py_ssize_t table_bytes = prefix.frame_count * ENTRY_BYTES
         cdef Py_ssize_t descriptor_bytes = self.checked_descriptor_bytes
-        free(self.table)
-        self.table = <char *> malloc(table_bytes + descriptor_bytes + 1)
-        if self.table == NULL:
-            raise MemoryError()
-        memcpy(self.table, table, table_bytes + descriptor_bytes)
+        self.keep_table(table, table_bytes + descriptor_bytes)
         self.entry = self.table
         self.descriptor = self.table + table_bytes
         self.start += PREFIX_BYTES + table_bytes + descriptor_bytes
@@ -481,6 +479,7 @@ cdef class Assembler(Landing):
             count += 1
         self.filled_bytes += filled_bytes
         if self.frame_count == 0:
+            self.free_table()
             self.message_count += 1
             note(&self.message_sizes, self.message_bytes)
 
@@ -522,6 +521,7 @@ cdef class Assembler(Landing):
         self.start += PREFIX_BYTES
         self._leave_record(prefix)
         content = self.take_staged(prefix.header_bytes)
+        self.release_staging()
         if prefix.kind == ERROR:
             text = one_line(content.decode("utf-8", "replace"))
             raise ProtocolError(f"the peer ended the connection: {text}")

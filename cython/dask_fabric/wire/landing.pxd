@@ -9,11 +9,16 @@ cdef enum:
     POOLED_BYTES = 64 << 10
 
 cdef class Landing:
-    # Bytes that arrived and are not yet given to a message: staging.data[start:end].
+    # Bytes that arrived and are not yet given to a message: staging.data[start:end]. None while
+    # there are none, mostly.
     cdef Buffer staging
     cdef Py_ssize_t start
     cdef Py_ssize_t end
     cdef Py_ssize_t next_read_bytes
+
+    # The table of the message that is being received, and the descriptors behind it.
+    cdef char *table
+    cdef Py_ssize_t table_bytes
 
     # Final memory that the stream has still to fill: missing_bytes in vectors[vector_index:].
     cdef iovec *vectors
@@ -21,6 +26,7 @@ cdef class Landing:
     cdef size_t vector_count
     cdef size_t vector_index
     cdef readonly Py_ssize_t missing_bytes
+    cdef bint is_ahead              # is one of the few that may use huge pages ahead of their data
 
     cdef char *room(self, Py_ssize_t *nbytes) except NULL
     cdef void received(self, Py_ssize_t nbytes) noexcept
@@ -28,7 +34,11 @@ cdef class Landing:
     cdef Py_ssize_t staged_bytes(self) noexcept
     cdef bint staging_is_full(self) noexcept
     cdef take_staged(self, Py_ssize_t nbytes)
+    cdef void release_staging(self) noexcept
+    cdef keep_table(self, const char *table, Py_ssize_t nbytes)
+    cdef void free_table(self) noexcept
 
+    cdef bint _may_be_ahead(self) noexcept
     cdef void _begin_vectors(self) noexcept
     cdef _give(self, char *data, Py_ssize_t nbytes)
     cdef _reserve_vector(self)

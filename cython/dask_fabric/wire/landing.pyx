@@ -5,16 +5,24 @@ from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndS
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.memoryview cimport PyMemoryView_FromObject
 from libc.stdint cimport uint64_t
-from libc.stdlib cimport free, realloc
+from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memmove
 
 from dask_fabric.linux cimport iovec
-from dask_fabric.memory.arrays cimport data_of, new_array
-from dask_fabric.memory.pool cimport Buffer, allocate
+from dask_fabric.memory.arrays cimport data_of, keep_small, new_array
+from dask_fabric.memory.pool cimport Buffer, allocate, count_use
 
 cdef enum:
     STAGING_BYTES = 128 << 10
     READ_BYTES = 16 << 10
+    KEPT_VECTOR_COUNT = 64
+    # The first byte of a huge page makes all of it resident, and a frame may have two that its
+    # neighbours use too. So many peers may have us take 64 MiB that they do not send.
+    HUGE_BYTES = 2 << 20
+    AHEAD_COUNT = 16
+
+cdef int ahead_count = 0
+cdef Buffer spare_staging = None    # a read leaves its staging buffer empty, for the next comm's
 
 
 @cython.auto_pickle(False)
@@ -25,11 +33,19 @@ cdef class Landing:
     """
 
     def __cinit__(self):
-        self.staging = allocate(STAGING_BYTES)
         self.next_read_bytes = READ_BYTES
 
     def __dealloc__(self):
+        self.filled()
+        self.free_table()
         free(self.vectors)
+
+    def __sizeof__(self):
+        """With its own buffers, and without what is being received in place."""
+        cdef Py_ssize_t nbytes = self.table_bytes + self.vector_capacity * sizeof(iovec)
+        if self.staging is not None:
+            nbytes += self.staging.nbytes
+        return object.__sizeof__(self) + nbytes
 
     cdef char *room(self, Py_ssize_t *nbytes) except NULL:
         """Where the next bytes belong, and how many; never none."""
@@ -38,8 +54,8 @@ cdef class Landing:
             return <char *> self.vectors[self.vector_index].iov_base
         if self.start == self.end:
             self.start = self.end = 0
-            if self.staging.nbytes > STAGING_BYTES:
-                self.staging = allocate(STAGING_BYTES)
+            if self.staging is None:
+                self.staging = new_staging()
         elif self.end == self.staging.nbytes:
             self._make_room()
         nbytes[0] = min(self.staging.nbytes - self.end, self.next_read_bytes)
@@ -60,6 +76,8 @@ cdef class Landing:
         self.missing_bytes -= nbytes
         if vector.iov_len == 0:
             self.vector_index += 1
+        if self.missing_bytes == 0:
+            self.filled()
 
     cdef Py_ssize_t staged_bytes(self) noexcept:
         return self.end - self.start
@@ -73,9 +91,48 @@ cdef class Landing:
         self.start += nbytes
         return taken
 
+    cdef void release_staging(self) noexcept:
+        """After what was staged is used: an empty buffer is not kept for each idle comm."""
+        global spare_staging
+        if self.start != self.end or self.staging is None:
+            return
+        if spare_staging is None and self.staging.nbytes == STAGING_BYTES:
+            spare_staging = self.staging
+            count_use(spare_staging, -1)
+        self.staging = None
+
+    cdef keep_table(self, const char *table, Py_ssize_t nbytes):
+        self.free_table()
+        self.table = <char *> malloc(nbytes + 1)
+        if self.table == NULL:
+            raise MemoryError()
+        self.table_bytes = nbytes
+        memcpy(self.table, table, nbytes)
+
+    cdef void free_table(self) noexcept:
+        free(self.table)
+        self.table = NULL
+        self.table_bytes = 0
+
     cdef void filled(self) noexcept:
-        """Somebody else has put all missing bytes into the vectors."""
+        """No bytes are missing any more in the vectors."""
+        global ahead_count
         self.missing_bytes = 0
+        ahead_count -= self.is_ahead
+        self.is_ahead = False
+        if self.vector_capacity > KEPT_VECTOR_COUNT:
+            free(self.vectors)
+            self.vectors = NULL
+            self.vector_capacity = 0
+            self._begin_vectors()
+
+    cdef bint _may_be_ahead(self) noexcept:
+        """Whether what is being received may have huge pages; it may then until it is filled."""
+        global ahead_count
+        if not self.is_ahead and ahead_count < AHEAD_COUNT:
+            self.is_ahead = True
+            ahead_count += 1
+        return self.is_ahead
 
     cdef void _begin_vectors(self) noexcept:
         self.vector_count = self.vector_index = 0
@@ -83,8 +140,12 @@ cdef class Landing:
     cdef _give(self, char *data, Py_ssize_t nbytes):
         """Fill a buffer from the staged bytes; what they cannot fill becomes a vector."""
         cdef Py_ssize_t staged = min(nbytes, self.end - self.start)
-        memcpy(data, self.staging.data + self.start, staged)
-        self.start += staged
+        if nbytes >= HUGE_BYTES and not self._may_be_ahead():
+            keep_small(data)
+        if staged:
+            memcpy(data, self.staging.data + self.start, staged)
+            self.start += staged
+        self.release_staging()
         if staged < nbytes:
             self._reserve_vector()
             self.vectors[self.vector_count].iov_base = data + staged
@@ -94,13 +155,14 @@ cdef class Landing:
 
     cdef _reserve_vector(self):
         cdef iovec *grown
+        cdef size_t capacity = max(<size_t> 8, 2 * self.vector_capacity)
         if self.vector_count < self.vector_capacity:
             return
-        self.vector_capacity = max(<size_t> 8, 2 * self.vector_capacity)
-        grown = <iovec *> realloc(self.vectors, self.vector_capacity * sizeof(iovec))
+        grown = <iovec *> realloc(self.vectors, capacity * sizeof(iovec))
         if grown == NULL:
             raise MemoryError()
         self.vectors = grown
+        self.vector_capacity = capacity
 
     cdef void _make_room(self) except *:
         """Room for more staged bytes, by moving them to the front or to more memory."""
@@ -113,6 +175,16 @@ cdef class Landing:
         memmove(grown.data, old.data + self.start, staged)
         self.staging = grown
         self.start, self.end = 0, staged
+
+
+cdef Buffer new_staging():
+    global spare_staging
+    cdef Buffer staging = spare_staging
+    if staging is None:
+        return allocate(STAGING_BYTES)
+    count_use(staging, 1)
+    spare_staging = None
+    return staging
 
 
 cdef new_frame(Py_ssize_t nbytes, char **memory, uint64_t like):

@@ -32,14 +32,16 @@ cdef class Offers:
     cdef add(self, frame, Offer offer):
         """Add a frame, whose memory `frame` keeps alive."""
         cdef Offer *grown
+        cdef size_t capacity
         if self.count == self.capacity:
-            self.capacity = max(4, 2 * self.capacity)
-            grown = <Offer *> realloc(self.items, self.capacity * sizeof(Offer))
+            capacity = max(<size_t> 4, 2 * <size_t> self.capacity)
+            grown = <Offer *> realloc(self.items, capacity * sizeof(Offer))
             if grown == NULL:
                 raise MemoryError()
             self.items = grown
-        self.items[self.count] = offer
+            self.capacity = <uint32_t> capacity
         self.frames.append(frame)
+        self.items[self.count] = offer
         self.count += 1
         self.nbytes += offer.nbytes
         self.paths |= 1 << offer.path
