@@ -7,7 +7,7 @@ from dask_fabric.engine.sendqueue cimport SendQueue
 from dask_fabric.wire.offers cimport Offers
 
 cdef class Sender(Receiver):
-    cdef SendQueue queue
+    cdef readonly SendQueue queue
     cdef Py_ssize_t inline_bytes
     cdef bint corked                    # what is sent waits for the end of this turn of the loop
     cdef int64_t flushed_ns             # when something was last sent

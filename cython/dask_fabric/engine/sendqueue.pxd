@@ -15,6 +15,14 @@ cdef class DeviceFrame:
     cdef uint64_t address
     cdef Py_ssize_t nbytes
 
+# The state of a queue, but for its chunk.
+cdef struct Mark:
+    size_t vector_count
+    Py_ssize_t tail_bytes
+    Py_ssize_t pending_bytes
+    Py_ssize_t chunk_used_bytes
+    bint tail_is_open
+
 cdef class SendQueue:
     cdef iovec *vectors             # vectors[first:last] are still to be sent
     cdef size_t first
@@ -44,6 +52,14 @@ cdef class SendQueue:
     cdef void consumed(self, size_t vector_count, Py_ssize_t nbytes) except *
     cdef void seal(self) noexcept
     cdef clear(self)
+
+    cdef Offers _put_table(
+        self, list views, Py_ssize_t header_bytes, int path, Py_ssize_t offer_bytes
+    )
+    cdef _put_entries(self, Offers offers)
+    cdef Mark _mark(self) noexcept
+    cdef _roll_back(self, const Mark *mark, Buffer chunk)
+    cdef _release_buffers(self)
 
     cdef take_devices(self, int path, span_of)
     cdef _view_of(self, frame)

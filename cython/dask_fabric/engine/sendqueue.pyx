@@ -13,7 +13,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memmove
 
-from dask_fabric.memory.pool cimport Buffer, allocate
+from dask_fabric.memory.pool cimport Buffer, allocate, count_use
 from dask_fabric.linux cimport iovec
 from dask_fabric.wire.offers cimport Offer, Offers
 from dask_fabric.wire.records cimport (
@@ -26,6 +26,9 @@ from dask_fabric.errors import MessageTooLargeError
 cdef enum:
     CHUNK_BYTES = 32 << 10
     COPIED_BYTES = 4 << 10      # of a large message, what is not worth a vector of its own
+    KEPT_VECTOR_COUNT = 64
+
+cdef Buffer spare_chunk = None  # what is small leaves at once, and then the next comm needs one
 
 
 @cython.auto_pickle(False)
@@ -45,6 +48,13 @@ cdef class SendQueue:
     def __dealloc__(self):
         free(self.vectors)
 
+    def __sizeof__(self):
+        """With its own buffers, and without the frames."""
+        cdef Py_ssize_t nbytes = self.capacity * sizeof(iovec) + self.owners.__sizeof__()
+        if self.chunk is not None:
+            nbytes += self.chunk.nbytes
+        return object.__sizeof__(self) + nbytes
+
     cdef Py_ssize_t put_message(
         self, header, list frames, Py_ssize_t inline_bytes, int path, Py_ssize_t offer_bytes
     ) except -1:
@@ -61,11 +71,10 @@ cdef class SendQueue:
             Bytes of the whole message.
         """
         cdef Py_ssize_t frame_count = len(frames)
-        cdef Py_ssize_t index, header_bytes, total_bytes, sent_bytes
+        cdef Py_ssize_t header_bytes, total_bytes
         cdef list views = frames
-        cdef Offers offered = None
-        cdef Offer offer
-        cdef char *out
+        cdef Buffer chunk = self.chunk
+        cdef Mark mark
         if frames and self.span_of is None:
             views = [_bytes_of(frame) for frame in frames]
         elif frames:
@@ -75,7 +84,34 @@ cdef class SendQueue:
         for view in views:
             total_bytes += _nbytes_of(view)
         self._check_limits(frame_count, header_bytes, total_bytes)
-        out = self._reserve(PREFIX_BYTES + frame_count * ENTRY_BYTES)
+        mark = self._mark()
+        try:
+            self.offered = self._put_table(views, header_bytes, path, offer_bytes)
+            if self.offered is not None:
+                self._put_descriptors(self.offered)
+                total_bytes -= self.offered.nbytes
+            if total_bytes > inline_bytes:
+                inline_bytes = min(inline_bytes, <Py_ssize_t> COPIED_BYTES)
+            self._put(header, inline_bytes)
+            for view in views:
+                if type(view) is memoryview:    # of the others none is inline
+                    self._put(view, inline_bytes)
+        except BaseException:
+            self._roll_back(&mark, chunk)
+            raise
+        if self.offered is not None:
+            total_bytes += self.offered.nbytes
+        self.message_count += 1
+        return PREFIX_BYTES + frame_count * ENTRY_BYTES + total_bytes
+
+    cdef Offers _put_table(
+        self, list views, Py_ssize_t header_bytes, int path, Py_ssize_t offer_bytes
+    ):
+        """Queue prefix and table; frames on offer are taken out of `views`."""
+        cdef Offers offered = None
+        cdef Py_ssize_t index, frame_count = len(views)
+        cdef Offer offer
+        cdef char *out = self._reserve(PREFIX_BYTES + frame_count * ENTRY_BYTES)
         pack_prefix(out, MESSAGE, frame_count, header_bytes, self.message_count)
         out += PREFIX_BYTES
         for index, view in enumerate(views):
@@ -88,19 +124,30 @@ cdef class SendQueue:
                     offered = Offers(self.message_count)
                 offered.add(view, offer)
                 views[index] = None
-        self.offered = offered
-        sent_bytes = total_bytes
-        if offered is not None:
-            sent_bytes -= offered.nbytes
-            self._put_descriptors(offered)
-        if sent_bytes > inline_bytes:
-            inline_bytes = min(inline_bytes, <Py_ssize_t> COPIED_BYTES)
-        self._put(header, inline_bytes)
-        for view in views:
-            if type(view) is memoryview:    # of the others none is inline
-                self._put(view, inline_bytes)
-        self.message_count += 1
-        return PREFIX_BYTES + frame_count * ENTRY_BYTES + total_bytes
+        return offered
+
+    cdef Mark _mark(self) noexcept:
+        """How the queue is before a record, for `_roll_back`."""
+        cdef Py_ssize_t tail_bytes = 0
+        if self.tail_is_open:
+            tail_bytes = self.vectors[self.last - 1].iov_len
+        return Mark(
+            self.last - self.first, tail_bytes, self.pending_bytes, self.chunk_used_bytes,
+            self.tail_is_open,
+        )
+
+    cdef _roll_back(self, const Mark *mark, Buffer chunk):
+        """Nothing of a record that could not be queued whole may be sent."""
+        self.offered = None
+        while self.last - self.first > mark.vector_count:
+            self.last -= 1
+            self.owners.pop()
+        self.chunk = chunk
+        self.pending_bytes = mark.pending_bytes
+        self.chunk_used_bytes = mark.chunk_used_bytes
+        self.tail_is_open = mark.tail_is_open
+        if self.tail_is_open:
+            self.vectors[self.last - 1].iov_len = mark.tail_bytes
 
     cdef Offer _offer_of(self, view, int path, Py_ssize_t offer_bytes) noexcept:
         """How a frame goes: by the stream, or where it lies to be fetched."""
@@ -153,6 +200,17 @@ cdef class SendQueue:
 
     cdef put_frames(self, Offers offers):
         """Queue frames that were offered and that the peer cannot fetch."""
+        cdef Buffer chunk = self.chunk
+        cdef Mark mark = self._mark()
+        try:
+            self._put_entries(offers)
+            for view in offers.frames:
+                self._put(view, COPIED_BYTES)
+        except BaseException:
+            self._roll_back(&mark, chunk)
+            raise
+
+    cdef _put_entries(self, Offers offers):
         cdef char *out = self._reserve(PREFIX_BYTES + offers.count * ENTRY_BYTES)
         cdef uint32_t index
         pack_prefix(out, FRAMES, offers.count, 0, offers.sequence)
@@ -160,8 +218,6 @@ cdef class SendQueue:
         for index in range(offers.count):
             pack_entry(out, offers.items[index].nbytes, STREAM, HOST_MEMORY)
             out += ENTRY_BYTES
-        for view in offers.frames:
-            self._put(view, COPIED_BYTES)
 
     cdef put_bytes(self, bytes data):
         """Queue bytes that are not a message."""
@@ -191,9 +247,20 @@ cdef class SendQueue:
         if self.first == self.last:
             self.first = self.last = 0
             self.tail_is_open = False
-            self.chunk_used_bytes = 0
-            if self.chunk is not None and self.chunk.nbytes > CHUNK_BYTES:
-                self.chunk = None
+            self._release_buffers()
+
+    cdef _release_buffers(self):
+        """An empty queue keeps nothing: most comms are idle."""
+        global spare_chunk
+        if spare_chunk is None and self.chunk is not None and self.chunk.nbytes == CHUNK_BYTES:
+            spare_chunk = self.chunk
+            count_use(spare_chunk, -1)
+        self.chunk = None
+        if self.capacity > KEPT_VECTOR_COUNT:
+            free(self.vectors)
+            self.vectors = NULL
+            self.capacity = 0
+            self.owners = deque()       # an empty one keeps blocks
 
     cdef void seal(self) noexcept:
         """The vectors of now are being sent by another thread: what comes goes into new ones."""
@@ -205,7 +272,7 @@ cdef class SendQueue:
         self.first = self.last = 0
         self.pending_bytes = 0
         self.tail_is_open = False
-        self.chunk = None
+        self._release_buffers()
 
     cdef _put(self, view, Py_ssize_t inline_bytes):
         cdef Py_ssize_t nbytes = PyMemoryView_GET_BUFFER(view).len
@@ -223,17 +290,17 @@ cdef class SendQueue:
         """Queue `nbytes` whose content the caller writes at once."""
         cdef char *out
         if self.chunk is None or self.chunk_used_bytes + nbytes > self.chunk.nbytes:
-            self.chunk = allocate(max(<Py_ssize_t> CHUNK_BYTES, nbytes))
+            self.chunk = new_chunk(nbytes)
             self.chunk_used_bytes = 0
             self.tail_is_open = False
         out = self.chunk.data + self.chunk_used_bytes
-        self.chunk_used_bytes += nbytes
         if self.tail_is_open:
             self.vectors[self.last - 1].iov_len += nbytes
             self.pending_bytes += nbytes
         else:
             self._put_vector(out, nbytes, self.chunk)
             self.tail_is_open = True
+        self.chunk_used_bytes += nbytes
         return out
 
     cdef _put_vector(self, char *data, Py_ssize_t nbytes, owner):
@@ -252,12 +319,22 @@ cdef class SendQueue:
                 raise MemoryError()
             self.vectors = grown
             self.capacity = capacity
+        self.owners.append(owner)
         self.vectors[self.last].iov_base = data
         self.vectors[self.last].iov_len = nbytes
         self.last += 1
-        self.owners.append(owner)
         self.pending_bytes += nbytes
         self.tail_is_open = False
+
+
+cdef Buffer new_chunk(Py_ssize_t nbytes):
+    global spare_chunk
+    cdef Buffer chunk = spare_chunk
+    if chunk is None or nbytes > CHUNK_BYTES:
+        return allocate(max(<Py_ssize_t> CHUNK_BYTES, nbytes))
+    count_use(chunk, 1)
+    spare_chunk = None
+    return chunk
 
 
 cdef _excess(what, size, limit, key):
