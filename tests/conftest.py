@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import logging
 import os
 import subprocess
 from pathlib import Path
@@ -19,6 +20,10 @@ from distributed.security import Security
 
 from dask_fabric.paths import ucx_library
 from dask_fabric.paths.ucx_candidates import candidates
+
+# Dask lets its loggers propagate only where somebody listens when it is imported, as pytest does in
+# some of its versions.
+logging.getLogger("distributed").propagate = True
 
 # Both networks join the two hosts, and no default route leads anywhere.
 NETWORKS = ("10.77.0", "10.78.0")
