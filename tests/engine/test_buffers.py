@@ -50,7 +50,7 @@ async def test_after_a_burst_both_ends_are_as_small_as_before(channels, burst):
         await until(lambda: near.pending_bytes == 0)
         for now, then in zip(sizes(pair), before, strict=True):
             assert now <= then + SLACK_BYTES
-        assert pool.statistics()["in_use_bytes"] == used
+        assert pool.statistics()["in_use_bytes"] <= used
         await ping(near, far)
 
 
@@ -138,7 +138,7 @@ async def test_reads_that_find_nothing_leave_no_buffer(channels):
     async with channels() as pair:
         for channel in pair:
             channel._on_readable()
-        assert pool.statistics()["in_use_bytes"] == used
+        assert pool.statistics()["in_use_bytes"] <= used
         pair[0].abort()
         await until(lambda: pair[1].closed)
-        assert pool.statistics()["in_use_bytes"] == used
+        assert pool.statistics()["in_use_bytes"] <= used

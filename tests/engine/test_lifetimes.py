@@ -278,6 +278,7 @@ def test_an_open_comm_alone_lets_the_threads_sleep_long():
             near, far = tcp_pair()
             near, far = new_channel(near, False), new_channel(far, True)
             await asyncio.gather(near.open(), far.open())
+            kept = pool.allocate(100_000)
             assert pool.statistics()["in_use_count"] and not pool.has_idle_memory()
             found = None
             while found is None:
