@@ -28,7 +28,7 @@ cdef enum:
     COPIED_BYTES = 4 << 10      # of a large message, what is not worth a vector of its own
     KEPT_VECTOR_COUNT = 64
 
-cdef Buffer spare_chunk = None  # what is small leaves at once, and then the next comm needs one
+cdef Buffer spare_chunk = None  # an empty one, for whichever comm sends next
 
 
 @cython.auto_pickle(False)
@@ -250,7 +250,7 @@ cdef class SendQueue:
             self._release_buffers()
 
     cdef _release_buffers(self):
-        """An empty queue keeps nothing: most comms are idle."""
+        """Give up the buffers of an empty queue: most comms are idle."""
         global spare_chunk
         if spare_chunk is None and self.chunk is not None and self.chunk.nbytes == CHUNK_BYTES:
             spare_chunk = self.chunk
@@ -260,7 +260,7 @@ cdef class SendQueue:
             free(self.vectors)
             self.vectors = NULL
             self.capacity = 0
-            self.owners = deque()       # an empty one keeps blocks
+            self.owners = deque()       # also when empty, one that was long keeps memory
 
     cdef void seal(self) noexcept:
         """The vectors of now are being sent by another thread: what comes goes into new ones."""

@@ -78,7 +78,10 @@ cdef void prefer_huge_pages(char *data, Py_ssize_t capacity_bytes) noexcept nogi
 
 
 cdef void forgo_huge_pages(char *data, Py_ssize_t capacity_bytes, bint is_fresh) noexcept nogil:
-    """Make no more resident than what is written; what neighbours have made so too, if it is fresh.
+    """Let only what is written become resident from now on.
+
+    What neighbours have made resident of fresh memory, by huge pages that it shares with them, goes
+    back.
     """
     cdef Py_ssize_t nbytes = mapped_bytes(capacity_bytes)
     madvise(data, nbytes, MADV_NOHUGEPAGE)

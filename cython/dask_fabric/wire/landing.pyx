@@ -16,13 +16,14 @@ cdef enum:
     STAGING_BYTES = 128 << 10
     READ_BYTES = 16 << 10
     KEPT_VECTOR_COUNT = 64
-    # The first byte of a huge page makes all of it resident, and a frame may have two that its
-    # neighbours use too. So many peers may have us take 64 MiB that they do not send.
+    # The first byte of a huge page makes all of it resident, also the part of a frame that has not
+    # arrived: up to two pages, at its begin and at its end. So only this many comms at a time
+    # receive into huge pages: 64 MiB together that a peer may claim and not send.
     HUGE_BYTES = 2 << 20
     AHEAD_COUNT = 16
 
 cdef int ahead_count = 0
-cdef Buffer spare_staging = None    # a read leaves its staging buffer empty, for the next comm's
+cdef Buffer spare_staging = None    # an empty one, for whichever comm reads next
 
 
 @cython.auto_pickle(False)
@@ -92,7 +93,7 @@ cdef class Landing:
         return taken
 
     cdef void release_staging(self) noexcept:
-        """After what was staged is used: an empty buffer is not kept for each idle comm."""
+        """Pass the staging buffer on if it is empty: an idle comm needs none."""
         global spare_staging
         if self.start != self.end or self.staging is None:
             return
@@ -127,7 +128,7 @@ cdef class Landing:
             self._begin_vectors()
 
     cdef bint _may_be_ahead(self) noexcept:
-        """Whether what is being received may have huge pages; it may then until it is filled."""
+        """Whether this comm may receive into huge pages, which it then may until it is filled."""
         global ahead_count
         if not self.is_ahead and ahead_count < AHEAD_COUNT:
             self.is_ahead = True
