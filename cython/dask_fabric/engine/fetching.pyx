@@ -9,7 +9,6 @@ Nothing of a peer's memory that may be slow to read is read in the loop: such a 
 interrupted. A copy that does not go on for `STALLED_SECONDS` is given up, and its frames requested.
 """
 
-import os
 from functools import partial
 
 cimport cython
