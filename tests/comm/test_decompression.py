@@ -1,22 +1,22 @@
 """What a peer's few bytes become when they are decompressed is within `fabric.limits.message`."""
 
-import asyncio
 import pickle
 import struct
 import tracemalloc
 import zlib
 
-import dask
 import msgpack
 import numpy as np
 import pytest
-from distributed.comm import CommClosedError, connect, listen
+from distributed.comm import CommClosedError
 from distributed.protocol import Serialize, Serialized, ToPickle, serialize
 from distributed.protocol.compression import Compression, compressions
 
 from dask_fabric.comm.decompression import decompress, growth_bytes
 from dask_fabric.comm.dialect import codec
 from dask_fabric.errors import LimitError, MessageTooLargeError
+
+from .pairs import opened_pair
 
 MEBI = 1 << 20
 ZSTD = b"\x28\xb5\x2f\xfd"
@@ -110,15 +110,8 @@ def test_an_encoding_knows_what_compression_saved(decompressed):
 
 @pytest.fixture
 async def pair():
-    accepted = asyncio.Queue()
-    with dask.config.set({"fabric.limits.message": "1 MiB"}):
-        listener = await listen("fabric+tcp://127.0.0.1", accepted.put)
-    a = await connect(listener.contact_address)
-    b = await accepted.get()
-    yield a, b
-    a.abort()
-    b.abort()
-    listener.stop()
+    async with opened_pair("fabric+tcp", {"fabric.limits.message": "1 MiB"}) as pair:
+        yield pair
 
 
 async def test_a_bomb_ends_the_comm_and_both_ends_say_why(pair):

@@ -7,26 +7,20 @@ import asyncio
 import numpy as np
 import pytest
 from distributed import Client, Scheduler, Worker
-from distributed.comm import connect, listen
 from distributed.protocol import Serialized, serialize, to_serialize
 
 from dask_fabric.comm import snapshots
 
 from ..conftest import NO_DASHBOARD
+from .pairs import opened_pair
 
 SIZES = (100, 100_000, 300_000, 3_000_000, 30_000_000)
 
 
 @pytest.fixture(params=["fabric", "fabric+tcp"])
 async def pair(request):
-    accepted = asyncio.Queue()
-    listener = await listen(f"{request.param}://127.0.0.1", accepted.put)
-    a = await connect(listener.contact_address)
-    b = await accepted.get()
-    yield a, b
-    a.abort()
-    b.abort()
-    listener.stop()
+    async with opened_pair(request.param) as pair:
+        yield pair
 
 
 def graph_of(x):

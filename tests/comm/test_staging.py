@@ -30,6 +30,7 @@ from dask_fabric.memory import device
 from dask_fabric.memory.device import StagedFrame
 
 from ..device import Array, StandIn, make_array
+from .pairs import opened_pair
 
 MEBI = 1 << 20
 
@@ -47,14 +48,8 @@ def gpu():
 @pytest.fixture
 async def pair(gpu):
     """Two ends over TCP, so that what is sent is what a peer reads."""
-    accepted = asyncio.Queue()
-    listener = await listen("fabric+tcp://127.0.0.1", accepted.put)
-    a = await connect(listener.contact_address)
-    b = await accepted.get()
-    yield a, b
-    a.abort()
-    b.abort()
-    listener.stop()
+    async with opened_pair("fabric+tcp") as pair:
+        yield pair
 
 
 # ---- what arrives
