@@ -10,6 +10,8 @@ import pytest
 from dask_fabric.memory import pool
 from dask_fabric.wire.framing import Assembler
 
+from ..memory.conftest import flags_of
+
 PREFIX = struct.Struct("<BBHIQQ")
 ENTRY = struct.Struct("<QBBHI")
 MIB = 1 << 20
@@ -37,16 +39,7 @@ def resident_bytes():
 
 def has_huge_pages(memory):
     """Whether the kernel was asked for them where a frame lies."""
-    address = memory.obj.ctypes.data
-    start = end = 0
-    with open("/proc/self/smaps") as file:
-        for line in file:
-            name, *values = line.split()
-            if not name.endswith(":"):
-                start, end = (int(part, 16) for part in name.split("-"))
-            elif name == "VmFlags:" and start <= address < end:
-                return "hg" in values
-    raise AssertionError("no mapping")
+    return "hg" in flags_of(memory.obj.ctypes.data)
 
 
 @pytest.fixture(autouse=True)
