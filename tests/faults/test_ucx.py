@@ -209,6 +209,22 @@ async def test_frames_go_by_the_stream_when_their_connection_breaks(open_comm):
     assert later.statistics()["fallbacks_sent"] == 0
 
 
+async def test_a_peer_whose_queue_is_stuck_gets_frames_by_the_stream(address, start_peer):
+    peer = start_peer("answer_with_stuck_queue", address, listens=True)
+    contact = await peer.line()
+    for _ in range(2):
+        comm = await connect(contact)
+        assert await peer.line() == "blocked"
+        for _ in range(2):
+            await write_large(comm)
+            assert await read(comm) == "read"
+        told = comm.statistics()
+        assert (told["paths"], told["sends_by"]) == ({"host": "ucx"}, "stream")
+        assert told["fallbacks_sent"] == 1
+        comm.abort()
+        assert await peer.line() == "CommClosedError"
+
+
 async def test_an_orderly_close_breaks_nothing(open_comm):
     steady = await open_comm()
     before_count = ucx.statistics()["break_count"]

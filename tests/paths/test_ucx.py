@@ -107,6 +107,26 @@ def test_an_unknown_token_is_never_wired(pair):
     assert near.figure("held_count") == 0
 
 
+def test_who_does_not_greet_is_not_tried_again_for_a_while(pair):
+    near, far = pair
+    near(f"connect({far.address!r}, 5, 666)")
+    receive = near("post(5, 1000)")
+    near("endpoints[5].fail()")
+    assert near(f"wait(5, {receive})") == "ECANCELED"
+    near(f"connect({far.address!r}, 6, 667)")
+    for operation in (near("post(6, 1000)"), near("offer(6, 1000)")):
+        assert near(f"wait(6, {operation})") == "ETIMEDOUT"
+    # Its own greeting ends that.
+    send = far("offer(2, 10)")
+    near.until("endpoints[1].is_wired")
+    join(near, far, 7, 8)
+    for own, peer in ((1, 2), (7, 8)):
+        receive = near(f"post({own}, 10)")
+        send = send if own == 1 else far(f"offer({peer}, 10)")
+        assert near(f"received({own}, {receive}, 10)")
+        assert far(f"wait({peer}, {send})") == 10
+
+
 def test_frames_that_nobody_wants_go_with_their_endpoint(pair):
     near, far = pair
     for index in range(10):

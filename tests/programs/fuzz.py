@@ -48,6 +48,7 @@ ENTRY = struct.Struct("<QBBHI")
 MESSAGE, ACKNOWLEDGE, REQUEST = 1, 2, 5
 CMA = 1
 STALL_SECONDS = 0.05
+STALL_COUNT = 3
 MEMORY_BYTES = 64 << 20
 BATCH_COUNT = 500
 EDGES = [0, 1, 4, 8, 16, 24, 63, 64, 127, 128, 255, 256, 4096, 65_535, 65_536, 1 << 20, 1 << 24]
@@ -353,22 +354,34 @@ def forget_peak() -> int:
     return resident_bytes("VmRSS")
 
 
+def run(target, seed: int, number: int, found: list[str]) -> tuple[str, int, float]:
+    """Give the outcome of one input, its bytes, and the longest CPU time of a piece of it."""
+    clock, nbytes, outcome = Clock(), 0, "taken"
+    try:
+        nbytes = target.run(random.Random(f"{seed} {number}"), clock)
+    except FabricError as error:
+        outcome = type(error).__name__
+    except Exception as error:
+        outcome = type(error).__name__
+        found.append(f"{target.name} {number}: {outcome}: {error}")
+    return outcome, nbytes, clock.worst_seconds
+
+
 def fuzz(target, seed: int, begin: int, count: int, found: list[str]) -> Counter:
     outcomes = Counter()
     for first in range(begin, begin + count, BATCH_COUNT):
         before_bytes, most_bytes = forget_peak(), 0
         for number in range(first, min(first + BATCH_COUNT, begin + count)):
-            clock, nbytes = Clock(), 0
-            try:
-                nbytes = target.run(random.Random(f"{seed} {number}"), clock)
-                outcomes["taken"] += 1
-            except FabricError as error:
-                outcomes[type(error).__name__] += 1
-            except Exception as error:
-                found.append(f"{target.name} {number}: {type(error).__name__}: {error}")
+            outcome, nbytes, seconds = run(target, seed, number, found)
+            outcomes[outcome] += 1
             most_bytes = max(most_bytes, nbytes)
-            if clock.worst_seconds > STALL_SECONDS:
-                found.append(f"{target.name} {number}: {clock.worst_seconds * 1e3:.0f} ms of CPU")
+            # A busy machine charges a process for what is not its own: the same input costs as
+            # much each time.
+            for _ in range(STALL_COUNT):
+                if seconds > STALL_SECONDS:
+                    seconds = min(seconds, run(target, seed, number, [])[2])
+            if seconds > STALL_SECONDS:
+                found.append(f"{target.name} {number}: {seconds * 1e3:.0f} ms of CPU")
         grown = resident_bytes("VmHWM") - before_bytes - most_bytes
         if grown > MEMORY_BYTES:
             found.append(f"{target.name} {first} to {number}: {grown >> 20} MiB of memory")

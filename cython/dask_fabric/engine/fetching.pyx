@@ -21,7 +21,7 @@ from dask_fabric.engine.copies cimport tend_copies
 from dask_fabric.engine.figures cimport Figures
 from dask_fabric.engine.link cimport Link
 from dask_fabric.paths.cma cimport Process, read_memory
-from dask_fabric.paths.ucx cimport STUCK_NS, fail
+from dask_fabric.paths.ucx cimport STUCK_NS, fail, is_wired
 from dask_fabric.wire.framing cimport AHEAD_BYTES, UNFILLED_COST_BYTES
 from dask_fabric.wire.offers cimport Arrived, Offer, Offers
 from dask_fabric.wire.records cimport ACKNOWLEDGE, CMA, HOST_MEMORY, REQUEST, UCX, plain_record
@@ -34,6 +34,8 @@ cdef enum:
     NOT_RESIDENT = -1
 
 # Until a fetch by UCX is given up: what its own timeouts take, and the time of the slowest link.
+# The peer's greeting takes milliseconds, whatever its Python does.
+GREETING_SECONDS = 3.0
 PATIENCE_SECONDS = 10.0
 SLOWEST_BYTES_PER_SECOND = 50e6
 # How often copies are looked after, and until one that does not go on is given up.
@@ -144,9 +146,7 @@ cdef class Fetcher(Link):
             self.ucx_token, self.window, self.device_kind, False, self
         )
         # A fabric that is broken may never bring them.
-        self.fetch_timer = self.loop.call_later(
-            patience_seconds(self.window), self._lose_patience
-        )
+        self.fetch_timer = self.loop.call_later(GREETING_SECONDS, self._look_for_greeting)
 
     def _prepared(self, Offers window, future):
         """Nothing uses the device memory any more for which frames are on offer."""
@@ -160,6 +160,13 @@ cdef class Fetcher(Link):
             self._post()
         except Exception as error:
             self._fail(error)
+
+    def _look_for_greeting(self):
+        cdef double patience = patience_seconds(self.window) - GREETING_SECONDS
+        if is_wired(self.ucx_token):
+            self.fetch_timer = self.loop.call_later(patience, self._lose_patience)
+        else:
+            self._lose_patience()
 
     def _lose_patience(self):
         """Have UCX end what it does not bring, with an error: then it gives their memory back."""

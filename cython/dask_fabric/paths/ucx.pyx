@@ -19,14 +19,14 @@ from dask_fabric.paths.ucx_operations cimport (
     release_ended_of,
 )
 from dask_fabric.paths.ucx_peers cimport (
-    Figures, add_endpoint, break_connection, figures, find_endpoint, register, remove_endpoint,
-    use,
+    Figures, add_endpoint, break_connection, break_endpoint, figures, find_endpoint, register,
+    remove_endpoint, shun, use,
 )
 from dask_fabric.paths.ucx_receive cimport receive_kept, refused_count, register_frames
 from dask_fabric.paths.ucx_send cimport send_frame
 from dask_fabric.paths.ucx_state cimport (
-    ABANDONED, BROKEN, HELD, IN_FLIGHT, POSTED, READY, REPORTING, Endpoint, Kept, OnEnd, Operation,
-    Peer,
+    ABANDONED, BROKEN, HELD, IN_FLIGHT, POSTED, READY, REPORTING, WIRING, Endpoint, Kept, OnEnd,
+    Operation, Peer,
 )
 from dask_fabric.paths.ucx_worker cimport (
     await_change, await_change_until, deadline_ns, lock, unlock, unlock_and_wake, worker,
@@ -177,13 +177,18 @@ cdef void close_endpoint(uint64_t own_token, int64_t patience_ns) noexcept nogil
 cdef void fail(uint64_t own_token) noexcept nogil:
     """End all operations of an endpoint with errors, and with them its connection.
 
-    The callbacks come soon, as always.
+    The callbacks come soon, as always. A peer that has not greeted is not tried again for a while:
+    the shared queue that UCX receives by may be stuck for ever, where a process that was killed had
+    begun to write to it.
     """
     cdef Endpoint *endpoint = NULL
     if lock():
         endpoint = find_endpoint(own_token)
     if endpoint != NULL:
+        if endpoint.state == WIRING:
+            shun(endpoint.peer)
         break_connection(endpoint.peer, ECANCELED)
+        break_endpoint(endpoint, ECANCELED)
     unlock_and_wake()
 
 

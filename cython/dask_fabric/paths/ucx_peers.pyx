@@ -9,7 +9,7 @@ alone is ahead; a greeting tells its number, and who is behind breaks its own an
 both ends always mean the same connection, and closing it ends the receives as well as the sends.
 """
 
-from libc.errno cimport ECONNRESET
+from libc.errno cimport ECONNRESET, ETIMEDOUT
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
@@ -35,6 +35,7 @@ cdef enum:
     ATTEMPT_LIMIT = 3           # connections that broke before the counterpart has greeted
     CATCH_UP_LIMIT = 1000       # connections: a peer may claim any number
     IDLE_MS = 1000              # to make a connection takes milliseconds; the next comm may come
+    SHUN_MS = 60_000            # until a peer that did not greet is tried again
     BUCKET_BITS = 12
     BUCKET_COUNT = 1 << BUCKET_BITS
 
@@ -104,7 +105,15 @@ cdef void use(Endpoint *endpoint) noexcept nogil:
     Its receiver asks for it too: the sender's greeting may have come before there was an endpoint.
     """
     if endpoint.state == WIRING and not endpoint.is_wanted:
-        _want(endpoint)
+        if now_ns() < endpoint.peer.shunned_until_ns:
+            break_endpoint(endpoint, ETIMEDOUT)
+        else:
+            _want(endpoint)
+
+
+cdef void shun(Peer *peer) noexcept nogil:
+    """Break the endpoints to a peer at their first use, for a while, or until it greets."""
+    peer.shunned_until_ns = now_ns() + SHUN_MS * <int64_t> 1_000_000
 
 
 cdef void _want(Endpoint *endpoint) noexcept nogil:
@@ -247,7 +256,7 @@ cdef void break_connection(Peer *peer, int error) noexcept nogil:
             or endpoint.attempt_count >= ATTEMPT_LIMIT
         ):
             was_ready = endpoint.state == READY
-            _break_endpoint(endpoint, error)
+            break_endpoint(endpoint, error)
             if was_ready and is_shared:
                 endpoint.is_greeting_due = True
                 _call_for(peer)
@@ -256,7 +265,7 @@ cdef void break_connection(Peer *peer, int error) noexcept nogil:
         endpoint = endpoint.next_of_peer
 
 
-cdef void _break_endpoint(Endpoint *endpoint, int error) noexcept nogil:
+cdef void break_endpoint(Endpoint *endpoint, int error) noexcept nogil:
     if endpoint.state != BROKEN:
         endpoint.state = BROKEN
         endpoint.error = error
@@ -303,6 +312,7 @@ cdef void _take_greeting(Endpoint *endpoint, const Greeting *greeting) noexcept 
         if endpoint.state == WIRING:    # tell the peer that it is behind
             _want(endpoint)
     else:
+        peer.shunned_until_ns = 0
         if endpoint.state == WIRING:
             endpoint.state = READY
         if not greeting.is_answer:
@@ -352,7 +362,7 @@ cdef void _attend_to_endpoint(Endpoint *endpoint) noexcept nogil:
         if not error:
             error = _greet(endpoint)
         if error:
-            _break_endpoint(endpoint, error)
+            break_endpoint(endpoint, error)
     while endpoint.state == READY and endpoint.held.first != NULL:
         send_frame(endpoint.held.first)
 

@@ -106,4 +106,5 @@ cdef struct Peer:
     bint is_stuck               # its connection was given up, and has not ended since
     bint is_due                 # something of it or of its endpoints is to be attended to
     int64_t idle_since_ns       # when its last endpoint was closed
+    int64_t shunned_until_ns    # it did not greet: its endpoints break at their first use
     Endpoint *endpoints
