@@ -76,7 +76,9 @@ class FakeChannel:
 
 
 def make_comm(error=None) -> FabricComm:
-    return FabricComm(FakeChannel(error), "fabric://a:1", "fabric://b:2", True, load())
+    comm = FabricComm(FakeChannel(error), "fabric://a:1", "fabric://b:2", True, load())
+    comm._is_new = False  # as after Dask's handshake
+    return comm
 
 
 class Strange(BaseException):

@@ -12,7 +12,6 @@ import struct
 import msgpack
 import pytest
 from distributed.comm import CommClosedError, connect, listen
-from distributed.comm.registry import get_backend
 from distributed.utils import wait_for
 
 from dask_fabric.comm.introduction import decode
@@ -200,14 +199,3 @@ async def test_a_client_reads_a_servers_handshake_as_strictly():
         with pytest.raises(CommClosedError, match="Dask's handshake cannot be decoded"):
             await wait_for(connect(f"fabric+tcp://{host}:{port}"), 10)
         await wait_for(served.wait(), 10)
-
-
-async def test_a_comm_that_was_introduced_is_as_fast_as_any():
-    async with listen("fabric+tcp://127.0.0.1", ended(echo)) as listener:
-        host, port = listener.get_host_port()
-        comm = await get_backend("fabric+tcp").get_connector().connect(f"{host}:{port}")
-        assert type(comm).__name__ == "NewComm"
-        await comm.write(comm.handshake_info())
-        assert (await comm.read())["python"]
-        assert type(comm).__name__ == "FabricComm"
-        await comm.close()

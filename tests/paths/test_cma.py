@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import mmap
 import os
 import signal
 import subprocess
@@ -164,3 +165,45 @@ def test_another_program_in_the_same_process_is_another_one():
         assert other.stdout.readline() == b"there\n"
         assert not process.lives() and cma.process_of(other.pid).lives()
         other.stdin.close()
+
+
+# ---------------------------------------------------------------- what is resident
+
+PAGE_BYTES = mmap.PAGESIZE
+PAGE_COUNT = 1600  # more than the page map is asked for at once, and than one huge page has
+
+
+@pytest.mark.parametrize("scans", [True, False])
+@pytest.mark.parametrize("absent", [None, 0, 1, 511, 512, 1234, PAGE_COUNT - 1])
+def test_one_page_that_is_absent_is_found(absent, scans):
+    memory = mmap.mmap(-1, PAGE_COUNT * PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_NOHUGEPAGE)
+    view = (ctypes.c_char * len(memory)).from_buffer(memory)
+    process, begin = cma.process_of(os.getpid()), ctypes.addressof(view)
+
+    def is_resident(first_page, page_count):
+        """Also where only some bytes of the first and of the last page are asked for."""
+        first, nbytes = begin + first_page * PAGE_BYTES, page_count * PAGE_BYTES
+        found = process.is_resident(first, nbytes, scans)
+        assert (
+            process.is_resident(first + PAGE_BYTES - 1, nbytes - 2 * PAGE_BYTES + 2, scans) == found
+        )
+        return found
+
+    assert not is_resident(0, PAGE_COUNT)  # nobody has touched it
+    memory.write(b"x" * len(memory))
+    assert is_resident(0, PAGE_COUNT)
+    if absent is not None:
+        memory.madvise(mmap.MADV_DONTNEED, absent * PAGE_BYTES, PAGE_BYTES)
+        assert not is_resident(0, PAGE_COUNT)
+        if absent > 2:
+            assert is_resident(0, absent)
+        if absent < PAGE_COUNT - 3:
+            assert is_resident(absent + 1, PAGE_COUNT - absent - 1)
+    del view
+
+
+@pytest.mark.parametrize("scans", [True, False])
+@pytest.mark.parametrize("address", [1 << 63, (1 << 64) - 1])
+def test_addresses_of_the_kernel_are_not_resident(address, scans):
+    assert not cma.process_of(os.getpid()).is_resident(address, 10, scans)

@@ -119,12 +119,21 @@ def test_who_does_not_greet_is_not_tried_again_for_a_while(pair):
     # Its own greeting ends that.
     send = far("offer(2, 10)")
     near.until("endpoints[1].is_wired")
+    receive = near("post(1, 10)")
+    assert near(f"received(1, {receive}, 10)")
+    assert far(f"wait(2, {send})") == 10
     join(near, far, 7, 8)
-    for own, peer in ((1, 2), (7, 8)):
-        receive = near(f"post({own}, 10)")
-        send = send if own == 1 else far(f"offer({peer}, 10)")
-        assert near(f"received({own}, {receive}, 10)")
-        assert far(f"wait({peer}, {send})") == 10
+    exchange(near, far, 7, 8)
+
+
+def test_who_has_greeted_others_is_tried_again_at_once(pair):
+    near, far = pair
+    exchange(near, far, 1, 2)
+    near(f"connect({far.address!r}, 5, 666)")
+    near("post(5, 1000)")
+    near("endpoints[5].fail()")
+    join(near, far, 7, 8)
+    exchange(near, far, 7, 8)
 
 
 def test_frames_that_nobody_wants_go_with_their_endpoint(pair):

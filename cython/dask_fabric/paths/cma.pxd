@@ -10,6 +10,7 @@ cdef class Process:
 
     cdef _open_pagemap(self)
     cdef bint has_ended(self) noexcept
-    cdef bint is_resident(self, uint64_t address, uint64_t nbytes) noexcept
+    cpdef bint is_resident(self, uint64_t address, uint64_t nbytes, bint scans=*) noexcept
+    cdef bint _are_present(self, uint64_t page, uint64_t left_count) noexcept
 
 cdef int read_memory(int pid, char *data, uint64_t address, size_t nbytes) noexcept nogil

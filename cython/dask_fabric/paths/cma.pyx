@@ -17,6 +17,7 @@ from libc.errno cimport EFAULT, EINTR, EPERM, ESRCH, errno
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
+from posix.ioctl cimport ioctl
 from posix.unistd cimport _SC_PAGESIZE, close, pread, sysconf
 
 from dask_fabric.linux cimport (
@@ -29,6 +30,28 @@ cdef enum:
     SYS_PIDFD_OPEN = 434        # older headers lack the name; one number, but for Alpha
     PAGE_MAP_BYTES = 8          # of an entry of /proc/PID/pagemap
     PAGES_AT_ONCE = 512
+    PAGE_IS_PRESENT = 1 << 3    # of PAGEMAP_SCAN, whose names older headers lack too
+
+cdef unsigned long PAGEMAP_SCAN = 0xC0606610     # _IOWR('f', 16, struct pm_scan_arg)
+
+cdef struct PageRegion:         # struct page_region
+    uint64_t start
+    uint64_t end
+    uint64_t categories
+
+cdef struct PageScan:           # struct pm_scan_arg
+    uint64_t size
+    uint64_t flags
+    uint64_t start
+    uint64_t end
+    uint64_t walk_end
+    uint64_t regions
+    uint64_t region_count
+    uint64_t most_pages
+    uint64_t inverted_categories
+    uint64_t all_categories
+    uint64_t any_categories
+    uint64_t told_categories
 
 cdef uint64_t PAGE_PRESENT = <uint64_t> 1 << 63
 cdef uint64_t PAGE_BYTES = sysconf(_SC_PAGESIZE)
@@ -94,18 +117,36 @@ cdef class Process:
         # Nothing can be read of memory that is gone: also where the process runs another program.
         return self.pagemap_fd >= 0 and pread(self.pagemap_fd, &entry, PAGE_MAP_BYTES, 0) == 0
 
-    cdef bint is_resident(self, uint64_t address, uint64_t nbytes) noexcept:
+    cpdef bint is_resident(self, uint64_t address, uint64_t nbytes, bint scans=True) noexcept:
         """Whether all pages are in memory, so that to read them takes no longer than to copy them.
 
         They are not where the process has not touched them yet, where they are swapped out, and
-        where they are those of a file that has still to be read, maybe over a network.
+        where they are those of a file that has still to be read, maybe over a network. What is not
+        mapped may be taken for resident, since to read there fails at once.
+
+        Parameters
+        ----------
+        address, nbytes : int
+        scans : bool
+            Whether to ask by PAGEMAP_SCAN, which Linux has since 6.7: a fifth of the time.
         """
-        cdef uint64_t entries[PAGES_AT_ONCE]
         cdef uint64_t page = address // PAGE_BYTES
-        cdef uint64_t left_count, count, index
+        cdef uint64_t count = (address % PAGE_BYTES + nbytes + PAGE_BYTES - 1) // PAGE_BYTES
+        cdef PageRegion absent
+        cdef PageScan scan = PageScan(
+            sizeof(PageScan), 0, page * PAGE_BYTES, (page + count) * PAGE_BYTES, 0,
+            <uint64_t> &absent, 1, 1, PAGE_IS_PRESENT, PAGE_IS_PRESENT, 0, PAGE_IS_PRESENT,
+        )
+        cdef int found = -1
         if self.pagemap_fd < 0 or address >> 63:
             return False
-        left_count = (address % PAGE_BYTES + nbytes + PAGE_BYTES - 1) // PAGE_BYTES
+        if scans:
+            found = ioctl(self.pagemap_fd, PAGEMAP_SCAN, &scan)
+        return found == 0 if found >= 0 else self._are_present(page, count)
+
+    cdef bint _are_present(self, uint64_t page, uint64_t left_count) noexcept:
+        cdef uint64_t entries[PAGES_AT_ONCE]
+        cdef uint64_t count, index
         while left_count > 0:
             count = min(left_count, <uint64_t> PAGES_AT_ONCE)
             if pread(

@@ -19,13 +19,13 @@ from dask_fabric.paths.ucx_operations cimport (
     release_ended_of,
 )
 from dask_fabric.paths.ucx_peers cimport (
-    Figures, add_endpoint, break_connection, break_endpoint, figures, find_endpoint, register,
-    remove_endpoint, shun, use,
+    Figures, add_endpoint, any_ready, break_connection, break_endpoint, figures, find_endpoint,
+    register, remove_endpoint, shun, use,
 )
 from dask_fabric.paths.ucx_receive cimport receive_kept, refused_count, register_frames
 from dask_fabric.paths.ucx_send cimport send_frame
 from dask_fabric.paths.ucx_state cimport (
-    ABANDONED, BROKEN, HELD, IN_FLIGHT, POSTED, READY, REPORTING, WIRING, Endpoint, Kept, OnEnd,
+    ABANDONED, BROKEN, HELD, IN_FLIGHT, POSTED, READY, REPORTING, Endpoint, Kept, OnEnd,
     Operation, Peer,
 )
 from dask_fabric.paths.ucx_worker cimport (
@@ -177,15 +177,15 @@ cdef void close_endpoint(uint64_t own_token, int64_t patience_ns) noexcept nogil
 cdef void fail(uint64_t own_token) noexcept nogil:
     """End all operations of an endpoint with errors, and with them its connection.
 
-    The callbacks come soon, as always. A peer that has not greeted is not tried again for a while:
-    the shared queue that UCX receives by may be stuck for ever, where a process that was killed had
-    begun to write to it.
+    The callbacks come soon, as always. A peer that has greeted none of its endpoints is not tried
+    again for a while: the shared queue that UCX receives by may be stuck for ever, where a process
+    that was killed had begun to write to it.
     """
     cdef Endpoint *endpoint = NULL
     if lock():
         endpoint = find_endpoint(own_token)
     if endpoint != NULL:
-        if endpoint.state == WIRING:
+        if not any_ready(endpoint.peer):
             shun(endpoint.peer)
         break_connection(endpoint.peer, ECANCELED)
         break_endpoint(endpoint, ECANCELED)

@@ -111,6 +111,14 @@ cdef void use(Endpoint *endpoint) noexcept nogil:
             _want(endpoint)
 
 
+cdef bint any_ready(const Peer *peer) noexcept nogil:
+    """Whether the peer has greeted one of its endpoints, which is not broken since."""
+    cdef const Endpoint *endpoint = peer.endpoints
+    while endpoint != NULL and endpoint.state != READY:
+        endpoint = endpoint.next_of_peer
+    return endpoint != NULL
+
+
 cdef void shun(Peer *peer) noexcept nogil:
     """Break the endpoints to a peer at their first use, for a while, or until it greets."""
     peer.shunned_until_ns = now_ns() + SHUN_MS * <int64_t> 1_000_000

@@ -12,7 +12,14 @@ from distributed.comm import utils as comm_utils
 from distributed.comm.core import Comm, CommClosedError
 from distributed.utils import offload
 
-from dask_fabric.comm import refusals, staging, staging_receive, statistics, unsendable
+from dask_fabric.comm import (
+    introduction,
+    refusals,
+    staging,
+    staging_receive,
+    statistics,
+    unsendable,
+)
 from dask_fabric.comm.dialect import codec
 from dask_fabric.comm.kernel import parse_tcp_info
 from dask_fabric.comm.snapshots import snapshot
@@ -83,6 +90,7 @@ class FabricComm(Comm):
         self._takes_chunks = CHUNKS in channel.peer.features
         self._outgoing: staging.Outgoing | None = None
         self._incoming: staging_receive.Incoming | None = None
+        self._is_new = True  # until the peer's side of Dask's handshake has been read
         statistics.opened(self, channel)
 
     @property
@@ -151,7 +159,7 @@ class FabricComm(Comm):
         }
 
     async def read(self, deserializers: Any = None) -> Any:
-        """Read one message.
+        """Read one message; the first one is the peer's side of Dask's handshake.
 
         Raises
         ------
@@ -165,13 +173,15 @@ class FabricComm(Comm):
             if message is None:
                 message = await self._channel.receive()
             is_staged = message[0][:_MARK_BYTES] == _MARK
-            if is_staged:
+            if is_staged and not self._is_new:
                 message = await self._receive_staged(*message)
         except BaseException as exc:
             self._end(exc)
             raise
 
         header, frames = message
+        if self._is_new:
+            return self._take_handshake(header, frames)
         deserialize = self.deserialize
         try:
             if deserialize and frames and (is_staged or self._channel.receives_devices):
@@ -194,6 +204,15 @@ class FabricComm(Comm):
             # What is truncated or lost is not the sender's object that failed, but the connection.
             self._end(exc)
             raise
+
+    def _take_handshake(self, header: bytes | memoryview, frames: list) -> dict[str, Any]:
+        try:
+            handshake = introduction.decode(header, frames)
+        except ProtocolError as exc:  # which the listener logs
+            self._channel.abort(exc)
+            raise CommClosedError(f"in {self}: {exc}") from exc
+        self._is_new = False
+        return handshake
 
     async def write(self, msg: Any, serializers: Any = None, on_error: str = "message") -> int:
         """Queue one message for sending; never waits for the peer to read.
@@ -226,13 +245,14 @@ class FabricComm(Comm):
                 header, frames = encoding.finish()
             else:
                 header, frames = await self._finish(encoding, work_bytes)
-            if encoding.saved_bytes:
-                self._check_limits(header, frames, encoding.saved_bytes)
-            if frames and self.deserialize:  # else it only passes on what it has received
-                frames = snapshot(msg, frames)
             sources = None
-            if frames and any(map(device.belongs_on_device, frames)):
-                sources = await self._sources_of(frames)
+            if frames:
+                if encoding.saved_bytes:
+                    self._check_limits(header, frames, encoding.saved_bytes)
+                if self.deserialize:  # else it only passes on what it has received
+                    frames = snapshot(msg, frames)
+                if any(map(device.belongs_on_device, frames)):
+                    sources = await self._sources_of(frames)
         except asyncio.CancelledError:
             self.abort()
             raise

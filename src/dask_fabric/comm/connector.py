@@ -21,7 +21,6 @@ from dask_fabric.comm.addressing import Target, resolve
 from dask_fabric.comm.attempts import Attempts
 from dask_fabric.comm.channels import make_channel
 from dask_fabric.comm.comm import FabricComm
-from dask_fabric.comm.introduction import NewComm
 from dask_fabric.comm.security import Scheme, comm_error, tls_info
 from dask_fabric.comm.socket_options import tune
 from dask_fabric.comm.ucx import find
@@ -102,7 +101,7 @@ class FabricConnector(Connector):
                 loop, targets, settings, peer_addr, ssl_context, server_hostname
             )
         self._attempts.succeeded(peer_addr)
-        return NewComm(
+        return FabricComm(
             channel,
             *channel.addresses(),
             deserialize,

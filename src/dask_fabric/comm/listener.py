@@ -30,7 +30,6 @@ from dask_fabric.comm.arrival import Arrival
 from dask_fabric.comm.binding import bind
 from dask_fabric.comm.channels import make_channel
 from dask_fabric.comm.comm import FabricComm
-from dask_fabric.comm.introduction import NewComm
 from dask_fabric.comm.refusals import Refusals, describe
 from dask_fabric.comm.security import (
     TLS_FIRST_BYTE,
@@ -359,7 +358,7 @@ class FabricListener(BaseListener):
         if self._stopped:
             channel.abort()
             return None
-        comm = NewComm(
+        comm = FabricComm(
             channel,
             *channel.addresses(),
             self.deserialize,
