@@ -16,7 +16,7 @@ from distributed.comm import CommClosedError
 from distributed.comm.registry import get_backend
 from distributed.utils import wait_for
 
-from dask_fabric.comm import unix
+from dask_fabric.comm import attempts, unix
 from dask_fabric.wire.hello import Hello
 
 from .conftest import PATIENCE_SECONDS, check_good_client, nothing_left, serving
@@ -65,8 +65,8 @@ def variants(stream: bytes, fields) -> list[bytes]:
     return found
 
 
-def attacks(scheme: str) -> list[bytes]:
-    hello = Hello(scheme=scheme).encode()
+def attacks(scheme: str, address: str = "") -> list[bytes]:
+    hello = Hello(scheme=scheme, address=address).encode()
     found = variants(hello[:24], HELLO_FIELDS) + [hello[:cut] for cut in range(24, len(hello), 7)]
     for record in RECORDS.values():
         found += [hello + variant for variant in variants(record, FIELDS)]
@@ -123,38 +123,48 @@ async def test_a_listener_goes_on(stream, scheme, listen_args, connect_args, cap
     assert len(caplog.records) <= len(data)
 
 
-async def test_a_client_goes_on(scheme, listen_args, connect_args, caplog):
+async def test_a_client_goes_on(stream, scheme, listen_args, connect_args, caplog, monkeypatch):
     """The same from a server: what it says first is the hello, and then records."""
     caplog.set_level(logging.INFO)
-    waiting: list[bytes] = []
+    monkeypatch.setattr(attempts, "_LONGEST_PAUSE_SECONDS", 0.0)
+    data = b""
+    families = []
 
     async def serve(reader, writer):
+        families.append(writer.get_extra_info("socket").family)
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             begin = await reader.readexactly(16)
             await reader.readexactly(struct.unpack_from("<I", begin, 12)[0])
-            writer.write(waiting.pop())
+            writer.write(data)
             await writer.drain()
         writer.close()
 
     async def connect_and_read():
         connector = get_backend(scheme).get_connector()
-        comm = await connector.connect(f"{host}:{port}", **connect_args)
+        comm = await connector.connect(address, **connect_args)
         try:
             while True:
                 await comm.read()
         finally:
             comm.abort()
 
-    context = listen_args.get("ssl_context")
-    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
-    async with server, nothing_left():
-        host, port = server.sockets[0].getsockname()
-        for data in attacks(scheme):
-            waiting.append(data)
+    async with contextlib.AsyncExitStack() as stack:
+        context = listen_args.get("ssl_context")
+        server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+        await stack.enter_async_context(server)
+        address = unix.address_of(server.sockets[0].getsockname())
+        if stream == "unix":
+            for sock, _ in unix.bind_beside(server.sockets, AT_ONCE_COUNT):
+                beside = await asyncio.start_unix_server(serve, sock=sock)
+                await stack.enter_async_context(beside)
+        await stack.enter_async_context(nothing_left())
+        for variant in attacks(scheme, address):
+            data = variant
             try:
                 await wait_for(connect_and_read(), PATIENCE_SECONDS)
             except (OSError, CommClosedError):
                 pass
             except Exception as error:  # a header of three letters is no message of Dask's
                 assert type(error).__module__.startswith(("msgpack", "dask_fabric")), error
+    assert (socket.AF_UNIX in families) == (stream == "unix")
     assert not [record for record in caplog.records if record.exc_info]
