@@ -221,7 +221,7 @@ def test_sums_are_bounded_and_lose_nothing():
         key = (f"fabric://10.0.0.1:{number}", "stream")
         sums.opened(key)
         sums.add(key, moved(1_000_000))
-        sums.closed(key)
+        sums.closed(key, True)
     told = sums.totals(10 * PEER_LIMIT)
     assert len(told) <= PEER_LIMIT + 1
     assert sum(map(spent_in, told.values())) == pytest.approx(count / 1000)
@@ -234,11 +234,11 @@ def test_peers_with_open_comms_are_not_forgotten():
     sums, key = Sums(), ("fabric://10.0.0.9:1", "stream")
     sums.opened(key)
     sums.opened(key)
-    sums.closed(key)
+    sums.closed(key, True)
     for number in range(2 * PEER_LIMIT):
         other = (f"fabric://10.0.0.1:{number}", "stream")
         sums.opened(other)
-        sums.closed(other)
+        sums.closed(other, True)
     assert key in sums.totals(10 * PEER_LIMIT) and sums.open_count(key) == 1
 
 

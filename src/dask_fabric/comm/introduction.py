@@ -5,6 +5,7 @@ Nobody has proven anything yet, so nothing is unpickled, imported or trusted for
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from dask_fabric.errors import ProtocolError
@@ -25,8 +26,14 @@ def decode(header: bytes | memoryview, frames: list) -> dict[str, Any]:
     """
     if frames or len(header) > _BYTES_LIMIT:
         raise violation("a first message that is too large for Dask's handshake")
+    return dict(_decode(bytes(header)))
+
+
+# Most peers say the same.
+@functools.lru_cache(maxsize=16)
+def _decode(header: bytes) -> dict[str, Any]:
     try:
-        content = unpack_map(bytes(header), "Dask's handshake")
+        content = unpack_map(header, "Dask's handshake")
     except ProtocolError as exc:
         raise violation(str(exc)) from exc
     found = {key: tuple(v) if isinstance(v, list) else v for key, v in content.items()}

@@ -126,10 +126,14 @@ def _add_ended() -> None:
         entry, figures = _ended.popleft()
         _closed_count += 1
         for path, of_path in figures.items():
-            _closed.setdefault(path, Figures()).add(of_path)
-        _add(entry, figures)
-        for path in figures:
-            _sums.closed((entry.peer, path))
+            if path not in _closed:
+                _closed[path] = Figures()
+            _closed[path].add(of_path)
+            key, before = (entry.peer, path), entry.added.get(path)
+            if before is not None:
+                of_path.subtract(before)
+            _sums.add(key, of_path)
+            _sums.closed(key, before is not None)
 
 
 def _add_active(entry: _Entry, is_left: bool = False) -> None:

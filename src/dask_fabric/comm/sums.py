@@ -28,20 +28,23 @@ class Sums:
         """Count one more open comm."""
         self._open_counts[key] += 1
         self._idle.pop(key, None)
-        self._totals.setdefault(key, Figures())
+        self._total(key)
 
-    def closed(self, key: Key) -> None:
-        """Count one open comm less."""
-        self._open_counts[key] -= 1
-        if self._open_counts[key] <= 0:
-            del self._open_counts[key]
-            self._idle[key] = None
+    def closed(self, key: Key, was_counted: bool) -> None:
+        """Note that a comm has ended; with *was_counted*, one of those that were opened."""
+        count = self._open_counts.get(key, 0) - was_counted
+        if count > 0:
+            self._open_counts[key] = count
+            return
+        self._open_counts.pop(key, None)
+        self._idle.pop(key, None)
+        self._idle[key] = None
         while len(self._idle) > PEER_LIMIT:
             self._forget(next(iter(self._idle)))
 
     def add(self, key: Key, figures: Figures) -> None:
         """Add what is new of a comm."""
-        self._totals.setdefault(key, Figures()).add(figures)
+        self._total(key).add(figures)
 
     def open_count(self, key: Key) -> int:
         """How many comms are open."""
@@ -57,11 +60,17 @@ class Sums:
             found.setdefault((OTHER_PEERS, key[1]), Figures()).add(self._totals[key])
         return found
 
+    def _total(self, key: Key) -> Figures:
+        total = self._totals.get(key)
+        if total is None:
+            total = self._totals[key] = Figures()
+        return total
+
     def _forget(self, key: Key) -> None:
         """Sum up with the others a peer that was not heard of for the longest time."""
         del self._idle[key]
         figures = self._totals.pop(key, None) or Figures()
-        self._totals.setdefault((OTHER_PEERS, key[1]), Figures()).add(figures)
+        self._total((OTHER_PEERS, key[1])).add(figures)
 
     def _nbytes(self, key: Key) -> int:
         sent, received, *_ = self._totals[key].brief()

@@ -265,9 +265,9 @@ class _Counter:
         return content
 
 
-def _check_nesting(value: object, levels: int) -> None:
-    if isinstance(value, (dict, list)):
-        if not levels:
-            raise ValueError(f"nested deeper than {NESTING_LIMIT} levels")
-        for item in value.values() if isinstance(value, dict) else value:
+def _check_nesting(value: dict | list, levels: int) -> None:
+    if not levels:
+        raise ValueError(f"nested deeper than {NESTING_LIMIT} levels")
+    for item in value.values() if isinstance(value, dict) else value:
+        if isinstance(item, (dict, list)):
             _check_nesting(item, levels - 1)
