@@ -104,3 +104,6 @@ def test_what_is_compressed_is_decompressed_in_another_thread(codec, message):
     header, frames = codec.encode(message, context={"compression": "zlib"})
     assert sum(map(len, frames)) < 100_000
     assert codec.offload_bytes(header, frames) > THRESHOLD
+    # A scheduler passes on what was serialized, but unpickles.
+    is_work = codec.offload_bytes(header, frames, False) > THRESHOLD
+    assert is_work == isinstance(message, ToPickle)

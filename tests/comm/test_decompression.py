@@ -78,6 +78,9 @@ def test_zlib_stops_at_the_limit():
         with pytest.raises(LimitError):
             decompress(["zlib"], [frame], len(frame), 4 * MEBI)
         assert tracemalloc.get_traced_memory()[1] < 12 * MEBI
+        made = decompress(["zlib"], [frame], len(frame), 64 * MEBI)
+        assert tracemalloc.get_traced_memory()[1] < 90 * MEBI  # not twice what was made
+        assert made == [bytes(64 * MEBI)]
     finally:
         tracemalloc.stop()
     assert decompress(["zlib"], [frame], len(frame), 64 * MEBI) == [bytes(64 * MEBI)]
@@ -86,6 +89,16 @@ def test_zlib_stops_at_the_limit():
     with pytest.raises(zlib.error):
         decompress(["zlib"], [b"junk"], 4, 64 * MEBI)
     assert decompress(["zlib"], [zlib.compress(b"")], 8, 0) == [b""]
+
+
+@pytest.mark.parametrize("level", [0, 1, 9])
+@pytest.mark.parametrize("nbytes", [1, 65_536, MEBI, MEBI + 1, 5 * MEBI + 17])
+def test_zlib_in_pieces(nbytes, level):
+    rng = np.random.default_rng(nbytes)
+    data = rng.integers(0, 256, nbytes, "u1") * (rng.random(nbytes) < 0.3)  # some of it is zeros
+    frame = zlib.compress(data.astype("u1").tobytes(), level)
+    (made,) = decompress(["zlib"], [frame], len(frame), len(frame) + nbytes)
+    assert made == data.astype("u1").tobytes()
 
 
 @pytest.mark.parametrize("message", [Serialize(bytes(MEBI)), ToPickle(np.zeros(MEBI // 8))])

@@ -107,6 +107,7 @@ STRANGERS = {
     "a hello that is no map": (
         struct.pack("<8sBBHI", b"\x89fabric\x8a", 1, 0, 0, 1) + b"\xc0", "not a map",
     ),
+    "a hello and another one": (HELLO + HELLO, "refused"),
     "a message that cannot be decoded": (
         HELLO + message(msgpack.packb(GOOD)) + message(b"\xc1", 1), "Ending",
     ),

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import logging
+import weakref
 
 import pytest
 
 from dask_fabric.comm import refusals
 from dask_fabric.comm.refusals import LINE_LIMIT, PERIOD_SECONDS, Refusals, describe
+
+
+def test_closed_loops_are_not_kept():
+    loops = [asyncio.new_event_loop() for _ in range(5)]
+    for loop in loops:
+        refusals.of(loop).warn("things", "One of them")
+        loop.close()
+    there = [weakref.ref(loop) for loop in loops]
+    del loop, loops
+    last = asyncio.new_event_loop()
+    refusals.of(last)
+    gc.collect()
+    assert not any(loop() for loop in there)
+    last.close()
+
 
 logger = logging.getLogger("dask_fabric.test")
 

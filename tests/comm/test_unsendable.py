@@ -10,7 +10,9 @@ import dask
 import numpy as np
 import pytest
 from distributed import Client, LocalCluster, Scheduler, Variable, Worker, WorkerPlugin, wait
+from distributed.protocol import Serialize
 
+from dask_fabric.comm.unsendable import instead_of
 from dask_fabric.errors import MessageTooLargeError
 
 from ..conftest import LOCAL_CLUSTER, NO_DASHBOARD
@@ -133,6 +135,9 @@ class Holder:
     def take(self, data):
         return len(data)
 
+    def fail(self):
+        fail()
+
 
 async def test_an_actor(small):
     actor = await small.client.submit(Holder, actor=True)
@@ -140,6 +145,56 @@ async def test_an_actor(small):
     await fails(actor.take(bytes(LARGE)))
     assert await actor.take(b"abc") == 3
     await small.still_works()
+
+
+async def test_an_actor_that_raises_what_is_too_large(small):
+    actor = await small.client.submit(Holder, actor=True)
+    await fails(actor.fail())
+    assert await actor.take(b"abc") == 3
+
+
+async def test_annotations_that_a_worker_refuses():
+    async with a_stage(workers=SMALL) as stage:
+        with dask.annotate(about="x" * LARGE):
+            future = stage.client.submit(len, "abc", pure=False)
+        await fails(future)
+        await stage.still_works()
+
+
+async def test_annotations_that_the_scheduler_refuses(small):
+    done = small.client.submit(len, "abcd")
+    assert await done == 4
+    with dask.annotate(about="x" * LARGE):
+        future = small.client.submit(len, "abc", pure=False)
+    await fails(future)
+    assert await small.client.gather(done) == 4
+    await small.still_works()
+
+
+async def test_keys_of_many_tasks_are_released_in_parts():
+    keys = [f"{'k' * 100}-{number}" for number in range(20_000)]
+    message = {"op": "client-releases-keys", "keys": keys, "client": "c"}
+    error = MessageTooLargeError("too large")
+    first, second = instead_of([message], error, "raise", lambda _: False)
+    assert [part["keys"] for (part,) in (first, second)] == [keys[:10_000], keys[10_000:]]
+    assert first[0]["op"] == message["op"] and second[0]["client"] == "c"
+
+
+async def test_numbers_as_a_reply():
+    with dask.config.set({"fabric.limits.header": "100 KiB"}):
+        async with a_stage() as stage:
+            stage.scheduler.task_metadata["m"] = {str(n): n for n in range(20_000)}
+            with pytest.raises(MessageTooLargeError, match=r"fabric\.limits\.header"):
+                await asyncio.wait_for(stage.client.get_metadata("m"), SECONDS)
+            stage.scheduler.task_metadata.clear()
+            await stage.still_works()
+
+
+def test_a_reply_of_many_payloads_is_not_tried_for_each():
+    reply = {"status": "OK", "data": {str(n): Serialize(bytes(n)) for n in range(1000)}}
+    tried = []
+    instead_of(reply, MessageTooLargeError("too large"), "message", lambda m: tried.append(0))
+    assert len(tried) < 20
 
 
 class HeavyError(Exception):

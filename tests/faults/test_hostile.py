@@ -252,7 +252,7 @@ async def test_foreign_protocols(target, bomb):
 
 async def test_a_plain_client_of_dask(target, bomb):
     address = target.listener.contact_address.replace(target.scheme, "tcp")
-    with pytest.raises(TypeError, match="a Dask client with tcp"):
+    with pytest.raises(TypeError, match="a Dask client with tcp:// or tls://"):
         await connect(address)
     host_port = address.split("://")[1]
     comm = await get_backend("tcp").get_connector().connect(host_port)

@@ -144,17 +144,18 @@ cdef class Codec:
         packing.pickles_unknown = False
         return main
 
-    def offload_bytes(self, header, list frames):
+    def offload_bytes(self, header, list frames, bint deserialize=True):
         """Estimate how much work ``decode`` is: bytes that are not merely taken by reference.
 
-        Zero where header and frames do not fit each other, which ``decode`` will say at once.
+        What was pickled is unpickled also where nothing else is deserialized. Zero where header and frames do not fit each other, which ``decode`` will say at once.
         """
         if not holds_payloads(header):
             return 0
         if not frames:
             return len(header)      # what was pickled stands in the header
         try:
-            return Decoding(self.dialect, self.unpack_options, header, frames).offload_bytes()
+            return Decoding(self.dialect, self.unpack_options, header, frames).offload_bytes(
+                deserialize)
         except ProtocolError:
             return 0
 

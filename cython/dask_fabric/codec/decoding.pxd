@@ -35,5 +35,5 @@ cdef class Decoding:
     cdef object decode_pickled(self, dict header, list frames)
     cdef list decompress(self, dict header, list frames)
     cdef object host_bytes(self)
-    cdef object offload_bytes(self)
+    cdef object offload_bytes(self, bint deserialize)
     cdef bint may_be_compressed(self, Entry *entry) except -1

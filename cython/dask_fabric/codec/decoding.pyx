@@ -219,10 +219,12 @@ cdef class Decoding:
         return self.view.len + sum(
             [nbytes_of(frame) for frame in self.frames if not belongs_on_device(frame)])
 
-    cdef object offload_bytes(self):
+    cdef object offload_bytes(self, bint deserialize):
         cdef Py_ssize_t index, i, total = 0
         for index in range(self.payload_count):
             if self.entries[index].kind == KIND_ARRAY:
+                continue
+            if self.entries[index].kind == KIND_SERIALIZED and not deserialize:
                 continue
             if self.may_be_compressed(&self.entries[index]):
                 return MUCH_WORK        # a thousand times the bytes that came, or more

@@ -186,7 +186,7 @@ class FabricComm(Comm):
         try:
             if deserialize and frames and (is_staged or self._channel.receives_devices):
                 frames = await staging_receive.to_device(frames)
-            work_bytes = deserialize and codec.offload_bytes(header, frames)
+            work_bytes = codec.offload_bytes(header, frames, deserialize)
             if not work_bytes or self._is_little(work_bytes):
                 return codec.decode(header, frames, deserialize, deserializers, self._limit_bytes)
             begin_ns = perf_counter_ns()
@@ -401,7 +401,7 @@ class FabricComm(Comm):
         if isinstance(exc, ProtocolError) and not exc.reply:
             exc.reply = error_record(f"protocol violation: {exc}")
         self._channel.abort(exc if isinstance(exc, _ENDS_COMM) else None)
-        if isinstance(exc, ProtocolError):
+        if isinstance(exc, ProtocolError) and not self._is_new:  # else the listener logs it
             log = refusals.of(self._loop)
             log.warn("comms were ended by what the peer sent", "Ending %s: %s", self, exc)
         if isinstance(exc, _ENDS_COMM):

@@ -15,6 +15,8 @@ _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 # By two bits of a frame's descriptor: the bytes of a dictionary's number, and of the content size.
 _ZSTD_DICTIONARY_BYTES = (0, 1, 2, 4)
 _ZSTD_SIZE_BYTES = (0, 2, 4, 8)
+_ZLIB_INPUT_BYTES = 64 << 10
+_ZLIB_PIECE_BYTES = 1 << 20
 
 
 @context_meter.meter("decompress")
@@ -69,12 +71,24 @@ def _check(nbytes: int, total_bytes: int, limit_bytes: int) -> int:
     return nbytes
 
 
-def _decompress_zlib(frame: Any, most_bytes: int) -> bytes:
-    """Decompress what says nothing of its size, and stop beyond *most_bytes*."""
-    stream = zlib.decompressobj()
-    made = stream.decompress(frame, max(0, most_bytes) + 1)
-    if len(made) <= most_bytes and not stream.eof:
-        raise zlib.error("incomplete or truncated stream")
+def _decompress_zlib(frame: Any, most_bytes: int) -> bytearray:
+    """Decompress what says nothing of its size, and stop beyond *most_bytes*.
+
+    In pieces: zlib puts a whole result together out of parts, for which it needs twice the memory.
+    """
+    stream, made, view = zlib.decompressobj(), bytearray(), memoryview(frame).cast("B")
+    for begin in range(0, view.nbytes, _ZLIB_INPUT_BYTES):
+        data = view[begin : begin + _ZLIB_INPUT_BYTES]
+        while not stream.eof and len(made) <= most_bytes:
+            made += stream.decompress(data, _ZLIB_PIECE_BYTES)
+            data = stream.unconsumed_tail
+            if not data:
+                break
+    while not stream.eof and len(made) <= most_bytes:
+        piece = stream.decompress(b"", _ZLIB_PIECE_BYTES)  # what did not fit into the last one
+        if not piece:
+            raise zlib.error("incomplete or truncated stream")
+        made += piece
     return made
 
 

@@ -10,7 +10,6 @@ import asyncio
 import logging
 import os
 import traceback
-import weakref
 from typing import Any
 
 from dask_fabric.wire.text import one_line
@@ -21,15 +20,15 @@ _TEXT_LIMIT = 1000
 
 
 _logger = logging.getLogger(__name__)
-_of_loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Refusals] = (
-    weakref.WeakKeyDictionary()
-)
+_of_loops: dict[asyncio.AbstractEventLoop, Refusals] = {}
 
 
 def of(loop: asyncio.AbstractEventLoop) -> Refusals:
     """Give the log that the comms of a loop share."""
     found = _of_loops.get(loop)
     if found is None:
+        for closed in [other for other in list(_of_loops) if other.is_closed()]:
+            _of_loops.pop(closed, None)  # its timers would keep it for good
         found = _of_loops[loop] = Refusals(_logger, loop)
     return found
 

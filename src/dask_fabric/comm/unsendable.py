@@ -24,6 +24,11 @@ REFUSALS = (MessageTooLargeError, UnavailableError)
 # The name that distributed's `get_data_from_worker` gives to a comm while it has it.
 _GATHERS = "Ephemeral Worker->Worker for gather"
 _EVENT_OPS = ("log-event", "event")
+# Streams say these of many keys at once, and as well of some at a time.
+_KEYS_OPS = ("client-releases-keys", "client-desires-keys", "free-keys", "remove-replicas")
+# What users tell of tasks: nothing waits for it.
+_DESCRIBING = ("annotations", "code", "metadata")
+_NEEDED = ("who_has", "nbytes")
 _STARTS = {error.__name__: error for error in REFUSALS}
 
 
@@ -90,10 +95,41 @@ def _instead_of_stream(messages: list, error: Exception, fits: Callable) -> list
         return [messages[:middle], messages[middle:]]
     if not messages or type(messages[0]) is not dict:
         return None
-    if messages[0].get("op") in _EVENT_OPS:
+    message = messages[0]
+    if message.get("op") in _EVENT_OPS:
         return []
-    instead = [{**messages[0], **_error_fields(messages[0], error)}]
-    return [instead] if fits(instead) else None
+    keys = message.get("keys")
+    if message.get("op") in _KEYS_OPS and isinstance(keys, (list, tuple, set)) and len(keys) > 1:
+        keys = list(keys)
+        parts = (keys[: len(keys) // 2], keys[len(keys) // 2 :])
+        return [[{**message, "keys": part}] for part in parts]
+    for instead in _lesser(message, _error_fields(message, error)):
+        if fits([instead]):
+            return [[instead]]
+    return None
+
+
+def _lesser(message: dict, error_fields: dict[str, Any]) -> Iterator[dict]:
+    """Give a message of a stream with its error, and then with less and less beside that."""
+    yield {**message, **error_fields}
+    if error_fields:
+        yield {**message, **error_fields, **_empty(message, _DESCRIBING)}
+        # Of a task that only fails, no data is needed.
+        yield {**message, **error_fields, **_empty(message, _DESCRIBING + _NEEDED)}
+    else:
+        yield {**message, **_empty(message, _DESCRIBING)}
+
+
+def _empty(message: dict, fields: tuple[str, ...]) -> dict[str, Any]:
+    """Give those of the fields that hold anything, without it."""
+    found = {}
+    for name in fields:
+        value = message.get(name)
+        is_pickled = type(value) is ToPickle
+        kind = type(value.data if is_pickled else value)
+        if kind in (dict, list, tuple, set):
+            found[name] = ToPickle(kind()) if is_pickled else kind()
+    return found
 
 
 def _error_fields(message: dict, error: Exception) -> dict[str, Any]:
@@ -124,24 +160,33 @@ def _instead_of_call(message: dict, error: Exception) -> dict | None:
 
 
 def _with_errors(message: Any, error: Exception) -> Iterator[Any]:
-    """Give a reply with errors for more and more of its payloads, the largest first; then one."""
+    """Give a reply with errors for more and more of its payloads, the largest first; then one.
+
+    Their number doubles each time.
+    """
     told = {"exception_text": repr(error), "traceback": None, "traceback_text": ""}
-    if type(message) is dict and isinstance(message.get("result"), (Serialize, Serialized)):
-        # What an actor's method or a function of `Client.run` gave: they may fail like this.
+    is_dict = type(message) is dict
+    if is_dict and isinstance(
+        message.get("result", message.get("exception")), (Serialize, Serialized)
+    ):
+        # What an actor's method or a function of `Client.run` gave, or raised.
         yield {"status": "error", "exception": Serialize(error), **told}
     slots = sorted(_payloads_of(message), key=lambda slot: -_nbytes_of(slot[2]))
     instead = _copy_of(message)
-    for path, last, _ in slots:
+    for index, (path, last, _) in enumerate(slots, 1):
         place = instead
         for key in path:
             place = place[key]
         place[last] = _stand_in(error)
-        yield instead
+        # To find out whether it fits takes as long as to send it: so not for each of many.
+        if index & (index - 1) == 0 or index == len(slots):
+            yield instead
     # A worker that joins deserializes nothing, wants the time, and logs the message.
-    kept = message.items() if type(message) is dict else ()
+    kept = message.items() if is_dict else ()
     plain = {key: value for key, value in kept if type(value) in (int, float)}
-    plain |= {"exception": pickle.dumps(error), "message": str(error)}
+    told |= {"exception": pickle.dumps(error), "message": str(error)}
     yield {"status": "uncaught-error", **plain, **told}
+    yield {"status": "uncaught-error", **told}  # the numbers were the reply itself
 
 
 def _payloads_of(item: Any, path: tuple = ()) -> Iterator[tuple[tuple, Any, Any]]:

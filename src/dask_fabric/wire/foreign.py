@@ -104,8 +104,8 @@ SEEN_BY_CLIENT = (
 )
 DASK_TCP_SEEN_BY_SERVER = Foreign(
     (),
-    "a Dask client with tcp:// in its address connected to this {scheme}:// port: use {scheme}:// "
-    "in the client's address, or start this server with protocol='tcp'",
+    "a Dask client with tcp:// or tls:// in its address connected to this {scheme}:// port: use "
+    "{scheme}:// in the client's address, or start this server with protocol='tcp' (or 'tls')",
     dask_tcp_refusal,
 )
 DASK_TCP_SEEN_BY_CLIENT = Foreign(
