@@ -71,7 +71,7 @@ def _check(nbytes: int, total_bytes: int, limit_bytes: int) -> int:
     return nbytes
 
 
-def _decompress_zlib(frame: Any, most_bytes: int) -> bytearray:
+def _decompress_zlib(frame: Any, most_bytes: int) -> memoryview:
     """Decompress what says nothing of its size, and stop beyond *most_bytes*.
 
     In pieces: zlib puts a whole result together out of parts, for which it needs twice the memory.
@@ -89,7 +89,7 @@ def _decompress_zlib(frame: Any, most_bytes: int) -> bytearray:
         if not piece:
             raise zlib.error("incomplete or truncated stream")
         made += piece
-    return made
+    return memoryview(made).toreadonly()
 
 
 def _lz4_bytes(frame: memoryview) -> int:
