@@ -147,7 +147,8 @@ cdef class Codec:
     def offload_bytes(self, header, list frames, bint deserialize=True):
         """Estimate how much work ``decode`` is: bytes that are not merely taken by reference.
 
-        What was pickled is unpickled also where nothing else is deserialized. Zero where header and frames do not fit each other, which ``decode`` will say at once.
+        What was pickled is unpickled also where nothing else is deserialized. Zero where header and
+        frames do not fit each other, which ``decode`` will say at once.
         """
         if not holds_payloads(header):
             return 0
