@@ -12,7 +12,7 @@ import pytest
 from distributed import Client, LocalCluster, Scheduler, Variable, Worker, WorkerPlugin, wait
 from distributed.protocol import Serialize
 
-from dask_fabric.comm.unsendable import instead_of
+from dask_fabric.comm.unsendable import Pauses, instead_of
 from dask_fabric.errors import MessageTooLargeError
 
 from ..conftest import LOCAL_CLUSTER, NO_DASHBOARD
@@ -188,6 +188,33 @@ async def test_numbers_as_a_reply():
                 await asyncio.wait_for(stage.client.get_metadata("m"), SECONDS)
             stage.scheduler.task_metadata.clear()
             await stage.still_works()
+
+
+def test_who_asks_again_and_again_waits_longer():
+    pauses, now, waited = Pauses(), 0.0, []
+    for _ in range(8):
+        waited.append(pauses.next("a", now))
+        now += waited[-1] + 0.01
+    assert waited == [0, 0.1, 0.2, 0.4, 0.8, 1.6, 2, 2]
+    assert pauses.next("b", now) == 0
+    assert pauses.next("a", now + 60) == 0
+    for number in range(1000):
+        pauses.next(str(number), now)
+    assert pauses.next("a", now + 61) == 0  # forgotten among so many
+
+
+async def test_replicas_that_are_refused_are_not_asked_for_all_the_time(small, monkeypatch):
+    """Dask asks without end (`Scheduler.replicate`)."""
+    waited = asyncio.Queue()
+    monkeypatch.setattr(Pauses, "next", lambda *_: waited.put_nowait(0) or 0.01)
+    data = small.client.submit(bytes, LARGE, workers=small.on(0))
+    await wait(data)
+    replicating = asyncio.ensure_future(small.client.replicate([data]))
+    for _ in range(3):
+        await asyncio.wait_for(waited.get(), SECONDS)
+    data.release()
+    await asyncio.wait_for(replicating, SECONDS)
+    await small.still_works()
 
 
 def test_a_reply_of_many_payloads_is_not_tried_for_each():

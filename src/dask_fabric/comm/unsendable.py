@@ -7,7 +7,10 @@ the value belongs: in the payload of a reply, in a task, or in a reply that says
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -29,6 +32,10 @@ _KEYS_OPS = ("client-releases-keys", "client-desires-keys", "free-keys", "remove
 # What users tell of tasks: nothing waits for it.
 _DESCRIBING = ("annotations", "code", "metadata")
 _NEEDED = ("who_has", "nbytes")
+_FIRST_PAUSE_SECONDS = 0.1
+_LONGEST_PAUSE_SECONDS = 2.0
+_FORGET_SECONDS = 10.0
+_PEER_LIMIT = 256
 _STARTS = {error.__name__: error for error in REFUSALS}
 
 
@@ -244,7 +251,34 @@ async def received(comm: Any, error: Exception) -> None:
     if comm.name != _GATHERS:
         return
     _fail_dependents(comm, error)
+    if seconds := _pauses.next(comm.peer_address, time.monotonic()):
+        await asyncio.sleep(seconds)
+        _fail_dependents(comm, error)  # those that came to wait for the same keys meanwhile
     await comm.write("OK")  # who sends data waits for this word, and the comm is used again
+
+
+class Pauses:
+    """How long to wait before an answer, so that Dask asks less and less often for what is refused.
+
+    `Client.replicate` asks without end, and a worker asks again for each task that comes to need
+    the same key.
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[str, tuple[float, float]] = {}  # by peer: when, and for how long
+
+    def next(self, peer: str, now: float) -> float:
+        """Give the seconds to wait after one more refusal by *peer*."""
+        last_at, seconds = self._last.pop(peer, (-math.inf, 0.0))
+        is_again = now - last_at - seconds < _FORGET_SECONDS
+        seconds = min(max(_FIRST_PAUSE_SECONDS, 2 * seconds), _LONGEST_PAUSE_SECONDS) * is_again
+        self._last[peer] = now, seconds
+        if len(self._last) > _PEER_LIMIT:
+            del self._last[next(iter(self._last))]
+        return seconds
+
+
+_pauses = Pauses()
 
 
 def _fail_dependents(comm: Any, error: Exception) -> None:
