@@ -208,9 +208,9 @@ class FabricComm(Comm):
     def _take_handshake(self, header: bytes | memoryview, frames: list) -> dict[str, Any]:
         try:
             handshake = introduction.decode(header, frames)
-        except ProtocolError as exc:  # which the listener logs
-            self._channel.abort(exc)
-            raise CommClosedError(f"in {self}: {exc}") from exc
+        except ProtocolError as exc:
+            self._end(exc)
+            raise
         self._is_new = False
         return handshake
 

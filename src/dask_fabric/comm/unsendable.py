@@ -118,13 +118,10 @@ def _instead_of_stream(messages: list, error: Exception, fits: Callable) -> list
 
 def _lesser(message: dict, error_fields: dict[str, Any]) -> Iterator[dict]:
     """Give a message of a stream with its error, and then with less and less beside that."""
-    yield {**message, **error_fields}
-    if error_fields:
-        yield {**message, **error_fields, **_empty(message, _DESCRIBING)}
-        # Of a task that only fails, no data is needed.
-        yield {**message, **error_fields, **_empty(message, _DESCRIBING + _NEEDED)}
-    else:
-        yield {**message, **_empty(message, _DESCRIBING)}
+    # A task that only fails needs no data; and a message that nothing fails by was tried as it is.
+    left_out = ((), _DESCRIBING, _DESCRIBING + _NEEDED) if error_fields else (_DESCRIBING,)
+    for fields in left_out:
+        yield {**message, **error_fields, **_empty(message, fields)}
 
 
 def _empty(message: dict, fields: tuple[str, ...]) -> dict[str, Any]:
