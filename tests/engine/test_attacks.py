@@ -8,6 +8,7 @@ import ctypes
 import fcntl
 import mmap
 import os
+import select
 import struct
 
 import numpy as np
@@ -200,12 +201,18 @@ class SlowMemory:
         self.map = mmap.mmap(-1, self.nbytes)
         self.view = np.frombuffer(self.map, "u1")
         self.address = self.view.ctypes.data
-        self.fd = libc.syscall(_USERFAULTFD, os.O_CLOEXEC)
+        self.fd = libc.syscall(_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK)
         if self.fd < 0:
             pytest.skip(f"userfaultfd: {os.strerror(ctypes.get_errno())}")
         fcntl.ioctl(self.fd, _UFFDIO_API, bytearray(struct.pack("QQQ", 0xAA, 0, 0)))
         register = struct.pack("QQQQ", self.address, self.nbytes, 1, 0)
         fcntl.ioctl(self.fd, _UFFDIO_REGISTER, bytearray(register))
+
+    def is_awaited(self) -> bool:
+        """Whether some thread stands in a page."""
+        poll = select.poll()
+        poll.register(self.fd, select.POLLIN)
+        return poll.poll(0) == [(self.fd, select.POLLIN)]
 
     def arrive(self) -> None:
         """All pages are zeros from now on."""
@@ -305,15 +312,15 @@ async def test_an_abort_does_not_wait_for_a_page_that_is_being_sent(slow_memory,
     async with channels() as (near, far):
         descriptor = fd_of(near)
         near.send(b"", [memory.view])
-        reading = asyncio.ensure_future(receive(far))
-        await until(lambda: near.statistics()["send_jobs"])
-        await asyncio.sleep(0.1)  # until the thread is in the page
+        await until(memory.is_awaited)
         near.abort()
         assert quarantine.statistics()["job_count"] == 1
         assert os.path.exists(f"/proc/self/fd/{descriptor}")  # no other file gets its number
         memory.arrive()
+        # What the thread was about to write is more than the socket takes while nobody reads.
+        await until(lambda: threads.statistics()["job_count"] == 0)
         with pytest.raises(ChannelClosedError):
-            await reading
+            await receive(far)
     await until(lambda: quarantine.statistics()["job_count"] == 0)
     assert threads.statistics()["job_count"] == 0
 

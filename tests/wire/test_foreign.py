@@ -141,7 +141,7 @@ async def test_dask_tcp_connector_raises_our_text():
         with pytest.raises(TypeError, match="use fabric:// in the client's address"):
             await comm.read()
         await comm.close()
-    assert "tcp:// in its address" in str(server.error)
+    assert "tcp:// or tls:// in its address" in str(server.error)
 
 
 async def test_dask_connect_ends_at_once_with_our_text():
