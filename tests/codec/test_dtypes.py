@@ -66,10 +66,15 @@ def test_each_dtype_that_is_sent_is_taken(codec, dtype, swapped):
 
 
 def known_to_numpy(text):
-    """What NumPy makes of a text that it would write itself."""
+    """What NumPy makes of a text that it would write itself.
+
+    Not of times in multiples of 0, which it writes too: it divides by them.
+    """
     try:
         dtype = np.dtype(text)
     except (TypeError, ValueError, SyntaxError, DeprecationWarning):
+        return None
+    if dtype.kind in "mM" and np.datetime_data(dtype)[1] == 0:
         return None
     return dtype if dtype.str == text and dtype.itemsize and dtype.kind in "biufcmMSU" else None
 
@@ -96,7 +101,15 @@ def test_exactly_what_numpy_writes_is_taken(codec, text):
     assert is_taken(codec, text.encode(), deserialize=False) == expected
 
 
-ENDS_NUMPY = [b"<m8[s/0]", b"<M8[s/0]", b"<m8[3s/0]", b"<m8[0ns]", b"<M8[s/2]", b"<m8[Y/0]"]
+ENDS_NUMPY = [
+    b"<m8[s/0]",
+    b"<M8[s/0]",
+    b"<m8[3s/0]",
+    b"<m8[0ns]",
+    b"<M8[0Y]",
+    b"<M8[s/2]",
+    b"<m8[Y/0]",
+]
 
 
 @pytest.mark.parametrize("text", ENDS_NUMPY)
