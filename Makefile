@@ -11,7 +11,7 @@ BENCH_RUN = PATH="$(UCX_BIN):$$PATH" $(BIN)/dask fabric bench $(BENCH)
 UCX_COLUMN = --protocols tcp,fabric,fabric+tcp,fabric+ucx --ucx-library perftest
 SOURCES := pyproject.toml README.md LICENSE $(shell find cython src -type f -not -name '*.pyc')
 
-.PHONY: help demo test test-versions bench fuzz lint docs clean
+.PHONY: help demo test test-versions bench instructions fuzz lint docs clean
 .DELETE_ON_ERROR:
 
 help:
@@ -21,6 +21,8 @@ help:
 	@echo "            newest; TESTS=tests/wire for some"
 	@echo "make bench  the figures of the README; JSON and pages in $(RESULTS)/; BENCH=--quick for a first look,"
 	@echo "            UCXX=PYTHON beside the distributed-ucxx of that Python"
+	@echo "make instructions  instructions per small message and per connect, counted by valgrind, against"
+	@echo "            benchmarks/instructions.json; RECORD=1 makes what is counted the new baseline"
 	@echo "make fuzz   a million mutated streams against everything that reads from a peer (COUNT=...)"
 	@echo "make lint   ruff and the law of imports"
 	@echo "make docs   the documentation, in site/"
@@ -43,6 +45,9 @@ bench: $(VENV)/extra-bench $(VENV)/extra-ucx
 	  --ways one --json $(RESULTS)/tls.json
 	$(BENCH_RUN) work --json $(RESULTS)/work.json --html $(RESULTS)/work.html
 	$(BIN)/python benchmarks/asked.py $(RESULTS)/comm.json $(RESULTS)/tls.json $(RESULTS)/work.json
+
+instructions: $(VENV)/extra-test
+	$(BIN)/python benchmarks/instructions.py $(if $(RECORD),--record)
 
 fuzz: $(VENV)/extra-test
 	$(BIN)/python tests/programs/fuzz.py --count $(or $(COUNT),1000000)
