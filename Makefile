@@ -11,7 +11,7 @@ BENCH_RUN = PATH="$(UCX_BIN):$$PATH" $(BIN)/dask fabric bench $(BENCH)
 UCX_COLUMN = --protocols tcp,fabric,fabric+tcp,fabric+ucx --ucx-library perftest
 SOURCES := pyproject.toml README.md LICENSE $(shell find cython src -type f -not -name '*.pyc')
 
-.PHONY: help demo test test-versions bench instructions fuzz lint docs clean
+.PHONY: help demo test test-versions bench instructions sanitize fuzz lint docs clean sanitize-address sanitize-thread
 .DELETE_ON_ERROR:
 
 help:
@@ -23,6 +23,8 @@ help:
 	@echo "            UCXX=PYTHON beside the distributed-ucxx of that Python"
 	@echo "make instructions  instructions per small message and per connect, counted by valgrind, against"
 	@echo "            benchmarks/instructions.json; RECORD=1 makes what is counted the new baseline"
+	@echo "make sanitize  tests with the compiler's checks of memory and of threads; TESTS=tests/wire,"
+	@echo "            SANITIZERS=address for one of the two"
 	@echo "make fuzz   a million mutated streams against everything that reads from a peer (COUNT=...)"
 	@echo "make lint   ruff and the law of imports"
 	@echo "make docs   the documentation, in site/"
@@ -48,6 +50,12 @@ bench: $(VENV)/extra-bench $(VENV)/extra-ucx
 
 instructions: $(VENV)/extra-test
 	$(BIN)/python benchmarks/instructions.py $(if $(RECORD),--record)
+
+SANITIZERS ?= address thread
+sanitize: $(SANITIZERS:%=sanitize-%)
+
+sanitize-address sanitize-thread: sanitize-%: $(BIN)/python
+	$(BIN)/python -m tests.sanitize $* -- $(TESTS)
 
 fuzz: $(VENV)/extra-test
 	$(BIN)/python tests/programs/fuzz.py --count $(or $(COUNT),1000000)

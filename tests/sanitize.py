@@ -1,0 +1,120 @@
+"""Run tests on compiled modules that the compiler has added checks to.
+
+``address`` finds memory that is used after it was freed or beyond its end, and what C leaves
+undefined; ``thread`` finds memory that two threads use at once without a lock or an atomic::
+
+    python -m tests.sanitize address -- tests/wire -x
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.builds import ROOT, prepare, suites
+
+SUPPRESSIONS = ROOT / "tests/suppressions"
+# What each must find before its silence means anything: bytes written beyond the end of a block,
+# or by two threads at once. The sanitizer's own memset does that, from C without the GIL.
+CANARIES = {
+    "address": """
+import ctypes
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.memset(ctypes.c_void_p(libc.malloc(8)), 0, 9)
+""",
+    "thread": """
+import ctypes, threading
+memory = ctypes.create_string_buffer(100_000_000)
+both = [threading.Thread(target=ctypes.memset, args=(memory, 0, len(memory))) for _ in "ab"]
+[thread.start() for thread in both]
+[thread.join() for thread in both]
+""",
+}
+# What a report of either sanitizer begins with, in the output of whatever process.
+REPORT = re.compile(r"(ERROR: AddressSanitizer|WARNING: ThreadSanitizer|runtime error): (.*)")
+
+
+def options(kind: str, logs: Path) -> dict[str, str]:
+    """Give the environment of the tests: the libraries of the sanitizer, and what they do.
+
+    Every process writes its reports into a file of its own in *logs*, as those that tests start do
+    not tell what they print.
+    """
+    log = f"log_path={logs}/report"
+    if kind == "thread":
+        known = f"suppressions={SUPPRESSIONS}/thread.txt"
+        return {
+            "LD_PRELOAD": library("libtsan.so"),
+            "TSAN_OPTIONS": f"{log}:{known}:exitcode=0:die_after_fork=0",
+        }
+    return {
+        "LD_PRELOAD": f"{library('libasan.so')} {library('libubsan.so')}",
+        # Python's own memory is never all freed at its end; a child may be killed in the midst.
+        "ASAN_OPTIONS": f"{log}:detect_leaks=0:allocator_may_return_null=1",
+        "UBSAN_OPTIONS": f"{log}:print_stacktrace=1",
+    }
+
+
+def library(name: str) -> str:
+    compiler = os.environ.get("CC", "gcc")
+    command = [compiler, f"-print-file-name={name}"]
+    path = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    if not Path(path).is_absolute():
+        sys.exit(f"{compiler} has no {name}: install the sanitizers of the compiler")
+    return str(Path(path).resolve())
+
+
+def reports(logs: Path) -> list[str]:
+    """Give the first line of each report, and where it stands."""
+    return [
+        f"{path}: {match[0]}"
+        for path in sorted(logs.glob("report.*"))
+        for match in REPORT.finditer(path.read_text(errors="replace"))
+    ]
+
+
+def forget(logs: Path) -> None:
+    for old in logs.glob("report.*"):
+        old.unlink()
+
+
+def check(kind: str, named: Sequence[str]) -> list[str]:
+    """Build, run the tests, and say what is wrong."""
+    sanitizers = "thread" if kind == "thread" else "address,undefined"
+    python = prepare(kind, {"FABRIC_SANITIZE": sanitizers})
+    logs = ROOT / f"build/{kind}/reports"
+    logs.mkdir(parents=True, exist_ok=True)
+    forget(logs)
+    environment = {**os.environ, "PYTHONMALLOC": "malloc", **options(kind, logs)}
+    subprocess.run([python, "-c", CANARIES[kind]], env=environment, capture_output=True)
+    if len(reports(logs)) != 1:
+        return ["the sanitizer has not found what it was made to find"]
+    forget(logs)
+    # Sanitizers keep what was freed, and a mark of every byte: the resident memory is theirs.
+    command = [str(python), "-m", "pytest", "-p", "no:cacheprovider", "-k", "not resident"]
+    command += suites(named)
+    done = subprocess.run(command, cwd=ROOT, env=environment)
+    failed = [f"the tests have failed ({done.returncode})"] if done.returncode else []
+    return [*failed, *reports(logs)]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("kind", choices=["address", "thread"])
+    parser.add_argument("tests", nargs="*", help="what pytest is given; nearly all by default")
+    arguments = parser.parse_args()
+    wrong = check(arguments.kind, arguments.tests)
+    print(*[f"{arguments.kind}: {text}" for text in wrong or ["clean"]], sep="\n")
+    return bool(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
