@@ -20,7 +20,7 @@ from tests.builds import ROOT, prepare, suites
 
 SUPPRESSIONS = ROOT / "tests/suppressions"
 # What each must find before its silence means anything: bytes written beyond the end of a block,
-# or by two threads at once. The sanitizer's own memset does that, from C without the GIL.
+# or by two threads at once. The sanitizer's own memset and read do that, without the GIL.
 CANARIES = {
     "address": """
 import ctypes
@@ -29,10 +29,14 @@ libc.malloc.restype = ctypes.c_void_p
 libc.memset(ctypes.c_void_p(libc.malloc(8)), 0, 9)
 """,
     "thread": """
-import ctypes, threading
-memory = ctypes.create_string_buffer(100_000_000)
-both = [threading.Thread(target=ctypes.memset, args=(memory, 0, len(memory))) for _ in "ab"]
+import ctypes, os, threading, time
+memory = ctypes.create_string_buffer(8)
+pipes = [os.pipe() for _ in "ab"]
+read = ctypes.CDLL(None).read
+both = [threading.Thread(target=read, args=(ends[0], memory, 8)) for ends in pipes]
 [thread.start() for thread in both]
+time.sleep(1)  # both wait
+[os.write(ends[1], bytes(8)) for ends in pipes]
 [thread.join() for thread in both]
 """,
 }
