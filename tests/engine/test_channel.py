@@ -206,7 +206,9 @@ async def test_a_cancelled_receive_can_be_aborted(channels):
             await task
         far.abort()
         near.abort()
-        assert threads.statistics()["job_count"] == 0
+        # A thread that is sending is waited for 5 ms, which may not be enough on a busy machine.
+        while threads.statistics()["job_count"]:
+            await asyncio.sleep(0.001)
 
 
 async def test_a_truncated_message_is_an_error():

@@ -2,6 +2,7 @@
 
 from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 
+from dask_fabric.atomics cimport add_relaxed, relaxed
 from dask_fabric.linux cimport (
     SIG_SETMASK, pthread_create, pthread_detach, pthread_self, pthread_setname_np, pthread_sigmask,
     pthread_t, sigfillset, sigset_t,
@@ -10,7 +11,7 @@ from dask_fabric.linux cimport (
 cdef enum:
     CANCEL_NS = 5_000_000       # what a cancellation waits for a thread at most
 
-cdef int thread_count_goal = 1
+cdef Py_ssize_t thread_count_goal = 1
 
 
 def configure(int thread_count):
@@ -21,10 +22,9 @@ def configure(int thread_count):
     thread_count : int
         From 1 to 64.
     """
-    global thread_count_goal
     if not 1 <= thread_count <= THREAD_COUNT_LIMIT:
         raise ValueError(f"thread_count is {thread_count}: use 1 to {THREAD_COUNT_LIMIT}")
-    thread_count_goal = thread_count
+    add_relaxed(&thread_count_goal, thread_count - thread_count_goal)
 
 
 cdef timespec wait_limit() noexcept nogil:
@@ -39,7 +39,7 @@ cdef timespec wait_limit() noexcept nogil:
 
 
 cdef int thread_goal() noexcept nogil:
-    return thread_count_goal
+    return <int> relaxed(&thread_count_goal)
 
 
 cdef int start_thread(ThreadMain main, void *argument) noexcept nogil:

@@ -368,6 +368,8 @@ cdef class Sender(Receiver):
             self.is_socket_in_use = self.port.cancel(
                 self.send_job, memory, 0, partial(_close_late, self.sock)
             )
+            if self.is_socket_in_use:
+                self.queue.chunk = None     # the thread may send from it: not for the next comm
         self.send_job = 0
         for job, offers in self.transits.items():
             self.port.cancel(job, offers, self.ucx_pid)

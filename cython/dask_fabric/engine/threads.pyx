@@ -17,6 +17,7 @@ from libc.string cimport memcpy, memset
 
 from posix.time cimport timespec
 
+from dask_fabric.atomics cimport add_relaxed, relaxed
 from dask_fabric.clock cimport now_ns
 from dask_fabric.engine.mailbox cimport Completion, Ended, Mailbox, post
 from dask_fabric.engine.native cimport (
@@ -61,8 +62,8 @@ cdef struct Engine:
     pthread_mutex_t mutex       # guards everything below and every job's state
     pthread_cond_t stopped_running
     int epolls[2]               # by direction
-    int thread_counts[2]
-    int running_counts[2]       # of jobs
+    Py_ssize_t thread_counts[2]     # threads look at these two without the mutex
+    Py_ssize_t running_counts[2]    # of jobs
     Job **jobs                  # by slot; reused, never freed
     uint32_t slot_count
     uint32_t *free_slots
@@ -203,7 +204,7 @@ cdef size_t moved_bytes(uint64_t name) noexcept nogil:
     pthread_mutex_lock(&engine.mutex)
     job = _find_job(name)
     if job != NULL:
-        nbytes = job.transfer.moved_bytes
+        nbytes = relaxed(<Py_ssize_t *> &job.transfer.moved_bytes)
     pthread_mutex_unlock(&engine.mutex)
     return nbytes
 
@@ -293,7 +294,7 @@ cdef int _ensure_threads(Direction direction) except -1:
     while not failed and engine.thread_counts[<int> direction] < _thread_goal_of(direction):
         failed = start_thread(_thread_main, <void *> <size_t> direction)
         if not failed:
-            engine.thread_counts[<int> direction] += 1
+            add_relaxed(&engine.thread_counts[<int> direction], 1)
     failed = engine.thread_counts[<int> direction] == 0 or engine.epolls[<int> direction] < 0
     pthread_mutex_unlock(&engine.mutex)
     if failed:
@@ -311,7 +312,7 @@ cdef void _replace_stuck(Direction direction) noexcept nogil:
         0 < engine.thread_counts[<int> direction] < _thread_goal_of(direction)
         and start_thread(_thread_main, <void *> <size_t> direction) == 0
     ):
-        engine.thread_counts[<int> direction] += 1
+        add_relaxed(&engine.thread_counts[<int> direction], 1)
     pthread_mutex_unlock(&engine.mutex)
 
 
@@ -335,7 +336,7 @@ cdef int _thread_goal_of(Direction direction) noexcept nogil:
 cdef bint _is_surplus(Direction direction) noexcept nogil:
     """Whether this thread has stood in for one that is not stuck any more."""
     cdef bint surplus
-    if engine.thread_counts[<int> direction] <= thread_goal():
+    if relaxed(&engine.thread_counts[<int> direction]) <= thread_goal():
         return False            # nearly always, and then without the mutex
     pthread_mutex_lock(&engine.mutex)
     surplus = engine.thread_counts[<int> direction] > _thread_goal_of(direction)
@@ -360,7 +361,7 @@ cdef void *_thread_main(void *argument) noexcept nogil:
         elif errno != EINTR:
             break
     pthread_mutex_lock(&engine.mutex)
-    engine.thread_counts[<int> direction] -= 1
+    add_relaxed(&engine.thread_counts[<int> direction], -1)
     pthread_mutex_unlock(&engine.mutex)
     return NULL
 
@@ -370,7 +371,7 @@ cdef int _timeout_ms(Direction direction) noexcept nogil:
     whether it is: comms that need no jobs fill it too."""
     if direction == SEND:
         return -1
-    if engine.running_counts[<int> SEND] > 0:
+    if relaxed(&engine.running_counts[<int> SEND]) > 0:
         return TRIM_INTERVAL_MS     # a page may be slow to read: see `_replace_stuck`
     return TRIM_INTERVAL_MS if has_idle_memory() else IDLE_INTERVAL_MS
 
@@ -386,14 +387,14 @@ cdef void _run(uint64_t name) noexcept nogil:
         return
     job.state = RUNNING
     job.begin_ns = now_ns()
-    engine.running_counts[<int> job.transfer.direction] += 1
+    add_relaxed(&engine.running_counts[<int> job.transfer.direction], 1)
     pthread_mutex_unlock(&engine.mutex)
 
     progress = advance(&job.transfer, SLICE_BYTES)
     job.busy_ns += now_ns() - job.begin_ns
 
     pthread_mutex_lock(&engine.mutex)
-    engine.running_counts[<int> job.transfer.direction] -= 1
+    add_relaxed(&engine.running_counts[<int> job.transfer.direction], -1)
     job.state = WAITING
     if job.abandoned:
         _unwatch(job)

@@ -6,6 +6,7 @@ import re
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.string cimport memset
 
+from dask_fabric.atomics cimport add_relaxed
 from dask_fabric.linux cimport (
     AF_UNSPEC, IPPROTO_TCP, MSG_DONTWAIT, MSG_NOSIGNAL, SO_RCVLOWAT, SOL_SOCKET, TCP_CORK, connect,
     iovec, msghdr, recv, recvmsg, send, sendmsg, setsockopt, sockaddr,
@@ -128,7 +129,7 @@ cdef ssize_t _call(Transfer *transfer) noexcept nogil:
 cdef void _consume(Transfer *transfer, size_t moved_bytes) noexcept nogil:
     """Cut `moved_bytes` off the front of the vectors; empty ones go too."""
     cdef iovec *vector
-    transfer.moved_bytes += moved_bytes
+    add_relaxed(<Py_ssize_t *> &transfer.moved_bytes, moved_bytes)  # others look how far it is
     while transfer.vector_index < transfer.vector_count:
         vector = transfer.vectors + transfer.vector_index
         if moved_bytes < vector.iov_len:
