@@ -11,7 +11,7 @@ BENCH_RUN = PATH="$(UCX_BIN):$$PATH" $(BIN)/dask fabric bench $(BENCH)
 UCX_COLUMN = --protocols tcp,fabric,fabric+tcp,fabric+ucx --ucx-library perftest
 SOURCES := pyproject.toml README.md LICENSE $(shell find cython src -type f -not -name '*.pyc')
 
-.PHONY: help demo test test-versions bench instructions sanitize fuzz lint docs clean sanitize-address sanitize-thread
+.PHONY: help demo test test-versions bench instructions coverage sanitize fuzz lint docs clean sanitize-address sanitize-thread
 .DELETE_ON_ERROR:
 
 help:
@@ -23,6 +23,7 @@ help:
 	@echo "            UCXX=PYTHON beside the distributed-ucxx of that Python"
 	@echo "make instructions  instructions per small message and per connect, counted by valgrind, against"
 	@echo "            benchmarks/instructions.json; RECORD=1 makes what is counted the new baseline"
+	@echo "make coverage  which lines of the compiled modules no test runs; TESTS=tests/wire for one suite"
 	@echo "make sanitize  tests with the compiler's checks of memory and of threads; TESTS=tests/wire,"
 	@echo "            SANITIZERS=address for one of the two"
 	@echo "make fuzz   a million mutated streams against everything that reads from a peer (COUNT=...)"
@@ -50,6 +51,9 @@ bench: $(VENV)/extra-bench $(VENV)/extra-ucx
 
 instructions: $(VENV)/extra-test
 	$(BIN)/python benchmarks/instructions.py $(if $(RECORD),--record)
+
+coverage: $(BIN)/python
+	$(BIN)/python -m tests.covered -- $(TESTS)
 
 SANITIZERS ?= address thread
 sanitize: $(SANITIZERS:%=sanitize-%)

@@ -102,6 +102,7 @@ def check(kind: str, named: Sequence[str]) -> list[str]:
     forget(logs)
     # Sanitizers keep what was freed, and a mark of every byte: the resident memory is theirs.
     command = [str(python), "-m", "pytest", "-p", "no:cacheprovider", "-k", "not resident"]
+    command += ["--timeout", "600"]
     command += suites(named)
     done = subprocess.run(command, cwd=ROOT, env=environment)
     failed = [f"the tests have failed ({done.returncode})"] if done.returncode else []

@@ -208,6 +208,12 @@ def test_answers_about_offers(kind):
     assert (type(answer), answer.kind, answer.sequence) == (Control, kind, 77)
 
 
+def test_refusals_that_no_peer_would_take_are_not_sent():
+    assert paths_record(bytes(4096)).endswith(bytes(4096))
+    with pytest.raises(ValueError, match="4097 bytes of refusals; at most 4096"):
+        paths_record(bytes(4097))
+
+
 def test_what_the_client_says_of_paths():
     (answer,) = assembler().receive_data(paths_record(b"\x80"))
     assert (answer.kind, answer.content) == (PATHS, b"\x80")

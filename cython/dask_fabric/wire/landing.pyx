@@ -106,7 +106,7 @@ cdef class Landing:
         self.free_table()
         self.table = <char *> malloc(nbytes + 1)
         if self.table == NULL:
-            raise MemoryError()
+            raise MemoryError()  # untested: malloc does not fail at will
         self.table_bytes = nbytes
         memcpy(self.table, table, nbytes)
 
@@ -161,7 +161,7 @@ cdef class Landing:
             return
         grown = <iovec *> realloc(self.vectors, capacity * sizeof(iovec))
         if grown == NULL:
-            raise MemoryError()
+            raise MemoryError()  # untested: malloc does not fail at will
         self.vectors = grown
         self.vector_capacity = capacity
 

@@ -37,7 +37,7 @@ cdef class Offers:
             capacity = max(<size_t> 4, 2 * <size_t> self.capacity)
             grown = <Offer *> realloc(self.items, capacity * sizeof(Offer))
             if grown == NULL:
-                raise MemoryError()
+                raise MemoryError()  # untested: malloc does not fail at will
             self.items = grown
             self.capacity = <uint32_t> capacity
         self.frames.append(frame)
