@@ -11,12 +11,12 @@ BENCH_RUN = PATH="$(UCX_BIN):$$PATH" $(BIN)/dask fabric bench $(BENCH)
 UCX_COLUMN = --protocols tcp,fabric,fabric+tcp,fabric+ucx --ucx-library perftest
 SOURCES := pyproject.toml README.md LICENSE $(shell find cython src -type f -not -name '*.pyc')
 
-.PHONY: help demo test test-versions bench instructions coverage sanitize fuzz lint docs clean sanitize-address sanitize-thread
+.PHONY: help demo test test-versions bench instructions coverage sanitize fuzz simulate lint docs clean sanitize-address sanitize-thread
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo   a cluster on fabric:// and on tcp://, on real data (about a minute)"
-	@echo "make test   lint, and all tests on the installed wheel"
+	@echo "make test   lint, and all tests on the installed wheel, in three processes (JOBS=...)"
 	@echo "make test-versions  all tests on Python 3.10 with the lowest dependencies and on 3.13 with the"
 	@echo "            newest; TESTS=tests/wire for some"
 	@echo "make bench  the figures of the README; JSON and pages in $(RESULTS)/; BENCH=--quick for a first look,"
@@ -27,6 +27,7 @@ help:
 	@echo "make sanitize  tests with the compiler's checks of memory and of threads; TESTS=tests/wire,"
 	@echo "            SANITIZERS=address for one of the two"
 	@echo "make fuzz   a million mutated streams against everything that reads from a peer (COUNT=...)"
+	@echo "make simulate  a million schedules of two connections, from a seed (COUNT=..., SEED=...)"
 	@echo "make lint   ruff and the law of imports"
 	@echo "make docs   the documentation, in site/"
 	@echo "make clean  remove what these commands made"
@@ -34,8 +35,9 @@ help:
 demo: $(VENV)/extra-bench
 	$(BIN)/python benchmarks/demo.py
 
+# Tests wait more than they compute: three processes on two cores. The tests of a file stay together.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(or $(JOBS),3) --dist loadfile
 
 test-versions: $(BIN)/python
 	$(BIN)/python tests/versions.py 3.10:lowest 3.13:newest -- $(TESTS)
@@ -63,6 +65,9 @@ sanitize-address sanitize-thread: sanitize-%: $(BIN)/python
 
 fuzz: $(VENV)/extra-test
 	$(BIN)/python tests/programs/fuzz.py --count $(or $(COUNT),1000000)
+
+simulate: $(VENV)/extra-test
+	$(BIN)/python -m tests.simulation --count $(or $(COUNT),1000000) $(SEED:%=--seed %) --processes 2
 
 lint: $(VENV)/extra-test
 	$(BIN)/ruff check .

@@ -13,7 +13,7 @@ import time
 
 from distributed.comm import connect, listen
 
-from dask_fabric.engine.figures import time_of_counting
+from dask_fabric.wire.metrics import time_of_counting
 
 COUNTINGS = 10_000_000
 BURST = 50

@@ -15,8 +15,9 @@ import time
 import numpy as np
 
 from dask_fabric.bench import perftest
-from dask_fabric.paths import ucx, ucx_library
-from dask_fabric.paths.ucx_endpoint import UCXEndpoint
+from dask_fabric.paths.ucx import core as ucx
+from dask_fabric.paths.ucx import library as ucx_library
+from dask_fabric.paths.ucx.python_endpoint import UCXEndpoint
 
 WINDOW = 4  # frames in flight
 COLUMNS = ("ucx path", "perftest by shared memory", "perftest by default (cma)")

@@ -18,8 +18,8 @@ import pytest
 from distributed import LocalCluster
 from distributed.security import Security
 
-from dask_fabric.paths import ucx_library
-from dask_fabric.paths.ucx_candidates import candidates
+from dask_fabric.paths.ucx import library as ucx_library
+from dask_fabric.paths.ucx.candidates import candidates
 
 # Dask lets its loggers propagate only where somebody listens when it is imported, as pytest does in
 # some of its versions.
@@ -59,7 +59,7 @@ def schemes() -> list[str]:
     if named:
         return named.split(",")
     found = ["fabric", "fabric+tcp"]
-    if importlib.util.find_spec("dask_fabric.engine.tls"):
+    if importlib.util.find_spec("dask_fabric.engine.tls_transport"):
         found.append("fabric+tls")
     if ucx_libraries():
         found.append(UCX_SCHEME)

@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+PARALLEL = ("-n", "3", "--dist", "loadfile")  # as `make test`
 KINDS = ("lowest", "newest")
 EXTRA = "test"
 _REQUIREMENT = re.compile(r'"([A-Za-z0-9_.-]+)\s*>=\s*([0-9.]+)"')
@@ -95,7 +96,7 @@ def main() -> int:
             outcomes[target] = f"SKIPPED: there is no Python {version} on this host"
             continue
         own = prepare(python, version, kind)
-        done = subprocess.run([str(own), "-m", "pytest", *options], cwd=ROOT)
+        done = subprocess.run([str(own), "-m", "pytest", *PARALLEL, *options], cwd=ROOT)
         outcomes[target] = "passed" if done.returncode == 0 else f"FAILED ({done.returncode})"
     print(*(f"{target}: {outcome}" for target, outcome in outcomes.items()), sep="\n")
     return any(outcome.startswith("FAILED") for outcome in outcomes.values())

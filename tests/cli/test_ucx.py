@@ -6,7 +6,7 @@ import dask.config
 import pytest
 
 from dask_fabric.cli.ucx import Ucx, inspect_ucx
-from dask_fabric.paths import ucx_library as library
+from dask_fabric.paths.ucx import library
 
 
 @pytest.fixture

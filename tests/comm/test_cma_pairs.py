@@ -18,7 +18,7 @@ from distributed.protocol import to_serialize
 from distributed.utils import wait_for
 
 from dask_fabric.comm import paths, runtime
-from dask_fabric.paths import cma
+from dask_fabric.paths.cma import process as cma
 
 from ..conftest import unsharing
 

@@ -13,9 +13,9 @@ from distributed.protocol import to_serialize
 from dask_fabric.comm import comm as module
 from dask_fabric.comm.comm import FabricComm
 from dask_fabric.config import load
-from dask_fabric.engine.figures import Figures
 from dask_fabric.errors import ChannelClosedError, ForkedError, LimitError, ProtocolError
 from dask_fabric.wire.hello import Hello
+from dask_fabric.wire.metrics import Metrics
 from dask_fabric.wire.negotiation import Choice
 
 
@@ -33,7 +33,7 @@ class FakeChannel:
         self.error = error
         self.closed = False
         self.sent = []
-        self.stream = Figures()
+        self.stream = Metrics()
         self.server_side = False
 
     def receive_nowait(self):

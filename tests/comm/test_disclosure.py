@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dask_fabric.comm import disclosure, paths
-from dask_fabric.paths import cma
+from dask_fabric.paths.cma import process as cma
 from dask_fabric.wire.hello import PREAMBLE, Hello
 
 BOOT, OTHER_BOOT = "b00t-of-this-host", "b00t-of-another"

@@ -15,8 +15,8 @@ import dask_fabric
 from dask_fabric.comm import heartbeat, statistics
 from dask_fabric.comm.kernel import parse_tcp_info
 from dask_fabric.comm.sums import OTHER_PEERS, PEER_LIMIT, Sums
-from dask_fabric.engine import copies
-from dask_fabric.engine.figures import Figures
+from dask_fabric.paths.cma import copies
+from dask_fabric.wire.metrics import Metrics
 
 DATA_BYTES = 50_000_000
 LONG_SECONDS = 0.3
@@ -205,12 +205,12 @@ async def test_open_and_closed_comms_of_a_peer_are_one_row():
     assert clients["messages_received"] == there["messages_sent"]
 
 
-def spent_in(figures: Figures) -> float:
+def spent_in(figures: Metrics) -> float:
     return figures.as_dict()["serialize_seconds"]
 
 
-def moved(nbytes_spent: int) -> Figures:
-    figures = Figures()
+def moved(nbytes_spent: int) -> Metrics:
+    figures = Metrics()
     figures.serialized(nbytes_spent)
     return figures
 
@@ -369,7 +369,7 @@ def test_a_comm_that_the_collector_closes_meanwhile_is_counted(comms, monkeypatc
 
 @pytest.mark.parametrize("values", [[], [1], [70, 5000, 5000, 1 << 45]])
 def test_what_was_counted_since(values):
-    figures = Figures()
+    figures = Metrics()
     assert figures.packed() == b""
     for value in values:
         figures.serialized(value)
@@ -377,7 +377,7 @@ def test_what_was_counted_since(values):
     more = figures.copy()
     more.deserialized(9)
     more.subtract(packed)
-    only = Figures()
+    only = Metrics()
     only.deserialized(9)
     assert more.as_dict() == only.as_dict()
     figures.subtract(packed)

@@ -15,7 +15,7 @@ from tornado.httpclient import AsyncHTTPClient
 
 from dask_fabric.comm import heartbeat, prometheus, statistics
 from dask_fabric.comm.sums import Sums
-from dask_fabric.engine.figures import Figures, histogram_of
+from dask_fabric.wire.metrics import Metrics, histogram_of
 
 DATA_COUNT = 1_000_000
 SAMPLE = re.compile(r"^(?P<name>\w+)(?:\{(?P<labels>[^}]*)\})? (?P<value>\S+)$")
@@ -113,7 +113,7 @@ async def test_under_another_scheme_nothing_is_reported():
 
 
 def test_a_report_is_small_however_many_peers_there_are():
-    figures = Figures()
+    figures = Metrics()
     figures.serialized(123_456_789)
     for number in range(200):
         key = (f"fabric://[2001:db8::{number:x}]:40000", "stream")

@@ -12,6 +12,7 @@ import pytest
 from distributed.comm import listen
 from distributed.utils import wait_for
 
+from dask_fabric import config
 from dask_fabric.comm import paths
 from dask_fabric.comm.paths import Negotiator
 from dask_fabric.errors import ProtocolError, RefusedError
@@ -32,7 +33,7 @@ def sockets():
 
 def test_a_client_that_refuses_late_tells_the_server_why(sockets):
     hello = Hello(scheme="fabric+ucx", paths=("stream", "ucx"), ucx=UCX)
-    negotiator = Negotiator(sockets[0], hello, False)
+    negotiator = Negotiator(sockets[0], hello, False, config.load())
     channel = SimpleNamespace(peer=Hello(refused={"ucx": "not today"}))
     with pytest.raises(RefusedError, match="server: not today") as caught:
         negotiator.complete_as_client(channel)
@@ -40,7 +41,7 @@ def test_a_client_that_refuses_late_tells_the_server_why(sockets):
 
 
 def test_paths_that_nobody_asked_for_are_a_violation(sockets):
-    negotiator = Negotiator(sockets[0], Hello(), True)
+    negotiator = Negotiator(sockets[0], Hello(), True, config.load())
     negotiator.answer(Hello())
     with pytest.raises(ProtocolError, match="paths that nobody asked for"):
         negotiator.complete_as_server(SimpleNamespace(peer=Hello()), b"\x80")

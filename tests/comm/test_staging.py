@@ -290,7 +290,7 @@ async def test_chunks_wait_in_host_memory_for_a_peer_that_reads(pair, gpu):
 
     async def watch():
         while True:
-            most_bytes.append(a._channel.pending_bytes + a._channel.held_bytes)
+            most_bytes.append(a._channel.pending_bytes + a._channel.in_flight_bytes)
             await asyncio.sleep(0)
 
     watching = asyncio.ensure_future(watch())
@@ -315,7 +315,7 @@ async def test_a_write_that_waits_for_room_ends_with_the_comm(pair, gpu, monkeyp
     monkeypatch.setattr(staging, "PATIENCE_SECONDS", 1000)
     a, _ = pair
     writing = asyncio.ensure_future(a.write({"x": to_serialize(gpu.array(np.arange(4 * MEBI)))}))
-    while a._channel.pending_bytes + a._channel.held_bytes <= 4 * MEBI:
+    while a._channel.pending_bytes + a._channel.in_flight_bytes <= 4 * MEBI:
         await asyncio.sleep(0)
     a.abort()
     with pytest.raises(CommClosedError):

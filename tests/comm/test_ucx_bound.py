@@ -16,7 +16,7 @@ LIBRARIES = ucx_libraries()  # now: a process that has loaded one finds no other
 LISTEN = """
 import asyncio, json, os, sys
 import psutil
-from dask_fabric.paths import ucx_worker
+from dask_fabric.paths.ucx import worker as ucx_worker
 from distributed.comm import listen
 async def main(scheme, host):
     async with listen(f"{scheme}://{host}", print):

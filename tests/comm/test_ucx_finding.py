@@ -15,7 +15,7 @@ from distributed.comm import connect, listen
 from dask_fabric import config
 from dask_fabric.comm import ucx
 from dask_fabric.errors import UCXError, UnavailableError
-from dask_fabric.paths.ucx_library import Choice, Library
+from dask_fabric.paths.ucx.library import Choice, Library
 
 from ..conftest import UCX_SCHEME
 

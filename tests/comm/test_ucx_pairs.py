@@ -31,7 +31,7 @@ async def answer(comm):
     await comm.write({"x": to_serialize(data + 1), "facts": facts(comm)})
     await comm.read()
 async def become(uid):    # who cannot read the modules and Python afterwards, maybe
-    from dask_fabric.paths.ucx_library import choose
+    from dask_fabric.paths.ucx.library import choose
     async with listen("fabric+tcp://127.0.0.1", answer) as listener:
         await (await connect(listener.contact_address)).close()
     choose(os.environ["DASK_FABRIC__UCX__LIBRARY"])

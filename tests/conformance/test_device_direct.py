@@ -21,8 +21,8 @@ from distributed.utils import wait_for
 from dask_fabric.comm import heartbeat, prometheus, statistics
 from dask_fabric.memory import device
 from dask_fabric.memory.device import StagedFrame
-from dask_fabric.paths import ucx
-from dask_fabric.paths.ucx_endpoint import UCXEndpoint
+from dask_fabric.paths.ucx import core as ucx
+from dask_fabric.paths.ucx.python_endpoint import UCXEndpoint
 
 from ..conftest import ucx_libraries
 from ..device import Array, StandIn, check_arrived, direct_path

@@ -11,7 +11,9 @@ import pytest
 
 from dask_fabric import config
 from dask_fabric.engine.channel import Channel
-from dask_fabric.paths.cma import process_of
+from dask_fabric.engine.transport import PlainTransport
+from dask_fabric.paths.cma.endpoint import CMAPath
+from dask_fabric.paths.cma.process import process_of
 from dask_fabric.wire.handshake import Handshake
 from dask_fabric.wire.hello import Hello
 
@@ -36,13 +38,20 @@ def unix_pair():
 
 
 def new_channel(sock, server_side, negotiator=None, **settings):
+    loaded = replace(config.load(), **settings)
     return Channel(
         asyncio.get_running_loop(),
-        sock,
+        PlainTransport(sock, loaded.stream_bulk_bytes),
         Handshake(Hello(scheme="fabric+tcp"), server_side=server_side),
-        replace(config.load(), **settings),
+        loaded,
         negotiator,
     )
+
+
+def cma_path(process=None, **settings):
+    """A path to a process of this host, by default to this one."""
+    least_bytes = replace(config.load(), **settings).cma_threshold_bytes
+    return CMAPath(process or process_of(os.getpid()), least_bytes)
 
 
 def fd_of(channel):
@@ -95,7 +104,7 @@ def cma_pair(request):
         try:
             await asyncio.gather(*(channel.open() for channel in pair))
             for channel in pair:
-                channel.use_cma(process_of(os.getpid()))
+                channel.use(cma_path(**settings))
             yield pair
         finally:
             for channel in pair:

@@ -13,9 +13,7 @@ import time
 
 import numpy as np
 
-from dask_fabric.paths.cma import process_of
-
-from .conftest import new_channel, unix_pair
+from .conftest import cma_path, new_channel, unix_pair
 
 PREFIX = struct.Struct("<BBHIQQ")
 ENTRY = struct.Struct("<QBBHI")
@@ -68,13 +66,13 @@ class Region:
 
 
 @contextlib.asynccontextmanager
-async def attacked(**settings):
+async def attacked(path=None, **settings):
     """A channel that may read this process, and the plain socket of its peer."""
     near, far = unix_pair()
     plain = new_channel(near, False)
     channel = new_channel(far, True, **settings)
     await asyncio.gather(plain.open(), channel.open())
-    channel.use_cma(process_of(os.getpid()))
+    channel.use(path or cma_path(**settings))
     socket_of_peer = socket.socket(fileno=os.dup(near.fileno()))
     asyncio.get_running_loop().remove_reader(near)
     plain._forked()  # it lets go of its socket

@@ -10,13 +10,17 @@ import mmap
 import os
 import select
 import struct
+import threading
 
 import numpy as np
 import pytest
 
-from dask_fabric.engine import copies, fetching, quarantine, threads
+from dask_fabric.engine import socket_jobs
 from dask_fabric.errors import ChannelClosedError, ProtocolError
+from dask_fabric.jobs import completions
 from dask_fabric.memory import pool
+from dask_fabric.paths.cma import copies, endpoint
+from dask_fabric.paths.python_path import PythonPath
 
 from .conftest import fd_of, new_channel, unix_pair
 from .offering import (
@@ -182,7 +186,7 @@ async def test_many_offered_frames_come_in_windows(cma_pair, awaited):
         assert far.statistics()["fetched_frames"] == 3000
         _, (frame,) = await receive(far)
         assert frame == memoryview(data)
-        await until(lambda: not near.held_bytes)
+        await until(lambda: not near.in_flight_bytes)
 
 
 # ---------------------------------------------------------------- pages that are slow to read
@@ -262,14 +266,17 @@ async def test_an_end_does_not_wait_for_a_page(slow_memory, nbytes, how):
         with pytest.raises(ChannelClosedError):
             await reading
         # A thread may still write to the frame: nobody else gets its memory.
-        assert copies.statistics()["stuck_count"] and quarantine.statistics()["job_count"] == 1
+        assert (
+            copies.statistics()["stuck_count"]
+            and completions.statistics()["quarantined_count"] == 1
+        )
     memory.arrive()
-    await until(lambda: quarantine.statistics()["job_count"] == 0)
+    await until(lambda: completions.statistics()["quarantined_count"] == 0)
     assert copies.statistics()["stuck_count"] == 0
 
 
 async def test_a_page_that_never_comes_is_given_up(slow_memory, monkeypatch):
-    monkeypatch.setattr(fetching, "STALLED_SECONDS", 0.2)
+    monkeypatch.setattr(endpoint, "STALLED_SECONDS", 0.2)
     memory = slow_memory(BULK)
     async with attacked() as (channel, peer):
         reading = asyncio.ensure_future(receive(channel))
@@ -314,15 +321,37 @@ async def test_an_abort_does_not_wait_for_a_page_that_is_being_sent(slow_memory,
         near.send(b"", [memory.view])
         await until(memory.is_awaited)
         near.abort()
-        assert quarantine.statistics()["job_count"] == 1
+        assert completions.statistics()["quarantined_count"] == 1
         assert os.path.exists(f"/proc/self/fd/{descriptor}")  # no other file gets its number
         memory.arrive()
         # What the thread was about to write is more than the socket takes while nobody reads.
-        await until(lambda: threads.statistics()["job_count"] == 0)
+        await until(lambda: socket_jobs.statistics()["job_count"] == 0)
         with pytest.raises(ChannelClosedError):
             await receive(far)
-    await until(lambda: quarantine.statistics()["job_count"] == 0)
-    assert threads.statistics()["job_count"] == 0
+    await until(lambda: completions.statistics()["quarantined_count"] == 0)
+    assert socket_jobs.statistics()["job_count"] == 0
+
+
+async def test_a_stuck_thread_does_not_send_the_bytes_of_the_next_comm(slow_memory, channels):
+    """It reads a buffer of small data after the page; such buffers go from comm to comm."""
+    memory = slow_memory(INLINE)
+    async with (
+        channels(stream_bulk_bytes=65_536) as (near, far),
+        channels() as (other, _),
+        channels() as (third, _),
+    ):
+        near.send(b"", [memory.view, b"A" * 3000])
+        await until(memory.is_awaited)
+        other.send(b"", [])
+        other.send(b"has the buffer that idle comms share, for the rest of this turn", [])
+        near.abort()
+        for _ in range(10):
+            third.send(b"", [b"B" * 3000])
+        memory.arrive()
+        await until(lambda: socket_jobs.statistics()["job_count"] == 0)
+        _, frames = await receive(far)
+        assert bytes(frames[1]) == b"A" * 3000
+        await until(lambda: completions.statistics()["quarantined_count"] == 0)
 
 
 # ---------------------------------------------------------------- messages that stand still
@@ -372,13 +401,30 @@ async def test_a_slow_message_goes_on():
 # ---------------------------------------------------------------- ends
 
 
-async def test_a_ucx_that_is_stuck_ends_the_comm(monkeypatch):
-    """Nothing comes of a fetch, and UCX does not give the memory back either."""
-    async with attacked() as (channel, _):
-        reading = asyncio.ensure_future(receive(channel))
-        channel._lose_patience()
-        with pytest.raises(ChannelClosedError, match="UCX neither brings frames"):
-            await reading
+async def test_a_path_that_is_stuck_ends_the_comm():
+    """Nothing comes of a fetch, and the memory is not given back either."""
+    ended = threading.Event()
+
+    class Stuck(PythonPath):
+        def fetch_frame(self, descriptor, memory):
+            ended.wait()
+
+        def patience_seconds(self, nbytes):
+            return 0.01
+
+        def is_hopeless(self):
+            return True
+
+    path = Stuck(asyncio.get_running_loop(), "stuck", 1, 8)
+    async with attacked(path) as (channel, peer):
+        peer.sendall(offer(0, BULK, 4096))
+        try:
+            with pytest.raises(ChannelClosedError, match="the path stuck neither brings frames"):
+                await receive(channel)
+            assert completions.statistics()["quarantined_count"] == 1
+        finally:
+            ended.set()
+    await until(lambda: completions.statistics()["quarantined_count"] == 0)
 
 
 async def test_a_frame_that_ends_as_a_close_does_is_not_taken_for_one():

@@ -8,9 +8,9 @@ from collections import deque
 
 import pytest
 
-from dask_fabric.engine import sendqueue
 from dask_fabric.errors import ChannelClosedError
 from dask_fabric.memory import pool
+from dask_fabric.wire import send_buffer
 
 from .offering import INLINE, Region, numbers, receive, until
 
@@ -18,7 +18,11 @@ SLACK_BYTES = 1024  # a few vectors
 
 
 def sizes(pair):
-    return [sys.getsizeof(part) for channel in pair for part in (channel.queue, channel.assembler)]
+    return [
+        sys.getsizeof(part)
+        for channel in pair
+        for part in (channel.core.outgoing, channel.core.reader)
+    ]
 
 
 async def ping(near, far):
@@ -88,7 +92,7 @@ class Scarce(deque):
 @pytest.mark.parametrize("waits", [False, True])
 async def test_a_message_without_memory_leaves_nothing_in_the_queue(cma_pair, monkeypatch, waits):
     """Wherever memory ends: no half record, and no bytes that nobody wrote."""
-    monkeypatch.setattr(sendqueue, "deque", Scarce)
+    monkeypatch.setattr(send_buffer, "deque", Scarce)
     frames = [b"inline", numbers(9000), numbers(70_000, 1), b"", numbers(20_000, 2), b"x" * 5000]
     async with cma_pair(stream_inline_bytes=10_000) as (near, far):
         sent, failure_count = [], 0
@@ -120,7 +124,7 @@ async def test_a_message_without_memory_leaves_nothing_in_the_queue(cma_pair, mo
 
 
 async def test_requested_frames_without_memory_leave_nothing_in_the_queue(cma_pair, monkeypatch):
-    monkeypatch.setattr(sendqueue, "deque", Scarce)
+    monkeypatch.setattr(send_buffer, "deque", Scarce)
     region = Region(INLINE)
     async with cma_pair() as (near, far):
         near.send(b"", [region.view])

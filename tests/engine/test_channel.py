@@ -7,7 +7,7 @@ import weakref
 import numpy as np
 import pytest
 
-from dask_fabric.engine import threads
+from dask_fabric.engine import socket_jobs
 from dask_fabric.errors import ChannelClosedError, LimitError, ProtocolError
 from dask_fabric.memory import pool
 from dask_fabric.wire.hello import Hello
@@ -65,7 +65,7 @@ async def test_large_frames_are_jobs_of_the_engine_and_small_ones_are_not(channe
         near.send(b"", [np.zeros(50_000_000, "u1")])
         await receive(far)
         assert near.statistics()["send_jobs"] >= 1 and far.statistics()["receive_jobs"] == 1
-        while threads.statistics()["job_count"]:  # the sender's own end of it
+        while socket_jobs.statistics()["job_count"]:  # the sender's own end of it
             await asyncio.sleep(0)
 
 
@@ -192,7 +192,7 @@ async def test_abort_during_a_receive(channels, size):
         far.abort()
         with pytest.raises(ChannelClosedError):
             await pending
-        assert sock > size and threads.statistics()["job_count"] <= 1
+        assert sock > size and socket_jobs.statistics()["job_count"] <= 1
 
 
 async def test_a_cancelled_receive_can_be_aborted(channels):
@@ -207,7 +207,7 @@ async def test_a_cancelled_receive_can_be_aborted(channels):
         far.abort()
         near.abort()
         # A thread that is sending is waited for 5 ms, which may not be enough on a busy machine.
-        while threads.statistics()["job_count"]:
+        while socket_jobs.statistics()["job_count"]:
             await asyncio.sleep(0.001)
 
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 
 import numpy as np
 import pytest
 
-from dask_fabric.engine import copies
 from dask_fabric.memory import pool
-from dask_fabric.paths.cma import process_of
+from dask_fabric.paths.cma import copies
 
-from .conftest import new_channel, unix_pair
+from .conftest import cma_path, new_channel, unix_pair
 from .offering import BULK, Region, numbers, receive, until
 
 
@@ -27,7 +25,7 @@ async def pairs(count):
             opened.append((new_channel(near, False), new_channel(far, True)))
             await asyncio.gather(*(channel.open() for channel in opened[-1]))
             for channel in opened[-1]:
-                channel.use_cma(process_of(os.getpid()))
+                channel.use(cma_path())
         yield opened
     finally:
         for pair in opened:

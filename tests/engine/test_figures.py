@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dask_fabric.engine.figures import HISTOGRAM_BUCKET_COUNT, Figures, histogram_of
+from dask_fabric.wire.metrics import HISTOGRAM_BUCKET_COUNT, Metrics, histogram_of
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_a_histogram_counts_every_value():
 
 
 def test_figures_add_up():
-    one, other = Figures(), Figures()
+    one, other = Metrics(), Metrics()
     one.serialized(1_000_000_000)
     other.serialized(500_000_000)
     other.deserialized(250_000_000)

@@ -194,7 +194,7 @@ def test_a_loop_that_closes_with_a_job_in_flight_leaves_nothing():
         import asyncio, gc, os
         import numpy as np
         from conftest import new_channel, tcp_pair
-        from dask_fabric.engine import threads
+        from dask_fabric.engine import socket_jobs
         from dask_fabric.memory import pool
 
         async def main():
@@ -203,7 +203,7 @@ def test_a_loop_that_closes_with_a_job_in_flight_leaves_nothing():
             await asyncio.gather(near.open(), far.open())
             near.send(b"h", [np.full(50_000_000, 7, "u1")])
             far.receive()
-            assert threads.statistics()["job_count"]
+            assert socket_jobs.statistics()["job_count"]
 
         def once():
             loop = asyncio.new_event_loop()
@@ -211,7 +211,7 @@ def test_a_loop_that_closes_with_a_job_in_flight_leaves_nothing():
             loop.close()
             del loop
             gc.collect()
-            return threads.statistics()["job_count"], len(os.listdir("/proc/self/fd"))
+            return socket_jobs.statistics()["job_count"], len(os.listdir("/proc/self/fd"))
 
         once()      # makes what the engine keeps
         held = pool.statistics()["in_use_bytes"]
@@ -229,7 +229,7 @@ def test_the_pool_is_trimmed_where_no_job_ever_ran():
         """
         import asyncio, os
         from conftest import new_channel, tcp_pair
-        from dask_fabric.engine import threads
+        from dask_fabric.engine import socket_jobs
         from dask_fabric.memory import pool
 
         async def main():
@@ -299,7 +299,7 @@ def test_a_native_thread_that_dies_is_not_counted():
         """
         import asyncio, os, select
         from conftest import new_channel, tcp_pair
-        from dask_fabric.engine import threads
+        from dask_fabric.engine import socket_jobs
 
         def epolls():
             links = {int(fd): f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")}
@@ -313,14 +313,14 @@ def test_a_native_thread_that_dies_is_not_counted():
             near, far = tcp_pair()
             near, far = new_channel(near, False), new_channel(far, True)
             await asyncio.gather(near.open(), far.open())
-            assert threads.statistics()["receive_thread_count"] == 1
+            assert socket_jobs.statistics()["receive_thread_count"] == 1
             (fd,) = epolls() - known
             alive = select.epoll.fromfd(os.dup(fd))
             os.dup2(os.open(os.devnull, os.O_RDONLY), fd)   # no set to wait for any more
             reads, writes = os.pipe()
             os.write(writes, b"x")
             alive.register(reads, select.EPOLLIN | select.EPOLLONESHOT)     # the last wake-up
-            while threads.statistics()["receive_thread_count"]:
+            while socket_jobs.statistics()["receive_thread_count"]:
                 await asyncio.sleep(0)
             near.abort(), far.abort()
         asyncio.run(main())

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from dask_fabric.engine import transits
 from dask_fabric.errors import ChannelClosedError
-from dask_fabric.paths.cma import process_of
+from dask_fabric.paths.cma.process import process_of
+from dask_fabric.paths.ucx import frame_jobs
 
+from .conftest import cma_path
 from .offering import (
     BULK,
     ENTRY,
@@ -63,8 +64,10 @@ async def without_first_thread():
 async def asked(nbytes):
     """Such a process, whose frame was requested, the read that waits for it, and what counts the
     descriptors by which processes are watched."""
-    async with without_first_thread() as process, attacked() as (channel, peer):
-        channel.use_cma(process_of(process.pid))
+    async with (
+        without_first_thread() as process,
+        attacked(cma_path(process_of(process.pid))) as (channel, peer),
+    ):
         gc.collect()  # what earlier tests left may go at any time, and counts less then
         before_count = process_fd_count()
         peer.send(offer(0, nbytes, 4096))
@@ -82,8 +85,7 @@ def process_fd_count() -> int:
 @pytest.mark.parametrize("nbytes", [INLINE, BULK])
 async def test_a_dead_process_ends_the_comm(nbytes, reaped):
     with dead(reaped) as process:
-        async with attacked() as (channel, peer):
-            channel.use_cma(process)
+        async with attacked(cma_path(process)) as (channel, peer):
             peer.send(offer(0, nbytes, 4096))
             with pytest.raises(ChannelClosedError, match="the peer's process has died"):
                 await receive(channel)
@@ -122,10 +124,10 @@ async def test_an_abort_lets_go_of_the_process():
 @pytest.mark.parametrize("reaped", [True, False])
 def test_what_ucx_holds_for_a_dead_process_may_go(reaped):
     with dead(reaped) as process:
-        assert transits._is_dead(process.pid)
+        assert frame_jobs._is_dead(process.pid)
 
 
 async def test_what_ucx_holds_for_a_process_without_its_first_thread_stays():
     async with without_first_thread() as process:
-        assert not transits._is_dead(process.pid)
-    assert transits._is_dead(process.pid)
+        assert not frame_jobs._is_dead(process.pid)
+    assert frame_jobs._is_dead(process.pid)

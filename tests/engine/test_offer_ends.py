@@ -9,16 +9,19 @@ import socket
 import numpy as np
 import pytest
 
-from dask_fabric.engine import copies
-from dask_fabric.errors import ChannelClosedError
+from dask_fabric.errors import ChannelClosedError, ProtocolError
 from dask_fabric.memory import pool
+from dask_fabric.paths.cma import copies
 
 from .offering import (
+    ACKNOWLEDGE,
     BULK,
     CLOSE,
     INLINE,
+    MESSAGE,
     PATIENCE_SECONDS,
     PREFIX,
+    REQUEST,
     Region,
     attacked,
     numbers,
@@ -63,7 +66,7 @@ async def test_a_close_finds_acknowledgements_behind_messages_that_nobody_reads(
         far.send(b"", [numbers(5_000_000)])
         await receive(far)
         await near.close(PATIENCE_SECONDS)
-        assert near.closed and near.held_bytes == 0
+        assert near.closed and near.in_flight_bytes == 0
 
 
 async def test_what_is_discarded_does_not_count_as_backlog(cma_pair):
@@ -104,12 +107,59 @@ async def test_no_answer_follows_the_close_record():
         assert peer.recv(65536).endswith(PREFIX.pack(CLOSE, 0, 0, 0, 0, 0))
 
 
+async def test_a_peer_that_closes_too_is_not_waited_for_where_a_reader_waits():
+    async with attacked() as (channel, peer):
+        channel.send(b"", [numbers(BULK)])
+        reading = channel.receive()
+        closing = asyncio.ensure_future(channel.close(10 * PATIENCE_SECONDS))
+        await asyncio.sleep(0)
+        peer.sendall(PREFIX.pack(CLOSE, 0, 0, 0, 0, 0))
+        await asyncio.wait_for(closing, PATIENCE_SECONDS)
+        with pytest.raises(ChannelClosedError):
+            await reading
+
+
+async def test_no_error_follows_the_close_record():
+    async with attacked() as (channel, peer):
+        channel.send(b"", [numbers(BULK)])
+        closing = asyncio.ensure_future(channel.close(PATIENCE_SECONDS))
+        await asyncio.sleep(0)
+        peer.sendall(PREFIX.pack(9, 0, 0, 0, 0, 0))
+        await closing
+        assert isinstance(channel.error, ProtocolError)
+        assert peer.recv(65536).endswith(PREFIX.pack(CLOSE, 0, 0, 0, 0, 0))
+
+
+async def test_nothing_is_delivered_from_behind_a_violation():
+    async with attacked() as (channel, peer):
+        bogus = PREFIX.pack(ACKNOWLEDGE, 0, 0, 0, 0, 7)
+        peer.sendall(bogus + PREFIX.pack(MESSAGE, 0, 0, 0, 0, 0))
+        for _ in range(2):
+            with pytest.raises(ProtocolError, match="an answer about message 7"):
+                await receive(channel)
+
+
+async def test_messages_stay_in_order_where_an_answer_cannot_be_sent():
+    """The frames that are requested between them go to a peer that has left."""
+    async with attacked() as (channel, peer):
+        channel.send(b"", [numbers(INLINE)])
+        headers = [b"%d" % number * 12_000 for number in range(2)]  # not all in one read
+        first, second = (
+            PREFIX.pack(MESSAGE, 0, 0, 0, len(header), number) + header
+            for number, header in enumerate(headers)
+        )
+        reading = channel.receive()
+        peer.sendall(first + PREFIX.pack(REQUEST, 0, 0, 0, 0, 0) + second)
+        peer.close()
+        assert [bytes((await reading)[0]), bytes((await receive(channel))[0])] == headers
+
+
 async def test_close_is_bounded_where_nobody_fetches(caplog):
     """The peer has accepted the offer, and does nothing more."""
     async with attacked() as (channel, peer):
         channel.send(b"", [numbers(BULK)])
         await channel.close(0.05)
-        assert channel.closed and channel.held_bytes == 0
+        assert channel.closed and channel.in_flight_bytes == 0
         assert "bytes unsent" in caplog.text
         assert peer.recv(1)
 
@@ -195,4 +245,4 @@ async def test_an_abort_of_the_receiver_ends_its_fetch(cma_pair):
         with pytest.raises(ChannelClosedError):
             await pending
         await until(lambda: near.closed)
-        assert near.held_bytes == 0
+        assert near.in_flight_bytes == 0

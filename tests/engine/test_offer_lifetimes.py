@@ -23,10 +23,9 @@ def run(code):
 BEGIN = """
     import asyncio, gc, os, signal, socket, threading
     import numpy as np
-    from conftest import new_channel
-    from dask_fabric.engine import copies
+    from conftest import cma_path, new_channel
+    from dask_fabric.paths.cma import copies
     from dask_fabric.errors import ChannelClosedError, ForkedError
-    from dask_fabric.paths.cma import process_of
     def pair():
         socks = socket.socketpair()
         for sock in socks:
@@ -36,7 +35,7 @@ BEGIN = """
         near, far = pair()
         near, far = new_channel(near, False), new_channel(far, True)
         await asyncio.gather(near.open(), far.open())
-        near.use_cma(process_of(os.getpid())), far.use_cma(process_of(os.getpid()))
+        near.use(cma_path()), far.use(cma_path())
         return near, far
 """
 
@@ -56,14 +55,14 @@ def test_two_loops_of_one_process(run_loop):
     async def side(sock, server_side):
         channel = new_channel(sock, server_side)
         await channel.open()
-        channel.use_cma(process_of(os.getpid()))
+        channel.use(cma_path())
         for size in (10, 300_000, 50_000_000):
             channel.send(b"h", [np.full(size, 7, "u1")])
         for size in (10, 300_000, 50_000_000):
             _, (frame,) = channel.receive_nowait() or await channel.receive()
             assert frame.nbytes == size and (np.frombuffer(frame, "u1") == 7).all()
         assert channel.statistics()["fetched_frames"] == 2
-        while channel.held_bytes:
+        while channel.in_flight_bytes:
             await asyncio.sleep(0)
         await channel.close(10)
     other = threading.Thread(target=lambda: {start}(side(far, True)))

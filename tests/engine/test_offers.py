@@ -19,12 +19,12 @@ async def test_frames_on_offer_are_fetched_and_let_go(cma_pair, nbytes):
     async with cma_pair() as (near, far):
         sent = [numbers(nbytes, 1), numbers(10, 2), numbers(nbytes + 4097, 3)]
         near.send(b"header", sent)
-        assert near.held_bytes == 2 * nbytes + 4097
+        assert near.in_flight_bytes == 2 * nbytes + 4097
         header, frames = await receive(far)
         assert bytes(header) == b"header"
         for one, other in zip(sent, frames, strict=True):
             assert np.array_equal(one, np.frombuffer(other, "u1"))
-        await until(lambda: near.held_bytes == 0)
+        await until(lambda: near.in_flight_bytes == 0)
         told = far.statistics()
         assert (told["fetched_frames"], told["fetched_bytes"]) == (2, 2 * nbytes + 4097)
         assert near.statistics()["offered_frames"] == 2
@@ -39,7 +39,7 @@ async def test_an_offer_is_kept_alive_until_it_is_acknowledged(cma_pair):
         await asyncio.sleep(0)
         assert gone() is not None
         await receive(far)
-        await until(lambda: near.held_bytes == 0)
+        await until(lambda: near.in_flight_bytes == 0)
         gc.collect()
         assert gone() is None
 
@@ -63,7 +63,7 @@ async def test_both_sides_may_offer_before_they_read(cma_pair):
         for channel in pair:
             _, (frame,) = await receive(channel)
             assert np.array_equal(data, np.frombuffer(frame, "u1"))
-        await until(lambda: not any(channel.held_bytes for channel in pair))
+        await until(lambda: not any(channel.in_flight_bytes for channel in pair))
 
 
 # ---------------------------------------------------------------- what cannot be read
@@ -87,7 +87,7 @@ async def test_what_cannot_be_read_is_asked_for_again(cma_pair, nbytes, begin):
         assert bytes(header) == b"first"
         assert np.array_equal(np.frombuffer(frame, "u1"), region.view)
         assert bytes((await receive(far))[0]) == b"second"
-        await until(lambda: near.held_bytes == 0)
+        await until(lambda: near.in_flight_bytes == 0)
         check_fallback(near.statistics(), far.statistics(), nbytes)
 
 
@@ -156,6 +156,6 @@ async def test_after_some_failures_in_a_row_nothing_is_offered(cma_pair):
                 await until(lambda: far.statistics()["fallbacks_received"] > count)  # noqa: B023
             await pending
         near.send(b"", [region.view])
-        assert near.held_bytes == 0
+        assert near.in_flight_bytes == 0
         _, (frame,) = await receive(far)
         assert np.array_equal(np.frombuffer(frame, "u1"), region.view)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from dask_fabric import config
-from dask_fabric.engine.tls import TLSChannel
+from dask_fabric.engine.channel import Channel
+from dask_fabric.engine.tls_transport import TLSTransport
 from dask_fabric.errors import ChannelClosedError
 from dask_fabric.wire.handshake import Handshake
 from dask_fabric.wire.hello import Hello
@@ -67,13 +68,11 @@ class Renegotiating:
 
 
 def new_tls_channel(sock, server_side, ssl_context):
-    return TLSChannel(
+    return Channel(
         asyncio.get_running_loop(),
-        sock,
+        TLSTransport(sock, ssl_context, server_side),
         Handshake(Hello(scheme="fabric+tls"), server_side=server_side),
         config.load(),
-        ssl_context=ssl_context,
-        server_side=server_side,
     )
 
 

@@ -21,9 +21,10 @@ from distributed.protocol import to_serialize
 from distributed.security import Security
 from distributed.utils import wait_for
 
-from dask_fabric.engine import copies, threads
+from dask_fabric.engine import socket_jobs
 from dask_fabric.memory import pool
-from dask_fabric.paths import ucx
+from dask_fabric.paths.cma import copies
+from dask_fabric.paths.ucx import core as ucx
 
 PATIENCE_SECONDS = 30
 RSS_GROWTH_BYTES = 64 << 20
@@ -125,7 +126,7 @@ def holdings() -> dict[str, int]:
     gc.collect()
     figures = ucx.statistics()
     return {
-        "jobs": threads.statistics()["job_count"] + copies.statistics()["job_count"],
+        "jobs": socket_jobs.statistics()["job_count"] + copies.statistics()["job_count"],
         "pool": pool.statistics()["in_use_bytes"],
         "descriptors": descriptor_count(),
         **{key: figures[key] for key in figures if key not in NEVER_LESS},

@@ -22,8 +22,8 @@ from distributed.protocol import to_serialize
 from distributed.security import Security
 
 from dask_fabric.comm import socket_options
-from dask_fabric.engine import threads
-from dask_fabric.paths import ucx
+from dask_fabric.engine import socket_jobs
+from dask_fabric.paths.ucx import core as ucx
 
 
 def say(*words: object) -> None:
@@ -62,7 +62,7 @@ def moving(comm: Comm) -> bool:
     """Whether the engine receives, or (under TLS) the loop has begun to."""
     begun = comm.statistics()["bytes_received"] > message_bytes // 100
     figures = ucx.statistics()
-    return begun or figures["in_flight_count"] > 0 or threads.statistics()["job_count"] > 0
+    return begun or figures["in_flight_count"] > 0 or socket_jobs.statistics()["job_count"] > 0
 
 
 async def exchange(comm: Comm) -> None:

@@ -24,7 +24,7 @@ from distributed.comm import CommClosedError, listen
 from distributed.protocol import to_serialize
 from distributed.utils import wait_for
 
-from dask_fabric.engine import copies
+from dask_fabric.paths.cma import copies
 
 from .conftest import PATIENCE_SECONDS, nothing_left, until
 from .stem import is_whole, message

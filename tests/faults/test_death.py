@@ -14,9 +14,9 @@ from distributed.comm import CommClosedError, connect, listen
 from distributed.protocol import to_serialize
 from distributed.utils import wait_for
 
-from dask_fabric.engine import threads
+from dask_fabric.engine import socket_jobs
 from dask_fabric.memory import pool
-from dask_fabric.paths import ucx
+from dask_fabric.paths.ucx import core as ucx
 
 from .conftest import PATIENCE_SECONDS, nothing_left, until
 
@@ -69,7 +69,7 @@ async def fails(awaitable) -> None:
 def receiving(comm) -> bool:
     figures = ucx.statistics()
     return (
-        threads.statistics()["job_count"] > 0
+        socket_jobs.statistics()["job_count"] > 0
         or comm.statistics()["bytes_received"] > 1 << 20
         or figures["posted_count"] + figures["in_flight_count"] > 0
     )

@@ -16,7 +16,7 @@ from distributed.comm import CommClosedError, connect, listen
 from distributed.protocol import to_serialize
 from distributed.utils import wait_for
 
-from dask_fabric.paths import ucx
+from dask_fabric.paths.ucx import core as ucx
 
 from ..conftest import ucx_libraries
 from .conftest import PATIENCE_SECONDS, nothing_left, until

@@ -6,14 +6,14 @@ import math
 
 import pytest
 
-from dask_fabric.engine.figures import Figures
 from dask_fabric.monitor.cluster import Process
 from dask_fabric.monitor.frame import columns, quantile, table
 from dask_fabric.monitor.rates import rates, slowest
+from dask_fabric.wire.metrics import Metrics
 
 
 def row(peer: str, path: str = "stream", **figures) -> dict:
-    return {"peer": peer, "path": path, "open_comms": 1, **Figures().as_dict(), **figures}
+    return {"peer": peer, "path": path, "open_comms": 1, **Metrics().as_dict(), **figures}
 
 
 def worker(*rows: dict) -> Process:

@@ -13,7 +13,7 @@ import sys
 
 import pytest
 
-from dask_fabric.paths import cma
+from dask_fabric.paths.cma import process as cma
 
 NOBODY = 65534
 

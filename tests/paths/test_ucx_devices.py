@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from dask_fabric.paths.ucx_devices import kept_to
+from dask_fabric.paths.ucx.devices import kept_to
 
 TRANSPORTS = (
     "posix/memory", "self/memory0", "cuda_copy/cuda", "tcp/lo", "tcp/eth0", "tcp/ib0",

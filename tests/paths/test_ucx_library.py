@@ -14,9 +14,10 @@ from dataclasses import replace
 import pytest
 
 from dask_fabric.errors import UnavailableError
-from dask_fabric.paths import ucx_candidates, ucx_library
-from dask_fabric.paths.ucx_candidates import SONAME, Candidate, Host
-from dask_fabric.paths.ucx_library import Library
+from dask_fabric.paths.ucx import candidates as ucx_candidates
+from dask_fabric.paths.ucx import library as ucx_library
+from dask_fabric.paths.ucx.candidates import SONAME, Candidate, Host
+from dask_fabric.paths.ucx.library import Library
 
 SHARED = ("posix/memory", "tcp/eth0")
 PLAIN = Library("/wheel/libucp.so.0", "PyPI wheel", (1, 22, 0), SHARED, ("host",))
@@ -127,7 +128,7 @@ def test_a_library_that_is_loaded_is_seen(library):
     program = f"""
         import ctypes, os
         ctypes.CDLL({library.path!r}, os.RTLD_LAZY)
-        from dask_fabric.paths.ucx_candidates import candidates
+        from dask_fabric.paths.ucx.candidates import candidates
         print(candidates())
     """
     output = subprocess.check_output([sys.executable, "-c", textwrap.dedent(program)], text=True)

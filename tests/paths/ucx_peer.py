@@ -14,9 +14,10 @@ import time  # noqa: F401
 
 import numpy as np
 
-from dask_fabric.paths import ucx, ucx_worker
-from dask_fabric.paths.ucx_endpoint import UCXEndpoint
-from dask_fabric.paths.ucx_library import Library
+from dask_fabric.paths.ucx import core as ucx
+from dask_fabric.paths.ucx import worker as ucx_worker
+from dask_fabric.paths.ucx.library import Library
+from dask_fabric.paths.ucx.python_endpoint import UCXEndpoint
 
 endpoints: dict[int, UCXEndpoint] = {}
 buffers: dict[tuple[int, int], np.ndarray] = {}

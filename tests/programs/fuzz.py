@@ -35,12 +35,15 @@ from dask_fabric import config
 from dask_fabric.codec.codec import Codec
 from dask_fabric.comm import dialect, staging, staging_receive
 from dask_fabric.engine.channel import Channel
+from dask_fabric.engine.transport import PlainTransport
 from dask_fabric.errors import FabricError
-from dask_fabric.paths.cma import process_of
-from dask_fabric.wire.framing import Assembler
+from dask_fabric.paths.cma.endpoint import CMAPath
+from dask_fabric.paths.cma.process import process_of
 from dask_fabric.wire.handshake import Handshake
 from dask_fabric.wire.hello import Hello
+from dask_fabric.wire.message_reader import MessageReader
 from dask_fabric.wire.negotiation import decode_found
+from dask_fabric.wire.path import Path
 from dask_fabric.wire.records import close_record, error_record, paths_record
 
 PREFIX = struct.Struct("<BBHIQQ")
@@ -191,10 +194,11 @@ class Records:
 
     def run(self, rng, clock):
         data = mutated(rng, rng.choice(RECORDS))
-        assembler = Assembler(1 << 20, 1 << 28, 1 << 20, 1 << CMA)
+        reader = MessageReader(1 << 20, 1 << 28, 1 << 20)
+        reader.open([Path("cma", CMA, 1, 8)])
         for piece in pieces(rng, data):
             with clock:
-                assembler.receive_data(piece)
+                reader.receive_data(piece)
         return len(data)
 
 
@@ -289,10 +293,11 @@ class Channels:
         near, far = socket.socketpair()
         near.setblocking(False)
         far.setblocking(False)
-        channel = Channel(self.loop, far, Handshake(HELLOS[0], True), self.settings)
+        transport = PlainTransport(far, self.settings.stream_bulk_bytes)
+        channel = Channel(self.loop, transport, Handshake(HELLOS[0], True), self.settings)
         near.send(HELLOS[0].encode())
         await channel.open()
-        channel.use_cma(process_of(os.getpid()))
+        channel.use(CMAPath(process_of(os.getpid()), self.settings.cma_threshold_bytes))
         channel.send(b"", [SMALL])
         reading = self.loop.create_task(read_all(channel)) if rng.random() < 0.7 else None
         try:

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from dask_fabric.memory import pool
-from dask_fabric.wire.framing import Assembler
+from dask_fabric.wire.message_reader import MessageReader
 
 from ..memory.conftest import flags_of
 
@@ -29,7 +29,9 @@ def record(sequence, header, frames=()):
 
 
 def assembler():
-    return Assembler(1 << 24, 1 << 34, 100_000)
+    reader = MessageReader(1 << 24, 1 << 34, 100_000)
+    reader.open()
+    return reader
 
 
 def resident_bytes():

@@ -1,16 +1,121 @@
 """A channel: messages over one connected socket, in one event loop."""
 
-from dask_fabric.engine.figures cimport Figures
-from dask_fabric.engine.sender cimport Sender
+from libc.stdint cimport int64_t, uint64_t
 
-cdef class Channel(Sender):
+from dask_fabric.engine.busy_poll cimport BusyPoll
+from dask_fabric.engine.socket_jobs cimport SocketJob
+from dask_fabric.engine.transport cimport Transport
+from dask_fabric.jobs.completions cimport CompletionQueue, Job
+from dask_fabric.wire.connection cimport Connection
+from dask_fabric.wire.metrics cimport Metrics
+from dask_fabric.wire.path cimport Path, Transfer
+from dask_fabric.wire.receive_buffer cimport ReceiveBuffer
+
+cdef class Channel:
+    cdef readonly object loop
+    cdef bint is_asyncio                # the loop is asyncio's own, and not uvloop's
+    cdef readonly Connection core
+    cdef ReceiveBuffer incoming         # of the core
+    cdef readonly Transport transport
+    cdef CompletionQueue queue          # None where the channel is not, or no longer, its user
+    cdef object __weakref__
+
     cdef object handshake
     cdef object negotiator              # until both sides have agreed on the paths
     cdef public object choice           # what they agreed on
 
-    cdef Figures _stream_figures(self)
-    cdef Py_ssize_t _held_bytes_by(self, int path) except -1
-    cdef Figures _figures_beside(self)
+    # the end
+    cdef readonly bint closed
+    cdef readonly object error          # why it is closed, if for a reason
+    cdef object drained                 # the future of close(), done when the peer has everything
+    cdef public object on_closed        # called once, with the channel
+    cdef public object on_active        # called once, when anything may be counted, and then None
+    cdef bint is_socket_in_use          # by a thread that is stuck; it is in quarantine
+
+    # what users see
+    cdef readonly object local_sockname
+    cdef readonly object peer_sockname
+    cdef public object name_ends        # (channel) -> the two addresses, as users see them
+
+    # reading
+    cdef bint watching_readable
+    cdef SocketJob receive_job
+    cdef uint64_t receive_job_count
+    cdef object waiter                  # of a pending receive(), or of open()
+    cdef BusyPoll busy_poll
+    cdef bint goes_on                   # soon, with a message of very many frames
+    cdef double stalled_seconds         # how long a message that has begun may stand still; or 0
+    cdef object stall_timer
+    cdef uint64_t stall_bytes           # received when the timer was set
+
+    # writing
+    cdef bint watching_writable
+    cdef int64_t blocked_ns             # since when it watches for room in the socket
+    cdef SocketJob send_job
+    cdef uint64_t send_job_count
+    cdef bint corked                    # what is sent waits for the end of this turn of the loop
+    cdef int64_t flushed_ns             # when something was last sent
+    cdef object uncork_callback
+
+    # fetching
+    cdef Transfer transfer              # under way, or waiting for memory of a device
+    cdef object tend_timer
+    cdef int sender_fd                  # of the peer's process, while frames are requested; or -1
+
+    cdef _begin(self)
     cdef _finish_opening(self)
+    cdef _process_handshake(self)
+    cdef _secure(self)
+
+    cdef _take(self)
+    cdef _take_anyway(self)
+    cdef _read(self)
+    cdef Py_ssize_t _read_some(self) except -2
+    cdef _read_bulk(self)
+    cdef _read_rest(self)
+    cdef _process(self)
+    cdef _process_unawaited(self)
+    cdef _serve(self)
+    cdef _settle_turn(self)
+    cdef _go_on_later(self)
+    cdef bint _is_in_message(self) noexcept
+    cdef uint64_t _received_bytes(self) noexcept
+    cdef _watch_for_stall(self)
+
+    cdef _fetch(self)
+    cdef _start(self, Transfer transfer)
+    cdef _transfer_ended(self, Transfer transfer, int error, Job job)
+    cdef _go_on_after_transfer(self)
+    cdef _tend_again(self)
+    cdef _stop_tending(self)
+    cdef _watch_sender(self, Path path)
+    cdef _unwatch_sender(self)
+
+    cdef _attend(self)
+    cdef _stage(self, lease)
+    cdef _complete_negotiation(self, content)
+
+    cdef _cork(self)
+    cdef _flush(self)
+    cdef _write_on(self)
+    cdef _write_bulk(self)
+    cdef _after_write(self)
+
+    cdef _watch_readable(self, bint watch)
+    cdef _watch_on(self)
+    cdef _watch_writable(self, bint watch)
+
+    cdef _check_open(self)
+    cdef _why_closed(self)
+    cdef _become_active(self)
+    cdef bint _peer_has_gone(self) noexcept
     cdef _let_end_follow(self)
     cdef _end_sending(self)
+    cdef _fail(self, error)
+    cdef _broken(self, error)
+    cdef _send_last(self, bytes reply)
+    cdef _drain(self)
+    cdef _release(self)
+    cdef _stop_jobs(self)
+    cdef _settle(self)
+    cdef _tell_owner(self)

@@ -1,61 +1,160 @@
 """A channel: messages over one connected socket, in one event loop.
 
+Theory of operation
+-------------------
+The protocol is a `Connection` (`core`), which has no socket. The channel drives it: it watches the
+socket, moves bytes between it and the core, starts transfers of frames and reports their ends, and
+wakes the task that reads. After each call of the core it serves what that `wants`.
+
 The loop itself reads and writes what is small, with the GIL held: a call that moves some KiB takes
-microseconds, and letting go of the GIL may cost 5 ms to get it back (dask/distributed#6325). What
-is large is one job of the engine, which costs one wake-up of the loop when all of it is there.
+microseconds, and after the GIL was released it may take 5 ms to get it back
+(dask/distributed#6325). What is large is one job of native threads, which costs one wake-up of the
+loop when all of it is there. Where the socket is inside TLS, the loop moves everything
+(`transport`).
+
+At the end (`_fail`) the order matters: jobs are stopped first; where frames are on offer, the
+stream is ended visibly before their memory is freed, for the peer looks for that end after it has
+read them; then the socket is closed, and at last whoever waits is woken.
 """
 
 import asyncio
+import copy
+import logging
+import os
 import socket
+import weakref
+from asyncio.selector_events import BaseSelectorEventLoop
+from functools import partial
+from socket import IPPROTO_TCP, TCP_INFO
 
 cimport cython
 from libc.stdint cimport uint64_t
+from posix.unistd cimport close as close_fd
 
-from dask_fabric.engine.figures cimport Counts, Figures
-from dask_fabric.engine.sender cimport Sender
-from dask_fabric.engine.sendqueue cimport PY_SSIZE_T_MAX
+from dask_fabric.clock cimport now_ns
+from dask_fabric.engine.busy_poll cimport BusyPoll
+from dask_fabric.engine.socket_jobs cimport SocketJob, new_socket_job, start
+from dask_fabric.engine.transport cimport Transport
 from dask_fabric.engine.waiter cimport Waiter
-from dask_fabric.wire.offers cimport Control, Offers
-from dask_fabric.paths.cma cimport Process
-from dask_fabric.paths.ucx cimport open_endpoint
-from dask_fabric.wire.records cimport ACKNOWLEDGE, CMA, OFFER_BYTES, REQUEST, STREAM, UCX
-
-from dask_fabric.errors import ProtocolError
-from dask_fabric.wire.records import (
-    PATH_NAMES, close_record, error_record, paths_record, violation,
+from dask_fabric.jobs.completions cimport CompletionQueue, Job
+from dask_fabric.linux cimport POLLERR, POLLHUP, POLLRDHUP, poll, pollfd
+from dask_fabric.paths.stream cimport COMPLETE, END_OF_STREAM, FAILED, RECEIVE, SEND, reset
+from dask_fabric.wire.connection cimport (
+    NOTICE_BROKEN, NOTICE_FELL_BACK, NOTICE_PATHS, WANT_ANSWER, WANT_ATTENTION, WANT_END,
+    WANT_FETCH, WANT_LOOK, Connection,
 )
+from dask_fabric.wire.metrics cimport Counts, Metrics
+from dask_fabric.wire.outbox cimport Lease
+from dask_fabric.wire.path cimport ABANDON, FETCHED, STARTED, Fetch, Path, Transfer
+from dask_fabric.wire.records cimport CUDA_MEMORY, HOST_MEMORY
+from dask_fabric.wire.send_buffer cimport PY_SSIZE_T_MAX, DeviceFrame
+from dask_fabric.wire.states cimport CLOSED_HERE, CLOSING, FORKED, OPEN
+from dask_fabric.wire.states cimport FAILED as FAILED_OUTCOME
+
+from dask_fabric.errors import ChannelClosedError, ForkedError, ProtocolError
+from dask_fabric.jobs.completions import queue_of
+from dask_fabric.wire.records import error_record, paths_record, violation
+
+cdef extern from "Python.h":
+    bint Py_IsInitialized()     # not so any more while modules are torn down
+
+logger = logging.getLogger(__name__)
+
+cdef enum:
+    TURN_BYTES = 1 << 20        # what the loop moves itself before it sees to others
+    DRAIN_COUNT = 16            # reads that make room for a reply to be received
+    JUST_NS = 50_000            # what is awaited so soon after it is taken for an answer
+    BURST_NS = 20_000           # a message so soon after another waits for those that follow
+    TCP_INFO_BYTES = 256        # more than any kernel gives
+
+_channels = weakref.WeakSet()
+
+
+def _after_fork_in_child():
+    """Close the child's copies of the sockets, so that peers see the parent's end and not ours."""
+    for channel in list(_channels):
+        (<Channel> channel)._forked()
+    _channels.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 @cython.auto_pickle(False)
-cdef class Channel(Sender):
+@cython.final
+cdef class Channel:
     """Messages over one connected socket.
 
     Parameters
     ----------
     loop : asyncio.AbstractEventLoop
         The running loop; every method is called in its thread.
-    sock : socket.socket
-        Connected and non-blocking; belongs to the channel from now on.
-    handshake : dask_fabric.wire.hello.Handshake
+    transport : Transport
+        Of the socket; belongs to the channel from now on.
+    handshake : dask_fabric.wire.handshake.Handshake
     settings : dask_fabric.config.Settings
     negotiator : dask_fabric.comm.paths.Negotiator, optional
         Chooses the paths of large frames; without it they stay on the stream.
 
     Attributes
     ----------
+    closed : bool
+        Whether either side has closed, noticed without a read.
+    error : Exception or None
+        What ended the channel, where it was not a request of this side.
     choice : dask_fabric.wire.negotiation.Choice or None
         What was chosen, after `open`; a server may learn of more from the client's first record.
+    local_sockname, peer_sockname : tuple or str
+        As `socket.getsockname` and `socket.getpeername` gave them.
+    name_ends : callable or None
+        Gives, for the channel, its local and its peer's address as users see them.
+    on_closed : callable or None
+        Called once, with the channel, when it is closed; it must not keep its owner alive.
+    on_active : callable or None
+        Called once, before the channel moves anything, and is None then until it is set again.
 
     Notes
     -----
     Messages that came before the end of the peer stay readable when `closed` is true.
     """
 
-    def __init__(self, loop, sock, handshake, settings, negotiator=None):
-        Sender.__init__(self, loop, sock, settings)
+    def __cinit__(self, *args, **kwargs):
+        self.sender_fd = -1
+        self.closed = True      # until `_begin`: what is not whole is not torn down either
+
+    def __init__(self, loop, Transport transport not None, handshake, settings, negotiator=None):
+        self.loop = loop
+        self.is_asyncio = isinstance(loop, BaseSelectorEventLoop)
+        self.transport = transport
+        self.local_sockname = transport.sock.getsockname()
+        self.peer_sockname = transport.sock.getpeername()
         self.handshake = handshake
         self.negotiator = negotiator
+        self.stalled_seconds = settings.stalled_timeout_seconds
+        self.busy_poll = BusyPoll(loop, settings.busy_poll_seconds)
+        self.uncork_callback = self._uncork
+        self.core = Connection(
+            settings.header_bytes_limit, settings.message_bytes_limit, settings.frame_count_limit,
+            settings.stream_inline_bytes,
+        )
+        self.incoming = self.core.incoming
         self._begin()
+
+    cdef _begin(self):
+        """Everything is in place; `open` starts to watch the socket."""
+        queue = <CompletionQueue> queue_of(self.loop)
+        start()
+        queue.open()
+        self.queue = queue
+        self.closed = False
+        _channels.add(self)
+
+    def __del__(self):
+        if Py_IsInitialized():
+            self._fail(None)
+        elif not self.closed:
+            # The interpreter is being taken apart, and the loop with it; the memory of jobs too.
+            self._stop_jobs()
 
     # ------------------------------------------------------------ opening
 
@@ -79,7 +178,7 @@ cdef class Channel(Sender):
         timer = None
         try:
             self._check_open()
-            if not self._open_nowait():
+            if not (self.transport.is_secure and self._open_nowait()):
                 if timeout_seconds is not None:
                     timer = self.loop.call_later(timeout_seconds, self._give_up, timeout_seconds)
                 await self._opened()
@@ -95,7 +194,7 @@ cdef class Channel(Sender):
         """Send what is due, and say whether the peer's hello was there already."""
         greeting = self.handshake.data_to_send()
         if greeting:
-            self.queue.put_bytes(greeting)
+            self.core.outgoing.put_bytes(greeting)
             self._flush()
         else:
             self._on_readable()     # a client's hello is mostly there when it is accepted
@@ -104,10 +203,30 @@ cdef class Channel(Sender):
         return self.handshake.done
 
     async def _opened(self):
+        """Secure the socket, if that is to be done, then exchange hellos."""
         self._watch_readable(True)
-        self.waiter = Waiter(self.loop)
-        self.busy_poll.wait(self.waiter)
-        await self.waiter
+        if not self.transport.is_secure:
+            self.waiter = waiter = Waiter(self.loop)
+            self._secure()
+            await waiter
+            if self._open_nowait():
+                return
+            self._watch_readable(True)
+        self.waiter = waiter = Waiter(self.loop)
+        self.busy_poll.wait(waiter)
+        await waiter
+
+    cdef _secure(self):
+        try:
+            if self.transport.secure():
+                self._finish_opening()
+            else:
+                self._watch_writable(self.transport.read_wants_write)
+        except OSError as error:
+            # The waiter gets the error about the certificate, not only that the channel is closed.
+            waiter, self.waiter = self.waiter, None
+            waiter.set_exception(error)
+            self._fail(error)
 
     cdef _finish_opening(self):
         waiter, self.waiter = self.waiter, None
@@ -121,50 +240,42 @@ cdef class Channel(Sender):
             "configuration)"
         ))
 
-    @property
-    def peer(self):
-        """What the peer said of itself (`dask_fabric.wire.hello.Hello`), after `open`."""
-        return self.handshake.peer
-
-    cdef bint _is_open(self):
-        return self.handshake.done
-
     cdef _process_handshake(self):
         """Give the handshake what has arrived, and send its answer."""
-        cdef Py_ssize_t staged = self.assembler.staged_bytes()
+        cdef ReceiveBuffer incoming = self.incoming
+        cdef Py_ssize_t staged = incoming.staged_bytes()
+        if self.core.is_open():
+            return
         if staged:
-            data = self.assembler.take_staged(staged)
+            data = incoming.take_staged(staged)
             used = self.handshake.receive(data)
-            self.assembler.start -= staged - used
-            self.assembler.release_staging()
+            incoming.start -= staged - used
+            incoming.release_staging()
         if self.handshake.done:
+            self.core.opened()
             # A server's hello leaves with its first message, and a client's first message with
             # what else it says, where the one who opened goes on in the same turn.
             answer = self.handshake.data_to_send()
-            self.queue.put_bytes(answer)
+            self.core.outgoing.put_bytes(answer)
             self.corked = not answer
             self.loop.call_soon(self._begin_turns)
-            self._finish_opening()      # last: who waits goes on in it
+            self._finish_opening()      # last: whoever waits goes on in it
 
     def _begin_turns(self):
-        """After the turn in which the channel opened: what came first had no time to lose."""
+        """One loop iteration after `open`: watch the socket, and flush what was corked meanwhile.
+        """
         if not self.closed:
-            if not self.receive_job and not self.assembler.staging_is_full():
+            if self.receive_job is None and not self.incoming.staging_is_full():
                 self._watch_readable(True)
             self._uncork()
-
-    def _end_of_stream(self):
-        if not self.handshake.done:
-            self.handshake.receive_eof()
-        Sender._end_of_stream(self)
 
     # ------------------------------------------------------------ paths
 
     def _negotiate(self):
         limits = self.handshake.peer.limits
-        self.queue.frame_count_limit = _limit(limits, "frames")
-        self.queue.header_bytes_limit = _limit(limits, "header")
-        self.queue.message_bytes_limit = _limit(limits, "message")
+        self.core.outgoing.frame_count_limit = _limit(limits, "frames")
+        self.core.outgoing.header_bytes_limit = _limit(limits, "header")
+        self.core.outgoing.message_bytes_limit = _limit(limits, "message")
         if self.negotiator is None or self.choice is not None:
             return                      # the client's record came with its hello
         if self.handshake.server_side:
@@ -173,94 +284,666 @@ cdef class Channel(Sender):
             negotiator, self.negotiator = self.negotiator, None
             negotiator.complete_as_client(self)
 
-    def use_cma(self, Process process not None):
-        """Let large frames be read from their sender's memory, in both directions.
+    def use(self, Path path not None, devices=None):
+        """Let large frames travel by one more path, in both directions.
 
         Parameters
         ----------
-        process : dask_fabric.paths.cma.Process
-            That was found to be the peer.
-        """
-        self.process = process
-        self.path = CMA
-        self.figures_of(CMA)
-        self.assembler.paths |= 1 << CMA
-
-    def use_ucx(
-        self, own_token, peer_token, bytes address, int peer_pid=0, bint for_host=True,
-        devices=None
-    ):
-        """Let large frames travel by UCX, in both directions.
-
-        Parameters
-        ----------
-        own_token, peer_token : int
-            What names the two ends.
-        address : bytes
-            Of the peer's worker.
-        peer_pid : int
-            The peer's process, where the kernel tells.
-        for_host : bool
-            Whether frames of host memory do.
+        path : dask_fabric.wire.path.Path
+            Less preferred than those that are used already.
         devices : dask_fabric.comm.direct.Devices, optional
-            For frames of device memory, if they do.
-
-        Returns
-        -------
-        bool
-            Whether UCX has taken the address; if not, frames of this side go by the stream.
+            For frames of device memory, if the path takes them.
         """
-        cdef const char *data = address
-        cdef size_t length = len(address)
-        cdef uint64_t own = own_token, theirs = peer_token
-        cdef bint taken
-        with nogil:         # it waits for the lock of UCX, which connects under it
-            taken = open_endpoint(data, length, own, theirs)
-        if for_host:
-            self.assembler.paths |= 1 << UCX
-        if devices is not None:
-            self.devices = devices
-            self.device_kind = devices.ucx_kind
-            self.assembler.take_devices(1 << UCX, devices)
-        if taken:
-            self.ucx_token = own_token
-            self.ucx_pid = peer_pid
-            self.figures_of(UCX)
-            if for_host:
-                self.path = UCX
-                self.offer_bytes = OFFER_BYTES
-            if devices is not None:
-                self.queue.take_devices(UCX, devices.span_of)
-        return taken
-
-    @property
-    def sends_devices(self):
-        """Whether `send` takes frames of device memory now; else they are to be brought to host."""
-        return self.queue.device_path != STREAM
-
-    @property
-    def receives_devices(self):
-        """Whether the peer may offer frames of device memory; some may come to host memory yet."""
-        return self.devices is not None
+        path.queue = self.queue
+        path.owner = weakref.ref(self)
+        self.core.use(path, devices)
 
     def tell_paths(self, content):
         """Complete the negotiation, as the client: with the next message, or soon."""
-        self._answer(paths_record(content))
-        self._after_process()
+        self.core.answer(paths_record(content))
+        self._settle_turn()
 
-    cdef _on_control(self, Control control):
-        if control.kind == ACKNOWLEDGE:
-            self._acknowledged(control.sequence)
-        elif control.kind == REQUEST:
-            self._send_held(control.sequence)
+    cdef _complete_negotiation(self, content):
+        """The client has sent what it found out."""
+        negotiator, self.negotiator = self.negotiator, None
+        if negotiator is None or not self.handshake.server_side:
+            raise violation("paths that nobody asked for")
+        try:
+            negotiator.complete_as_server(self, content)
+        except ProtocolError as error:
+            raise ProtocolError(str(error), error_record(str(error))) from error
+
+    # ------------------------------------------------------------ sending
+
+    def send(self, header, list frames):
+        """Send one message, without waiting for the network or the peer.
+
+        Parameters
+        ----------
+        header : bytes or memoryview
+        frames : list of contiguous buffers
+            Those above the inline limit are sent from their own memory, later; they must not
+            change until then.
+
+        Returns
+        -------
+        int
+            Bytes of the message.
+        """
+        cdef Connection core = self.core
+        cdef Py_ssize_t nbytes
+        self._check_open()
+        if self.on_active is not None:
+            self._become_active()
+        nbytes = core.send(header, frames)
+        if core.outgoing.pending_bytes > core.outgoing.inline_bytes:
+            self._flush()
+            self._check_open()
+        elif not self.corked:
+            if now_ns() - self.flushed_ns < BURST_NS:
+                self._cork()
+            else:
+                self._flush()
+                self._check_open()
+                self.flushed_ns = now_ns()
+        return nbytes
+
+    def check_limits(self, frame_count, header_bytes, nbytes):
+        """Raise `MessageTooLargeError` for a message that the peer has said that it refuses."""
+        self.core.outgoing.check_limits(frame_count, header_bytes, nbytes)
+
+    cdef _cork(self):
+        if not self.corked:
+            self.corked = True
+            self.loop.call_soon(self.uncork_callback)
+
+    def _uncork(self):
+        self.corked = False
+        if not self.closed:
+            self._flush()
+            self.flushed_ns = now_ns()
+
+    cdef _flush(self):
+        """Send what is queued: here and now, as far as the socket has room, or by native threads.
+        """
+        cdef Py_ssize_t pending_bytes = self.core.outgoing.pending_bytes
+        if pending_bytes == 0 or self.send_job is not None or self.watching_writable:
+            return
+        try:
+            if pending_bytes <= self.transport.bulk_bytes:
+                self.transport.write(self.core.outgoing)
+                self._after_write()
+            else:
+                self._write_bulk()
+        except OSError as error:
+            self._broken(error)
+
+    cdef _write_bulk(self):
+        self.core.outgoing.seal()
+        self.send_job_count += 1
+        self.send_job = new_socket_job(
+            self.transport.fd, SEND, self.core.outgoing.vectors + self.core.outgoing.first,
+            self.core.outgoing.last - self.core.outgoing.first,
+        )
+        self.send_job.begin(self.queue, weakref.ref(self))
+
+    def _bulk_written(self, SocketJob job, int progress, int error, size_t moved_bytes):
+        self.send_job = None
+        self.core.metrics.sent(job.begin_ns, job.waited_ns, job.busy_ns)
+        if progress == FAILED:
+            self._broken(OSError(error, os.strerror(error)))
+            return
+        self.core.outgoing.sent(moved_bytes)
+        if self.core.outgoing.pending_bytes:
+            self._flush()
         else:
-            negotiator, self.negotiator = self.negotiator, None
-            if negotiator is None or not self.handshake.server_side:
-                raise violation("paths that nobody asked for")
+            self._after_write()
+
+    cdef _after_write(self):
+        """Watch for room if something is left; a close that waits for nothing more goes on."""
+        if self.core.outgoing.pending_bytes:
+            if self.send_job is None and not self.transport.write_wants_read:
+                self._watch_writable(True)
+        elif self.drained is not None and not self.core.is_busy() and not self.drained.done():
+            self.drained.set_result(None)
+
+    def _on_writable(self):
+        if not self.transport.is_secure:
+            self._watch_writable(False)
+            self._secure()
+            return
+        if self.transport.read_wants_write:
+            self.transport.read_wants_write = False
+            self._watch_writable(False)
+            self._on_readable()
+        if not self.closed:
+            self._write_on()
+
+    cdef _write_on(self):
+        """Send on, and stay watching between two turns: to stop and start costs system calls."""
+        if self.core.outgoing.pending_bytes > self.transport.bulk_bytes:
+            self._watch_writable(False)
+            self._flush()
+            return
+        try:
+            self.transport.write(self.core.outgoing)
+        except OSError as error:
+            self._broken(error)
+            return
+        if self.transport.write_wants_read or not self.core.outgoing.pending_bytes:
+            self._watch_writable(self.transport.read_wants_write)
+        self._after_write()
+
+    # ------------------------------------------------------------ receiving
+
+    def receive_nowait(self):
+        """The next message, where it is here already.
+
+        Returns
+        -------
+        tuple of (bytes or memoryview, list of memoryview) or None
+            Header and frames.
+
+        Raises
+        ------
+        ProtocolError
+            The peer broke the protocol; the channel is closed.
+        """
+        return self._take()
+
+    def receive(self):
+        """Wait for the next message.
+
+        Returns
+        -------
+        awaitable
+            Of header and frames, as from `receive_nowait`. Who cancels it must abort the channel.
+
+        Raises
+        ------
+        ChannelClosedError
+            The channel is closed and every message that came before was received.
+        """
+        if self.waiter is not None and not self.closed:
+            raise RuntimeError("another receive() of this channel is pending")
+        message = self._take()
+        if message is None and self.core.peer_closes() and not self.closed:
+            self._on_readable()         # the end of the stream is mostly there too
+            message = self._take()
+        if message is None:
+            self._check_open()
+        waiter = Waiter(self.loop)
+        if message is not None:
+            waiter.set_result(message)
+            return waiter
+        self.waiter = waiter
+        self._go_on_later()
+        self._read_bulk()
+        if self.corked or now_ns() - self.flushed_ns < JUST_NS:
+            self.busy_poll.wait(waiter)
+        else:
+            self.busy_poll.begin_ns = 0     # of a wait that was cancelled
+        return waiter
+
+    cdef _take(self):
+        if self.closed and self.error is None:
+            raise self._why_closed()    # this side closed, and wants to read no more
+        if self.on_active is not None:
+            self._become_active()
+        try:
+            return self._take_anyway()
+        except BaseException as error:
+            self._fail(error)
+            raise
+
+    cdef _take_anyway(self):
+        """The next message, after whatever has to be done for it."""
+        cdef Connection core = self.core
+        message = core.next_message()
+        while core.wants & (WANT_FETCH | WANT_ATTENTION):
+            self._serve()
+            if message is None:
+                message = core.next_message()
+        if core.wants & WANT_LOOK:
+            core.wants &= ~WANT_LOOK
+            self.loop.call_soon(self._look_ahead)
+        if core.wants & WANT_END:
+            self._fail(None)            # the peer does not acknowledge any more
+        self._settle_turn()
+        return message
+
+    def _look_ahead(self):
+        """The peer's CLOSE may be buffered behind a message that was just delivered, and no further
+        event of the socket will announce it."""
+        if not self.closed and self.waiter is None:
             try:
-                negotiator.complete_as_server(self, control.content)
-            except ProtocolError as error:
-                raise ProtocolError(str(error), error_record(str(error))) from error
+                self._process_unawaited()
+            except Exception as error:
+                self._fail(error)
+
+    cdef _serve(self):
+        """Do what the core wants before it goes on."""
+        if self.core.wants & WANT_ATTENTION:
+            self._attend()
+        elif self.core.wants & WANT_FETCH:
+            self._fetch()
+
+    cdef _settle_turn(self):
+        """What the core has queued leaves with what else is sent in this turn of the loop.
+
+        After the reader was woken, so that an answer goes with what that one sends.
+        """
+        if self.sender_fd >= 0 and self.core.inbox.requested is None:
+            self._unwatch_sender()
+        if self.closed:
+            return
+        if self.core.wants & WANT_ANSWER:
+            self.core.wants &= ~WANT_ANSWER
+            self._cork()
+        if self.drained is not None:
+            self._after_write()
+
+    cdef _process(self):
+        """Do what the bytes that have arrived allow."""
+        cdef Waiter waiter
+        if self.waiter is None or self.transfer is not None:
+            self._process_unawaited()
+        elif not self.core.is_open():
+            self._process_handshake()
+        else:
+            message = self._take()
+            if message is None:
+                self._go_on_later()
+                if self._is_in_message():
+                    self._watch_for_stall()
+                self._read_bulk()
+            elif self.waiter is not None:
+                waiter, self.waiter = self.waiter, None
+                self.busy_poll.answered()
+                waiter.put(message)
+                message = None      # its memory is the task's alone, which goes on now
+                waiter.go_on()
+
+    cdef _process_unawaited(self):
+        """No `receive` is pending; but answers are for this side's own frames."""
+        cdef Connection core = self.core
+        if not core.is_open():
+            return
+        core.read_unawaited()
+        while core.wants & (WANT_FETCH | WANT_ATTENTION):
+            self._serve()
+            core.read_unawaited()
+        if core.wants & WANT_END:
+            self._fail(None)            # the peer does not acknowledge any more
+            return
+        self._settle_turn()
+        if core.discards():
+            self._go_on_later()
+        if self._is_in_message():
+            self._watch_for_stall()
+        if self.incoming.staging_is_full():
+            self._watch_readable(False)
+        elif core.discards():
+            self._read_bulk()
+
+    cdef _go_on_later(self):
+        """A message of very many frames is put together in several turns of the loop."""
+        if self.core.reader.has_more_work() and not self.goes_on and not self.closed:
+            self.goes_on = True
+            self.loop.call_soon(self._go_on)
+
+    def _go_on(self):
+        self.goes_on = False
+        if self.closed or not (self.waiter is not None or self.core.discards()):
+            return                      # the next reader goes on with it
+        try:
+            self._process()
+        except Exception as error:
+            self._fail(error)
+
+    # ------------------------------------------------------------ bytes that come
+
+    def _on_readable(self):
+        if not self.transport.is_secure:
+            self._secure()
+            return
+        self._read()
+        if self.closed:
+            return
+        self.transport.await_bytes(self.incoming.missing_bytes)
+        if self.transport.write_wants_read:
+            self.transport.write_wants_read = False
+            self._flush()
+        if self.watching_readable and self.transport.has_pending():
+            self.loop.call_soon(self._on_pending)
+
+    def _on_pending(self):
+        if self.watching_readable:
+            self._on_readable()
+
+    cdef _read(self):
+        cdef Py_ssize_t moved = 0, turn_bytes = 0
+        if self.incoming.staging_is_full() and self.core.reader.has_more_work():
+            self._watch_readable(False)     # until `_process` has made room
+            return
+        if self.on_active is not None:
+            self._become_active()
+        try:
+            while turn_bytes < TURN_BYTES and self.receive_job is None and not self.closed:
+                moved = self._read_some()
+                if moved <= 0:
+                    self.incoming.release_staging()
+                    break
+                turn_bytes += moved
+                self.incoming.received(moved)
+                if self.incoming.missing_bytes == 0:
+                    self._process()
+                    if self.incoming.missing_bytes == 0 and not self.core.peer_closes():
+                        break
+            if moved == 0:
+                self._end_of_stream()
+            elif moved > 0:
+                self._watch_on()
+        except Exception as error:
+            self._fail(error)
+
+    cdef Py_ssize_t _read_some(self) except -2:
+        """Read once; 0 at the end of the stream, -1 where nothing is there yet."""
+        cdef Py_ssize_t room_bytes = 0
+        cdef char *room = self.incoming.room(&room_bytes)
+        cdef Py_ssize_t moved = self.transport.read(room, min(room_bytes, <Py_ssize_t> TURN_BYTES))
+        if moved > 0:
+            self.core.metrics.counts.bytes_received += moved
+        elif self.transport.read_wants_write:
+            self._watch_writable(True)
+        return moved
+
+    cdef _read_bulk(self):
+        """A reader waits: let native threads fetch what is large, or the loop watch for the rest.
+        """
+        if self.receive_job is not None or self.transfer is not None or self.closed:
+            return
+        if self.incoming.missing_bytes <= self.transport.bulk_bytes:
+            self._watch_readable(True)
+            return
+        self._watch_readable(False)
+        self.receive_job_count += 1
+        self.receive_job = new_socket_job(
+            self.transport.fd, RECEIVE, self.incoming.vectors + self.incoming.vector_index,
+            self.incoming.vector_count - self.incoming.vector_index,
+        )
+        self.receive_job.begin(self.queue, weakref.ref(self))
+
+    def _bulk_read(self, SocketJob job, int progress, int error, size_t moved_bytes):
+        self.receive_job = None
+        self.core.metrics.received(job.begin_ns, job.waited_ns, job.busy_ns)
+        self.core.metrics.counts.bytes_received += moved_bytes
+        if progress == COMPLETE:
+            self.incoming.filled()
+            self._watch_readable(True)
+            self._process()
+        elif progress == END_OF_STREAM:
+            self._end_of_stream()
+        else:
+            raise OSError(error, os.strerror(error))
+
+    cdef _read_rest(self):
+        """Nothing can be sent any more; what the peer sent before that is still of use."""
+        cdef Py_ssize_t moved = 1
+        while moved > 0 and self.receive_job is None and not self.closed:
+            moved = self._read_some()
+            if moved > 0:
+                self.incoming.received(moved)
+                if self.incoming.missing_bytes == 0:
+                    self._process()
+
+    def _end_of_stream(self):
+        if not self.handshake.done:
+            self.handshake.receive_eof()
+        self._fail(self.core.end_of_stream())
+
+    # ------------------------------------------------------------ a peer that stands still
+
+    cdef bint _is_in_message(self) noexcept:
+        return self.core.is_in_message(self.waiter is not None)
+
+    cdef uint64_t _received_bytes(self) noexcept:
+        """By the stream; a job has moved more than is counted."""
+        cdef uint64_t moved = 0 if self.receive_job is None else self.receive_job.moved_bytes()
+        return self.core.metrics.counts.bytes_received + moved
+
+    cdef _watch_for_stall(self):
+        """Part of a message is here: the peer must not hold its memory for ever."""
+        if self.stall_timer is None and self.stalled_seconds > 0 and not self.closed:
+            self.stall_bytes = self._received_bytes()
+            self.stall_timer = self.loop.call_later(self.stalled_seconds, self._check_stall)
+
+    def _check_stall(self):
+        self.stall_timer = None
+        if self.closed or not self._is_in_message():
+            return
+        is_reading = self.watching_readable or self.receive_job is not None
+        if is_reading and self._received_bytes() == self.stall_bytes:
+            self._fail(ChannelClosedError(
+                f"the peer has sent nothing for {self.stalled_seconds:g} seconds in the middle of "
+                "a message (fabric.timeouts.stalled in Dask's configuration)"
+            ))
+        else:
+            self._watch_for_stall()
+
+    # ------------------------------------------------------------ fetching
+
+    cdef _fetch(self):
+        """Begin the next transfer."""
+        cdef Transfer transfer
+        if self.closed:                 # what came before the end is readable, but not fetchable
+            self.core.drop_unready()
+            raise self._why_closed()
+        transfer = self.core.next_transfer()
+        if transfer is None:
+            return
+        self.transfer = transfer
+        transfer.begin_ns = now_ns()
+        if transfer.frames.any_of_device:
+            # Kernels enqueued by the previous owner may still write to this memory.
+            future = self.loop.run_in_executor(
+                None, self.core.devices.await_producers, transfer.frames.frames_of_device()
+            )
+            future.add_done_callback(partial(self._prepared, transfer))
+        else:
+            self._start(transfer)
+
+    def _prepared(self, Transfer transfer, future):
+        """Nothing uses the device memory any more for which frames are on offer."""
+        if transfer is not self.transfer:
+            return                      # closed meanwhile
+        transfer.path.metrics.allocated(transfer.begin_ns)
+        transfer.begin_ns = now_ns()
+        try:
+            future.result()
+            self._start(transfer)
+            if self.transfer is None:
+                self._go_on_after_transfer()
+        except Exception as error:
+            self._fail(error)
+
+    cdef _start(self, Transfer transfer):
+        cdef Fetch outcome = transfer.path.fetch(transfer)
+        if outcome == STARTED:
+            self._tend_again()
+        else:
+            self._transfer_ended(transfer, 0 if outcome == FETCHED else transfer.error, None)
+
+    cdef _transfer_ended(self, Transfer transfer, int error, Job job):
+        """Frames are valid only if the peer, who may free them when it goes, is still there."""
+        cdef Path path = transfer.path
+        self.transfer = None
+        self._stop_tending()
+        if job is None:
+            path.metrics.received(transfer.begin_ns, 0, 0)
+        else:
+            path.metrics.received(transfer.begin_ns, job.waited_ns, job.busy_ns)
+        if error == 0 and path.needs_living_sender and self._peer_has_gone():
+            raise ChannelClosedError("the peer's end was lost while its frames were fetched")
+        if path.needs_living_sender and path.has_lost_sender():
+            raise self._sender_error()
+        self.core.transfer_ended(transfer, error)
+        if error:
+            self._watch_sender(path)
+
+    cdef _go_on_after_transfer(self):
+        """A transfer has ended by itself: go on with the next, or with what waited for it."""
+        if self.core.wants & WANT_FETCH:
+            self._fetch()               # the next window of the same message
+        if self.transfer is None and not self.closed:
+            self._watch_readable(True)
+            self._process()
+            self._settle_turn()
+
+    cdef _tend_again(self):
+        """Look after the transfer that is under way."""
+        cdef Transfer transfer = self.transfer
+        cdef double delay = transfer.path.tend(transfer)
+        if delay > 0:
+            self.tend_timer = self.loop.call_later(delay, self._tend)
+        elif delay == ABANDON:
+            transfer.path.cancel(transfer)
+            self.core.window_was_taken(transfer)
+            self._transfer_ended(transfer, transfer.error, None)
+            self._go_on_after_transfer()
+        elif delay < 0:
+            raise ChannelClosedError(
+                f"the path {transfer.path.name} neither brings frames nor gives their memory back"
+            )
+
+    def _tend(self):
+        self.tend_timer = None
+        try:
+            self._tend_again()
+        except Exception as error:
+            self._fail(error)
+
+    cdef _stop_tending(self):
+        if self.tend_timer is not None:
+            self.tend_timer.cancel()
+            self.tend_timer = None
+
+    cdef _watch_sender(self, Path path):
+        """Frames are requested of a process whose end the stream need not tell: another process may
+        have its socket too."""
+        cdef int fd = path.sender_fd()
+        if fd >= 0:
+            self.sender_fd = fd
+            self.loop.add_reader(fd, self._sender_ended)
+
+    def _sender_ended(self):
+        self._unwatch_sender()
+        self._broken(self._sender_error())
+
+    def _sender_error(self):
+        return ChannelClosedError("the peer's process has died, with frames that it had on offer")
+
+    cdef _unwatch_sender(self):
+        if self.sender_fd >= 0:
+            if not self.loop.is_closed():
+                self.loop.remove_reader(self.sender_fd)
+            close_fd(self.sender_fd)
+            self.sender_fd = -1
+
+    def _job_ended(self, Job job, int progress, int error, size_t moved_bytes):
+        """Called by the completion queue of the loop."""
+        try:
+            if job is self.send_job:
+                self._bulk_written(job, progress, error, moved_bytes)
+            elif job is self.receive_job:
+                self._bulk_read(job, progress, error, moved_bytes)
+            elif type(job.subject) is Transfer:
+                if job.subject is self.transfer:
+                    self._transfer_ended(job.subject, error, job)
+                    self._go_on_after_transfer()
+            else:
+                lease, path = job.subject
+                self.core.unpin(lease, job, path, error)
+                self._attend()
+                self._after_write()
+        except Exception as failure:
+            self._fail(failure)
+        finally:
+            job.subject = None
+
+    # ------------------------------------------------------------ what the core reports
+
+    cdef _attend(self):
+        """See to what the core has noticed about paths.
+
+        Nothing is sent here: where that fails, messages are delivered, and the caller may be about
+        to deliver the one before them.
+        """
+        notices, self.core.notices = self.core.notices, None
+        self.core.wants &= ~WANT_ATTENTION
+        for kind, subject, path in notices or ():
+            if kind == NOTICE_PATHS:
+                self._complete_negotiation(subject)
+            elif kind == NOTICE_FELL_BACK:
+                logger.log(
+                    logging.WARNING if subject == 1 else logging.DEBUG,
+                    "Frames from %s to %s cannot be fetched by the path %s; they are sent",
+                    *self.addresses(), path.name,
+                )
+            elif kind == NOTICE_BROKEN:
+                logger.warning(
+                    "Frames from %s to %s go by the stream from now on: the path %s is broken",
+                    *self.addresses(), path.name,
+                )
+            else:
+                self._stage(subject)
+
+    cdef _stage(self, lease):
+        """Bring frames of devices to host memory, to be sent on the stream."""
+        frames = [_frame_of(view) for view in (<Lease> lease).frames.frames]
+        future = self.loop.run_in_executor(None, self.core.devices.copy_to_host, frames)
+        future.add_done_callback(partial(self._staged, lease))
+
+    def _staged(self, Lease lease, future):
+        if self.closed:
+            return
+        try:
+            self.core.staged(lease, future.result())
+            self._flush()
+        except Exception as error:
+            self._fail(error)
+
+    # ------------------------------------------------------------ watching the socket
+
+    cdef _watch_readable(self, bint watch):
+        if watch and not self.watching_readable:
+            self.loop.add_reader(self.transport.fd, self._on_readable)
+        elif self.watching_readable and not watch:
+            self.loop.remove_reader(self.transport.fd)
+        self.watching_readable = watch
+        if watch and self.transport.has_pending():
+            self.loop.call_soon(self._on_pending)
+
+    cdef _watch_on(self):
+        """Watch on for what may be left to read: libuv forgets a socket once it has an error."""
+        cdef pollfd state = pollfd(self.transport.fd, 0, 0)
+        if self.watching_readable and not self.is_asyncio and poll(&state, 1, 0) > 0:
+            self._watch_readable(False)
+            self._watch_readable(True)
+
+    cdef _watch_writable(self, bint watch):
+        if watch and not self.watching_writable:
+            self.loop.add_writer(self.transport.fd, self._on_writable)
+            self.blocked_ns = now_ns()
+        elif self.watching_writable and not watch:
+            self.loop.remove_writer(self.transport.fd)
+            self.core.metrics.counts.peer_ns += now_ns() - self.blocked_ns
+        self.watching_writable = watch
+
+    cdef bint _peer_has_gone(self) noexcept:
+        """Whether the peer has closed, however much of what it sent is still unread."""
+        cdef pollfd state = pollfd(self.transport.fd, POLLRDHUP, 0)
+        return poll(&state, 1, 0) > 0 and state.revents & (POLLRDHUP | POLLHUP | POLLERR)
 
     # ------------------------------------------------------------ closing
 
@@ -278,13 +961,12 @@ cdef class Channel(Sender):
         try:
             if self.drained is None:
                 self.drained = self.loop.create_future()
-                if self.handshake.done:
-                    self.queue.put_bytes(close_record())
+                self.core.close()
                 self._let_end_follow()
                 self._flush()
-                if self.held:
+                if self.core.outbox.unanswered_count:
                     self._process()
-            if not self.closed and self._is_busy():
+            if not self.closed and self.core.is_busy():
                 await self._drained(timeout_seconds)
             self._end_sending()
         finally:
@@ -293,18 +975,266 @@ cdef class Channel(Sender):
             # One turn of the loop: who waits in `receive` knows of the end when this returns.
             await asyncio.sleep(0)
 
+    async def _drained(self, timeout_seconds):
+        """Wait until nothing is in flight, or until *timeout_seconds* pass without progress."""
+        left_bytes = self._left_bytes()
+        while self.core.is_busy() and not self.closed:
+            await asyncio.wait([self.drained], timeout=timeout_seconds)
+            before_bytes, left_bytes = left_bytes, self._left_bytes()
+            if left_bytes == before_bytes:
+                if left_bytes:
+                    self._warn_of_unsent(left_bytes, timeout_seconds)
+                return
+
+    def _warn_of_unsent(self, left_bytes, timeout_seconds):
+        logger.warning(
+            "The comm from %s to %s is closed with %d bytes unsent: the peer took nothing for %s s "
+            "(fabric.timeouts.close in Dask's configuration)",
+            *self.addresses(), left_bytes, timeout_seconds,
+        )
+
+    def _left_bytes(self):
+        """What the peer has not fetched and the kernel not taken."""
+        # A job has moved more than the buffer knows.
+        moved = 0 if self.send_job is None else self.send_job.moved_bytes()
+        return self.core.outbox.in_flight_bytes + self.core.outgoing.pending_bytes - moved
+
     cdef _let_end_follow(self):
         """What is sent from now on leaves with the end of the stream, if one segment holds it."""
-        if type(self.local_sockname) is tuple and not self.closed and not self.held:
-            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+        if (
+            type(self.local_sockname) is tuple and not self.closed
+            and not self.core.outbox.unanswered_count
+        ):
+            self.transport.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
 
     cdef _end_sending(self):
         # Before the socket is closed: closing with unread bytes drops what has not left.
         if type(self.local_sockname) is tuple and not self.closed:
             try:
-                self.sock.shutdown(socket.SHUT_WR)
+                self.transport.sock.shutdown(socket.SHUT_WR)
             except OSError:     # the peer was faster
                 pass
+
+    def abort(self, error=None):
+        """Close at once; what is queued is lost, and a pending `receive` fails.
+
+        Parameters
+        ----------
+        error : BaseException, optional
+            Why, for the next who uses the channel.
+        """
+        self._fail(error)
+
+    cdef _broken(self, error):
+        """The peer has gone, or its process has. What it sent before stays readable."""
+        try:
+            self._read_rest()
+        except Exception:
+            pass        # the end of reading too, which `error` tells
+        self._fail(error)
+
+    cdef _fail(self, error):
+        """Close the channel and fail the pending `receive`; `error` is None for a local close."""
+        if self.closed:
+            return
+        try:
+            self._send_last(getattr(error, "reply", b""))
+        finally:
+            self.closed = True
+            self.error = None if error is None else _without_traceback(error)
+            try:
+                self._release()
+                self._tell_owner()
+            finally:
+                self._settle()          # whatever failed above: a pending `receive` ends
+
+    cdef _send_last(self, bytes reply):
+        """What was sent in this turn and held back, and the reply to a faulty peer: one try."""
+        if self.send_job is not None or self.watching_writable:
+            return
+        if self.core.local >= CLOSING:
+            reply = b""                 # nothing but what was requested follows the close record
+        if reply:
+            self.core.outgoing.put_bytes(reply)
+        try:
+            self.transport.write(self.core.outgoing)
+            if reply:
+                self._drain()
+        except OSError:
+            pass
+
+    cdef _drain(self):
+        """Closing with unread bytes resets the connection, and a reset can destroy the reply."""
+        self.transport.sock.shutdown(socket.SHUT_WR)
+        for _ in range(DRAIN_COUNT):
+            if self._read_some() <= 0:
+                return
+
+    cdef _release(self):
+        """Stop the jobs, then stop to watch the socket, then close it: nothing uses it then."""
+        self._stop_jobs()
+        if not self.loop.is_closed():
+            self._watch_readable(False)
+            self._watch_writable(False)
+        queue, self.queue = self.queue, None
+        (<CompletionQueue> queue).close()
+        self.transport.fd = -1
+        if not self.is_socket_in_use:
+            self.transport.sock.close()
+
+    cdef _stop_jobs(self):
+        cdef Path path
+        if self.receive_job is not None:
+            self.receive_job.cancel()
+        if self.transfer is not None and self.transfer.job is not None:
+            self.transfer.path.cancel(self.transfer)
+        self._stop_tending()
+        self._unwatch_sender()
+        if self.send_job is not None:
+            memory = list(self.core.outgoing.owners), list(self.core.outbox.leases.values())
+            self.is_socket_in_use = self.send_job.cancel(
+                memory, partial(_close_late, self.transport.sock)
+            )
+            if self.is_socket_in_use:
+                # The thread may send from it: it must not be given to the next comm.
+                self.core.outgoing.chunk = None
+        self.receive_job = self.send_job = self.transfer = None
+        self.core.outbox.cancel_pins()
+        for path in self.core.paths:
+            path.close()
+        if self.core.outbox.unanswered_count and not self.is_socket_in_use:
+            # Seen by the peer before the frames are freed, whoever else has this socket open: the
+            # end of TCP would wait behind what the peer has not read.
+            reset(self.transport.fd)
+            try:
+                self.transport.sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+
+    cdef _tell_owner(self):
+        on_closed, self.on_closed = self.on_closed, None
+        if on_closed is not None:
+            on_closed(self)
+
+    cdef _settle(self):
+        """Drop what is of no use any more, and wake whoever waits."""
+        self.core.end(
+            CLOSED_HERE if self.error is None else FAILED_OUTCOME,
+            isinstance(self.error, ProtocolError),
+        )
+        self.uncork_callback = None
+        if self.stall_timer is not None:
+            self.stall_timer.cancel()
+            self.stall_timer = None
+        is_running = not self.loop.is_closed()
+        if self.drained is not None and is_running and not self.drained.done():
+            self.drained.set_result(None)
+        if self.waiter is not None and is_running and not self.waiter.done():
+            self.waiter.set_exception(self._why_closed())
+        self.waiter = None
+
+    def _forked(self):
+        """In a forked child: drop the socket, and leave the loop, which is the parent's, alone."""
+        self.closed = True
+        self.core.outcome = FORKED
+        self.error = ForkedError(
+            "this comm belongs to the parent of this forked process; open a new one here, or start "
+            "processes by spawn or forkserver instead of fork"
+        )
+        self.transport.fd = -1
+        self.transport.sock.close()
+
+    # ------------------------------------------------------------ what is so
+
+    cdef _become_active(self):
+        on_active, self.on_active = self.on_active, None
+        on_active()
+
+    cdef _check_open(self):
+        if self.closed:
+            raise self._why_closed()
+
+    def check_open(self):
+        """Raise why the channel is closed, if it is.
+
+        Raises
+        ------
+        ChannelClosedError, ProtocolError
+        """
+        self._check_open()
+
+    def ended(self):
+        """Whether either side has closed, also where much of what the peer sent is unread."""
+        return self.closed or (not self.watching_readable and self._peer_has_gone())
+
+    cdef _why_closed(self):
+        """A new exception: one that is raised again and again collects tracebacks."""
+        if self.error is None:
+            return ChannelClosedError("the comm was closed on this side")
+        if isinstance(self.error, (ChannelClosedError, ProtocolError)):
+            return type(self.error)(str(self.error))
+        closed = ChannelClosedError(f"{type(self.error).__name__}: {self.error}")
+        closed.__cause__ = self.error
+        return closed
+
+    def addresses(self):
+        """The local and the peer's address as users see them, also in logs.
+
+        Without `name_ends` they are the names of the sockets.
+        """
+        if self.name_ends is None:
+            return self.local_sockname, self.peer_sockname
+        return self.name_ends(self)
+
+    def tcp_info(self):
+        """What the kernel says of the connection (``struct tcp_info``); empty if it is no TCP."""
+        if self.closed or type(self.local_sockname) is not tuple:
+            return b""
+        return self.transport.sock.getsockopt(IPPROTO_TCP, TCP_INFO, TCP_INFO_BYTES)
+
+    @property
+    def peer(self):
+        """What the peer said of itself (`dask_fabric.wire.hello.Hello`), after `open`."""
+        return self.handshake.peer
+
+    @property
+    def server_side(self):
+        """Whether the peer has connected to this process, and not the other way round."""
+        return self.handshake.server_side
+
+    @property
+    def pending_bytes(self):
+        """Bytes that were sent here and that the kernel has not yet taken."""
+        return self.core.outgoing.pending_bytes
+
+    @property
+    def in_flight_bytes(self):
+        """Bytes of frames that are on offer and that the peer has not fetched yet."""
+        return self.core.outbox.in_flight_bytes
+
+    @property
+    def sends_devices(self):
+        """Whether `send` takes frames of device memory now; else they are to be brought to host."""
+        return self.core.outgoing.span_of is not None
+
+    @property
+    def receives_devices(self):
+        """Whether the peer may offer frames of device memory; some may come to host memory yet."""
+        return self.core.devices is not None
+
+    @property
+    def sends_by(self):
+        """The path that large frames of host memory take now."""
+        cdef Path path
+        for path in self.core.paths:
+            if path.offers and path.memory_kinds >> HOST_MEMORY & 1:
+                return path.name
+        return "stream"
+
+    @property
+    def stream(self):
+        """What was counted of the stream (`dask_fabric.wire.metrics.Metrics`)."""
+        return self.core.metrics
 
     def statistics(self):
         """What this channel has moved.
@@ -317,28 +1247,31 @@ cdef class Channel(Sender):
             messages whose frames had to go by the stream instead. ``sends_by`` is the path that
             large frames of this side take now, and ``sends_devices`` tells whether those of device
             memory have one of their own. ``traffic`` has, for the stream and for each path that was
-            chosen beside it, what `dask_fabric.engine.figures.Figures.as_dict` gives.
+            chosen beside it, what `dask_fabric.wire.metrics.Metrics.as_dict` gives.
         """
-        cdef Counts *stream = &self.stream.counts
-        cdef Figures beside = self._figures_beside()
+        cdef Counts *stream = &self.core.metrics.counts
+        cdef Metrics beside = Metrics()
+        cdef Path path
+        for path in self.core.paths:
+            beside.add(path.metrics)
         return {
-            "messages_sent": self.queue.message_count,
-            "messages_received": self.assembler.message_count,
+            "messages_sent": stream.messages_sent,
+            "messages_received": stream.messages_received,
             "bytes_sent": stream.sent_message_bytes.total,
             "bytes_received": stream.bytes_received + beside.counts.bytes_received,
             "send_jobs": self.send_job_count,
             "receive_jobs": self.receive_job_count,
-            "pending_bytes": self.queue.pending_bytes,
+            "pending_bytes": self.core.outgoing.pending_bytes,
             "offered_frames": beside.counts.frames_sent,
             "offered_bytes": beside.counts.bytes_sent,
-            "unacknowledged_bytes": self.held_bytes,
+            "unacknowledged_bytes": self.core.outbox.in_flight_bytes,
             "fetched_frames": beside.counts.frames_received,
             "fetched_bytes": beside.counts.bytes_received,
             "fallbacks_sent": beside.counts.fallbacks_sent,
             "fallbacks_received": beside.counts.fallbacks_received,
-            "sends_by": PATH_NAMES[self.path],
+            "sends_by": self.sends_by,
             "sends_devices": self.sends_devices,
-            "traffic": {path: of.as_dict() for path, of in self.figures().items()},
+            "traffic": {name: of.as_dict() for name, of in self.figures().items()},
         }
 
     def figures(self):
@@ -346,51 +1279,41 @@ cdef class Channel(Sender):
 
         Returns
         -------
-        dict of str to Figures
+        dict of str to Metrics
             Copies. Messages, their sizes and their serialization count with the stream, which
             carries their headers.
         """
-        cdef Figures copy
-        cdef int path
-        cdef dict told = {"stream": self._stream_figures()}
-        for path in sorted(self.others):
-            copy = self.figures_of(path).copy()
-            copy.counts.allocate_ns += self.assembler.allocate_ns[path]
-            copy.counts.unacknowledged_bytes = self._held_bytes_by(path)
-            told[PATH_NAMES[path]] = copy
-        return told
-
-    cdef Figures _stream_figures(self):
-        cdef Figures stream = self.stream.copy()
-        cdef Counts *counts = &stream.counts
-        counts.messages_sent = self.queue.message_count
-        counts.messages_received = self.assembler.message_count
-        counts.frames_received = self.assembler.frames_received
-        counts.allocate_ns = self.assembler.allocate_ns[<int> STREAM]
-        counts.received_message_bytes = self.assembler.message_sizes
-        return stream
-
-    cdef Py_ssize_t _held_bytes_by(self, int path) except -1:
-        """What is on offer by one path, and not answered."""
-        cdef Offers offers
-        cdef Py_ssize_t nbytes = 0
-        for offers in list(self.held.values()):     # who asks may be another thread
-            nbytes += offers.part(path).nbytes
-        return nbytes
-
-    cdef Figures _figures_beside(self):
-        """The sums of all paths but the stream."""
-        cdef Figures sums = Figures()
-        for other in self.others.values():
-            sums.add(other)
-        return sums
-
-    @property
-    def server_side(self):
-        """Whether the peer has connected to this process, and not the other way round."""
-        return self.handshake.server_side
+        cdef Metrics copied
+        cdef Path path
+        cdef dict found = {"stream": self.core.metrics.copy()}
+        for path in self.core.paths:
+            copied = path.metrics.copy()
+            copied.counts.unacknowledged_bytes = self.core.outbox.in_flight_bytes_by(path.number)
+            found[path.name] = copied
+        return found
 
 
 cdef Py_ssize_t _limit(limits, name):
     """What the peer says that it accepts; without a word, everything."""
     return min(limits.get(name, PY_SSIZE_T_MAX), PY_SSIZE_T_MAX)
+
+
+def _without_traceback(error):
+    """Copy an exception: its traceback would keep whole frames, and what they received, alive.
+
+    The exception itself keeps it: it may be on its way to the caller.
+    """
+    try:
+        return copy.copy(error)
+    except Exception:       # not every exception of others can be copied
+        return ChannelClosedError(f"{type(error).__name__}: {error}")
+
+
+def _close_late(sock):
+    """Close a socket whose lock a stuck thread has had: before, every call would have waited."""
+    reset(sock.fileno())
+    sock.close()
+
+
+cdef object _frame_of(view):
+    return (<DeviceFrame> view).frame if type(view) is DeviceFrame else view

@@ -16,7 +16,7 @@ cdef enum Progress:
     END_OF_STREAM = 3
     FAILED = 4          # `error` holds the errno
 
-cdef struct Transfer:
+cdef struct SocketTransfer:
     int fd
     Direction direction
     iovec *vectors
@@ -27,12 +27,12 @@ cdef struct Transfer:
     size_t total_bytes
     int low_water_bytes         # of the socket; 0 where it was never set
 
-cdef Transfer new_transfer(
+cdef SocketTransfer new_transfer(
     int fd, Direction direction, iovec *vectors, size_t vector_count
 ) noexcept nogil
-cdef Progress advance(Transfer *transfer, size_t budget_bytes) noexcept nogil
-cdef void raise_low_water(Transfer *transfer) noexcept nogil
-cdef void reset_low_water(Transfer *transfer) noexcept nogil
+cdef Progress advance(SocketTransfer *transfer, size_t budget_bytes) noexcept nogil
+cdef void raise_low_water(SocketTransfer *transfer) noexcept nogil
+cdef void reset_low_water(SocketTransfer *transfer) noexcept nogil
 cdef void set_low_water(int fd, int nbytes) noexcept nogil
 cdef void cork(int fd, bint corked) noexcept nogil
 cdef void reset(int fd) noexcept nogil

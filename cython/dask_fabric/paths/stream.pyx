@@ -35,7 +35,7 @@ cdef enum:
     VECTORS_PER_CALL = 512      # the kernel refuses more than IOV_MAX, 1024
 
 
-cdef Transfer new_transfer(
+cdef SocketTransfer new_transfer(
     int fd, Direction direction, iovec *vectors, size_t vector_count
 ) noexcept nogil:
     """A transfer of all the vectors' bytes, of which none has moved."""
@@ -43,10 +43,10 @@ cdef Transfer new_transfer(
     cdef size_t index
     for index in range(vector_count):
         total_bytes += vectors[index].iov_len
-    return Transfer(fd, direction, vectors, vector_count, 0, 0, 0, total_bytes, 0)
+    return SocketTransfer(fd, direction, vectors, vector_count, 0, 0, 0, total_bytes, 0)
 
 
-cdef Progress advance(Transfer *transfer, size_t budget_bytes) noexcept nogil:
+cdef Progress advance(SocketTransfer *transfer, size_t budget_bytes) noexcept nogil:
     """Move bytes until all have moved, the socket blocks, or `budget_bytes` are used up."""
     cdef size_t goal_bytes = transfer.moved_bytes + budget_bytes
     cdef ssize_t moved
@@ -68,7 +68,7 @@ cdef Progress advance(Transfer *transfer, size_t budget_bytes) noexcept nogil:
     return COMPLETE
 
 
-cdef void raise_low_water(Transfer *transfer) noexcept nogil:
+cdef void raise_low_water(SocketTransfer *transfer) noexcept nogil:
     """Let the socket count as readable only when much has arrived, or all that is missing.
 
     Fewer and larger copies: on loopback a sixth less CPU time and a sixth more bandwidth at 100 MB
@@ -78,13 +78,13 @@ cdef void raise_low_water(Transfer *transfer) noexcept nogil:
     _set_low_water(transfer, <int> min(missing_bytes, <size_t> LOW_WATER_BYTES))
 
 
-cdef void reset_low_water(Transfer *transfer) noexcept nogil:
+cdef void reset_low_water(SocketTransfer *transfer) noexcept nogil:
     """Let any byte make the socket readable again."""
     if transfer.low_water_bytes:
         _set_low_water(transfer, 1)
 
 
-cdef void _set_low_water(Transfer *transfer, int nbytes) noexcept nogil:
+cdef void _set_low_water(SocketTransfer *transfer, int nbytes) noexcept nogil:
     if transfer.direction == RECEIVE and nbytes != transfer.low_water_bytes:
         set_low_water(transfer.fd, nbytes)
         transfer.low_water_bytes = nbytes
@@ -110,7 +110,7 @@ cdef void cork(int fd, bint corked) noexcept nogil:
     setsockopt(fd, IPPROTO_TCP, TCP_CORK, &value, sizeof(value))
 
 
-cdef ssize_t _call(Transfer *transfer) noexcept nogil:
+cdef ssize_t _call(SocketTransfer *transfer) noexcept nogil:
     cdef iovec *vector = transfer.vectors + transfer.vector_index
     cdef size_t count = transfer.vector_count - transfer.vector_index
     cdef msghdr message
@@ -126,7 +126,7 @@ cdef ssize_t _call(Transfer *transfer) noexcept nogil:
     return sendmsg(transfer.fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL)
 
 
-cdef void _consume(Transfer *transfer, size_t moved_bytes) noexcept nogil:
+cdef void _consume(SocketTransfer *transfer, size_t moved_bytes) noexcept nogil:
     """Cut `moved_bytes` off the front of the vectors; empty ones go too."""
     cdef iovec *vector
     add_relaxed(<Py_ssize_t *> &transfer.moved_bytes, moved_bytes)  # others look how far it is

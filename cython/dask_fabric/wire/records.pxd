@@ -17,14 +17,14 @@ cdef enum RecordKind:
     FRAMES = 6
     PATHS = 7
 
-# Both in the table of frames and, as bits (1 << path), in sets of paths.
-cdef enum Path:
+# Numbers of paths, in the table of frames and, as bits (1 << path), in sets of paths. Each path but
+# the stream has its number from its provider; docs/wire-protocol.md has a list.
+cdef enum:
     STREAM = 0
-    CMA = 1
-    UCX = 2
-    PATH_COUNT = 3
+    PATH_LIMIT = 32             # above the highest
+    DESCRIPTOR_BYTES_LIMIT = 24
 
-# Kinds of memory, in the table of frames.
+# Kinds of memory, in the table of frames and, as bits, in sets of kinds.
 cdef enum Memory:
     HOST_MEMORY = 0
     CUDA_MEMORY = 1
@@ -44,9 +44,10 @@ cdef struct Entry:
     uint16_t flags
     uint32_t descriptor_bytes
 
-cdef uint32_t descriptor_bytes_of(int path) noexcept nogil
 cdef void pack_prefix(
     char *out, RecordKind kind, uint32_t frame_count, uint64_t header_bytes, uint64_t sequence
 ) noexcept nogil
-cdef void pack_entry(char *out, uint64_t nbytes, int path, int memory) noexcept nogil
+cdef void pack_entry(
+    char *out, uint64_t nbytes, int path, int memory, uint32_t descriptor_bytes
+) noexcept nogil
 cdef bytes plain_record(RecordKind kind, uint64_t sequence)

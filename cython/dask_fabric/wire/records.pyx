@@ -9,14 +9,6 @@ from libc.string cimport memcpy
 
 from dask_fabric.errors import LimitError, ProtocolError
 
-PATH_NAMES = {STREAM: "stream", CMA: "cma", UCX: "ucx"}
-
-
-cdef uint32_t descriptor_bytes_of(int path) noexcept nogil:
-    """The bytes by which a frame is offered: of `cma`, its address in the sender."""
-    return sizeof(uint64_t) if path == CMA else 0
-
-
 cdef void pack_prefix(
     char *out, RecordKind kind, uint32_t frame_count, uint64_t header_bytes, uint64_t sequence
 ) noexcept nogil:
@@ -25,8 +17,10 @@ cdef void pack_prefix(
     memcpy(out, &prefix, PREFIX_BYTES)
 
 
-cdef void pack_entry(char *out, uint64_t nbytes, int path, int memory) noexcept nogil:
-    cdef Entry entry = Entry(nbytes, path, memory, 0, descriptor_bytes_of(path))
+cdef void pack_entry(
+    char *out, uint64_t nbytes, int path, int memory, uint32_t descriptor_bytes
+) noexcept nogil:
+    cdef Entry entry = Entry(nbytes, path, memory, 0, descriptor_bytes)
     memcpy(out, &entry, ENTRY_BYTES)
 
 

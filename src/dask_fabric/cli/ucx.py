@@ -7,7 +7,8 @@ from typing import Any
 
 from dask_fabric import config
 from dask_fabric.errors import UnavailableError
-from dask_fabric.paths import ucx_candidates, ucx_library
+from dask_fabric.paths.ucx import candidates as ucx_candidates
+from dask_fabric.paths.ucx import library as ucx_library
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def inspect_ucx() -> Ucx:
 
 
 def _library(found: Any, refusal: str = "") -> Library:
-    from dask_fabric.paths.ucx_candidates import CUDA, ROCM, VERBS
+    from dask_fabric.paths.ucx.candidates import CUDA, ROCM, VERBS
 
     return Library(
         path=found.path,

@@ -16,6 +16,7 @@ from dask_fabric.comm.paths import Negotiator, describe
 from dask_fabric.comm.security import Scheme
 from dask_fabric.config import Settings
 from dask_fabric.engine.channel import Channel
+from dask_fabric.engine.transport import PlainTransport
 from dask_fabric.memory import device
 from dask_fabric.wire.handshake import Handshake
 from dask_fabric.wire.hello import Hello
@@ -66,7 +67,7 @@ def make_channel(
     """
     encrypted = ssl_context is not None
     hello = describe(scheme, settings, encrypted, os.getpid(), address, device.kinds())
-    negotiator = Negotiator(sock, hello, server_side)
+    negotiator = Negotiator(sock, hello, server_side, settings)
     if server_side:
         reasons = (refuse, negotiator.refuse) if refuse else (negotiator.refuse,)
         handshake = Handshake(
@@ -75,20 +76,12 @@ def make_channel(
     else:
         handshake = Handshake(negotiator.hello, False, refuse)
     if ssl_context is None:
-        channel = Channel(loop, sock, handshake, settings, negotiator)
+        transport = PlainTransport(sock, settings.stream_bulk_bytes)
     else:
-        from dask_fabric.engine.tls import TLSChannel
+        from dask_fabric.engine.tls_transport import TLSTransport
 
-        channel = TLSChannel(
-            loop,
-            sock,
-            handshake,
-            settings,
-            negotiator,
-            ssl_context=ssl_context,
-            server_side=server_side,
-            server_hostname=server_hostname,
-        )
+        transport = TLSTransport(sock, ssl_context, server_side, server_hostname)
+    channel = Channel(loop, transport, handshake, settings, negotiator)
     channel.name_ends = functools.partial(_ends, scheme.prefix, address, peer_address)
     return channel
 

@@ -42,7 +42,7 @@ def summary(worker: Any = None) -> dict[str, Any]:
     -------
     dict
         ``process``: a name that workers of one process share; ``peers``: a list of the peer, the
-        path, and what `dask_fabric.engine.figures.Figures.brief` gives.
+        path, and what `dask_fabric.wire.metrics.Metrics.brief` gives.
     """
     found = statistics.totals(PEER_LIMIT)
     return {

@@ -18,7 +18,8 @@ from dask_fabric.config import Settings
 from dask_fabric.errors import RefusedError
 from dask_fabric.memory import device
 from dask_fabric.memory.device import HOST
-from dask_fabric.paths import cma
+from dask_fabric.paths.cma import process as cma
+from dask_fabric.paths.cma.endpoint import CMAPath
 from dask_fabric.wire.hello import CHUNKS, Hello
 from dask_fabric.wire.negotiation import (
     REASON_LENGTH_LIMIT,
@@ -182,6 +183,7 @@ class Negotiator:
         What this process says of itself.
     server_side : bool
         Whether this side accepted the connection.
+    settings : dask_fabric.config.Settings
 
     Attributes
     ----------
@@ -189,8 +191,11 @@ class Negotiator:
         What this side says to this peer.
     """
 
-    def __init__(self, sock: socket.socket, hello: Hello, server_side: bool) -> None:
+    def __init__(
+        self, sock: socket.socket, hello: Hello, server_side: bool, settings: Settings
+    ) -> None:
         self._sock = sock
+        self._settings = settings
         self._process: cma.Process | None = None  # the peer's, when it was found
         if hello.cma and sock.family != socket.AF_UNIX:
             self._secret = cma.Secret()  # is to live until the peer has read it
@@ -293,7 +298,7 @@ class Negotiator:
     def _use(self, channel: Any, choice: Choice) -> None:
         channel.choice = choice
         if choice.paths["host"] == "cma":
-            channel.use_cma(self._process)
+            channel.use(CMAPath(self._process, self._settings.cma_threshold_bytes))
         if "ucx" in choice.paths.values() and not self._use_ucx(channel, choice.paths):
             reason = "UCX of this process does not take the peer's address"
             ends = channel.addresses()
@@ -303,15 +308,19 @@ class Negotiator:
             channel.choice = choice.without("ucx", reason)
 
     def _use_ucx(self, channel: Any, paths: Mapping[str, str]) -> bool:
-        peer = channel.peer
-        return channel.use_ucx(
+        from dask_fabric.paths.ucx.endpoint import UCXPath
+
+        devices = Devices(self._runtime) if paths.get("cuda") == "ucx" else None
+        path = UCXPath(
             self.hello.ucx["token"],
-            peer.ucx["token"],
-            peer.ucx["address"],
+            channel.peer.ucx["token"],
+            channel.peer.ucx["address"],
             self._kernel_pid or 0,
             paths["host"] == "ucx",
-            Devices(self._runtime) if paths.get("cuda") == "ucx" else None,
+            None if devices is None else devices.ucx_kind,
         )
+        channel.use(path, devices)
+        return path.offers
 
 
 def _ends(*names: tuple) -> tuple[str, ...]:

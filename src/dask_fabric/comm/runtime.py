@@ -8,7 +8,7 @@ from typing import Any
 from dask_fabric import config
 from dask_fabric.comm.paths import allow_ptrace
 from dask_fabric.config import Settings
-from dask_fabric.engine import native
+from dask_fabric.jobs import native
 from dask_fabric.memory import device, pool
 
 _applied: Settings | None = None

@@ -127,4 +127,7 @@ def _root(exc: Exception) -> Exception:
 
 def tls_info(channel: Any) -> dict[str, Any]:
     """Give what distributed's own TLS comm tells of a connection: ``peercert`` and ``cipher``."""
-    return {"peercert": channel.peer_certificate, "cipher": channel.cipher}
+    return {
+        "peercert": channel.transport.peer_certificate,
+        "cipher": channel.transport.cipher,
+    }

@@ -192,7 +192,7 @@ class Outgoing:
                 return
 
     def _backlog_bytes(self) -> int:
-        return self._channel.pending_bytes + self._channel.held_bytes
+        return self._channel.pending_bytes + self._channel.in_flight_bytes
 
     def _pieces(self, sources: Mapping[int, Source]) -> Iterator[tuple[bytes, Source, int]]:
         for index, source in sources.items():

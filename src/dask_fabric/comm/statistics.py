@@ -18,10 +18,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from dask_fabric.comm.sums import PEER_LIMIT, Sums, Totals
-from dask_fabric.engine import threads
-from dask_fabric.engine.figures import Figures
+from dask_fabric.engine import socket_jobs
 from dask_fabric.memory import device, pool
-from dask_fabric.paths import ucx, ucx_worker
+from dask_fabric.paths.ucx import core as ucx
+from dask_fabric.paths.ucx import worker as ucx_worker
+from dask_fabric.wire.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -42,10 +43,10 @@ class _Entry:
 
 _open: dict[_Entry, None] = {}
 _active: dict[_Entry, None] = {}  # open ones that may have moved something since they were added
-_ended: deque[tuple[_Entry, dict[str, Figures]]] = deque()  # closed ones, not added yet
+_ended: deque[tuple[_Entry, dict[str, Metrics]]] = deque()  # closed ones, not added yet
 _sums = Sums()
 _closed_count = 0
-_closed: dict[str, Figures] = {}  # of closed comms, by path
+_closed: dict[str, Metrics] = {}  # of closed comms, by path
 # The collector may close a comm at any time, also while this very thread holds the lock: such a
 # one waits in `_ended`, and nobody waits for the lock who may be called by the collector.
 _lock = threading.Lock()
@@ -127,7 +128,7 @@ def _add_ended() -> None:
         _closed_count += 1
         for path, of_path in figures.items():
             if path not in _closed:
-                _closed[path] = Figures()
+                _closed[path] = Metrics()
             _closed[path].add(of_path)
             key, before = (entry.peer, path), entry.added.get(path)
             if before is not None:
@@ -146,7 +147,7 @@ def _add_active(entry: _Entry, is_left: bool = False) -> None:
     channel.on_active = functools.partial(_note_active, entry)
 
 
-def _add(entry: _Entry, figures: dict[str, Figures]) -> bool:
+def _add(entry: _Entry, figures: dict[str, Metrics]) -> bool:
     """Add what is new in *figures*; whether there was anything."""
     is_new = False
     for path, of_path in figures.items():
@@ -190,11 +191,11 @@ def totals(limit: int = PEER_LIMIT) -> Totals:
         return sums.totals(limit)
 
 
-def by_path(found: Totals) -> dict[str, Figures]:
+def by_path(found: Totals) -> dict[str, Metrics]:
     """Sum up over all peers."""
-    sums: dict[str, Figures] = {}
+    sums: dict[str, Metrics] = {}
     for (_, path), figures in found.items():
-        sums.setdefault(path, Figures()).add(figures)
+        sums.setdefault(path, Metrics()).add(figures)
     return sums
 
 
@@ -219,7 +220,7 @@ def of_process() -> dict[str, Any]:
         "closed": {"comm_count": closed_count, "traffic": traffic},
         "peers": rows(),
         "pool": pool.statistics(),
-        "engine": threads.statistics(),
+        "engine": socket_jobs.statistics(),
         "ucx": ucx.statistics() if ucx_worker.is_running() else None,
         "gpu": None if runtime is None else dict(runtime.describe()),
     }

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 
-from dask_fabric.engine.figures import Figures
+from dask_fabric.wire.metrics import Metrics
 
 PEER_LIMIT = 256  # of pairs without an open comm that are told apart
 OTHER_PEERS = "other"
 
 Key = tuple[str, str]  # peer and path
-Totals = dict[Key, Figures]
+Totals = dict[Key, Metrics]
 
 
 class Sums:
@@ -42,7 +42,7 @@ class Sums:
         while len(self._idle) > PEER_LIMIT:
             self._forget(next(iter(self._idle)))
 
-    def add(self, key: Key, figures: Figures) -> None:
+    def add(self, key: Key, figures: Metrics) -> None:
         """Add what is new of a comm."""
         self._total(key).add(figures)
 
@@ -57,19 +57,19 @@ class Sums:
             keys.sort(key=self._nbytes, reverse=True)
         found = {key: self._totals[key].copy() for key in keys[:limit]}
         for key in keys[limit:]:
-            found.setdefault((OTHER_PEERS, key[1]), Figures()).add(self._totals[key])
+            found.setdefault((OTHER_PEERS, key[1]), Metrics()).add(self._totals[key])
         return found
 
-    def _total(self, key: Key) -> Figures:
+    def _total(self, key: Key) -> Metrics:
         total = self._totals.get(key)
         if total is None:
-            total = self._totals[key] = Figures()
+            total = self._totals[key] = Metrics()
         return total
 
     def _forget(self, key: Key) -> None:
         """Sum up with the others a peer that was not heard of for the longest time."""
         del self._idle[key]
-        figures = self._totals.pop(key, None) or Figures()
+        figures = self._totals.pop(key, None) or Metrics()
         self._total((OTHER_PEERS, key[1])).add(figures)
 
     def _nbytes(self, key: Key) -> int:

@@ -18,10 +18,11 @@ from distributed.comm.core import FatalCommClosedError
 from dask_fabric.config import Settings
 from dask_fabric.errors import FabricError, UnavailableError
 from dask_fabric.memory import device
-from dask_fabric.paths import ucx, ucx_worker
-from dask_fabric.paths.ucx_candidates import is_wanted, look
-from dask_fabric.paths.ucx_devices import kept_to
-from dask_fabric.paths.ucx_library import choose
+from dask_fabric.paths.ucx import core as ucx
+from dask_fabric.paths.ucx import worker as ucx_worker
+from dask_fabric.paths.ucx.candidates import is_wanted, look
+from dask_fabric.paths.ucx.devices import kept_to
+from dask_fabric.paths.ucx.library import choose
 from dask_fabric.wire.hello import TEXT_BYTES_LIMIT
 
 logger = logging.getLogger(__name__)

@@ -31,9 +31,9 @@ def of_cluster(client: Client) -> Any:
 
 def columns() -> list[str]:
     """Give the names of the columns, also where there are no rows."""
-    from dask_fabric.engine.figures import Figures
+    from dask_fabric.wire.metrics import Metrics
 
-    figures = Figures().as_dict()
+    figures = Metrics().as_dict()
     return ["role", "process", *_flat({"peer": "", "path": "", "open_comms": 0, **figures})]
 
 
@@ -62,7 +62,7 @@ def quantile(counts: list[int], q: float) -> float:
     Parameters
     ----------
     counts : list of int
-        As in `dask_fabric.engine.figures.Figures.as_dict`.
+        As in `dask_fabric.wire.metrics.Metrics.as_dict`.
     q : float
         From 0 to 1.
     """

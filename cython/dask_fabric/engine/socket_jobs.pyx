@@ -1,0 +1,462 @@
+"""Jobs of native threads that move bytes through sockets, without the GIL.
+
+Each direction has one epoll set and a few threads that wait on it. A job is one transfer on one
+socket; its socket is in the set, one-shot, while the job waits, so a thread is only ever given a
+socket that can move bytes, and thousands of jobs share the threads by slices of `SLICE_BYTES`.
+
+Nothing here holds the GIL or touches a Python object; a job is named by an integer, the slot in
+its lower half and a generation in the upper, so that a late event of an ended job finds nothing.
+"""
+
+import os
+
+cimport cython
+from libc.errno cimport EINTR, ENOMEM, errno
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memcpy, memset
+
+from posix.time cimport timespec
+
+from dask_fabric.atomics cimport add_relaxed, relaxed
+from dask_fabric.clock cimport now_ns
+from dask_fabric.jobs.completions cimport Job
+from dask_fabric.jobs.mailbox cimport Completion, Ended, Mailbox, post
+from dask_fabric.jobs.native cimport (
+    THREAD_COUNT_LIMIT, prepare_thread, start_thread, thread_goal, wait_limit,
+)
+from dask_fabric.linux cimport (
+    EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLIN, EPOLLONESHOT, EPOLLOUT,
+    close, epoll_create1, epoll_ctl, epoll_event, epoll_wait, iovec, pthread_cond_broadcast,
+    pthread_cond_init, pthread_cond_t, pthread_cond_timedwait, pthread_cond_wait,
+    pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
+)
+from dask_fabric.memory.pool cimport has_idle_memory, trim_idle
+from dask_fabric.paths.stream cimport (
+    BLOCKED, FAILED, RECEIVE, SEND, UNFINISHED, Direction, Progress, SocketTransfer, advance,
+    new_transfer, raise_low_water, reset_low_water,
+)
+
+cdef enum:
+    SLICE_BYTES = 4 << 20       # some milliseconds: what a job may move before others get a turn
+    STUCK_NS = 1_000_000_000    # in a slice: a page of the memory that is sent is slow to read
+    TRIM_INTERVAL_MS = 1000
+    IDLE_INTERVAL_MS = 10_000
+
+cdef enum JobState:
+    FREE = 0
+    WAITING = 1                 # for its socket
+    RUNNING = 2                 # in a thread
+
+cdef struct Move:
+    JobState state
+    bint cancelled
+    bint abandoned              # cancelled, and the thread in its slice is not waited for
+    uint64_t name
+    uint64_t tag
+    SocketTransfer transfer
+    int64_t begin_ns            # of the slice
+    int64_t busy_ns             # in slices, and not waiting for the socket
+    iovec *vectors              # owned; transfer.vectors points into it
+    Mailbox *mailbox
+    Ended *ended                # owned until it is posted
+
+cdef struct Engine:
+    pthread_mutex_t mutex       # guards everything below and every job's state
+    pthread_cond_t stopped_running
+    int epolls[2]               # by direction
+    Py_ssize_t thread_counts[2]     # threads look at these two without the mutex
+    Py_ssize_t running_counts[2]    # of jobs
+    Move **jobs                  # by slot; reused, never freed
+    uint32_t slot_count
+    uint32_t *free_slots
+    uint32_t free_count
+
+cdef Engine engine
+
+
+cdef void _reset() noexcept nogil:
+    """The engine of a fresh process; a forked child starts here too, without its parent's jobs."""
+    memset(&engine, 0, sizeof(engine))
+    pthread_mutex_init(&engine.mutex, NULL)
+    pthread_cond_init(&engine.stopped_running, NULL)
+    engine.epolls[0] = engine.epolls[1] = -1
+
+
+def _after_fork_in_child():
+    for epoll in engine.epolls:
+        if epoll >= 0:
+            close(epoll)
+    _reset()
+
+
+_reset()
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def statistics():
+    """Threads and jobs of the engine of this process.
+
+    Returns
+    -------
+    dict
+        ``receive_thread_count``, ``send_thread_count`` and ``job_count`` (in flight).
+    """
+    pthread_mutex_lock(&engine.mutex)
+    told = {
+        "receive_thread_count": engine.thread_counts[<int> RECEIVE],
+        "send_thread_count": engine.thread_counts[<int> SEND],
+        "job_count": engine.slot_count - engine.free_count,
+    }
+    pthread_mutex_unlock(&engine.mutex)
+    return told
+
+
+# ---------------------------------------------------------------- jobs
+
+cdef int start() except -1:
+    """Have at least the thread that trims the pool: comms that need no jobs fill it too."""
+    return _ensure_threads(RECEIVE)
+
+
+@cython.auto_pickle(False)
+@cython.final
+cdef class SocketJob(Job):
+    """The transfer of some vectors' bytes through one socket."""
+
+    cdef uint64_t _start(self, Mailbox *mailbox) except 0:
+        return _submit(
+            mailbox, self.tag, self.fd, self.direction, self.vectors, self.vector_count
+        )
+
+    cdef bint _end(self) noexcept:
+        """True if a thread is stuck in memory that is slow: it uses the socket, too."""
+        cdef bint is_stuck
+        with nogil:
+            is_stuck = _cancel(self.name)
+        return is_stuck
+
+    cdef bint _is_in_use(self) except -1:
+        return _is_moving(self.name)
+
+    cdef size_t moved_bytes(self) noexcept:
+        """How far it is; 0 where it has ended."""
+        return _moved_bytes(self.name)
+
+
+cdef SocketJob new_socket_job(
+    int fd, Direction direction, iovec *vectors, size_t vector_count
+):
+    """A job for these vectors, which are copied when it begins.
+
+    The memory that they name must live until the end or the cancellation.
+    """
+    cdef SocketJob job = SocketJob.__new__(SocketJob)
+    job.fd = fd
+    job.direction = direction
+    job.vectors = vectors
+    job.vector_count = vector_count
+    job.begin_ns = now_ns()
+    return job
+
+
+cdef uint64_t _submit(
+    Mailbox *mailbox, uint64_t tag, int fd, Direction direction, const iovec *vectors,
+    size_t vector_count
+) except 0:
+    cdef uint64_t name = 0
+    cdef Move *job
+    cdef int error = ENOMEM
+    cdef iovec *copies
+    cdef Ended *ended
+    _ensure_threads(direction)
+    copies = <iovec *> malloc(vector_count * sizeof(iovec))
+    ended = <Ended *> malloc(sizeof(Ended))
+    if copies == NULL or ended == NULL:
+        free(copies)
+        free(ended)
+        raise MemoryError()
+    memcpy(copies, vectors, vector_count * sizeof(iovec))
+    pthread_mutex_lock(&engine.mutex)
+    job = _take_job()
+    if job != NULL:
+        name = job.name
+        job.vectors = copies
+        job.ended = ended
+        job.transfer = new_transfer(fd, direction, copies, vector_count)
+        job.mailbox = mailbox
+        job.tag = tag
+        job.busy_ns = 0
+        error = 0 if _watch(EPOLL_CTL_ADD, job) == 0 else errno
+        if error:
+            _free_job(job)
+    else:
+        free(copies)
+        free(ended)
+    pthread_mutex_unlock(&engine.mutex)
+    if error:
+        raise OSError(error, f"the engine cannot take a transfer: {os.strerror(error)}")
+    return name
+
+
+cdef bint _cancel(uint64_t name) noexcept nogil:
+    """End a job now, if it has not ended already.
+
+    Returns
+    -------
+    bool
+        Whether a thread still uses its memory and its socket, because a page of that memory is slow
+        to read. Both must live on until `_is_moving` is false.
+    """
+    cdef Move *job
+    cdef bint is_over = False, is_stuck = False
+    cdef timespec until = wait_limit()
+    pthread_mutex_lock(&engine.mutex)
+    job = _find_job(name)
+    if job != NULL:
+        job.cancelled = True
+        while job.state == RUNNING and not is_over:
+            if job.transfer.direction == RECEIVE:   # into memory of ours, which is never slow
+                pthread_cond_wait(&engine.stopped_running, &engine.mutex)
+            else:
+                is_over = pthread_cond_timedwait(
+                    &engine.stopped_running, &engine.mutex, &until
+                ) != 0
+        is_stuck = job.abandoned = job.state == RUNNING
+        if not is_stuck:
+            _unwatch(job)
+            _free_job(job)
+    pthread_mutex_unlock(&engine.mutex)
+    return is_stuck
+
+
+cdef bint _is_moving(uint64_t name) noexcept nogil:
+    """Whether a thread is stuck in a slice of a cancelled job."""
+    cdef Move *job
+    pthread_mutex_lock(&engine.mutex)
+    job = _find_job(name)
+    pthread_mutex_unlock(&engine.mutex)
+    return job != NULL
+
+
+cdef size_t _moved_bytes(uint64_t name) noexcept nogil:
+    """How far a job is; 0 where it has ended."""
+    cdef Move *job
+    cdef size_t nbytes = 0
+    pthread_mutex_lock(&engine.mutex)
+    job = _find_job(name)
+    if job != NULL:
+        nbytes = relaxed(<Py_ssize_t *> &job.transfer.moved_bytes)
+    pthread_mutex_unlock(&engine.mutex)
+    return nbytes
+
+
+cdef Move *_take_job() noexcept nogil:
+    cdef Move *job
+    if engine.free_count == 0 and not _grow():
+        return NULL
+    engine.free_count -= 1
+    job = engine.jobs[engine.free_slots[engine.free_count]]
+    job.name += <uint64_t> 1 << 32
+    if job.name >> 32 == 0:     # 0 is the name of none
+        job.name += <uint64_t> 1 << 32
+    job.cancelled = job.abandoned = False
+    job.state = WAITING
+    return job
+
+
+cdef bint _grow() noexcept nogil:
+    """Double the slots; False where memory is short."""
+    cdef uint32_t capacity = max(<uint32_t> 64, 2 * engine.slot_count)
+    cdef Move **jobs = <Move **> realloc(engine.jobs, capacity * sizeof(Move *))
+    cdef uint32_t *free_slots
+    cdef Move *job
+    if jobs == NULL:
+        return False
+    engine.jobs = jobs
+    free_slots = <uint32_t *> realloc(engine.free_slots, capacity * sizeof(uint32_t))
+    if free_slots == NULL:
+        return False
+    engine.free_slots = free_slots
+    while engine.slot_count < capacity:
+        job = <Move *> calloc(1, sizeof(Move))
+        if job == NULL:
+            break
+        job.name = engine.slot_count
+        jobs[engine.slot_count] = job
+        free_slots[engine.free_count] = engine.slot_count
+        engine.free_count += 1
+        engine.slot_count += 1
+    return engine.free_count > 0
+
+
+cdef Move *_find_job(uint64_t name) noexcept nogil:
+    """The job of that name, unless it has ended."""
+    cdef uint32_t slot = <uint32_t> name
+    if slot >= engine.slot_count:
+        return NULL
+    cdef Move *job = engine.jobs[slot]
+    if job.name != name or job.state == FREE:
+        return NULL
+    return job
+
+
+cdef void _free_job(Move *job) noexcept nogil:
+    free(job.vectors)
+    free(job.ended)
+    job.vectors = NULL
+    job.ended = NULL
+    job.state = FREE
+    engine.free_slots[engine.free_count] = <uint32_t> job.name
+    engine.free_count += 1
+
+
+cdef int _watch(int operation, Move *job) noexcept nogil:
+    cdef epoll_event event
+    raise_low_water(&job.transfer)
+    event.events = EPOLLONESHOT | (EPOLLIN if job.transfer.direction == RECEIVE else EPOLLOUT)
+    event.data.u64 = job.name
+    return epoll_ctl(
+        engine.epolls[<int> job.transfer.direction], operation, job.transfer.fd, &event
+    )
+
+
+cdef void _unwatch(Move *job) noexcept nogil:
+    reset_low_water(&job.transfer)
+    epoll_ctl(engine.epolls[<int> job.transfer.direction], EPOLL_CTL_DEL, job.transfer.fd, NULL)
+
+
+# ---------------------------------------------------------------- threads
+
+cdef int _ensure_threads(Direction direction) except -1:
+    cdef int failed = 0
+    pthread_mutex_lock(&engine.mutex)
+    if engine.epolls[<int> direction] < 0:
+        engine.epolls[<int> direction] = epoll_create1(EPOLL_CLOEXEC)
+    while not failed and engine.thread_counts[<int> direction] < _thread_goal_of(direction):
+        failed = start_thread(_thread_main, <void *> <size_t> direction)
+        if not failed:
+            add_relaxed(&engine.thread_counts[<int> direction], 1)
+    failed = engine.thread_counts[<int> direction] == 0 or engine.epolls[<int> direction] < 0
+    pthread_mutex_unlock(&engine.mutex)
+    if failed:
+        raise OSError(
+            "dask-fabric cannot start its native threads: is the limit of processes (ulimit -u) "
+            "or of open files (ulimit -n) reached?"
+        )
+    return 0
+
+
+cdef void _replace_stuck(Direction direction) noexcept nogil:
+    """Start a thread for each that is stuck: other jobs may wait for one, and none is submitted."""
+    pthread_mutex_lock(&engine.mutex)
+    while (
+        0 < engine.thread_counts[<int> direction] < _thread_goal_of(direction)
+        and start_thread(_thread_main, <void *> <size_t> direction) == 0
+    ):
+        add_relaxed(&engine.thread_counts[<int> direction], 1)
+    pthread_mutex_unlock(&engine.mutex)
+
+
+cdef int _thread_goal_of(Direction direction) noexcept nogil:
+    """The threads that are wanted, and one for each that is stuck."""
+    cdef int count = thread_goal()
+    cdef int64_t stuck_since_ns = now_ns() - STUCK_NS
+    cdef Move *job
+    cdef uint32_t slot
+    if engine.running_counts[<int> direction] < engine.thread_counts[<int> direction]:
+        return count            # nearly always
+    for slot in range(engine.slot_count):
+        job = engine.jobs[slot]
+        count += (
+            job.state == RUNNING and job.transfer.direction == direction
+            and job.begin_ns < stuck_since_ns
+        )
+    return min(count, THREAD_COUNT_LIMIT)
+
+
+cdef bint _is_surplus(Direction direction) noexcept nogil:
+    """Whether this thread has stood in for one that is not stuck any more."""
+    cdef bint surplus
+    if relaxed(&engine.thread_counts[<int> direction]) <= thread_goal():
+        return False            # nearly always, and then without the mutex
+    pthread_mutex_lock(&engine.mutex)
+    surplus = engine.thread_counts[<int> direction] > _thread_goal_of(direction)
+    pthread_mutex_unlock(&engine.mutex)
+    return surplus
+
+
+cdef void *_thread_main(void *argument) noexcept nogil:
+    cdef Direction direction = <Direction> <size_t> argument
+    cdef epoll_event event
+    cdef int ready
+    prepare_thread(b"fabric-receive" if direction == RECEIVE else b"fabric-send")
+    while True:
+        ready = epoll_wait(engine.epolls[<int> direction], &event, 1, _timeout_ms(direction))
+        if ready > 0:
+            _run(event.data.u64)
+            if _is_surplus(direction):
+                break
+        elif ready == 0:
+            trim_idle()
+            _replace_stuck(SEND)
+        elif errno != EINTR:
+            break
+    pthread_mutex_lock(&engine.mutex)
+    add_relaxed(&engine.thread_counts[<int> direction], -1)
+    pthread_mutex_unlock(&engine.mutex)
+    return NULL
+
+
+cdef int _timeout_ms(Direction direction) noexcept nogil:
+    """Receiving threads trim the pool once a second while something is idle, and look now and then
+    whether it is: comms that need no jobs fill it too."""
+    if direction == SEND:
+        return -1
+    if relaxed(&engine.running_counts[<int> SEND]) > 0:
+        return TRIM_INTERVAL_MS     # a page may be slow to read: see `_replace_stuck`
+    return TRIM_INTERVAL_MS if has_idle_memory() else IDLE_INTERVAL_MS
+
+
+cdef void _run(uint64_t name) noexcept nogil:
+    """Give a job one slice; then watch its socket again, or put the job into its mailbox."""
+    cdef Move *job
+    cdef Progress progress
+    pthread_mutex_lock(&engine.mutex)
+    job = _find_job(name)
+    if job == NULL or job.cancelled:
+        pthread_mutex_unlock(&engine.mutex)
+        return
+    job.state = RUNNING
+    job.begin_ns = now_ns()
+    add_relaxed(&engine.running_counts[<int> job.transfer.direction], 1)
+    pthread_mutex_unlock(&engine.mutex)
+
+    progress = advance(&job.transfer, SLICE_BYTES)
+    job.busy_ns += now_ns() - job.begin_ns
+
+    pthread_mutex_lock(&engine.mutex)
+    add_relaxed(&engine.running_counts[<int> job.transfer.direction], -1)
+    job.state = WAITING
+    if job.abandoned:
+        _unwatch(job)
+        _free_job(job)
+    elif job.cancelled:
+        pthread_cond_broadcast(&engine.stopped_running)
+    elif progress != BLOCKED and progress != UNFINISHED:
+        _end(job, progress)
+    elif _watch(EPOLL_CTL_MOD, job) != 0:
+        job.transfer.error = errno
+        _end(job, FAILED)
+    pthread_mutex_unlock(&engine.mutex)
+
+
+cdef void _end(Move *job, Progress progress) noexcept nogil:
+    cdef Ended *ended = job.ended
+    _unwatch(job)
+    ended.completion = Completion(
+        job.tag, progress, job.transfer.error, job.transfer.moved_bytes, job.busy_ns, 0
+    )
+    job.ended = NULL
+    post(job.mailbox, ended)
+    _free_job(job)

@@ -1,0 +1,11 @@
+"""One end of a comm's frames by cross memory attach."""
+
+from dask_fabric.paths.cma.process cimport Process
+from dask_fabric.wire.frames cimport FrameSet
+from dask_fabric.wire.path cimport Path
+
+cdef class CMAPath(Path):
+    cdef readonly Process process
+    cdef int fallback_streak
+
+    cdef int _fetch_here(self, FrameSet frames) noexcept

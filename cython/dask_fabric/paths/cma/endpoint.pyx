@@ -1,0 +1,131 @@
+"""One end of a comm's frames by cross memory attach.
+
+A frame on offer is described by its address. The loop itself copies what is little and resident in
+the sender's memory; the rest is one job of native threads for each transfer.
+
+Nothing of a sender's memory that may be slow to read is read in the loop: such a read cannot be
+interrupted. A copy that does not go on for `STALLED_SECONDS` is abandoned, and its frames are
+requested.
+"""
+
+cimport cython
+from libc.errno cimport ETIMEDOUT
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+from dask_fabric.clock cimport now_ns
+from dask_fabric.jobs.completions cimport reap
+from dask_fabric.paths.cma.copies cimport CopyJob, new_copy_job, tend_copies
+from dask_fabric.paths.cma.process cimport Process, address_of, read_memory
+from dask_fabric.wire.frames cimport FrameSet, Slot, new_frame
+from dask_fabric.wire.path cimport (
+    ABANDON, FETCH_FAULT, FETCHED, NOT_FETCHED, STARTED, Fetch, Path, Transfer,
+)
+from dask_fabric.wire.records cimport HOST_MEMORY
+
+NAME = "cma"
+NUMBER = 1                      # on the wire
+
+cdef enum:
+    FETCHED_INLINE_BYTES = 2 << 20      # what the loop copies: less time than the hop to a thread
+    FALLBACK_STREAK = 4         # offers in a row that could not be fetched: no more are made
+    NOT_RESIDENT = -1
+
+# How often copies are looked after, and until one that does not go on is given up.
+TEND_SECONDS = 0.25
+STALLED_SECONDS = 5.0
+
+
+@cython.auto_pickle(False)
+@cython.final
+cdef class CMAPath(Path):
+    """Frames of a process of this host, which are read out of its memory.
+
+    Parameters
+    ----------
+    process : dask_fabric.paths.cma.process.Process
+        That was found to be the peer.
+    least_bytes : int
+        From which size on a frame is offered.
+    """
+
+    def __init__(self, Process process not None, least_bytes):
+        self.process = process
+        Path.__init__(self, NAME, NUMBER, 1 << HOST_MEMORY, sizeof(uint64_t), least_bytes)
+
+    cdef int describe(self, Slot *slot) except -1:
+        cdef uint64_t address = <uint64_t> slot.data
+        memcpy(slot.descriptor, &address, sizeof(address))
+        return 0
+
+    cdef void acknowledged(self) noexcept:
+        self.fallback_streak = 0
+
+    cdef bint fell_back(self) noexcept:
+        # Once may be the fault of one array's memory.
+        self.fallback_streak += 1
+        return self.fallback_streak == FALLBACK_STREAK
+
+    cdef object place(self, Slot *slot):
+        # To copy is faster where both ends are aligned alike.
+        return new_frame(slot.nbytes, &slot.data, address_of(slot))
+
+    cdef Fetch fetch(self, Transfer transfer) except FETCH_FAULT:
+        cdef int error = NOT_RESIDENT
+        cdef CopyJob job
+        if transfer.frames.nbytes <= FETCHED_INLINE_BYTES:
+            error = self._fetch_here(transfer.frames)
+        if error == 0:
+            return FETCHED
+        if error != NOT_RESIDENT:
+            transfer.error = error
+            return NOT_FETCHED
+        reap()
+        transfer.job = job = new_copy_job(self.process.pid, transfer.frames)
+        job.subject = transfer
+        job.begin(self.queue, self.owner)
+        transfer.moved_ns = now_ns()
+        return STARTED
+
+    cdef int _fetch_here(self, FrameSet frames) noexcept:
+        """Copy out of the peer's memory, here and now, if all of it is resident.
+
+        Returns
+        -------
+        int
+            0, the errno of what could not be read, or `NOT_RESIDENT`: nothing was read.
+        """
+        cdef Slot *slot
+        cdef uint32_t index
+        cdef int error
+        for index in range(frames.count):
+            slot = &frames.slots[index]
+            if not self.process.is_resident(address_of(slot), slot.nbytes):
+                return NOT_RESIDENT
+        for index in range(frames.count):
+            slot = &frames.slots[index]
+            error = read_memory(self.process.pid, slot.data, address_of(slot), slot.nbytes)
+            if error:
+                return error
+        return 0
+
+    cdef double tend(self, Transfer transfer) except? -3.0:
+        cdef int64_t time_ns = now_ns()
+        cdef int64_t moved_bytes = tend_copies((<CopyJob> transfer.job).name)
+        if moved_bytes < 0:
+            return 0.0                  # its end is on its way
+        if moved_bytes > transfer.moved_bytes:
+            transfer.moved_bytes, transfer.moved_ns = moved_bytes, time_ns
+        if time_ns - transfer.moved_ns < STALLED_SECONDS * 1e9:
+            return TEND_SECONDS
+        transfer.error = ETIMEDOUT
+        return ABANDON
+
+    cdef bint cancel(self, Transfer transfer) except -1:
+        return (<CopyJob> transfer.job).cancel(list(transfer.frames.frames))
+
+    cdef bint has_lost_sender(self) noexcept:
+        return self.process.has_ended()
+
+    cdef int sender_fd(self) except -2:
+        return self.process.duplicate()

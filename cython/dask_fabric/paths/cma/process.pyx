@@ -1,0 +1,345 @@
+"""The `cma` path: a frame is read out of the memory of its sender, a process of this host.
+
+Cross memory attach is process_vm_readv(2): one copy, made by the reader alone. Whether a process
+may do that is found out by doing it: each has a secret at an address that it tells its peers.
+
+A pid is not enough to read by. It may come to name another process, whose bytes would then be taken
+for the peer's. So a process is held by two descriptors (`Process`): of the process itself, and of
+its page map, which stays that of the same memory. They are looked at *after* each copy: if the
+process has not ended by then, then the pid was its own all the time.
+"""
+
+import os
+import weakref
+
+cimport cython
+from libc.errno cimport EFAULT, EINTR, EPERM, ESRCH, errno
+from libc.stdint cimport uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy
+from posix.ioctl cimport ioctl
+from posix.unistd cimport _SC_PAGESIZE, close, pread, sysconf
+
+from dask_fabric.linux cimport (
+    POLLIN, PR_SET_PTRACER, PR_SET_PTRACER_ANY, iovec, poll, pollfd, prctl, process_vm_readv,
+    syscall,
+)
+from dask_fabric.wire.frames cimport Slot
+
+cdef enum:
+    NONCE_BYTES = 16
+    SYS_PIDFD_OPEN = 434        # older headers lack the name; one number, but for Alpha
+    PAGE_MAP_BYTES = 8          # of an entry of /proc/PID/pagemap
+    PAGES_AT_ONCE = 512
+    PAGE_IS_PRESENT = 1 << 3    # of PAGEMAP_SCAN, whose names older headers lack too
+
+cdef unsigned long PAGEMAP_SCAN = 0xC0606610     # _IOWR('f', 16, struct pm_scan_arg)
+
+cdef struct PageRegion:         # struct page_region
+    uint64_t start
+    uint64_t end
+    uint64_t categories
+
+cdef struct PageScan:           # struct pm_scan_arg
+    uint64_t size
+    uint64_t flags
+    uint64_t start
+    uint64_t end
+    uint64_t walk_end
+    uint64_t regions
+    uint64_t region_count
+    uint64_t most_pages
+    uint64_t inverted_categories
+    uint64_t all_categories
+    uint64_t any_categories
+    uint64_t told_categories
+
+cdef uint64_t PAGE_PRESENT = <uint64_t> 1 << 63
+cdef uint64_t PAGE_BYTES = sysconf(_SC_PAGESIZE)
+
+# Found again by the pid, so that all comms with one process share its descriptors.
+_processes = weakref.WeakValueDictionary()
+
+
+@cython.auto_pickle(False)
+@cython.final
+cdef class Process:
+    """A process of this host, whose memory may be read.
+
+    Parameters
+    ----------
+    pid : int
+        In the pid namespace of this process.
+
+    Raises
+    ------
+    OSError
+        There is no such process, or nothing here would tell that it has ended.
+
+    Notes
+    -----
+    See pidfd_open(2), and the kernel's Documentation/admin-guide/mm/pagemap.rst.
+    """
+
+    def __cinit__(self, int pid):
+        self.pid = pid
+        self.pagemap_fd = -1
+        self.pidfd = <int> syscall(SYS_PIDFD_OPEN, <long> pid, <long> 0)
+        if self.pidfd < 0 and errno == ESRCH:
+            raise ProcessLookupError(ESRCH, f"there is no process {pid}")
+        if _sees_own_processes(os.getpid()):
+            self._open_pagemap()
+        if self.pidfd < 0 and self.pagemap_fd < 0:
+            raise OSError("neither pidfd_open nor /proc/PID/pagemap tells when a process ends")
+
+    def __dealloc__(self):
+        if self.pidfd >= 0:
+            close(self.pidfd)
+        if self.pagemap_fd >= 0:
+            close(self.pagemap_fd)
+
+    cdef _open_pagemap(self):
+        """Without permission, or of a first thread that has ended alone, it would tell nothing."""
+        cdef uint64_t entry
+        try:
+            self.pagemap_fd = os.open(f"/proc/{self.pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return
+        if pread(self.pagemap_fd, &entry, PAGE_MAP_BYTES, 0) != PAGE_MAP_BYTES:
+            close(self.pagemap_fd)
+            self.pagemap_fd = -1
+
+    cdef bint has_ended(self) noexcept:
+        """Whether the process, or the memory that it had, is gone."""
+        cdef pollfd state = pollfd(self.pidfd, POLLIN, 0)
+        cdef uint64_t entry
+        if self.pidfd >= 0 and poll(&state, 1, 0) > 0:
+            return True
+        # Nothing can be read of memory that is gone: also where the process runs another program.
+        return self.pagemap_fd >= 0 and pread(self.pagemap_fd, &entry, PAGE_MAP_BYTES, 0) == 0
+
+    cpdef bint is_resident(self, uint64_t address, uint64_t nbytes, bint scans=True) noexcept:
+        """Whether all pages are in memory, so that to read them takes no longer than to copy them.
+
+        They are not where the process has not touched them yet, where they are swapped out, and
+        where they are those of a file that has still to be read, maybe over a network. What is not
+        mapped may be taken for resident, since to read there fails at once.
+
+        Parameters
+        ----------
+        address, nbytes : int
+        scans : bool
+            Whether to ask by PAGEMAP_SCAN, which Linux has since 6.7: a fifth of the time.
+        """
+        cdef uint64_t page = address // PAGE_BYTES
+        cdef uint64_t count = (address % PAGE_BYTES + nbytes + PAGE_BYTES - 1) // PAGE_BYTES
+        cdef PageRegion absent
+        cdef PageScan scan = PageScan(
+            sizeof(PageScan), 0, page * PAGE_BYTES, (page + count) * PAGE_BYTES, 0,
+            <uint64_t> &absent, 1, 1, PAGE_IS_PRESENT, PAGE_IS_PRESENT, 0, PAGE_IS_PRESENT,
+        )
+        cdef int found = -1
+        if self.pagemap_fd < 0 or address >> 63:
+            return False
+        if scans:
+            found = ioctl(self.pagemap_fd, PAGEMAP_SCAN, &scan)
+        return found == 0 if found >= 0 else self._are_present(page, count)
+
+    cdef bint _are_present(self, uint64_t page, uint64_t left_count) noexcept:
+        cdef uint64_t entries[PAGES_AT_ONCE]
+        cdef uint64_t count, index
+        while left_count > 0:
+            count = min(left_count, <uint64_t> PAGES_AT_ONCE)
+            if pread(
+                self.pagemap_fd, entries, count * PAGE_MAP_BYTES, page * PAGE_MAP_BYTES
+            ) != <ssize_t> (count * PAGE_MAP_BYTES):
+                return False
+            for index in range(count):
+                if not entries[index] & PAGE_PRESENT:
+                    return False
+            page += count
+            left_count -= count
+        return True
+
+    def lives(self):
+        """Whether the process has still the memory that it had when this was made."""
+        return not self.has_ended()
+
+    def duplicate(self):
+        """Give a new descriptor that is readable when the process has ended; -1 without pidfds."""
+        return os.dup(self.pidfd) if self.pidfd >= 0 else -1
+
+
+def _sees_own_processes(pid):
+    """Whether /proc is that of the pid namespace of this process."""
+    try:
+        return os.readlink("/proc/self") == str(pid)
+    except OSError:
+        return False
+
+
+def process_of(pid):
+    """Give the process that has this pid now.
+
+    Parameters
+    ----------
+    pid : int
+
+    Returns
+    -------
+    Process
+        The same as before, as long as that lives.
+
+    Raises
+    ------
+    OSError
+        As `Process`.
+    """
+    process = _processes.get(pid)
+    if process is None or (<Process> process).has_ended():
+        process = _processes[pid] = Process(pid)
+    return process
+
+
+@cython.auto_pickle(False)
+@cython.final
+cdef class Secret:
+    """Random bytes in the memory of this process, by which a peer knows that it reads this one.
+
+    Each connection has its own: copies of a running process (snapshots of a virtual machine) have
+    the same memory, and could each take itself for the other one.
+
+    Attributes
+    ----------
+    address : int
+    nonce : bytes
+        What is there, for as long as this object lives.
+    """
+
+    cdef char *data
+    cdef readonly bytes nonce
+
+    def __cinit__(self):
+        self.data = <char *> malloc(NONCE_BYTES)
+        if self.data == NULL:
+            raise MemoryError()
+        self.nonce = os.urandom(NONCE_BYTES)
+        memcpy(self.data, <const char *> self.nonce, NONCE_BYTES)
+
+    def __dealloc__(self):
+        free(self.data)
+
+    @property
+    def address(self):
+        return <uint64_t> self.data
+
+
+cdef uint64_t address_of(const Slot *slot) noexcept nogil:
+    """Where a frame lies in the sender, as its descriptor says."""
+    cdef uint64_t address
+    memcpy(&address, slot.descriptor, sizeof(address))
+    return address
+
+
+cdef int read_memory(int pid, char *data, uint64_t address, size_t nbytes) noexcept nogil:
+    """Copy out of another process; 0, or the errno for which not all of it came."""
+    cdef iovec here
+    cdef iovec there
+    cdef ssize_t moved
+    while nbytes > 0:
+        here = iovec(data, nbytes)
+        there = iovec(<void *> address, nbytes)
+        moved = process_vm_readv(pid, &here, 1, &there, 1, 0)
+        if moved <= 0:
+            if moved < 0 and errno == EINTR:
+                continue
+            return EFAULT if moved == 0 else errno
+        data += moved
+        address += moved
+        nbytes -= moved
+    return 0
+
+
+def attach(pid, address, expected):
+    """Give the process that is to be read, if it is the one that told its secret.
+
+    Parameters
+    ----------
+    pid, address, expected
+        As for `probe`.
+
+    Returns
+    -------
+    (Process or None, str)
+        With the reason, empty where there is a process.
+    """
+    reason = _objection(pid, address, expected)
+    if reason:
+        return None, reason
+    try:
+        process = process_of(pid)
+    except ProcessLookupError:
+        return None, f"there is no process {pid} here: another host or pid namespace"
+    except OSError as error:
+        return None, str(error)
+    reason = probe(pid, address, expected)
+    if not reason and (<Process> process).has_ended():
+        reason = f"process {pid} has ended"
+    return (None, reason) if reason else (process, "")
+
+
+def _objection(pid, address, expected):
+    if pid == 0:
+        return "the peer's process cannot be seen from here: another pid namespace"
+    if len(expected) != NONCE_BYTES or not 0 < pid < 1 << 31 or not 0 < address < 1 << 63:
+        return "the peer describes its memory in a way that makes no sense"
+    return ""
+
+
+def probe(pid, address, expected):
+    """Find out whether the process *pid* is the one that told its secret, and can be read.
+
+    Parameters
+    ----------
+    pid : int
+        As this process sees it.
+    address : int
+    expected : bytes
+        What the peer says is there.
+
+    Returns
+    -------
+    str
+        Why not; empty where it can.
+    """
+    cdef char found[NONCE_BYTES]
+    cdef int error
+    cdef str reason = _objection(pid, address, expected)
+    if reason:
+        return reason
+    error = read_memory(pid, found, address, NONCE_BYTES)
+    if error == EPERM:
+        return (
+            "process_vm_readv is not permitted: another user, a restrictive "
+            "kernel.yama.ptrace_scope, or a container without SYS_PTRACE"
+        )
+    if error == ESRCH:
+        return f"there is no process {pid} here: another host or pid namespace"
+    if error == EFAULT:
+        return f"process {pid} is another one here: another host or pid namespace"
+    if error:
+        return f"process_vm_readv failed: {os.strerror(error)}"
+    if found[:NONCE_BYTES] != expected:
+        return f"process {pid} is another one here: another host or pid namespace"
+    return ""
+
+
+def allow_peers():
+    """Let processes of the same user read this one, where Yama asks for such a permission.
+
+    Notes
+    -----
+    With kernel.yama.ptrace_scope 1 a process may be read by its ancestors and by whom it names; see
+    prctl(2), PR_SET_PTRACER.
+    """
+    prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY, 0, 0, 0)

@@ -1,0 +1,12 @@
+"""Paths that are written in Python."""
+
+from dask_fabric.jobs.completions cimport Job
+from dask_fabric.wire.path cimport Path
+
+cdef class ThreadJob(Job):
+    cdef object work                # what a thread calls
+    cdef object loop
+    cdef object future
+
+cdef class PythonPath(Path):
+    cdef readonly object loop

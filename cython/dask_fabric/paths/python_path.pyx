@@ -1,0 +1,188 @@
+"""Paths that are written in Python: the base of those of third parties.
+
+A Python method per transfer costs microseconds, and frames are fetched by threads that hold the
+GIL now and then. That is enough to try a path; a fast one derives from `Path` in Cython.
+"""
+
+from functools import partial
+
+cimport cython
+from cpython.buffer cimport PyBUF_READ, PyBUF_WRITE
+from cpython.memoryview cimport PyMemoryView_FromMemory
+from libc.errno cimport EIO, ETIMEDOUT
+from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memcpy
+
+from dask_fabric.jobs.completions cimport Job
+from dask_fabric.jobs.mailbox cimport Mailbox
+from dask_fabric.paths.stream cimport COMPLETE, FAILED
+from dask_fabric.wire.frames cimport FrameSet, Slot
+from dask_fabric.wire.path cimport (
+    ABANDON, FETCH_FAULT, HOPELESS, STARTED, Fetch, Path, Transfer,
+)
+from dask_fabric.wire.records cimport HOST_MEMORY, OFFER_BYTES
+
+
+@cython.auto_pickle(False)
+@cython.final
+cdef class ThreadJob(Job):
+    """Work of a thread of the loop's default executor."""
+
+    cdef uint64_t _start(self, Mailbox *mailbox) except 0:
+        self.future = self.loop.run_in_executor(None, self.work)
+        self.future.add_done_callback(self._done)
+        return 1
+
+    def _done(self, future):
+        error = future.exception()
+        if isinstance(error, OSError) and error.errno:
+            code = error.errno
+        else:
+            code = EIO if error else 0
+        queue = self.queue
+        if queue is None or not self.queue.forget(self):
+            return                      # cancelled
+        owner = self.owner()
+        if owner is not None:
+            owner._job_ended(self, FAILED if code else COMPLETE, code, 0)
+
+    cdef bint _end(self) noexcept:
+        return not self.future.done()   # a thread cannot be stopped
+
+    cdef bint _is_in_use(self) except -1:
+        return not self.future.done()
+
+
+@cython.auto_pickle(False)
+cdef class PythonPath(Path):
+    """A path whose frames are described and fetched by Python methods.
+
+    Parameters
+    ----------
+    loop : asyncio.AbstractEventLoop
+        Of the comm.
+    name : str
+    number : int
+        From 16 to 31; both ends must mean the same path by it.
+    descriptor_bytes : int
+        The size of what `describe_frame` gives, at most 24.
+    least_bytes : int, optional
+        From which size on a frame is offered; 64 KiB, or more.
+    """
+
+    def __init__(self, loop, name, number, descriptor_bytes, least_bytes=OFFER_BYTES):
+        Path.__init__(self, name, number, 1 << HOST_MEMORY, descriptor_bytes, least_bytes)
+        self.loop = loop
+
+    # ------------------------------------------------------------ what a path does by itself
+
+    def describe_frame(self, memory):
+        """Make a frame available to the peer. Called in the event loop, when it is sent.
+
+        Parameters
+        ----------
+        memory : memoryview
+            Its bytes, which stay as they are until the frame is released.
+
+        Returns
+        -------
+        bytes
+            By which the peer finds it.
+        """
+        raise NotImplementedError
+
+    def fetch_frame(self, descriptor, memory):
+        """Bring a frame of the peer. Called in a thread.
+
+        Parameters
+        ----------
+        descriptor : bytes
+            As the peer has sent it: it is not to be trusted.
+        memory : memoryview
+            Where the frame belongs.
+
+        Raises
+        ------
+        OSError
+            It cannot be fetched: it is requested on the stream.
+        """
+        raise NotImplementedError
+
+    def release_frame(self, descriptor):
+        """Nobody fetches a frame any more that `describe_frame` was called for.
+
+        Its memory must stay as it is: if the peer could not fetch it, it is about to be sent on the
+        stream.
+        """
+
+    def patience_seconds(self, nbytes):
+        """How long a transfer of so many bytes may take; 0: as long as the connection lives."""
+        return 0.0
+
+    def is_hopeless(self):
+        """Whether the comm must end where a transfer took too long; else its frames are requested.
+        """
+        return False
+
+    def closed(self):
+        """The connection has ended."""
+
+    # ------------------------------------------------------------ the interface of `Path`
+
+    cdef int describe(self, Slot *slot) except -1:
+        cdef bytes descriptor = self.describe_frame(
+            PyMemoryView_FromMemory(slot.data, slot.nbytes, PyBUF_READ)
+        )
+        if len(descriptor) != self.descriptor_bytes:
+            raise ValueError(
+                f"the path {self.name} described a frame by {len(descriptor)} bytes, "
+                f"not by {self.descriptor_bytes}"
+            )
+        memcpy(slot.descriptor, <const char *> descriptor, self.descriptor_bytes)
+        return 0
+
+    cdef int released(self, FrameSet frames) except -1:
+        cdef Slot *slot
+        cdef uint32_t index
+        for index in range(frames.count):
+            slot = &frames.slots[index]
+            if slot.path == self.number:
+                self.release_frame(slot.descriptor[:self.descriptor_bytes])
+        return 0
+
+    cdef Fetch fetch(self, Transfer transfer) except FETCH_FAULT:
+        cdef FrameSet frames = transfer.frames
+        cdef ThreadJob job = ThreadJob.__new__(ThreadJob)
+        cdef Slot *slot
+        cdef uint32_t index
+        cdef list wanted = []
+        for index in range(frames.count):
+            slot = &frames.slots[index]
+            wanted.append((
+                slot.descriptor[:self.descriptor_bytes],
+                PyMemoryView_FromMemory(slot.data, slot.nbytes, PyBUF_WRITE),
+            ))
+        job.loop = self.loop
+        job.work = partial(_fetch_all, self.fetch_frame, wanted)
+        job.subject = transfer
+        transfer.job = job
+        job.begin(self.queue, self.owner)
+        return STARTED
+
+    cdef double tend(self, Transfer transfer) except? -3.0:
+        transfer.stage += 1
+        if transfer.stage == 1:
+            return self.patience_seconds(transfer.frames.nbytes)
+        transfer.error = ETIMEDOUT
+        return HOPELESS if self.is_hopeless() else ABANDON
+
+    cdef bint cancel(self, Transfer transfer) except -1:
+        return (<ThreadJob> transfer.job).cancel(list(transfer.frames.frames))
+
+    cdef void close(self) noexcept:
+        self.closed()
+
+
+def _fetch_all(fetch_frame, wanted):
+    for descriptor, memory in wanted:
+        fetch_frame(descriptor, memory)

@@ -1,0 +1,132 @@
+"""One end of a comm's frames by UCX.
+
+The sender starts to send a frame when it offers it, and the receiver says where it goes. A frame
+needs no descriptor: both sides name it by the message and by its index in that.
+"""
+
+cimport cython
+from libc.stdint cimport uint64_t
+
+from dask_fabric.jobs.completions cimport reap
+from dask_fabric.paths.ucx.core cimport (
+    STUCK_NS, close_endpoint, fail, is_wired, open_endpoint,
+)
+from dask_fabric.paths.ucx.frame_jobs cimport PATIENCE_NS, FrameJob
+from dask_fabric.wire.frames cimport FrameSet
+from dask_fabric.wire.outbox cimport Lease
+from dask_fabric.wire.path cimport FETCH_FAULT, HOPELESS, STARTED, Fetch, Path, Transfer
+from dask_fabric.wire.records cimport CUDA_MEMORY, HOST_MEMORY, OFFER_BYTES
+
+NAME = "ucx"
+NUMBER = 2                      # on the wire
+
+# Until a fetch is given up: what UCX's own timeouts take, and the time of the slowest link. The
+# peer's greeting takes milliseconds, whatever its Python does.
+GREETING_SECONDS = 3.0
+PATIENCE_SECONDS = 10.0
+SLOWEST_BYTES_PER_SECOND = 50e6
+
+cdef enum Stage:                # of a transfer
+    BEGUN = 0
+    UNGREETED = 1
+    GREETED = 2
+    FAILING = 3
+
+
+@cython.auto_pickle(False)
+@cython.final
+cdef class UCXPath(Path):
+    """Frames by UCX, of host memory and of devices.
+
+    Parameters
+    ----------
+    own_token, peer_token : int
+        What names the two ends.
+    address : bytes
+        Of the peer's worker.
+    peer_pid : int
+        The peer's process, where the kernel says it; else 0.
+    for_host : bool
+        Whether frames of host memory travel by it.
+    device_kind : int or None
+        For frames of device memory, if they do: what memory that is, as UCX numbers them.
+
+    Notes
+    -----
+    `offers` is false where UCX has not taken the address; this side then sends on the stream.
+    """
+
+    def __init__(
+        self, own_token, peer_token, bytes address, int peer_pid=0, bint for_host=True,
+        device_kind=None,
+    ):
+        cdef const char *data = address
+        cdef size_t length = len(address)
+        cdef uint64_t own = own_token, theirs = peer_token
+        cdef int kinds = for_host << HOST_MEMORY | (device_kind is not None) << CUDA_MEMORY
+        Path.__init__(self, NAME, NUMBER, kinds, 0, OFFER_BYTES)
+        self.peer_pid = peer_pid
+        if device_kind is not None:
+            self.device_kind = device_kind
+        with nogil:         # it waits for the lock of UCX, which connects under it
+            self.offers = open_endpoint(data, length, own, theirs)
+        if self.offers:
+            self.token = own
+
+    cdef int offer(self, Lease lease, FrameSet frames) except -1:
+        cdef FrameJob job = self._new_job(frames, True, (lease, self))
+        job.begin(self.queue, self.owner)
+        lease.pin(job)
+        return 0
+
+    cdef FrameJob _new_job(self, FrameSet frames, bint is_sending, subject):
+        cdef FrameJob job = FrameJob.__new__(FrameJob)
+        reap()
+        job.token = self.token
+        job.frames = frames
+        job.device_kind = self.device_kind
+        job.is_sending = is_sending
+        job.peer_pid = self.peer_pid
+        job.subject = subject
+        return job
+
+    cdef bint fell_back(self) noexcept:
+        return True                     # a receiver gives up when UCX has: once is enough
+
+    cdef Fetch fetch(self, Transfer transfer) except FETCH_FAULT:
+        cdef FrameJob job = self._new_job(transfer.frames, False, transfer)
+        transfer.job = job
+        job.begin(self.queue, self.owner)
+        return STARTED
+
+    cdef double tend(self, Transfer transfer) except? -3.0:
+        cdef double patience = PATIENCE_SECONDS + transfer.frames.nbytes / SLOWEST_BYTES_PER_SECOND
+        cdef uint64_t token = self.token
+        if transfer.stage == BEGUN:
+            transfer.stage = UNGREETED
+            return GREETING_SECONDS     # a network that is broken may never bring them
+        if transfer.stage == UNGREETED and is_wired(token):
+            transfer.stage = GREETED
+            return patience - GREETING_SECONDS
+        if transfer.stage == FAILING:
+            return HOPELESS
+        # UCX ends what it does not bring, with an error: then it gives the memory back.
+        transfer.stage = FAILING
+        with nogil:
+            fail(token)
+        return STUCK_NS / 1e9
+
+    cdef bint cancel(self, Transfer transfer) except -1:
+        return (<FrameJob> transfer.job).cancel(list(transfer.frames.frames))
+
+    cdef void fail(self) noexcept:
+        cdef uint64_t token = self.token
+        with nogil:
+            fail(token)
+
+    cdef void close(self) noexcept:
+        cdef uint64_t token = self.token
+        if token:
+            self.token = 0
+            with nogil:
+                close_endpoint(token, PATIENCE_NS)

@@ -1,0 +1,25 @@
+"""Peers of the `ucx` path, their connections, and the endpoints that share them."""
+
+from libc.stdint cimport uint64_t
+
+from dask_fabric.paths.ucx.state cimport Endpoint, Peer
+
+cdef struct Figures:
+    size_t endpoint_count
+    size_t peer_count           # that UCX was asked to connect to
+    size_t connection_count     # open
+    size_t kept_count           # frames that came before they were posted
+    size_t break_count          # connections given up while in use
+
+cdef Figures figures() noexcept nogil
+cdef Endpoint *find_endpoint(uint64_t token) noexcept nogil
+cdef bint add_endpoint(
+    const char *address, size_t address_length, uint64_t own_token, uint64_t peer_token
+) noexcept nogil
+cdef void use(Endpoint *endpoint) noexcept nogil
+cdef void remove_endpoint(Endpoint *endpoint) noexcept nogil
+cdef bint any_ready(const Peer *peer) noexcept nogil
+cdef void shun(Peer *peer) noexcept nogil
+cdef void break_connection(Peer *peer, int error) noexcept nogil
+cdef void break_endpoint(Endpoint *endpoint, int error) noexcept nogil
+cdef bint register() noexcept nogil

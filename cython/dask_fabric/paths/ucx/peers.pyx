@@ -1,0 +1,401 @@
+"""Peers of the `ucx` path, their connections, and the endpoints that share them.
+
+All of this needs the worker's lock. A connection is made in the progress thread, when the first
+frame is offered. Before that, each endpoint greets its counterpart by a small message: UCX may hang
+on a large one before it is wired up. An offer waits until the counterpart has greeted or answered.
+
+UCX pairs the n-th connection of one side with the n-th of the other. A side that has closed its one
+alone is ahead; a greeting tells its number, and who is behind breaks its own and catches up. So
+both ends always mean the same connection, and closing it ends the receives as well as the sends.
+"""
+
+from libc.errno cimport ECONNRESET, ETIMEDOUT
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcmp, memcpy, memset
+
+from dask_fabric.clock cimport now_ns
+from dask_fabric.paths.ucx.libucp cimport (
+    AM_HANDLER_PARAM_FIELD_CB, AM_HANDLER_PARAM_FIELD_ID, AM_SEND_FLAG_EAGER,
+    ERR_HANDLING_MODE_PEER, EP_CLOSE_FLAG_FORCE, EP_PARAM_FIELD_ERR_HANDLER,
+    EP_PARAM_FIELD_ERR_HANDLING_MODE, EP_PARAM_FIELD_REMOTE_ADDRESS, IN_PROGRESS, OK,
+    OP_ATTR_FIELD_CALLBACK, OP_ATTR_FIELD_FLAGS, OP_ATTR_FIELD_USER_DATA, EndpointHandle,
+    EndpointParams, HandlerParams, ReceiveAttributes, RequestParams, Status, errno_of, status_of,
+    ucp,
+)
+from dask_fabric.paths.ucx.unexpected cimport discard_all
+from dask_fabric.paths.ucx.operations cimport end_all, report
+from dask_fabric.paths.ucx.send cimport send_frame
+from dask_fabric.paths.ucx.state cimport (
+    AM_GREETING, BROKEN, READY, WIRING, Endpoint, Greeting, Peer,
+)
+from dask_fabric.paths.ucx.worker cimport worker
+
+cdef enum:
+    ATTEMPT_LIMIT = 3           # connections that broke before the counterpart has greeted
+    CATCH_UP_LIMIT = 1000       # connections: a peer may claim any number
+    IDLE_MS = 1000              # to make a connection takes milliseconds; the next comm may come
+    SHUN_MS = 60_000            # until a peer that did not greet is tried again
+    BUCKET_BITS = 12
+    BUCKET_COUNT = 1 << BUCKET_BITS
+
+cdef Endpoint *buckets[BUCKET_COUNT]
+cdef Peer *peers = NULL
+cdef bint any_due = False
+cdef size_t endpoint_count = 0, break_count = 0
+
+memset(buckets, 0, sizeof(buckets))
+
+
+cdef Figures figures() noexcept nogil:
+    """Endpoints and connections of this process."""
+    cdef Figures counted = Figures(endpoint_count, 0, 0, 0, break_count)
+    cdef Peer *peer = peers
+    cdef Endpoint *endpoint
+    while peer != NULL:
+        counted.peer_count += 1
+        counted.connection_count += peer.handle != NULL
+        endpoint = peer.endpoints
+        while endpoint != NULL:
+            counted.kept_count += endpoint.kept_count
+            endpoint = endpoint.next_of_peer
+        peer = peer.next
+    return counted
+
+
+# ---------------------------------------------------------------- endpoints
+
+cdef Endpoint **_bucket_of(uint64_t token) noexcept nogil:
+    return &buckets[(token * <uint64_t> 0x9E3779B97F4A7C15) >> (64 - BUCKET_BITS)]
+
+
+cdef Endpoint *find_endpoint(uint64_t token) noexcept nogil:
+    cdef Endpoint *endpoint = _bucket_of(token)[0]
+    while endpoint != NULL and endpoint.own_token != token:
+        endpoint = endpoint.next_of_bucket
+    return endpoint
+
+
+cdef bint add_endpoint(
+    const char *address, size_t address_length, uint64_t own_token, uint64_t peer_token
+) noexcept nogil:
+    """Have an endpoint, to be wired up when frames are offered; False where memory is short."""
+    global endpoint_count
+    cdef Endpoint **bucket = _bucket_of(own_token)
+    cdef Peer *peer = _peer_at(address, address_length)
+    cdef Endpoint *endpoint = NULL
+    if peer != NULL:
+        endpoint = <Endpoint *> calloc(1, sizeof(Endpoint))
+    if endpoint == NULL:
+        return False
+    endpoint.own_token = own_token
+    endpoint.peer_token = peer_token
+    endpoint.peer = peer
+    endpoint.next_of_peer = peer.endpoints
+    peer.endpoints = endpoint
+    endpoint.next_of_bucket = bucket[0]
+    bucket[0] = endpoint
+    endpoint_count += 1
+    return True
+
+
+cdef void use(Endpoint *endpoint) noexcept nogil:
+    """Have an endpoint wired up, for the first frame; many comms never have one.
+
+    Its receiver asks for it too: the sender's greeting may have come before there was an endpoint.
+    """
+    if endpoint.state == WIRING and not endpoint.is_wanted:
+        if now_ns() < endpoint.peer.shunned_until_ns:
+            break_endpoint(endpoint, ETIMEDOUT)
+        else:
+            _want(endpoint)
+
+
+cdef bint any_ready(const Peer *peer) noexcept nogil:
+    """Whether the peer has greeted one of its endpoints, which is not broken since."""
+    cdef const Endpoint *endpoint = peer.endpoints
+    while endpoint != NULL and endpoint.state != READY:
+        endpoint = endpoint.next_of_peer
+    return endpoint != NULL
+
+
+cdef void shun(Peer *peer) noexcept nogil:
+    """Break the endpoints to a peer at their first use, for a while, or until it greets."""
+    peer.shunned_until_ns = now_ns() + SHUN_MS * <int64_t> 1_000_000
+
+
+cdef void _want(Endpoint *endpoint) noexcept nogil:
+    endpoint.is_wanted = endpoint.is_greeting_due = True
+    _call_for(endpoint.peer)
+
+
+cdef void remove_endpoint(Endpoint *endpoint) noexcept nogil:
+    """Free an endpoint without operations; the last one of a peer leaves the connection idle."""
+    global endpoint_count
+    cdef Peer *peer = endpoint.peer
+    cdef Endpoint **link = &peer.endpoints
+    while link[0] != endpoint:
+        link = &link[0].next_of_peer
+    link[0] = endpoint.next_of_peer
+    link = _bucket_of(endpoint.own_token)
+    while link[0] != endpoint:
+        link = &link[0].next_of_bucket
+    link[0] = endpoint.next_of_bucket
+    if peer.endpoints == NULL:
+        peer.idle_since_ns = now_ns()
+        worker.sleep_limit_ms = IDLE_MS
+    discard_all(endpoint)
+    free(endpoint)
+    endpoint_count -= 1
+
+
+# ---------------------------------------------------------------- connections
+
+cdef Peer *_peer_at(const char *address, size_t address_length) noexcept nogil:
+    global peers
+    cdef Peer *peer = peers
+    while peer != NULL:
+        if (
+            peer.address_length == address_length
+            and memcmp(peer.address, address, address_length) == 0
+        ):
+            return peer
+        peer = peer.next
+    peer = <Peer *> calloc(1, sizeof(Peer))
+    if peer == NULL:
+        return NULL
+    peer.address = <char *> malloc(address_length)
+    if peer.address == NULL:
+        free(peer)
+        return NULL
+    memcpy(peer.address, address, address_length)
+    peer.address_length = address_length
+    peer.next = peers
+    peers = peer
+    return peer
+
+
+cdef void _call_for(Peer *peer) noexcept nogil:
+    """Have the thread attend to a peer."""
+    global any_due
+    peer.is_due = any_due = True
+
+
+cdef int _connect(Peer *peer) noexcept nogil:
+    """Make the peer's next connection; the errno."""
+    cdef EndpointParams params
+    cdef Status status
+    memset(&params, 0, sizeof(params))
+    params.field_mask = (
+        EP_PARAM_FIELD_REMOTE_ADDRESS | EP_PARAM_FIELD_ERR_HANDLING_MODE
+        | EP_PARAM_FIELD_ERR_HANDLER
+    )
+    params.address = peer.address
+    params.error_mode = ERR_HANDLING_MODE_PEER
+    params.error_handler.callback = _connection_failed
+    params.error_handler.argument = peer
+    peer.is_stuck = False
+    peer.serial += 1            # UCX counts also those that fail
+    status = ucp.ep_create(worker.handle, &params, &peer.handle)
+    if status != OK:
+        peer.handle = NULL
+    return errno_of(status)
+
+
+cdef void _connection_failed(
+    void *argument, EndpointHandle handle, Status status
+) noexcept nogil:
+    cdef Peer *peer = <Peer *> argument
+    if peer.handle == handle:
+        peer.error = errno_of(status)
+        _call_for(peer)
+
+
+cdef void _close_connection(Peer *peer) noexcept nogil:
+    """End all that is in flight: each callback comes, if not at once then soon."""
+    cdef RequestParams params
+    cdef EndpointHandle handle = peer.handle
+    peer.handle = NULL
+    peer.error = 0
+    if handle == NULL:
+        return
+    memset(&params, 0, sizeof(params))
+    params.attribute_mask = OP_ATTR_FIELD_FLAGS | OP_ATTR_FIELD_CALLBACK
+    params.flags = EP_CLOSE_FLAG_FORCE
+    params.callback = <void *> _done
+    ucp.ep_close_nbx(handle, &params)
+
+
+cdef void _done(void *request, Status status, void *user_data) noexcept nogil:
+    free(user_data)             # a greeting, or NULL
+    ucp.request_free(request)
+
+
+cdef void _close_idle() noexcept nogil:
+    """Close the connections that nobody has used for a while."""
+    cdef Peer *peer = peers
+    cdef int64_t limit_ns = now_ns() - IDLE_MS * <int64_t> 1_000_000
+    worker.sleep_limit_ms = -1
+    while peer != NULL:
+        if peer.handle != NULL and peer.endpoints == NULL:
+            if peer.idle_since_ns <= limit_ns:
+                _close_connection(peer)
+            else:
+                worker.sleep_limit_ms = IDLE_MS
+        peer = peer.next
+
+
+cdef void break_connection(Peer *peer, int error) noexcept nogil:
+    """Give up a connection; its endpoints fail, but those that nobody has used yet try again.
+
+    Where several are in use, the peer is told by the next connection: no other sign of it may
+    come, and frames that are sent no more would be waited for.
+    """
+    global break_count
+    cdef Endpoint *endpoint = peer.endpoints
+    cdef bint is_shared = endpoint != NULL and endpoint.next_of_peer != NULL
+    cdef bint was_ready
+    break_count += peer.handle != NULL
+    _close_connection(peer)
+    while endpoint != NULL:
+        endpoint.attempt_count += endpoint.is_wanted
+        if (
+            endpoint.state != WIRING or endpoint.in_flight.first != NULL or endpoint.kept != NULL
+            or endpoint.attempt_count >= ATTEMPT_LIMIT
+        ):
+            was_ready = endpoint.state == READY
+            break_endpoint(endpoint, error)
+            if was_ready and is_shared:
+                endpoint.is_greeting_due = True
+                _call_for(peer)
+        elif endpoint.is_wanted:
+            _want(endpoint)
+        endpoint = endpoint.next_of_peer
+
+
+cdef void break_endpoint(Endpoint *endpoint, int error) noexcept nogil:
+    if endpoint.state != BROKEN:
+        endpoint.state = BROKEN
+        endpoint.error = error
+    endpoint.is_greeting_due = endpoint.is_answer_due = False
+    end_all(&endpoint.held, error)
+    end_all(&endpoint.posted, error)
+    discard_all(endpoint)
+
+
+# ---------------------------------------------------------------- greetings
+
+cdef bint register() noexcept nogil:
+    """Have UCX and the thread call this module; False where UCX refuses."""
+    cdef HandlerParams params
+    memset(&params, 0, sizeof(params))
+    params.field_mask = AM_HANDLER_PARAM_FIELD_ID | AM_HANDLER_PARAM_FIELD_CB
+    params.id = AM_GREETING
+    params.callback = _greeted
+    worker.attend = _attend
+    return ucp.worker_set_am_recv_handler(worker.handle, &params) == OK
+
+
+cdef Status _greeted(
+    void *argument, const void *header, size_t header_length, void *data, size_t length,
+    const ReceiveAttributes *attributes
+) noexcept nogil:
+    cdef Greeting greeting
+    cdef Endpoint *endpoint
+    if header_length == sizeof(greeting):
+        memcpy(&greeting, header, sizeof(greeting))
+        endpoint = find_endpoint(greeting.token)
+        if endpoint != NULL and endpoint.state != BROKEN:
+            _take_greeting(endpoint, &greeting)
+    return OK
+
+
+cdef void _take_greeting(Endpoint *endpoint, const Greeting *greeting) noexcept nogil:
+    cdef Peer *peer = endpoint.peer
+    if greeting.serial > peer.serial:
+        if greeting.serial - peer.serial <= CATCH_UP_LIMIT:
+            peer.wanted_serial = greeting.serial
+            endpoint.is_wanted = True
+    elif greeting.serial < peer.serial or peer.handle == NULL:
+        if endpoint.state == WIRING:    # tell the peer that it is behind
+            _want(endpoint)
+    else:
+        peer.shunned_until_ns = 0
+        if endpoint.state == WIRING:
+            endpoint.state = READY
+        if not greeting.is_answer:
+            endpoint.is_answer_due = True
+    _call_for(peer)
+
+
+cdef bint _attend() noexcept nogil:
+    """Between two rounds of progress: see to the peers that are due, then report what has ended."""
+    global any_due
+    cdef Peer *peer = peers
+    cdef bint was_due = any_due
+    if any_due:
+        any_due = False
+        while peer != NULL:
+            if peer.is_due:
+                peer.is_due = False
+                _attend_to(peer)
+            peer = peer.next
+    if worker.sleep_limit_ms >= 0:
+        _close_idle()
+    return report() or was_due
+
+
+cdef void _attend_to(Peer *peer) noexcept nogil:
+    cdef Endpoint *endpoint
+    cdef int error = peer.error
+    if error:
+        break_connection(peer, error)
+    if peer.endpoints != NULL and peer.serial < peer.wanted_serial:
+        break_connection(peer, ECONNRESET)
+        while peer.serial < peer.wanted_serial:
+            _close_connection(peer)
+            error = _connect(peer)
+    endpoint = peer.endpoints
+    while endpoint != NULL:
+        _attend_to_endpoint(endpoint)
+        endpoint = endpoint.next_of_peer
+
+
+cdef void _attend_to_endpoint(Endpoint *endpoint) noexcept nogil:
+    cdef Peer *peer = endpoint.peer
+    cdef int error = 0
+    if endpoint.is_greeting_due or endpoint.is_answer_due:
+        if peer.handle == NULL:
+            error = _connect(peer)
+        if not error:
+            error = _greet(endpoint)
+        if error:
+            break_endpoint(endpoint, error)
+    while endpoint.state == READY and endpoint.held.first != NULL:
+        send_frame(endpoint.held.first)
+
+
+cdef int _greet(Endpoint *endpoint) noexcept nogil:
+    """Send a greeting, or the answer to one; the errno."""
+    cdef RequestParams params
+    cdef Status status
+    cdef Greeting *greeting = <Greeting *> malloc(sizeof(Greeting))
+    if greeting == NULL:
+        return errno_of(-4)
+    greeting[0] = Greeting(
+        endpoint.peer_token, endpoint.peer.serial, not endpoint.is_greeting_due
+    )
+    endpoint.is_greeting_due = endpoint.is_answer_due = False
+    memset(&params, 0, sizeof(params))
+    params.attribute_mask = (
+        OP_ATTR_FIELD_CALLBACK | OP_ATTR_FIELD_USER_DATA | OP_ATTR_FIELD_FLAGS
+    )
+    params.flags = AM_SEND_FLAG_EAGER
+    params.callback = <void *> _done
+    params.user_data = greeting
+    status = status_of(ucp.am_send_nbx(
+        endpoint.peer.handle, AM_GREETING, greeting, sizeof(Greeting), NULL, 0, &params
+    ))
+    if status != IN_PROGRESS:
+        free(greeting)
+    return errno_of(status)

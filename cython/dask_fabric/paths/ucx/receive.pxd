@@ -1,0 +1,7 @@
+"""Frames that come in by UCX: each into the memory that was posted for it, kept, or refused."""
+
+from dask_fabric.paths.ucx.state cimport Kept, Operation
+
+cdef bint register_frames() noexcept nogil
+cdef void receive_kept(Operation *operation, Kept *kept) noexcept nogil
+cdef size_t refused_count() noexcept nogil

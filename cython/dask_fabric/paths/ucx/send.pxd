@@ -1,0 +1,5 @@
+"""Frames that go out by UCX."""
+
+from dask_fabric.paths.ucx.state cimport Operation
+
+cdef void send_frame(Operation *operation) noexcept nogil

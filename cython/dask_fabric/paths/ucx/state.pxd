@@ -1,0 +1,110 @@
+"""The structures of the `ucx` path; declarations only. `Worker.mutex` guards all of them."""
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+from dask_fabric.paths.ucx.libucp cimport EndpointHandle
+
+# Called once at the end of an operation, by the progress thread, without any lock of ours.
+# `progress` is 0 (complete) or 4 (failed, with an errno), as in `dask_fabric.paths.stream`.
+ctypedef void (*OnEnd)(
+    void *context, uint64_t operation, int progress, int error, size_t moved_bytes
+) noexcept nogil
+
+cdef enum:
+    COMPLETE = 0
+    FAILED = 4
+
+# On the wire: the ids and headers of active messages.
+cdef enum:
+    AM_FRAME = 0
+    AM_GREETING = 1
+
+cdef struct FrameHeader:
+    uint64_t token              # of the receiving endpoint
+    uint64_t sequence
+    uint32_t index
+    uint32_t reserved
+    uint64_t nbytes
+
+cdef struct Greeting:
+    uint64_t token              # of the endpoint that is greeted
+    uint32_t serial             # which of the sender's connections to this peer this is, from 1
+    uint32_t is_answer
+
+cdef enum OperationState:
+    FREE = 0
+    HELD = 1                    # an offer, until the peer's endpoint is there
+    POSTED = 2                  # a receive, until its message is there
+    IN_FLIGHT = 3               # UCX uses its memory
+    ENDED = 4                   # its callback is to be called
+    REPORTING = 5               # its callback runs
+    ABANDONED = 6               # UCX may use its memory for ever; nobody wants to hear of its end
+
+cdef struct OperationList:
+    Operation *first
+    Operation *last
+
+cdef struct Operation:
+    OperationState state
+    bint is_cancelled           # nobody wants to hear of its end
+    uint64_t name               # slot in the lower half, generation in the upper
+    Endpoint *endpoint
+    OperationList *in_list
+    Operation *previous
+    Operation *next
+    FrameHeader header          # must live until the message is sent
+    void *memory
+    int memory_kind
+    int error
+    OnEnd on_end
+    void *context
+
+# A message that came before its receive was posted.
+cdef struct Kept:
+    Kept *next
+    FrameHeader header
+    void *descriptor            # UCX's; NULL for an empty frame
+    size_t nbytes
+    bint is_rendezvous
+
+cdef enum EndpointState:
+    WIRING = 0                  # offers are held until the peer has greeted
+    READY = 1
+    BROKEN = 2                  # every operation fails, until it is closed
+
+# One end of a comm's frames. Endpoints to the same peer share its connection.
+cdef struct Endpoint:
+    EndpointState state
+    int error                   # of a broken one
+    uint64_t own_token
+    uint64_t peer_token
+    uint32_t attempt_count
+    bint is_wanted              # frames wait for it, here or at the counterpart
+    bint is_greeting_due
+    bint is_answer_due
+    Peer *peer
+    Endpoint *next_of_peer
+    Endpoint *next_of_bucket
+    OperationList held
+    OperationList posted
+    OperationList in_flight
+    Kept *kept
+    Kept *last_kept
+    size_t kept_count
+    size_t kept_bytes
+
+# A worker of another process (or of this one). Remembered for as long as UCX itself does, which
+# counts the connections to it.
+cdef struct Peer:
+    Peer *next
+    char *address
+    size_t address_length
+    EndpointHandle handle       # NULL while there is no connection
+    uint32_t serial             # how many connections there were
+    uint32_t wanted_serial      # the peer has made so many
+    int error                   # of the connection, to be attended to; 0 if none
+    bint is_stuck               # its connection was given up, and has not ended since
+    bint is_due                 # something of it or of its endpoints is to be attended to
+    int64_t idle_since_ns       # when its last endpoint was closed
+    int64_t shunned_until_ns    # it did not greet: its endpoints break at their first use
+    Endpoint *endpoints

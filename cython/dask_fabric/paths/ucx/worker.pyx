@@ -1,0 +1,336 @@
+"""The one UCX worker of a process, its lock, and the thread that makes it progress.
+
+The thread never takes the GIL. It sleeps on the worker's event fd, at no cost, and holds the lock
+only for as long as one round of progress takes.
+"""
+
+import atexit
+import contextlib
+import os
+import threading
+
+from libc.stddef cimport size_t
+from libc.stdint cimport int64_t
+from libc.string cimport memset
+from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
+from posix.unistd cimport usleep
+
+from dask_fabric.errors import ForkedError, UCXError, UnavailableError
+from dask_fabric.paths.ucx import libucp
+from dask_fabric.paths.ucx.library import environment
+
+from dask_fabric.linux cimport (
+    POLLIN, SIG_SETMASK, poll, pollfd, sched_yield, pthread_cond_broadcast, pthread_cond_init,
+    pthread_cond_timedwait, pthread_cond_wait, pthread_create, pthread_join, pthread_mutex_init,
+    pthread_mutex_lock, pthread_mutex_unlock, pthread_self, pthread_setname_np, pthread_sigmask,
+    sigfillset, sigset_t,
+)
+from dask_fabric.paths.ucx.libucp cimport (
+    ERROR_BUSY, FEATURE_AM, FEATURE_WAKEUP, OK, PARAM_FIELD_ESTIMATED_NUM_EPS,
+    PARAM_FIELD_FEATURES, THREAD_MODE_SERIALIZED, WORKER_ATTR_FIELD_ADDRESS,
+    WORKER_PARAM_FIELD_THREAD_MODE, Config, ContextParams, Status, WorkerAttributes, WorkerParams,
+    check, ucp,
+)
+
+cdef enum:
+    # Some microseconds in which the next fragment of a message mostly comes: a sleep costs 20.
+    ROUNDS_BEFORE_SLEEP = 100
+    RETRY_MICROSECONDS = 1000
+    RETRIES_BEFORE_YIELD = 20   # a look at what came between progress and sleep is soon over
+    YIELDS_BEFORE_NAP = 200     # some milliseconds in which a peer mostly makes room
+
+_starting = threading.Lock()    # UCX takes its settings from the process's environment
+_is_ending = False
+_END_SECONDS = 10.0     # to wait for a start that is under way
+_address = b""
+_library_path = ""
+
+
+def start(library, options=(), defaults=None, estimated_endpoints=64):
+    """Start the worker alone; see `dask_fabric.paths.ucx.core.start`, which is to be called."""
+    with _starting:
+        if _is_ending:
+            raise UnavailableError("the process ends")
+        _start_alone(library, options, defaults, estimated_endpoints)
+
+
+def _start_alone(library, options, defaults, estimated_endpoints):
+    global _library_path
+    _refuse_forked()
+    if worker.handle != NULL:
+        if library.path != _library_path:
+            raise UnavailableError(f"UCX runs already, from {_library_path}, not {library.path}")
+        return
+    # Variables reach all of UCX's settings in each of its versions; its functions do not. They
+    # are gone when it has read them: programs started from here are not ours to tune. Without the
+    # GIL, since it takes tens of milliseconds, for which no event loop may stand still.
+    with _set_for_now(environment(options, library.version, defaults)):
+        libucp.open_library(library.path)
+        _create(estimated_endpoints)
+    _library_path = library.path
+
+
+def bind(size_t function, size_t argument):
+    """Have a C function called in each thread before UCX works with device memory there.
+
+    Up to 1.19 UCX takes the context that is current in a thread, and has to be told of none other.
+
+    Parameters
+    ----------
+    function, argument : int
+        Addresses of an ``int function(void *argument)``, which needs no GIL and gives 0, and of
+        what it is called with: CUDA's ``cuCtxSetCurrent`` and a context. 0 and 0 for none.
+    """
+    with nogil:
+        lock()
+        worker.bind = <int (*)(void *) noexcept nogil> function
+        worker.bind_argument = <void *> argument
+        worker.is_bound = False
+        unlock_and_wake()
+
+
+def is_running():
+    """Whether the worker runs, and in this very process."""
+    return worker.handle != NULL and not worker.is_foreign
+
+
+def address():
+    """Give the address of the worker, which a peer needs to open an endpoint.
+
+    Returns
+    -------
+    bytes
+    """
+    _refuse_forked()
+    if worker.handle == NULL:
+        raise UnavailableError("UCX does not run in this process")
+    return _address
+
+
+@contextlib.contextmanager
+def _set_for_now(variables):
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name in variables:
+            os.environ.pop(name, None)
+
+
+def _create(size_t estimated_endpoints):
+    global _address
+    cdef WorkerAttributes attributes
+    cdef WorkerParams params
+    cdef WorkerHandle handle = NULL
+    cdef Status status
+    memset(&attributes, 0, sizeof(attributes))
+    memset(&params, 0, sizeof(params))
+    params.field_mask = WORKER_PARAM_FIELD_THREAD_MODE
+    params.thread_mode = THREAD_MODE_SERIALIZED
+    if worker.bind != NULL and worker.bind(worker.bind_argument) != 0:
+        raise UCXError("the context of the device cannot be made current for UCX", -1)
+    _create_context(estimated_endpoints)
+    try:
+        with nogil:
+            status = ucp.worker_create(worker.context, &params, &handle)
+        check(status, "ucp_worker_create")
+        check(ucp.worker_get_efd(handle, &worker.event_fd), "ucp_worker_get_efd")
+        attributes.field_mask = WORKER_ATTR_FIELD_ADDRESS
+        check(ucp.worker_query(handle, &attributes), "ucp_worker_query")
+        _address = (<char *> attributes.address)[: attributes.address_length]
+        worker.address_mark = (<char *> attributes.address)[0]
+        ucp.worker_release_address(handle, attributes.address)
+        _publish(handle)
+    except BaseException:
+        _destroy(handle)
+        raise
+
+
+cdef int _publish(WorkerHandle handle) except -1:
+    """Let the other threads use the worker, and begin with its own."""
+    cdef bint begun
+    with nogil:
+        _enter()
+        worker.handle = handle
+        begun = pthread_create(&worker.thread, NULL, _thread_main, NULL) == 0
+        if not begun:
+            worker.handle = NULL
+        unlock()
+    if not begun:
+        raise OSError("no thread for UCX: is the limit of processes (ulimit -u) reached?")
+    return 0
+
+
+def _create_context(size_t estimated_endpoints):
+    cdef ContextParams params
+    cdef Config config = NULL
+    cdef Status status
+    cdef unsigned int version_major, version_minor
+    version_major, version_minor, _ = libucp.version()
+    memset(&params, 0, sizeof(params))
+    params.field_mask = PARAM_FIELD_FEATURES | PARAM_FIELD_ESTIMATED_NUM_EPS
+    params.features = FEATURE_AM | FEATURE_WAKEUP
+    params.estimated_num_eps = estimated_endpoints
+    check(ucp.config_read(NULL, NULL, &config), "ucp_config_read")
+    with nogil:
+        status = ucp.init_version(version_major, version_minor, &params, config, &worker.context)
+    ucp.config_release(config)
+    check(status, "ucp_init")
+
+
+cdef void _destroy(WorkerHandle handle) noexcept nogil:
+    if handle != NULL:
+        ucp.worker_destroy(handle)
+    ucp.cleanup(worker.context)
+    worker.context = NULL
+
+
+def _stop():
+    """At the end of the interpreter: UCX's own end must not meet its thread, or its start."""
+    global _is_ending
+    _is_ending = True
+    if _starting.acquire(timeout=_END_SECONDS):
+        _starting.release()
+    if worker.handle == NULL or worker.is_foreign:
+        return
+    with nogil:
+        lock()
+        worker.is_stopping = True
+        unlock_and_wake()
+        pthread_join(worker.thread, NULL)
+        # Not destroyed: peers notice the end by themselves, and the memory goes with the process.
+
+
+def _refuse_forked():
+    if worker.is_foreign:
+        raise ForkedError(
+            "UCX belongs to the parent of this forked process and cannot be used here: start "
+            "processes by spawn or forkserver instead of fork"
+        )
+
+
+def _after_fork_in_child():
+    # Its locks may be held by the parent's threads: nothing of it is touched any more.
+    global _starting
+    if worker.handle != NULL or _starting.locked():
+        worker.is_foreign = True
+    _starting = threading.Lock()
+
+
+atexit.register(_stop)
+memset(&worker, 0, sizeof(worker))
+worker.sleep_limit_ms = -1
+pthread_mutex_init(&worker.mutex, NULL)
+pthread_mutex_init(&worker.queue, NULL)
+pthread_cond_init(&worker.changed, NULL)
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+# ---------------------------------------------------------------- the lock
+
+cdef bint lock() noexcept nogil:
+    """Take the lock, and say whether the worker may be used: it must be let go in any case."""
+    if worker.is_foreign:
+        return False
+    _enter()
+    return worker.handle != NULL and not worker.is_stopping
+
+
+cdef void unlock() noexcept nogil:
+    if not worker.is_foreign:
+        pthread_mutex_unlock(&worker.mutex)
+
+
+cdef void unlock_and_wake() noexcept nogil:
+    """Let go of the lock after something that the thread must see.
+
+    Without a signal after each request that was posted, messages can be stuck for ever.
+    """
+    if worker.is_foreign:
+        return
+    if worker.handle != NULL:
+        ucp.worker_signal(worker.handle)
+    pthread_mutex_unlock(&worker.mutex)
+
+
+cdef void await_change() noexcept nogil:
+    """Let go of the lock until the thread has ended something."""
+    pthread_cond_wait(&worker.changed, &worker.mutex)
+
+
+cdef int64_t deadline_ns(int64_t patience_ns) noexcept nogil:
+    """When that time from now is over; for `await_change_until`."""
+    cdef timespec now
+    clock_gettime(CLOCK_REALTIME, &now)
+    return now.tv_sec * 1_000_000_000 + now.tv_nsec + patience_ns
+
+
+cdef bint await_change_until(int64_t until_ns) noexcept nogil:
+    """As `await_change`; False where the time is over."""
+    cdef timespec until
+    until.tv_sec = until_ns // 1_000_000_000
+    until.tv_nsec = until_ns % 1_000_000_000
+    return pthread_cond_timedwait(&worker.changed, &worker.mutex, &until) == 0
+
+
+cdef void _enter() noexcept nogil:
+    pthread_mutex_lock(&worker.queue)
+    pthread_mutex_lock(&worker.mutex)
+    pthread_mutex_unlock(&worker.queue)
+
+
+# ---------------------------------------------------------------- the thread
+
+cdef void *_thread_main(void *argument) noexcept nogil:
+    cdef sigset_t signals
+    cdef int idle_rounds = 0, yields = 0
+    sigfillset(&signals)        # signals are for Python's main thread
+    pthread_sigmask(SIG_SETMASK, &signals, NULL)
+    pthread_setname_np(pthread_self(), b"fabric-ucx")
+    _enter()
+    while not worker.is_stopping:
+        if _advance():
+            idle_rounds = yields = 0
+        elif (
+            worker.operation_count and idle_rounds < ROUNDS_BEFORE_SLEEP
+            and yields < YIELDS_BEFORE_NAP
+        ):
+            idle_rounds += 1
+        else:
+            idle_rounds = 0
+            yields = _sleep(yields)
+            continue
+        pthread_mutex_unlock(&worker.mutex)
+        _enter()
+    pthread_cond_broadcast(&worker.changed)
+    pthread_mutex_unlock(&worker.mutex)
+    return NULL
+
+
+cdef bint _advance() noexcept nogil:
+    """One round; True where anything happened."""
+    if worker.bind != NULL and not worker.is_bound:
+        worker.is_bound = True
+        worker.bind(worker.bind_argument)
+    cdef bint moved = ucp.worker_progress(worker.handle) != 0
+    return (worker.attend != NULL and worker.attend()) or moved
+
+
+cdef int _sleep(int yields) noexcept nogil:
+    """Wait for an event of UCX, unless there is one already.
+
+    Where UCX has more to send than there is room, nothing may tell when there is: give way, and
+    after so many times, since the peer may be stopped, nap. Returns how many times.
+    """
+    cdef pollfd watched = pollfd(worker.event_fd, POLLIN, 0)
+    cdef Status status = ucp.worker_arm(worker.handle)
+    pthread_mutex_unlock(&worker.mutex)
+    if status == OK:
+        poll(&watched, 1, worker.sleep_limit_ms)
+    elif status == ERROR_BUSY and yields < YIELDS_BEFORE_NAP:
+        if yields >= RETRIES_BEFORE_YIELD:
+            sched_yield()
+    else:                       # its event fd is readable all the time
+        usleep(RETRY_MICROSECONDS)
+    _enter()
+    return min(yields + 1, <int> YIELDS_BEFORE_NAP) if status == ERROR_BUSY else 0

@@ -1,5 +1,0 @@
-"""Frames that go out by UCX."""
-
-from dask_fabric.paths.ucx_state cimport Operation
-
-cdef void send_frame(Operation *operation) noexcept nogil

@@ -1,0 +1,231 @@
+"""What has moved by one path, of one comm or of several together, and what it had to wait for.
+
+Always on: a small message costs additions to integers and no look at the clock.
+"""
+
+cimport cython
+from libc.stdint cimport int64_t, uint16_t, uint64_t
+from libc.string cimport memset
+
+from dask_fabric.clock cimport now_ns
+from dask_fabric.histogram cimport BUCKET_COUNT, Histogram, note
+from dask_fabric.wire.frames cimport FrameSet
+
+HISTOGRAM_BUCKET_COUNT = BUCKET_COUNT
+
+cdef enum:
+    COUNT_OF_NUMBERS = 16 + 5 * (BUCKET_COUNT + 1)     # in Counts: 16, and 5 histograms
+
+assert COUNT_OF_NUMBERS * sizeof(uint64_t) == sizeof(Counts)
+
+cdef packed struct Packed:
+    uint16_t place
+    uint64_t value
+
+
+@cython.auto_pickle(False)
+@cython.final
+cdef class Metrics:
+    """Counters, times and histograms of one path."""
+
+    def add(self, Metrics other):
+        """Add what another object has counted."""
+        cdef uint64_t *sums = <uint64_t *> &self.counts
+        cdef const uint64_t *more = <const uint64_t *> &other.counts
+        cdef size_t index
+        for index in range(sizeof(Counts) // sizeof(uint64_t)):
+            sums[index] += more[index]
+
+    def packed(self):
+        """Give what is counted in a few bytes: of each number that is not 0, its place and value.
+
+        Returns
+        -------
+        bytes
+        """
+        cdef const uint64_t *numbers = <const uint64_t *> &self.counts
+        cdef Packed out[COUNT_OF_NUMBERS]
+        cdef Py_ssize_t used = 0
+        cdef int place
+        for place in range(COUNT_OF_NUMBERS):
+            if numbers[place]:
+                out[used] = Packed(place, numbers[place])
+                used += 1
+        return (<char *> &out[0])[: used * sizeof(Packed)]
+
+    def subtract(self, bytes packed):
+        """Subtract what `packed` gave, so that what was counted since is left."""
+        cdef uint64_t *numbers = <uint64_t *> &self.counts
+        cdef const Packed *entries = <const Packed *> <const char *> packed
+        cdef Py_ssize_t index
+        for index in range(len(packed) // <Py_ssize_t> sizeof(Packed)):
+            numbers[entries[index].place] -= entries[index].value
+
+    def copy(self):
+        """Give another object with the same counts."""
+        cdef Metrics other = Metrics.__new__(Metrics)
+        other.counts = self.counts
+        return other
+
+    def serialized(self, int64_t spent_ns):
+        """Count the time that it took to serialize a message that was not tiny."""
+        self.counts.serialize_ns += spent_ns
+
+    def deserialized(self, int64_t spent_ns):
+        """Count the time that it took to deserialize a message that was not tiny."""
+        self.counts.deserialize_ns += spent_ns
+
+    def let_go(self):
+        """The comm has ended, and holds nothing for its peer any more."""
+        self.counts.unacknowledged_bytes = 0
+
+    cdef void offered(self, FrameSet frames) noexcept:
+        """Frames are there for the peer to fetch."""
+        self.counts.bytes_sent += frames.nbytes
+        self.counts.frames_sent += frames.count
+
+    cdef void fell_back(self, FrameSet frames) noexcept:
+        """Frames that were offered so are to be sent instead."""
+        self.counts.fallback_bytes += frames.nbytes
+
+    cdef void fetched(self, FrameSet frames) noexcept:
+        """Frames that the peer has offered are here."""
+        self.counts.bytes_received += frames.nbytes
+        self.counts.frames_received += frames.count
+
+    cdef void allocated(self, int64_t begin_ns) noexcept:
+        """Memory that was asked for then may be used."""
+        self.counts.allocate_ns += now_ns() - begin_ns
+
+    cdef void sent(self, int64_t begin_ns, int64_t waited_ns, int64_t busy_ns) noexcept:
+        """Count a job that sent: when it began, what it waited for the loop, and how long it moved.
+
+        A job that does not say how long it moved bytes (0) did so all the time.
+        """
+        cdef int64_t spent_ns = now_ns() - begin_ns
+        note(&self.counts.send_ns, spent_ns)
+        self._moved(spent_ns, waited_ns, busy_ns)
+
+    cdef void received(self, int64_t begin_ns, int64_t waited_ns, int64_t busy_ns) noexcept:
+        """Count a job that received, as `sent`."""
+        cdef int64_t spent_ns = now_ns() - begin_ns
+        note(&self.counts.receive_ns, spent_ns)
+        self._moved(spent_ns, waited_ns, busy_ns)
+
+    cdef void _moved(self, int64_t spent_ns, int64_t waited_ns, int64_t busy_ns) noexcept:
+        """Split the time of a job: the rest of it, it waited for its peer."""
+        cdef int64_t moving_ns = max(<int64_t> 0, spent_ns - waited_ns)
+        if busy_ns == 0 or busy_ns > moving_ns:
+            busy_ns = moving_ns
+        self.counts.loop_ns += waited_ns
+        self.counts.wire_ns += busy_ns
+        self.counts.peer_ns += moving_ns - busy_ns
+
+    cdef void answered(self, int64_t begin_ns) noexcept:
+        cdef int64_t spent_ns = now_ns() - begin_ns
+        note(&self.counts.answer_ns, spent_ns)
+        self.counts.peer_ns += spent_ns
+
+    def brief(self):
+        """Give bytes and seconds alone.
+
+        Returns
+        -------
+        tuple
+            Bytes sent and received, fallbacks, and seconds of waiting for the loop, allocating, on
+            the wire, waiting for the peer, and of serializing and deserializing together.
+        """
+        cdef Counts *counts = &self.counts
+        return (
+            counts.bytes_sent, counts.bytes_received,
+            counts.fallbacks_sent + counts.fallbacks_received,
+            counts.loop_ns / 1e9, counts.allocate_ns / 1e9, counts.wire_ns / 1e9,
+            counts.peer_ns / 1e9, (counts.serialize_ns + counts.deserialize_ns) / 1e9,
+        )
+
+    def as_dict(self):
+        """Give everything by its name.
+
+        Returns
+        -------
+        dict
+            Counts, ``*_seconds``, ``unacknowledged_bytes`` of the time of the copy, and under
+            ``histograms`` for each the ``counts`` (the one with the index i is of values up to 2**i
+            and above 2**(i - 1); without zeros at the end) and the ``sum`` of the values.
+        """
+        cdef Counts *counts = &self.counts
+        return {
+            "messages_sent": counts.messages_sent,
+            "messages_received": counts.messages_received,
+            "bytes_sent": counts.bytes_sent,
+            "bytes_received": counts.bytes_received,
+            "frames_sent": counts.frames_sent,
+            "frames_received": counts.frames_received,
+            "fallbacks_sent": counts.fallbacks_sent,
+            "fallbacks_received": counts.fallbacks_received,
+            "fallback_bytes": counts.fallback_bytes,
+            "unacknowledged_bytes": counts.unacknowledged_bytes,
+            "send_seconds": counts.send_ns.total / 1e9,
+            "receive_seconds": counts.receive_ns.total / 1e9,
+            "loop_seconds": counts.loop_ns / 1e9,
+            "allocate_seconds": counts.allocate_ns / 1e9,
+            "wire_seconds": counts.wire_ns / 1e9,
+            "peer_seconds": counts.peer_ns / 1e9,
+            "serialize_seconds": counts.serialize_ns / 1e9,
+            "deserialize_seconds": counts.deserialize_ns / 1e9,
+            "histograms": {
+                "sent_message_bytes": _plain(&counts.sent_message_bytes),
+                "received_message_bytes": _plain(&counts.received_message_bytes),
+                "send_ns": _plain(&counts.send_ns),
+                "receive_ns": _plain(&counts.receive_ns),
+                "answer_ns": _plain(&counts.answer_ns),
+            },
+        }
+
+
+cdef _plain(const Histogram *histogram):
+    cdef int end = BUCKET_COUNT
+    while end > 0 and histogram.counts[end - 1] == 0:
+        end -= 1
+    return {"counts": [histogram.counts[i] for i in range(end)], "sum": histogram.total}
+
+
+def histogram_of(values):
+    """Count integers as the engine counts sizes and times.
+
+    Parameters
+    ----------
+    values : iterable of int
+
+    Returns
+    -------
+    dict
+        As in `Metrics.as_dict`.
+    """
+    cdef Histogram histogram
+    cdef uint64_t value
+    memset(&histogram, 0, sizeof(histogram))
+    for value in values:
+        note(&histogram, value)
+    return _plain(&histogram)
+
+
+def time_of_counting(int64_t count):
+    """Measure what the counting adds to one small message, in either direction.
+
+    Parameters
+    ----------
+    count : int
+        How many messages to count.
+
+    Returns
+    -------
+    float
+        Nanoseconds for one.
+    """
+    cdef Metrics metrics = Metrics()
+    cdef volatile uint64_t nbytes = 100     # so that the compiler counts each
+    cdef int64_t begin_ns = now_ns()
+    for _ in range(count):
+        note(&metrics.counts.sent_message_bytes, nbytes)
+    return (now_ns() - begin_ns) / <double> count

@@ -1,0 +1,28 @@
+"""What a connection has sent and must still keep: the frames that its peer may fetch."""
+
+from dask_fabric.jobs.completions cimport Job
+from dask_fabric.wire.frames cimport FrameSet
+
+cdef class Lease:
+    """The frames of one message that are on offer, until nobody needs their memory any more."""
+    cdef readonly FrameSet frames
+    cdef list pins                      # jobs of paths that still read the memory, or None
+    cdef readonly bint is_answered      # the peer has acknowledged, or requested on the stream
+    cdef readonly bint is_staging       # frames of devices are on their way to host memory
+
+    cdef pin(self, Job job)
+    cdef bint _is_over(self) noexcept
+
+cdef class Outbox:
+    cdef dict leases                    # number of the message -> lease
+    cdef readonly Py_ssize_t in_flight_bytes    # of those that are not answered
+    cdef readonly Py_ssize_t unanswered_count
+
+    cdef Lease lease(self, FrameSet frames)
+    cdef Lease answered(self, sequence)
+    cdef bint staging_ended(self, Lease lease) except -1
+    cdef bint unpin(self, Lease lease, Job job) except -1
+    cdef cancel_pins(self)
+    cdef bint release(self, Lease lease) except -1
+    cdef Py_ssize_t in_flight_bytes_by(self, int path) except -1
+    cdef clear(self)

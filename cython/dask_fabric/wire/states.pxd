@@ -1,0 +1,31 @@
+"""The states of a connection: everything about them is in this module, and in no other."""
+
+cdef enum Half:                 # what one side may still send
+    GREETING = 0                # its hello
+    OPEN = 1                    # everything
+    CLOSING = 2                 # the frames that it was asked for
+    DONE = 3                    # nothing
+    HALF_COUNT = 4
+
+cdef enum Event:
+    HELLO_DONE = 0              # both hellos are exchanged
+    MESSAGE_SENT = 1            # and so on: by the side whose half it is
+    ANSWER_SENT = 2             # ACKNOWLEDGE or REQUEST
+    FRAMES_SENT = 3
+    PATHS_SENT = 4
+    CLOSE_SENT = 5
+    ERROR_SENT = 6
+    END_OF_STREAM = 7           # or the connection is ended by this process
+    EVENT_COUNT = 8
+    UNKNOWN_EVENT = -1          # allowed in no state
+
+cdef enum:
+    REFUSED = -1                # in the table: the event is not allowed in that state
+
+cdef enum Outcome:
+    LIVE = 0
+    CLOSED_HERE = 1
+    FAILED = 2                  # also: closed or left by the peer; the error has the reason
+    FORKED = 3                  # it belongs to the parent of this process
+
+cdef int after(int half, int event) noexcept nogil

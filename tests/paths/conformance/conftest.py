@@ -1,0 +1,111 @@
+"""Pairs of channels that are joined by one path: the same suite runs over every path."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import glob
+import os
+import secrets
+import socket
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+
+import pytest
+import pytest_asyncio
+
+from dask_fabric import config
+from dask_fabric.engine.channel import Channel
+from dask_fabric.engine.transport import PlainTransport
+from dask_fabric.memory import pool
+from dask_fabric.paths.cma.endpoint import CMAPath
+from dask_fabric.paths.cma.process import process_of
+from dask_fabric.wire.handshake import Handshake
+from dask_fabric.wire.hello import Hello
+
+from .file_path import FOLDER, FilePath
+
+LEAST_BYTES = 65_536
+
+
+async def cma_paths():
+    process = process_of(os.getpid())
+    return CMAPath(process, LEAST_BYTES), CMAPath(process, LEAST_BYTES)
+
+
+async def ucx_paths():
+    from dask_fabric.comm import ucx
+    from dask_fabric.paths.ucx.endpoint import UCXPath
+
+    settings = config.load()
+    await ucx.find("fabric+ucx://", settings, insists=True)
+    local, reason = ucx.local_ucx(settings, insists=True)
+    assert local is not None, reason
+    tokens = [1 + secrets.randbits(62) for _ in range(2)]
+    return tuple(UCXPath(own, theirs, local.address) for own, theirs in (tokens, tokens[::-1]))
+
+
+async def file_paths():
+    loop = asyncio.get_running_loop()
+    return FilePath(loop), FilePath(loop)
+
+
+# A new path is one line here.
+PATHS = {"cma": cma_paths, "ucx": ucx_paths, "file": file_paths}
+
+
+@pytest.fixture(params=PATHS)
+def path_name(request) -> str:
+    if request.param == "ucx":
+        from tests.conftest import ucx_libraries
+
+        if not ucx_libraries():
+            pytest.skip("no UCX on this host")
+    return request.param
+
+
+def new_channel(sock: socket.socket, server_side: bool, **settings) -> Channel:
+    sock.setblocking(False)
+    loaded = replace(config.load(), **settings)
+    return Channel(
+        asyncio.get_running_loop(),
+        PlainTransport(sock, loaded.stream_bulk_bytes),
+        Handshake(Hello(scheme="fabric"), server_side=server_side),
+        loaded,
+    )
+
+
+@pytest_asyncio.fixture
+async def joined(path_name) -> AsyncIterator[Callable]:
+    """An async context manager: two open channels that are joined by the path."""
+
+    @contextlib.asynccontextmanager
+    async def opened(**settings):
+        near, far = socket.socketpair()
+        pair = new_channel(near, False, **settings), new_channel(far, True, **settings)
+        try:
+            await asyncio.gather(*(channel.open() for channel in pair))
+            for channel, path in zip(pair, await PATHS[path_name](), strict=True):
+                channel.use(path)
+            yield pair
+        finally:
+            for channel in pair:
+                channel.abort()
+
+    yield opened
+
+
+@pytest_asyncio.fixture(autouse=True)
+async def nothing_is_left(request):
+    """Memory, files and jobs are back to what they were."""
+    before = pool.statistics()["in_use_bytes"], files()
+    yield
+    for _ in range(1000):
+        if (pool.statistics()["in_use_bytes"], files()) <= before:
+            break
+        await asyncio.sleep(0.01)
+    assert (pool.statistics()["in_use_bytes"], files()) <= before
+
+
+def files() -> list[str]:
+    return glob.glob(f"{FOLDER}/dask-fabric-toy-*")

@@ -1,0 +1,71 @@
+"""Run very many schedules: ``python -m tests.simulation --count N --seed S``.
+
+Stops at the first one that fails, and prints its seed and its last steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import time
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from itertools import islice
+
+from .world import Failure, run
+
+BATCH_COUNT = 1000
+TOLD_BATCHES = 20
+SEED_LIMIT = 1 << 40
+
+
+def run_batch(seed: int, count: int, steps: int) -> str:
+    """Run schedules of seeds in sequence; gives what has failed first, or nothing."""
+    for number in range(seed, seed + count):
+        try:
+            run(number, steps)
+        except Failure as failure:
+            return str(failure)
+    return ""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
+    parser.add_argument("--count", type=int, default=10_000, help="schedules")
+    parser.add_argument("--seed", type=int, default=random.randrange(SEED_LIMIT), help="the first")
+    parser.add_argument("--steps", type=int, default=60, help="of a schedule, before the calm")
+    parser.add_argument("--processes", type=int, default=1)
+    options = parser.parse_args()
+    print(f"{options.count} schedules from seed {options.seed} on", flush=True)
+    begin = time.perf_counter()
+    batches = [
+        (options.seed + at, min(BATCH_COUNT, options.count - at), options.steps)
+        for at in range(0, options.count, BATCH_COUNT)
+    ]
+    failure = run_batches(batches, options.processes)
+    seconds = time.perf_counter() - begin
+    print(failure or f"nothing found in {seconds:.0f} s ({options.count / seconds:.0f} a second)")
+    return bool(failure)
+
+
+def run_batches(batches: list[tuple], process_count: int) -> str:
+    """Give the first failure of the batches, or nothing."""
+    left = iter(batches)
+    with ProcessPoolExecutor(process_count) as pool:
+        running = {pool.submit(run_batch, *batch) for batch in islice(left, process_count)}
+        ended_count = 0
+        while running:
+            ended, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in ended:
+                if future.result():
+                    pool.shutdown(cancel_futures=True)
+                    return future.result()
+                running.update(pool.submit(run_batch, *batch) for batch in islice(left, 1))
+                ended_count += 1
+                if ended_count % TOLD_BATCHES == 0:
+                    print(f"{ended_count * BATCH_COUNT} run", flush=True)
+    return ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""A path whose frames are in a dictionary, by tokens."""
+
+from __future__ import annotations
+
+import errno
+import struct
+
+from dask_fabric.paths.python_path import PythonPath
+
+from .wire import Violation
+
+TOKEN = struct.Struct("<Q")
+GARBAGE = b"\xdd" * 64
+
+
+def spoil(memory) -> None:
+    """Overwrite the begin, the middle and the end of memory: more would only take longer."""
+    nbytes = len(memory)
+    for at in (0, nbytes // 2, nbytes - len(GARBAGE)):
+        memory[at : at + len(GARBAGE)] = GARBAGE
+
+
+class FakePath(PythonPath):
+    """One node's end of a path; the world moves what is fetched by it.
+
+    Parameters
+    ----------
+    node : Node
+    number, least_bytes : int
+    """
+
+    def __init__(self, node, number: int, least_bytes: int) -> None:
+        super().__init__(None, f"fake{number}", number, TOKEN.size, least_bytes)
+        self.node = node
+
+    def describe_frame(self, memory: memoryview) -> bytes:
+        return TOKEN.pack(self.node.memory.offer(memory))
+
+    def release_frame(self, descriptor: bytes) -> None:
+        self.node.memory.release(TOKEN.unpack(descriptor)[0])
+
+
+class Memory:
+    """The memory of one node: what it sends, until nobody needs that any more.
+
+    What the connection lets go is overwritten at once. So a release that comes a step too early is
+    seen by the receiver.
+    """
+
+    def __init__(self, node) -> None:
+        self.node = node
+        self.kept: list[bytearray] = []  # all of it, so that nothing reads freed memory
+        self.offered: dict[int, memoryview] = {}  # by token
+        self.released: dict[int, memoryview] = {}
+        self.message_of: dict[int, int] = {}
+        self.offered_bytes = 0
+        self.is_dead = False
+
+    def offer(self, memory: memoryview) -> int:
+        token = len(self.message_of) + 1
+        self.offered[token] = memory
+        self.message_of[token] = self.node.sending
+        self.offered_bytes += memory.nbytes
+        return token
+
+    def release(self, token: int) -> None:
+        memory = self.offered.pop(token, None)
+        if memory is None:
+            raise Violation(f"frame {token} of {self.node.name} is released twice")
+        node = self.node
+        was_answered = self.message_of[token] in node.incoming.transcript.answered
+        if not was_answered and not node.out.seems_ended():
+            raise Violation(f"{node.name} releases a frame that the peer may still fetch")
+        self.released[token] = memory
+        self.offered_bytes -= memory.nbytes
+
+    def forget(self) -> None:
+        """The simulation is over."""
+        self.node = None
+        self.kept.clear()
+        self.offered.clear()
+        self.released.clear()
+
+    def fetch(self, token: int, into: memoryview) -> int:
+        """Copy a frame as the peer does; gives an errno, or 0."""
+        if self.is_dead:
+            return errno.ESRCH
+        memory = self.offered.get(token)
+        if memory is None:  # it may belong to anybody by now
+            if token not in self.released:
+                raise Violation(f"frame {token} of {self.node.name} is fetched: there is none")
+            spoil(into)
+        else:
+            into[:] = memory
+        return 0

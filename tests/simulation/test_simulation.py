@@ -1,0 +1,41 @@
+"""Two connections in every order of events that chance brings, and bugs that this must find."""
+
+import random
+
+import pytest
+
+from .bugs import BUGS
+from .world import Failure, run
+
+SCHEDULES = 4000
+BATCHES = 8
+FIND_WITHIN = 10_000
+
+
+@pytest.mark.parametrize("batch", range(BATCHES))
+def test_schedules(batch):
+    """A failure names its seed: ``python -m tests.simulation --seed N --count 1`` repeats it."""
+    count = SCHEDULES // BATCHES
+    for seed in range(batch * count, (batch + 1) * count):
+        run(seed)
+
+
+def test_a_seed_repeats_its_run_in_every_step():
+    seeds = random.Random(1).sample(range(1 << 30), 20)
+    assert [run(seed).trace_text() for seed in seeds] == [run(seed).trace_text() for seed in seeds]
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_planted_bug_is_found(bug):
+    with pytest.raises(Failure):
+        for seed in range(FIND_WITHIN):
+            run(seed, parts=BUGS[bug])
+
+
+def test_a_failure_tells_how_to_repeat_it():
+    with pytest.raises(Failure, match=r"^seed \d+: Violation: ") as caught:
+        for seed in range(FIND_WITHIN):
+            run(seed, parts=BUGS["bytes are dropped"])
+    with pytest.raises(Failure) as again:
+        run(caught.value.seed, parts=BUGS["bytes are dropped"])
+    assert str(again.value) == str(caught.value)

@@ -1,0 +1,12 @@
+"""Pages of the documentation that are made from the code are fresh."""
+
+import runpy
+from pathlib import Path
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def test_the_drawn_states_are_those_of_the_code():
+    script = runpy.run_path(str(DOCS / "draw.py"))
+    page = (DOCS / "wire-protocol.md").read_text()
+    assert script["drawn"](page) == page, "run: python docs/draw.py"
