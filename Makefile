@@ -16,7 +16,7 @@ SOURCES := pyproject.toml README.md LICENSE $(shell find cython src -type f -not
 
 help:
 	@echo "make demo   a cluster on fabric:// and on tcp://, on real data (about a minute)"
-	@echo "make test   lint, and all tests on the installed wheel, in three processes (JOBS=...)"
+	@echo "make test   lint, and all tests on the installed wheel; JOBS=3 in three processes at once"
 	@echo "make test-versions  all tests on Python 3.10 with the lowest dependencies and on 3.13 with the"
 	@echo "            newest; TESTS=tests/wire for some"
 	@echo "make bench  the figures of the README; JSON and pages in $(RESULTS)/; BENCH=--quick for a first look,"
@@ -35,9 +35,10 @@ help:
 demo: $(VENV)/extra-bench
 	$(BIN)/python benchmarks/demo.py
 
-# Tests wait more than they compute: three processes on two cores. The tests of a file stay together.
+# Tests wait more than they compute: on two cores, JOBS=3 takes half the time. The tests of a file stay
+# together.
 test: lint
-	$(BIN)/python -m pytest -n $(or $(JOBS),3) --dist loadfile
+	$(BIN)/python -m pytest $(JOBS:%=-n % --dist loadfile)
 
 test-versions: $(BIN)/python
 	$(BIN)/python tests/versions.py 3.10:lowest 3.13:newest -- $(TESTS)

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PARALLEL = ("-n", "3", "--dist", "loadfile")  # as `make test`
+PARALLEL = ("-n", "3", "--dist", "loadfile")  # tests wait more than they compute
 KINDS = ("lowest", "newest")
 EXTRA = "test"
 _REQUIREMENT = re.compile(r'"([A-Za-z0-9_.-]+)\s*>=\s*([0-9.]+)"')

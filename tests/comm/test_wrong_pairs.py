@@ -135,8 +135,10 @@ async def test_a_pair(client, server, temporary_security, caplog):
         kind = FatalCommClosedError if where == FATAL else OSError
         with pytest.raises(kind, match=expected if where == FATAL else "") as caught:
             await connect(address, timeout=PATIENCE_SECONDS, **args)
-    assert isinstance(caught.value, FatalCommClosedError) == (where == FATAL)
     lines = said(caplog)
+    if client in SECURE and server == "dashboard" and "wrong version number" in lines[0]:
+        return  # a hello of TLS is random: in one of a hundred, HTTP finds the end of a request
+    assert isinstance(caught.value, FatalCommClosedError) == (where == FATAL)
     assert len(lines) == 1 and address in lines[0], lines
     assert any(part in lines[0] for part in expected.split("|"))
 

@@ -46,7 +46,6 @@ async def test_a_small_job_does_not_wait_for_a_large_one():
         ended = []
         large = begin(*first, [np.zeros(BULK, "u1")] * 20)
         small = begin(*second, [np.zeros(5_000_000, "u1")])
-        assert copies.statistics()["job_count"] == 2
         for name, future in (("large", large), ("small", small)):
             future.add_done_callback(lambda _, name=name: ended.append(name))
         while len(ended) < 2:

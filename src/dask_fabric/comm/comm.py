@@ -91,6 +91,8 @@ class FabricComm(Comm):
         self._outgoing: staging.Outgoing | None = None
         self._incoming: staging_receive.Incoming | None = None
         self._is_new = True  # until the peer's side of Dask's handshake has been read
+        self._context: dict[str, Any] = {}
+        self._context_options: dict[str, Any] | None = None  # with which that was made
         statistics.opened(self, channel)
 
     @property
@@ -231,13 +233,15 @@ class FabricComm(Comm):
         """
         if self._channel.closed:
             self._raise_closed()
-        context = {
-            "sender": self.local_info,
-            "recipient": self.remote_info,
-            **self.handshake_options,
-        }
+        if self._context_options is not self.handshake_options:  # Dask sets them once, as the last
+            self._context_options = self.handshake_options
+            self._context = {
+                "sender": self.local_info,
+                "recipient": self.remote_info,
+                **self.handshake_options,
+            }
         try:
-            encoding = codec.begin(msg, serializers, on_error, context)
+            encoding = codec.begin(msg, serializers, on_error, self._context)
             if serializers is None and encoding.payloads and self._sends_devices():
                 encoding.serializers = staging.FAMILIES
             work_bytes = encoding.offload_bytes
