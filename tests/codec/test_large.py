@@ -55,7 +55,9 @@ def assert_same_but_for_serialized(same, left, right):
 
 
 @pytest.mark.parametrize("deserialize", [True, False])
-@pytest.mark.parametrize("value", [bytes(MIB), "x" * MIB, "€" * MIB])
+@pytest.mark.parametrize(
+    "value", [bytes(MIB), "x" * MIB, "€" * MIB], ids=["bytes", "text", "long characters"]
+)
 def test_the_header_stays_small(codec, value, deserialize):
     message = {"op": "x", "a": [value, {"b": value}], value: 1}
     header, frames = codec.encode(message)

@@ -170,7 +170,11 @@ class Reader:
         decode_found(content)
 
 
-@pytest.mark.parametrize("content", [b"", b"\x90", b"\x81\xa3cma\x01", b"\xff" * 4096])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\x90", b"\x81\xa3cma\x01", b"\xff" * 4096],
+    ids=["empty", "a list", "no reason", "no msgpack"],
+)
 async def test_malformed_paths_are_answered_with_an_error_record(content):
     near, far = unix_pair()
     near, far = new_channel(near, False), new_channel(far, True, Reader())

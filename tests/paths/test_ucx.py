@@ -208,7 +208,10 @@ def test_a_closed_endpoint_takes_nothing(pair):
     assert near("endpoints[1].error") != 0
 
 
-@pytest.mark.parametrize("address", [b"", b"no address", b"\xff" * 200, bytes(100_000)])
+ADDRESSES = {"empty": b"", "short": b"no address", "marked": b"\xff" * 200, "long": bytes(100_000)}
+
+
+@pytest.mark.parametrize("address", ADDRESSES.values(), ids=ADDRESSES)
 def test_an_address_that_is_none(pair, address):
     near, _ = pair
     with pytest.raises(AssertionError, match="bad address"):
