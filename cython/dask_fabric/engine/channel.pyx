@@ -46,9 +46,9 @@ from dask_fabric.wire.connection cimport (
 from dask_fabric.wire.metrics cimport Counts, Metrics
 from dask_fabric.wire.outbox cimport Lease
 from dask_fabric.wire.path cimport ABANDON, FETCHED, STARTED, Fetch, Path, Transfer
-from dask_fabric.wire.records cimport CUDA_MEMORY, HOST_MEMORY
+from dask_fabric.wire.records cimport HOST_MEMORY
 from dask_fabric.wire.send_buffer cimport PY_SSIZE_T_MAX, DeviceFrame
-from dask_fabric.wire.states cimport CLOSED_HERE, CLOSING, FORKED, OPEN
+from dask_fabric.wire.states cimport CLOSED_HERE, CLOSING, FORKED
 from dask_fabric.wire.states cimport FAILED as FAILED_OUTCOME
 
 from dask_fabric.errors import ChannelClosedError, ForkedError, ProtocolError

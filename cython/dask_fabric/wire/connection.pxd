@@ -48,7 +48,6 @@ cdef class Connection:
     cpdef bint discards(self) noexcept
     cpdef bint is_in_message(self, bint is_awaited) noexcept
     cdef bint peer_closes(self) noexcept
-    cdef Path path_of(self, int number)
 
     # what has happened
     cpdef opened(self)

@@ -39,7 +39,7 @@ from dask_fabric.wire.records cimport (
 )
 from dask_fabric.wire.send_buffer cimport SendBuffer
 from dask_fabric.wire.states cimport (
-    CLOSE_SENT, CLOSED_HERE, CLOSING, DONE, END_OF_STREAM, GREETING, HELLO_DONE, LIVE, OPEN, after,
+    CLOSE_SENT, CLOSING, DONE, END_OF_STREAM, GREETING, HELLO_DONE, LIVE, OPEN, after,
 )
 
 from dask_fabric.errors import ChannelClosedError
@@ -164,13 +164,6 @@ cdef class Connection:
         if self.inbox.requested is not None or self.incoming.missing_bytes > 0:
             return True
         return is_awaited and self.inbox.fetching is None and self.incoming.staged_bytes() > 0
-
-    cdef Path path_of(self, int number):
-        cdef Path path
-        for path in self.paths:
-            if path.number == number:
-                return path
-        return None
 
     # ------------------------------------------------------------ what has happened
 

@@ -10,7 +10,7 @@ from collections import deque
 cimport cython
 from cpython.buffer cimport PyBuffer_IsContiguous, PyObject_CheckBuffer
 from cpython.memoryview cimport PyMemoryView_FromObject, PyMemoryView_GET_BUFFER
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint32_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memmove
 

@@ -8,7 +8,7 @@ import os
 
 cimport cython
 from libc.errno cimport ENOTCONN
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 
