@@ -18,8 +18,9 @@ import dask
 import numpy as np
 from distributed.protocol.cuda import cuda_deserialize, cuda_serialize
 
-from dask_fabric.comm import paths
 from dask_fabric.memory.device import Span, current
+from dask_fabric.paths.ucx import local as ucx_local
+from dask_fabric.paths.ucx import provider as ucx_provider
 
 GARBAGE = 0xDB
 
@@ -121,8 +122,6 @@ class StandIn:
     pinned : dict of int to int
         Pinned host memory: bytes by address.
     """
-
-    ucx_kind = 0  # host memory: UCX itself moves it here
 
     def __init__(self) -> None:
         self.capacity_bytes: int | None = None
@@ -246,14 +245,15 @@ def deserialize_array(header, frames):
 @contextlib.contextmanager
 def direct_path():
     """Have UCX say that it moves the memory of devices, as it does that of the stand-in."""
-    real = paths.local_ucx
+    real = ucx_local.local_ucx
 
     def told(settings, insists, **how):
         local, reason = real(settings, insists, **how)
         return local and replace(local, transports=(*local.transports, "cuda_copy")), reason
 
     with (
-        mock.patch.object(paths, "local_ucx", told),
+        mock.patch.object(ucx_local, "local_ucx", told),
+        mock.patch.dict(ucx_provider.MEMORY_TYPES, cuda=0),  # host memory: UCX itself moves it here
         dask.config.set({"fabric.ucx.enabled": True}),
     ):
         yield

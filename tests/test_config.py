@@ -17,10 +17,11 @@ import psutil
 import pytest
 import yaml
 
-from dask_fabric import config
+from dask_fabric import config, providers
 from dask_fabric.config import KEYS, Settings, load
 from dask_fabric.errors import ConfigError
 
+PATHS = {provider.name for provider in providers.found()}
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
 
 
@@ -39,6 +40,12 @@ def packaged(name: str) -> dict:
 def page_rows() -> dict[str, list[str]]:
     rows = [line.strip("|\n ").split(" | ") for line in PAGE.read_text().splitlines()]
     return {row[0].strip("`"): row for row in rows if row[0].startswith("`fabric.")}
+
+
+def value_of(settings: Settings, name: str):
+    section = name.partition(".")[0]
+    of = getattr(settings.paths, section) if section in PATHS else settings
+    return getattr(of, KEYS[name].field)
 
 
 def leaves(node: dict, name: str = "") -> set[str]:
@@ -65,7 +72,8 @@ def test_every_key_is_in_the_defaults_the_schema_the_page_and_the_settings():
     names = {f"fabric.{name}" for name in KEYS}
     assert leaves(packaged("dask_fabric-schema.yaml")) == names
     assert page_rows().keys() == names
-    assert [key.field for key in KEYS.values()] == [field.name for field in fields(Settings)]
+    own = {key.field for name, key in KEYS.items() if name.partition(".")[0] not in PATHS}
+    assert own == {field.name for field in fields(Settings)} - {"paths"}
 
 
 @pytest.mark.parametrize("name", KEYS)
@@ -85,12 +93,6 @@ def test_default_settings():
         stream_inline_bytes=65536,
         stream_bulk_bytes=2**20,
         unix_sockets=True,
-        cma_enabled=True,
-        cma_threshold_bytes=131072,
-        cma_allow_ptrace=True,
-        ucx_enabled=None,
-        ucx_library=None,
-        ucx_options=(),
         gpu_enabled=None,
         gpu_chunk_bytes=2**23,
         gpu_allocator="cupy",
@@ -104,7 +106,15 @@ def test_default_settings():
         handshake_timeout_seconds=30.0,
         stalled_timeout_seconds=300.0,
         close_timeout_seconds=2.0,
+        paths=settings.paths,
     )
+    assert settings.paths._fields == ("cma", "ucx")
+    assert settings.paths.cma._asdict() == {
+        "enabled": True,
+        "threshold_bytes": 131072,
+        "allow_ptrace": True,
+    }
+    assert settings.paths.ucx._asdict() == {"enabled": None, "library": None, "options": ()}
     with pytest.raises(FrozenInstanceError):
         settings.close_timeout_seconds = 1.0
 
@@ -161,7 +171,7 @@ def test_default_settings():
 )
 def test_good_values(name, value, expected):
     with dask.config.set({f"fabric.{name}": value}):
-        assert getattr(load(), KEYS[name].field) == expected
+        assert value_of(load(), name) == expected
 
 
 BAD_SIZES = ["", "MiB", "many", "-1", "1 furlong", "1e30", -1, 2.5, True, [], {"a": 1}]

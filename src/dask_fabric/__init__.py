@@ -22,8 +22,9 @@ def statistics(client: Any = None) -> Any:
     dict, or pandas.DataFrame where there is a client
         Of this process. ``comms``: for each open comm what its ``statistics()`` gives; ``closed``:
         how many were closed, and the sum of their traffic by path; ``peers``: the sums of open and
-        closed comms by peer and path; ``pool``, ``engine``, ``ucx`` (None where it does not
-        run) and ``gpu`` (None where no device memory is used): their own figures.
+        closed comms by peer and path; ``pool``, ``engine``, ``gpu`` (None where no
+        device memory is used) and each path by its name (such as ``ucx``; None where it does not
+        run, or counts nothing): their own figures.
 
         Of a cluster: a row for each process (workers, scheduler and client), peer and path. With
         an asynchronous client it is to be awaited.

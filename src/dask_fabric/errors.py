@@ -57,13 +57,13 @@ class ForkedError(ChannelClosedError):
     """The channel belongs to the parent of this forked process."""
 
 
-class UCXError(FabricError):
-    """A call of UCX failed.
+class LibraryError(FabricError):
+    """A call of the library of a path failed.
 
     Attributes
     ----------
     status : int
-        UCX's own number; negative.
+        The library's own number; negative.
     """
 
     def __init__(self, message: str, status: int) -> None:

@@ -14,18 +14,24 @@ from dask_fabric.cli.pair import PATHS
 from dask_fabric.cli.render import render
 from dask_fabric.cli.report import Facts
 from dask_fabric.cli.selftest import PathResult
-from dask_fabric.cli.ucx import Library, Ucx
 from dask_fabric.gpu.pci import Place
 from dask_fabric.gpu.rdma import RdmaDevice, RdmaPort
 from dask_fabric.gpu.survey import Gpu
+from dask_fabric.paths.ucx.survey import Library, Ucx
 
 ALL_WORK = tuple(PathResult(path, True) for path in PATHS)
 UCX_LIBRARY = Library("/opt/libucp.so.0", "site", "1.15.0", ("rc_mlx5",), True, True, "")
+NO_UCX = {"details": {"ucx": Ucx()}}
 PORT = RdmaPort(1, "ACTIVE", "LinkUp", "400 Gb/sec (4X NDR)", "InfiniBand")
 DEVICE = RdmaDevice("mlx5_0", None, (PORT,), ("ib0",), "/dev/infiniband/uverbs0", True, None)
 GPU = Gpu("NVIDIA H200", True, None, None, None, None)
 NO_LOOPBACK = Interface("lo", "loopback", False, (), False, None, 65536, None)
 PLACE = Place("0000:17:00.0", (), None, "16.0 GT/s x8", "32.0 GT/s x8")
+
+
+def ucx(**changed) -> dict:
+    library = dataclasses.replace(UCX_LIBRARY, **changed)
+    return {"details": {"ucx": Ucx(chosen=library)}}
 
 
 def facts(*refused: str, reason: str = "a reason", instead: str = "", **parts) -> Facts:
@@ -34,7 +40,7 @@ def facts(*refused: str, reason: str = "a reason", instead: str = "", **parts) -
         PathResult(one.path, False, reason, instead=instead) if one.path in refused else one
         for one in ALL_WORK
     )
-    return dataclasses.replace(Facts(paths=paths, ucx=Ucx(chosen=UCX_LIBRARY)), **parts)
+    return dataclasses.replace(Facts(paths=paths, **ucx()), **parts)
 
 
 def interface(name: str, speed_mbit: int | None, advertised: bool = False, kind: str = "card"):
@@ -99,13 +105,16 @@ CASES = {
     "no verbs in UCX": (
         {
             "rdma": (DEVICE,),
-            "ucx": Ucx(chosen=dataclasses.replace(UCX_LIBRARY, has_rdma=False)),
+            **ucx(has_rdma=False),
         },
         "/opt/libucp.so.0 is built without verbs and cannot use mlx5_0",
         "module load ucx",
     ),
     "no CUDA in UCX": (
-        {"gpus": (GPU,), "ucx": Ucx(chosen=dataclasses.replace(UCX_LIBRARY, has_gpu=False))},
+        {
+            "gpus": (GPU,),
+            **ucx(has_gpu=False),
+        },
         "/opt/libucp.so.0 knows nothing of GPUs",
         "libucx-cu12",
     ),
@@ -166,11 +175,23 @@ def test_what_is_well_gets_no_advice(parts):
         ("cma", configured(require_encryption=True), "TLS only"),
         ("ucx", configured(changed={"fabric.ucx.enabled": False}), "fabric.ucx.enabled: auto"),
         ("ucx", configured(require_encryption=True), "TLS only"),
-        ("ucx", {"rdma": (DEVICE,), "ucx": Ucx()}, "module load ucx"),
-        ("ucx", {"gpus": (GPU,), "ucx": Ucx()}, "pip install"),
-        ("ucx", {"ucx": Ucx()}, "none needed without RDMA devices and GPUs; else pip install"),
-        ("ucx", {"ucx": Ucx(), **BROKEN_UCX}, "works in fabric.ucx.library, or leave that out"),
-        ("ucx", {"ucx": Ucx(), **BROKEN_UCX, "rdma": (DEVICE,)}, "works in fabric.ucx.library"),
+        ("ucx", {"rdma": (DEVICE,), **NO_UCX}, "module load ucx"),
+        ("ucx", {"gpus": (GPU,), **NO_UCX}, "pip install"),
+        (
+            "ucx",
+            NO_UCX,
+            "none needed without RDMA devices and GPUs; else pip install",
+        ),
+        (
+            "ucx",
+            {**NO_UCX, **BROKEN_UCX},
+            "works in fabric.ucx.library, or leave that out",
+        ),
+        (
+            "ucx",
+            {**NO_UCX, **BROKEN_UCX, "rdma": (DEVICE,)},
+            "works in fabric.ucx.library",
+        ),
         ("ucx", {}, "UCX_TLS"),  # it was found, and does not work all the same
         ("ucx", {"rdma": (DEVICE,)}, "UCX_TLS"),
     ],
@@ -231,7 +252,10 @@ def test_what_has_failed_within_the_host_is_not_promised():
     "parts",
     [
         {"rdma": (dataclasses.replace(DEVICE, may_use_verbs=False),)},
-        {"rdma": (DEVICE,), "ucx": Ucx(chosen=dataclasses.replace(UCX_LIBRARY, has_rdma=False))},
+        {
+            "rdma": (DEVICE,),
+            **ucx(has_rdma=False),
+        },
         {},
     ],
 )

@@ -16,7 +16,7 @@ from dask_fabric.cli.remote import Pair
 from dask_fabric.cli.render import render, render_pair
 from dask_fabric.cli.report import Facts, inspect_all
 from dask_fabric.cli.selftest import PathResult
-from dask_fabric.cli.ucx import Library, Ucx
+from dask_fabric.paths.ucx.survey import Library, Ucx
 
 DOCUMENTATION = Path(__file__).parents[2] / "docs/doctor.md"
 RESULTS = (PathResult("stream", True, "", 2.5e9, 48e-6), PathResult("cma", False, "no\x1b[31m"))
@@ -43,7 +43,8 @@ def text_of(facts: Facts, width: int = 100) -> str:
 @pytest.fixture
 def large(tree, monkeypatch):
     """A tree with something in every section."""
-    monkeypatch.setattr(report, "inspect_ucx", lambda: Ucx(True, "it has mlx5_0", LIBRARY, "best"))
+    found = {"ucx": Ucx(True, "it has mlx5_0", LIBRARY, "best")}
+    monkeypatch.setattr(report, "_inspect_paths", lambda: found)
     card = tree.pci("pci0000:15", "0000:15:01.0", "0000:18:00.0", numa_node=0)
     gpu = {"vendor": "0x10de", "class": "0x030200", "device": "0x2335"}
     tree.pci("pci0000:15", "0000:15:01.0", "0000:17:00.0", numa_node=0, **gpu)

@@ -14,9 +14,9 @@ from dask_fabric.comm import comm as module
 from dask_fabric.comm.comm import FabricComm
 from dask_fabric.config import load
 from dask_fabric.errors import ChannelClosedError, ForkedError, LimitError, ProtocolError
+from dask_fabric.paths.negotiation import Choice
 from dask_fabric.wire.hello import Hello
 from dask_fabric.wire.metrics import Metrics
-from dask_fabric.wire.negotiation import Choice
 
 
 class FakeChannel:
@@ -25,7 +25,7 @@ class FakeChannel:
     local_sockname = ("127.0.0.1", 1)
     peer_sockname = ("127.0.0.1", 2)
     pending_bytes = 0
-    choice = Choice({"host": "stream"}, {})
+    choice = Choice({"host": ("stream",)}, {})
     on_closed = None
     peer = Hello()
 

@@ -13,8 +13,7 @@ from distributed.comm import listen
 from distributed.utils import wait_for
 
 from dask_fabric import config
-from dask_fabric.comm import paths
-from dask_fabric.comm.paths import Negotiator
+from dask_fabric.comm.negotiator import Negotiator, boot_id
 from dask_fabric.errors import ProtocolError, RefusedError
 from dask_fabric.wire.hello import PREAMBLE, Hello
 from dask_fabric.wire.records import error_record, paths_record
@@ -32,7 +31,7 @@ def sockets():
 
 
 def test_a_client_that_refuses_late_tells_the_server_why(sockets):
-    hello = Hello(scheme="fabric+ucx", paths=("stream", "ucx"), ucx=UCX)
+    hello = Hello(scheme="fabric+ucx", paths=("stream", "ucx"), described={"ucx": UCX})
     negotiator = Negotiator(sockets[0], hello, False, config.load())
     channel = SimpleNamespace(peer=Hello(refused={"ucx": "not today"}))
     with pytest.raises(RefusedError, match="server: not today") as caught:
@@ -57,7 +56,9 @@ async def test_over_a_socket(boot):
     hello = Hello(scheme="fabric")
     if boot:
         hello = Hello(
-            paths=("stream", "cma"), boot=paths.boot_id(), cma={"address": 1, "nonce": b"n" * 16}
+            paths=("stream", "cma"),
+            boot=boot_id(),
+            described={"cma": {"address": 1, "nonce": b"n" * 16}},
         )
     async with listen("fabric://127.0.0.1", ignore) as listener:
         reader, writer = await asyncio.open_connection(*listener.get_host_port())

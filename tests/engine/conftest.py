@@ -48,9 +48,9 @@ def new_channel(sock, server_side, negotiator=None, **settings):
     )
 
 
-def cma_path(process=None, **settings):
+def cma_path(process=None, threshold_bytes=None):
     """A path to a process of this host, by default to this one."""
-    least_bytes = replace(config.load(), **settings).cma_threshold_bytes
+    least_bytes = threshold_bytes or config.load().paths.cma.threshold_bytes
     return CMAPath(process or process_of(os.getpid()), least_bytes)
 
 
@@ -97,14 +97,14 @@ def cma_pair(request):
     """An async context manager: two channels that may read this process's memory."""
 
     @contextlib.asynccontextmanager
-    async def opened(**settings):
+    async def opened(threshold_bytes=None, **settings):
         near, far = request.param()
         opened.near_fd = near.fileno()
         pair = new_channel(near, False, **settings), new_channel(far, True, **settings)
         try:
             await asyncio.gather(*(channel.open() for channel in pair))
             for channel in pair:
-                channel.use(cma_path(**settings))
+                channel.use(cma_path(threshold_bytes=threshold_bytes))
             yield pair
         finally:
             for channel in pair:

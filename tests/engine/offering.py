@@ -72,7 +72,7 @@ async def attacked(path=None, **settings):
     plain = new_channel(near, False)
     channel = new_channel(far, True, **settings)
     await asyncio.gather(plain.open(), channel.open())
-    channel.use(path or cma_path(**settings))
+    channel.use(path or cma_path())
     socket_of_peer = socket.socket(fileno=os.dup(near.fileno()))
     asyncio.get_running_loop().remove_reader(near)
     plain._forked()  # it lets go of its socket

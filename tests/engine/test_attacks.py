@@ -170,7 +170,7 @@ async def test_offers_cost_memory_when_they_are_fetched():
 
 @pytest.mark.parametrize("awaited", [True, False])
 async def test_many_offered_frames_come_in_windows(cma_pair, awaited):
-    async with cma_pair(cma_threshold_bytes=65_536) as (near, far):
+    async with cma_pair(threshold_bytes=65_536) as (near, far):
         data = numbers(65_536 + 3000)
         sent = [data[index : index + 65_536] for index in range(3000)]
         reading = asyncio.ensure_future(receive(far)) if awaited else None

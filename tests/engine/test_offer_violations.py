@@ -9,7 +9,7 @@ import pytest
 
 from dask_fabric.errors import ChannelClosedError, ProtocolError
 from dask_fabric.memory import pool
-from dask_fabric.wire.negotiation import decode_found
+from dask_fabric.paths.negotiation import decode_found
 
 from .conftest import new_channel, unix_pair
 from .offering import (

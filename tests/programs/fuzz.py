@@ -39,10 +39,10 @@ from dask_fabric.engine.transport import PlainTransport
 from dask_fabric.errors import FabricError
 from dask_fabric.paths.cma.endpoint import CMAPath
 from dask_fabric.paths.cma.process import process_of
+from dask_fabric.paths.negotiation import decode_found
 from dask_fabric.wire.handshake import Handshake
 from dask_fabric.wire.hello import Hello
 from dask_fabric.wire.message_reader import MessageReader
-from dask_fabric.wire.negotiation import decode_found
 from dask_fabric.wire.path import Path
 from dask_fabric.wire.records import close_record, error_record, paths_record
 
@@ -161,8 +161,10 @@ HELLOS = [
     Hello(
         scheme="fabric+ucx", pid=7, paths=("stream", "cma", "ucx"), memory=("host", "cuda"),
         features=("chunks",), limits={"frames": 1 << 20, "header": 1 << 20, "message": 1 << 30},
-        refused={"ofi": "not built"}, boot="b" * 36, cma={"address": 4096, "nonce": bytes(16)},
-        ucx={"version": "1.20.0", "transports": ["tcp"], "address": b"a" * 300, "token": 9},
+        refused={"ofi": "not built"}, boot="b" * 36, described={
+            "cma": {"address": 4096, "nonce": bytes(16)},
+            "ucx": {"version": "1.20.0", "transports": ["tcp"], "address": b"a" * 300, "token": 9},
+        },
         address="127.0.0.1:8786", ends=("127.0.0.1 1", "127.0.0.1 2"),
     ),
 ]  # fmt: skip
@@ -297,7 +299,7 @@ class Channels:
         channel = Channel(self.loop, transport, Handshake(HELLOS[0], True), self.settings)
         near.send(HELLOS[0].encode())
         await channel.open()
-        channel.use(CMAPath(process_of(os.getpid()), self.settings.cma_threshold_bytes))
+        channel.use(CMAPath(process_of(os.getpid()), self.settings.paths.cma.threshold_bytes))
         channel.send(b"", [SMALL])
         reading = self.loop.create_task(read_all(channel)) if rng.random() < 0.7 else None
         try:

@@ -93,7 +93,7 @@ cdef class Channel:
         Of the socket; belongs to the channel from now on.
     handshake : dask_fabric.wire.handshake.Handshake
     settings : dask_fabric.config.Settings
-    negotiator : dask_fabric.comm.paths.Negotiator, optional
+    negotiator : dask_fabric.comm.negotiator.Negotiator, optional
         Chooses the paths of large frames; without it they stay on the stream.
 
     Attributes
@@ -102,7 +102,7 @@ cdef class Channel:
         Whether either side has closed, noticed without a read.
     error : Exception or None
         What ended the channel, where it was not a request of this side.
-    choice : dask_fabric.wire.negotiation.Choice or None
+    choice : dask_fabric.paths.negotiation.Choice or None
         What was chosen, after `open`; a server may learn of more from the client's first record.
     local_sockname, peer_sockname : tuple or str
         As `socket.getsockname` and `socket.getpeername` gave them.

@@ -1,4 +1,4 @@
-"""What a path is: the interface that `cma`, `ucx` and those of third parties implement."""
+"""What a path is: the interface that each path implements."""
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 

@@ -1,4 +1,4 @@
-"""What a path is: the interface that `cma`, `ucx` and those of third parties implement.
+"""What a path is: the interface that each path implements.
 
 Theory of operation
 -------------------

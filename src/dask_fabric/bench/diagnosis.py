@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from dask_fabric import providers
+
 if TYPE_CHECKING:
     from dask_fabric.bench.cluster import Worker
 
@@ -151,7 +153,8 @@ def _odd_paths(links: Sequence[Link]) -> list[str]:
 
 
 def _spoken(path: str) -> str:
-    return path.upper() if path in ("tcp", "ucx", "cma") else path
+    provider = providers.by_name().get(path)
+    return "TCP" if path == "tcp" else provider.title if provider else path
 
 
 def _reason(links: Iterable[Link], usual: str) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 import dask.config
 from distributed.security import Security
 
+from dask_fabric import providers
 from dask_fabric.errors import PairError
 
 _AGENT = str(Path(__file__).with_name("agent.py"))
@@ -255,11 +256,11 @@ class Pair:
 
 
 def child_environment(around: Surroundings) -> dict[str, str]:
-    """As Dask's nannies hand on their configuration; UCX must not warn of variables it ignores."""
+    """As Dask's nannies hand on their configuration; no library writes to the standard output."""
     return {
         **os.environ,
         "DASK_INTERNAL_INHERIT_CONFIG": dask.config.serialize(dask.config.global_config),
-        "UCX_WARN_UNUSED_ENV_VARS": "n",
+        **{name: value for one in providers.found() for name, value in one.environment.items()},
         "PYTHONSAFEPATH": "1",
         **(around.environment or {}),
     }

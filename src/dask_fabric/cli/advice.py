@@ -4,28 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
+from dask_fabric import providers
 from dask_fabric.cli.configuration import SOCKET_BACKLOG
 from dask_fabric.cli.host import Limit
-from dask_fabric.cli.pair import CMA, PATHS, SCHEMES, STREAM, TLS, UCX, UNIX
+from dask_fabric.cli.pair import PATHS, SCHEMES, STREAM, TLS, UNIX
 from dask_fabric.cli.report import Facts
 from dask_fabric.comm.unix import SEND_BUFFER_BYTES
+from dask_fabric.paths.provider import Advice, Provider
 
 _MEMLOCK_BYTES = 64 << 30
 _OPEN_FILE_COUNT = 4096
-_SHM_BYTES = 1 << 30
 _TCP_BUFFER_BYTES = 16 << 20
 _FAST_MBIT = 10_000
 _FAILS = "does not work"
-
-
-@dataclass(frozen=True)
-class Advice:
-    """Something that costs speed, or does not work, and what to do about it."""
-
-    about: str
-    reason: str
-    remedy: str
 
 
 @dataclass(frozen=True)
@@ -52,7 +45,7 @@ def scheme_uses(facts: Facts) -> dict[str, SchemeUse]:
         "fabric": tls if can or must else _best(facts),
         "fabric+tcp": tcp,
         "fabric+tls": tls,
-        "fabric+ucx": _by_ucx(facts),
+        **{one.scheme: _by_one_path(facts, one) for one in providers.found() if one.scheme},
     }
 
 
@@ -63,12 +56,14 @@ def _refused(reason: str) -> SchemeUse:
 def _best(facts: Facts) -> SchemeUse:
     stream = _by_stream(facts, STREAM, "TCP")
     within = "Unix socket" if facts.path(UNIX).works else stream.within_host
-    # What a pair of fabric:// has agreed on: ucx may work and yet not be taken by it.
-    tried = facts.path(CMA)
-    path = CMA if tried.works else tried.instead
-    if path in (CMA, UCX) and facts.path(path).works:
-        within = f"{path} for large frames"
-    return SchemeUse(within, "ucx for large frames" if _has_rdma(facts) else stream.between_hosts)
+    # What a pair of fabric:// has agreed on: another may work and yet not be taken by it.
+    tried = [facts.path(one.name) for one in providers.found() if not one.scheme]
+    agreed = next((one.path for one in tried if one.works), "")
+    agreed = agreed or next((one.instead for one in tried if one.instead), "")
+    if agreed in providers.by_name() and facts.path(agreed).works:
+        within = f"{agreed} for large frames"
+    between = next((one.name for one in providers.found() if _reach(facts, one)), "")
+    return SchemeUse(within, f"{between} for large frames" if between else stream.between_hosts)
 
 
 def _by_stream(facts: Facts, path: str, name: str) -> SchemeUse:
@@ -76,17 +71,17 @@ def _by_stream(facts: Facts, path: str, name: str) -> SchemeUse:
     return SchemeUse(name, name) if facts.path(path).works else SchemeUse(_FAILS, "unknown")
 
 
-def _by_ucx(facts: Facts) -> SchemeUse:
-    if not facts.path(UCX).works:
+def _by_one_path(facts: Facts, provider: Provider) -> SchemeUse:
+    if not facts.path(provider.name).works:
         return SchemeUse(_FAILS, _FAILS)
-    return SchemeUse("ucx", "ucx by RDMA" if _has_rdma(facts) else "ucx without RDMA")
+    reach = _reach(facts, provider)
+    how = f"by {reach}" if reach else "without RDMA"
+    return SchemeUse(provider.name, f"{provider.name} {how}")
 
 
-def _has_rdma(facts: Facts) -> bool:
-    """Whether UCX works, and has a device to reach other hosts by."""
-    usable = any(device.active and device.may_use_verbs for device in facts.rdma)
-    built = facts.ucx.chosen is not None and facts.ucx.chosen.has_rdma
-    return facts.path(UCX).works and built and usable
+def _reach(facts: Facts, provider: Provider) -> str:
+    """Name what a path that works here reaches other hosts by."""
+    return provider.reach(facts) if facts.path(provider.name).works else ""
 
 
 # ---- remedies of paths
@@ -116,44 +111,17 @@ def _remedy_for_tls(facts: Facts) -> str:
     )
 
 
-def _remedy_for_cma(facts: Facts) -> str:
-    limits = facts.limits
-    if facts.configuration.value("cma.enabled") is False:
-        return "set fabric.cma.enabled: true"
-    if (limits.ptrace_scope or 0) > 1 and not limits.may_trace_all:
-        return "sysctl -w kernel.yama.ptrace_scope=1 (or 0), or CAP_SYS_PTRACE"
-    if limits.seccomp:
-        return (
-            "the container's seccomp filter may forbid process_vm_readv: docker run --cap-add "
-            "SYS_PTRACE; Kubernetes: securityContext.capabilities.add: [SYS_PTRACE]"
-        )
-    return _remedy_for_unix(facts) if facts.configuration.require_encryption else ""
-
-
-def _remedy_for_ucx(facts: Facts) -> str:
-    if facts.configuration.value("ucx.enabled") is False:
-        return "set fabric.ucx.enabled: auto"
+def _remedy_of(provider: Provider, facts: Facts) -> str:
     if facts.configuration.require_encryption:
         return _remedy_for_unix(facts)
-    if facts.ucx.chosen is not None:
-        return (
-            "see that UCX_TLS, UCX_NET_DEVICES and such in the environment, and "
-            "fabric.ucx.options, leave it shared memory or a network"
-        )
-    if facts.configuration.value("ucx.library"):
-        return "name a libucp.so.0 that works in fabric.ucx.library, or leave that out"
-    if facts.rdma:
-        return "load your site's UCX (such as: module load ucx), which knows your devices"
-    install = "pip install 'dask-fabric[ucx]'"
-    return install if facts.gpus else f"none needed without RDMA devices and GPUs; else {install}"
+    return provider.remedy(facts)
 
 
 _REMEDIES: dict[str, Callable[[Facts], str]] = {
     STREAM: _remedy_for_stream,
     UNIX: _remedy_for_unix,
     TLS: _remedy_for_tls,
-    CMA: _remedy_for_cma,
-    UCX: _remedy_for_ucx,
+    **{one.name: partial(_remedy_of, one) for one in providers.found()},
 }
 
 
@@ -203,14 +171,9 @@ def _rdma_memory(facts: Facts) -> Iterator[Advice]:
         )
 
 
-def _rdma_library(facts: Facts) -> Iterator[Advice]:
-    active = any(device.active for device in facts.rdma)
-    if active and facts.ucx.chosen and not facts.ucx.chosen.has_rdma:
-        yield Advice(
-            "UCX",
-            f"{facts.ucx.chosen.path} is built without verbs and cannot use {facts.rdma[0].name}",
-            "load your site's UCX (such as: module load ucx) before Python starts",
-        )
+def _of_paths(facts: Facts) -> Iterator[Advice]:
+    for provider in providers.found():
+        yield from provider.advice(facts)
 
 
 def _gpus(facts: Facts) -> Iterator[Advice]:
@@ -223,12 +186,6 @@ def _gpus(facts: Facts) -> Iterator[Advice]:
                 "load its driver; in a container: docker run --gpus all",
             )
     usable = [gpu for gpu in facts.gpus if gpu.usable]
-    if usable and facts.ucx.chosen and not facts.ucx.chosen.has_gpu:
-        yield Advice(
-            "UCX",
-            f"{facts.ucx.chosen.path} knows nothing of GPUs",
-            "a UCX that is built with CUDA or ROCm, such as libucx-cu12",
-        )
     peers = {"nvidia_peermem", "nv_peer_mem"} & set(facts.gpu_modules)
     if usable and any(device.active for device in facts.rdma) and not peers:
         yield Advice(
@@ -260,24 +217,6 @@ def _links(facts: Facts) -> Iterator[Advice]:
                 f"its PCIe link is {links[0]}, and it could be {links[1]}",
                 "another slot, or the firmware's settings for this one",
             )
-
-
-def _shared_memory(facts: Facts) -> Iterator[Advice]:
-    if facts.path(UCX).works and _below(facts.limits.shm_bytes, _SHM_BYTES):
-        yield Advice(
-            "/dev/shm",
-            f"it has {_mib(facts.limits.shm_bytes)}, and UCX shares memory through it",
-            "docker run --shm-size=4g; Kubernetes: an emptyDir of medium Memory",
-        )
-
-
-def _pids(facts: Facts) -> Iterator[Advice]:
-    if facts.path(CMA).works and facts.identity.has_own_pids:
-        yield Advice(
-            "PID namespace",  # about no path: what is said of one that works is not shown
-            "cma works within this one only, so not between containers",
-            "docker run --pid=host; Kubernetes: shareProcessNamespace in one pod, or hostPID",
-        )
 
 
 def _open_files(facts: Facts) -> Iterator[Advice]:
@@ -331,13 +270,11 @@ _RULES: tuple[Callable[[Facts], Iterator[Advice]], ...] = (
     _configuration,
     _paths,
     _rdma_devices,
-    _rdma_library,
+    _of_paths,
     _rdma_memory,
     _gpus,
     _interfaces,
     _links,
-    _pids,
-    _shared_memory,
     _open_files,
     _huge_pages,
     _backlog,

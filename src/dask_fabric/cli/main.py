@@ -15,11 +15,12 @@ from typing import Any
 
 import click
 
+from dask_fabric import providers
 from dask_fabric.cli.bench import bench
 from dask_fabric.cli.history import history
 from dask_fabric.cli.worker import worker
 
-_PATHS = ("stream", "unix", "tls", "cma", "ucx")
+_PATHS = ("stream", "unix", "tls", *providers.names())
 
 
 @click.group()
@@ -141,7 +142,9 @@ def _report_pair(address: str, as_json: bool, required: tuple[str, ...]) -> dict
     from dask_fabric.cli.render import render_pair, text_width
     from dask_fabric.comm.reaching import explain
 
-    os.environ.setdefault("UCX_LOG_FILE", "stderr")  # the standard output is the report's
+    for provider in providers.found():  # the standard output is the report's
+        for name, value in provider.environment.items():
+            os.environ.setdefault(name, value)
     try:
         pair = asyncio.run(ask(full_address(address)))
     except Exception as exc:
@@ -159,7 +162,9 @@ def _report_pair(address: str, as_json: bool, required: tuple[str, ...]) -> dict
 
 
 def _print_json(report: Any, **more: Any) -> None:
-    content = {**dataclasses.asdict(report), **more}
+    content = dataclasses.asdict(report)
+    content |= content.pop("details", {})  # of paths, each under its name
+    content |= more
     click.echo(json.dumps(content, indent=2, default=_plain))
 
 

@@ -22,14 +22,14 @@ from distributed.protocol import to_serialize
 from distributed.security import Security
 from distributed.utils import wait_for
 
-from dask_fabric import config
+from dask_fabric import config, providers
+from dask_fabric.comm.negotiator import SchemeUnavailableError
 from dask_fabric.comm.reaching import explain
-from dask_fabric.comm.ucx import SchemeUnavailableError
 
-STREAM, UNIX, TLS, CMA, UCX = PATHS = ("stream", "unix", "tls", "cma", "ucx")
-SCHEMES = ("fabric", "fabric+tcp", "fabric+tls", "fabric+ucx")
-# Off while the Unix socket is tried, so that the frames take it; some versions lack the keys.
-_FASTER = ("cma.enabled", "ucx.enabled")
+STREAM, UNIX, TLS = _STREAMS = ("stream", "unix", "tls")
+PATHS = (*_STREAMS, *(provider.name for provider in providers.found()))
+_OF_ONE_PATH = {one.name: one.scheme for one in providers.found() if one.scheme}
+SCHEMES = ("fabric", "fabric+tcp", "fabric+tls", *_OF_ONE_PATH.values())
 
 _FRAME_BYTES = 64 << 20
 _WARM_UP_COUNT = 2
@@ -91,7 +91,7 @@ async def measure() -> None:
     command = [sys.executable, "-m", __spec__.name, "serve"]
     other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
-        # UCX may have written warnings before it, to the same place.
+        # A library may have written warnings before it, to the same place.
         told = json.loads(next((line for line in other.stdout if line.startswith("{")), ""))
         for path in PATHS:
             print(json.dumps(await _measure_path(path, **told)), flush=True)
@@ -108,8 +108,9 @@ async def _measure_path(
         return {"path": path, "reason": "Dask's configuration has no certificates"}
     if scheme not in addresses:
         return {"path": path, "reason": refusals[scheme]}
-    faster = [name for name in _FASTER if name in config.KEYS] if path == UNIX else []
-    off = {f"{config.SECTION}.{name}": False for name in faster}
+    # While the Unix socket is tried: the frames take it then.
+    others = [f"{one.name}.enabled" for one in providers.found()] if path == UNIX else []
+    off = {f"{config.SECTION}.{name}": False for name in others if name in config.KEYS}
     try:
         with dask.config.set(off):
             return await wait_for(_try_path(path, addresses[scheme]), _PATH_SECONDS)
@@ -122,7 +123,7 @@ async def _measure_path(
 def _scheme_of(path: str) -> str:
     if path == STREAM:
         return "fabric+tls" if Security().require_encryption else "fabric+tcp"
-    return {TLS: "fabric+tls", UCX: "fabric+ucx"}.get(path, "fabric")
+    return {TLS: "fabric+tls", **_OF_ONE_PATH}.get(path, "fabric")
 
 
 async def _try_path(path: str, address: str) -> dict[str, Any]:
@@ -172,7 +173,7 @@ def why_not_moved(path: str, told: dict[str, Any]) -> str:
     told : dict
         The statistics of the comm.
     """
-    if path not in (CMA, UCX):
+    if path in _STREAMS:
         return ""  # of the control stream: all that came has come by it
     moved = told["traffic"][path]
     if moved["fallbacks_sent"] or moved["fallbacks_received"]:

@@ -8,17 +8,18 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from dask.utils import format_bytes
 
+from dask_fabric import providers
 from dask_fabric.cli.advice import Advice, SchemeUse
 from dask_fabric.cli.host import Limit
 from dask_fabric.cli.network import Interface
 from dask_fabric.cli.pair import PATHS, STREAM
 from dask_fabric.cli.remote import FRAME_BYTES, Pair
 from dask_fabric.cli.report import Facts
-from dask_fabric.cli.ucx import Library
 from dask_fabric.comm.reaching import printable
 from dask_fabric.gpu.rdma import RdmaDevice
 from dask_fabric.gpu.survey import Gpu
 from dask_fabric.memory.device import HOST
+from dask_fabric.paths.provider import Provider
 
 _UNKNOWN = "unknown"
 _WIDTHS = (80, 100)
@@ -42,7 +43,7 @@ def render(facts: Facts, uses: dict[str, SchemeUse], advice: Sequence[Advice], w
         ("Network interfaces", _interfaces(facts.interfaces)),
         ("RDMA devices", _rdma(facts.rdma)),
         ("GPUs", _gpus(facts.gpus, facts.gpu_modules)),
-        ("UCX", _ucx(facts)),
+        *((one.title, _details(facts, one)) for one in providers.found()),
         ("Limits", _limits(facts)),
         ("Namespaces", _namespaces(facts)),
         ("Configuration", _configuration(facts)),
@@ -166,20 +167,9 @@ def _gpus(gpus: Sequence[Gpu], modules: Sequence[str]) -> Iterator[Sequence[str]
         yield "kernel modules for network cards", "", ", ".join(modules) or "none"
 
 
-def _ucx(facts: Facts) -> Iterator[Sequence[str]]:
-    ucx = facts.ucx
-    yield "looked for" if ucx.wanted else "not looked for", ucx.why_wanted
-    if ucx.chosen is None and ucx.reason != ucx.why_wanted:
-        yield "none", ucx.reason
-    elif ucx.chosen is not None:
-        yield "chosen", f"{_library(ucx.chosen)}: {ucx.reason}"
-        yield "", f"transports: {' '.join(ucx.chosen.transports) or 'none'}"
-    for one in ucx.others:
-        yield "not chosen", f"{_library(one)}: {one.refusal}"
-
-
-def _library(one: Library) -> str:
-    return f"{one.version or 'unknown version'} at {one.path} ({one.source})"
+def _details(facts: Facts, provider: Provider) -> Iterator[Sequence[str]]:
+    if provider.name in facts.details:
+        yield from provider.rows(facts.details[provider.name])
 
 
 def _limits(facts: Facts) -> list[Sequence[str]]:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from dask_fabric import config, providers
 from dask_fabric.cli.configuration import Configuration, inspect_configuration
 from dask_fabric.cli.host import (
     Host,
@@ -19,7 +20,6 @@ from dask_fabric.cli.host import (
 )
 from dask_fabric.cli.network import Interface, inspect_interfaces
 from dask_fabric.cli.selftest import PathResult, SelfTest
-from dask_fabric.cli.ucx import Ucx, inspect_ucx
 from dask_fabric.comm.reaching import explain
 from dask_fabric.gpu.rdma import RdmaDevice, inspect_rdma
 from dask_fabric.gpu.survey import Gpu, inspect_gpus, inspect_modules
@@ -31,6 +31,8 @@ class Facts:
 
     Attributes
     ----------
+    details : dict of str to object
+        What the provider of each path has found, by the path's name.
     failures : dict of str to str
         Why a part could not be looked at, by its name here.
     """
@@ -40,7 +42,7 @@ class Facts:
     identity: Identity = field(default_factory=Identity)
     interfaces: tuple[Interface, ...] = ()
     rdma: tuple[RdmaDevice, ...] = ()
-    ucx: Ucx = field(default_factory=Ucx)
+    details: dict[str, Any] = field(default_factory=dict)
     gpus: tuple[Gpu, ...] = ()
     gpu_modules: tuple[str, ...] = ()
     configuration: Configuration = field(default_factory=Configuration)
@@ -95,9 +97,18 @@ def _inspect_host(root: Path, look: Callable[[str, Callable[[], Any]], Any]) -> 
     interfaces = look("interfaces", partial(inspect_interfaces, root)) or ()
     rdma = look("rdma", partial(inspect_rdma, root)) or ()
     look("configuration", inspect_configuration)
-    look("ucx", inspect_ucx)
+    look("details", _inspect_paths)
     look("gpus", partial(inspect_gpus, root, network_devices(interfaces, rdma)))
     look("gpu_modules", partial(inspect_modules, root))
+
+
+def _inspect_paths() -> dict[str, Any]:
+    settings = config.load().paths
+    return {
+        one.name: found
+        for one in providers.found()
+        if (found := one.inspect(getattr(settings, one.name))) is not None
+    }
 
 
 def network_devices(interfaces: tuple[Interface, ...], rdma: tuple[RdmaDevice, ...]) -> list:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -14,12 +13,12 @@ from dataclasses import dataclass, replace
 
 import dask.config
 
-from dask_fabric.cli.pair import PATHS, UCX
+from dask_fabric import providers
+from dask_fabric.cli.pair import PATHS
 
 COMMAND = (sys.executable, "-m", "dask_fabric.cli.pair", "measure")
 # Each path has less than this and the whole takes two seconds or three, unless something hangs.
 _PATIENCE_SECONDS = 15.0
-_UCX_ERROR = re.compile(r"\bUCX +ERROR +(.+)")  # it writes them to the standard output
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ def read_results(output: str, missing: str) -> tuple[PathResult, ...]:
     Parameters
     ----------
     output : str
-        What it printed, and UCX with it; the last line may be cut short.
+        What it printed, and libraries with it; the last line may be cut short.
     missing : str
         The reason for paths that have no line.
     """
@@ -110,11 +109,11 @@ def read_results(output: str, missing: str) -> tuple[PathResult, ...]:
             told = json.loads(line)
             found[told["path"]] = PathResult(works="reason" not in told, **{"reason": "", **told})
     results = (found.get(path) or PathResult(path, False, missing) for path in PATHS)
-    return tuple(_with_complaint_of_ucx(result, output) for result in results)
+    return tuple(_with_complaint(result, output) for result in results)
 
 
-def _with_complaint_of_ucx(result: PathResult, output: str) -> PathResult:
-    complaint = _UCX_ERROR.search(output)
-    if result.path != UCX or result.works or complaint is None:
+def _with_complaint(result: PathResult, output: str) -> PathResult:
+    provider = providers.by_name().get(result.path)
+    if provider is None or result.works or not (complaint := provider.complaint(output)):
         return result
-    return replace(result, reason=f"{result.reason}. UCX: {complaint[1]}")
+    return replace(result, reason=f"{result.reason}. {provider.title}: {complaint}")

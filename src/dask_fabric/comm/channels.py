@@ -12,7 +12,7 @@ from typing import Any
 
 from dask_fabric.comm import unix
 from dask_fabric.comm.addressing import format_address
-from dask_fabric.comm.paths import Negotiator, describe
+from dask_fabric.comm.negotiator import Negotiator, describe
 from dask_fabric.comm.security import Scheme
 from dask_fabric.config import Settings
 from dask_fabric.engine.channel import Channel

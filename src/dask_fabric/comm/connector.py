@@ -21,12 +21,11 @@ from dask_fabric.comm.addressing import Target, resolve
 from dask_fabric.comm.attempts import Attempts
 from dask_fabric.comm.channels import make_channel
 from dask_fabric.comm.comm import FabricComm
+from dask_fabric.comm.negotiator import prepare
 from dask_fabric.comm.security import Scheme, comm_error, tls_info
 from dask_fabric.comm.socket_options import tune
-from dask_fabric.comm.ucx import find
 from dask_fabric.config import Settings
 from dask_fabric.errors import FabricError
-from dask_fabric.wire.negotiation import UCX_SCHEME
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +83,7 @@ class FabricConnector(Connector):
         loop = asyncio.get_running_loop()
         settings = runtime.settings()
         if self.scheme.fast and ssl_context is None:
-            await find(peer_addr, settings, self.scheme.name == UCX_SCHEME)
+            await prepare(self.scheme, peer_addr, settings)
         try:
             if not 0 <= port < 1 << 16:
                 raise ValueError(f"a port is from 0 to 65535, not {port}")

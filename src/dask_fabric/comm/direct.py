@@ -20,7 +20,6 @@ class Devices:
     """
 
     def __init__(self, runtime: Runtime) -> None:
-        self.ucx_kind = runtime.ucx_kind
         self.span_of = runtime.span_of
         self.allocate = runtime.allocate
         self.await_producers = runtime.await_producers
@@ -40,7 +39,7 @@ class Devices:
 
     def _copied(self, frame: Any) -> memoryview:
         span = self.span_of(frame)
-        # Not pinned: it happens once in the life of a comm, if UCX breaks.
+        # Not pinned: it happens once in the life of a comm, if the path breaks.
         memory = memoryview(arrays.new_array(span.nbytes))
         self._runtime.copy_to_host(span, 0, memory).wait()
         return memory

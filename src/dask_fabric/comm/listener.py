@@ -30,6 +30,7 @@ from dask_fabric.comm.arrival import Arrival
 from dask_fabric.comm.binding import bind
 from dask_fabric.comm.channels import make_channel
 from dask_fabric.comm.comm import FabricComm
+from dask_fabric.comm.negotiator import prepare
 from dask_fabric.comm.refusals import Refusals, describe
 from dask_fabric.comm.security import (
     TLS_FIRST_BYTE,
@@ -41,9 +42,7 @@ from dask_fabric.comm.security import (
 )
 from dask_fabric.comm.servers import scheduler_host, server_of
 from dask_fabric.comm.socket_options import tune
-from dask_fabric.comm.ucx import find
 from dask_fabric.errors import FabricError, ProtocolError
-from dask_fabric.wire.negotiation import UCX_SCHEME
 
 logger = logging.getLogger(__name__)
 
@@ -131,10 +130,10 @@ class FabricListener(BaseListener):
         self._loop = asyncio.get_running_loop()
         self._refusals = Refusals(logger, self._loop)
         self._settings = runtime.settings()
-        insists = self.scheme.name == UCX_SCHEME
         if self.scheme.fast and self._ssl_context is None:
             # To look for it, and to start it, takes a second: not while clients wait.
-            await find(f"{self.prefix}{self.ip}:{self.port}", self._settings, insists, self.ip)
+            address = f"{self.prefix}{self.ip}:{self.port}"
+            await prepare(self.scheme, address, self._settings, self.ip)
         backlog_count = int(dask.config.get("distributed.comm.socket-backlog"))
         self._sockets = bind(self.ip, self.port, backlog_count)
         _listeners.add(self)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from dask_fabric import config
-from dask_fabric.comm.paths import allow_ptrace
+from dask_fabric import config, providers
 from dask_fabric.config import Settings
 from dask_fabric.jobs import native
 from dask_fabric.memory import device, pool
@@ -18,8 +17,7 @@ _pressure_limits_bytes: dict[Any, int] = {}
 
 def _after_fork_in_child() -> None:
     global _applied
-    _applied = None
-    allow_ptrace.cache_clear()  # the permission was the parent's
+    _applied = None  # what a path has asked of the kernel was for the parent
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
@@ -42,8 +40,8 @@ def settings() -> Settings:
             idle_seconds=current.pool_idle_timeout_seconds,
         )
         device.configure(current.gpu_enabled)
-        if current.cma_enabled and current.cma_allow_ptrace:
-            allow_ptrace()
+        for provider in providers.found():
+            provider.configure(getattr(current.paths, provider.name))
         _applied = current
     return current
 

@@ -17,11 +17,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from dask_fabric import providers
 from dask_fabric.comm.sums import PEER_LIMIT, Sums, Totals
 from dask_fabric.engine import socket_jobs
 from dask_fabric.memory import device, pool
-from dask_fabric.paths.ucx import core as ucx
-from dask_fabric.paths.ucx import worker as ucx_worker
 from dask_fabric.wire.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -221,6 +220,6 @@ def of_process() -> dict[str, Any]:
         "peers": rows(),
         "pool": pool.statistics(),
         "engine": socket_jobs.statistics(),
-        "ucx": ucx.statistics() if ucx_worker.is_running() else None,
+        **{provider.name: provider.statistics() for provider in providers.found()},
         "gpu": None if runtime is None else dict(runtime.describe()),
     }

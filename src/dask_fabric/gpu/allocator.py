@@ -13,7 +13,8 @@ from typing import Any
 
 from dask.utils import format_bytes
 
-from dask_fabric.config import ALLOCATORS, Settings
+from dask_fabric.config import Settings
+from dask_fabric.config.table import ALLOCATORS
 from dask_fabric.errors import UnavailableError
 
 logger = logging.getLogger(__name__)

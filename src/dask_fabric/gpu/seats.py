@@ -133,5 +133,5 @@ def _ports(nics: Iterable[RdmaDevice]) -> Iterable[str]:
 
 
 def _chosen_by_user(environment: Mapping[str, str]) -> bool:
-    options = dict(config.load().ucx_options)
+    options = dict(config.load().paths.ucx.options)
     return NICS in environment or NICS.removeprefix("UCX_") in options

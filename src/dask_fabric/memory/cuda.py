@@ -94,8 +94,6 @@ class CudaRuntime:
     waits for the device. That costs what its kernels of now take, and the event loop nothing.
     """
 
-    ucx_kind = 1
-
     def __init__(self, cupy: ModuleType) -> None:
         self._cupy = cupy
         self._streams: dict[tuple[int, int], Any] = {}

@@ -54,15 +54,7 @@ class Copy(Protocol):
 
 
 class Runtime(Protocol):
-    """What is asked of CUDA. Every method may be called in any thread.
-
-    Attributes
-    ----------
-    ucx_kind : int
-        What UCX is to take the memory for, by its own numbers (``ucs_memory_type_t``): 1 is CUDA.
-    """
-
-    ucx_kind: int
+    """What is asked of CUDA. Every method may be called in any thread."""
 
     def span_of(self, frame: Any) -> Span | None:
         """Give the memory of a frame; None unless it is contiguous memory of a device.

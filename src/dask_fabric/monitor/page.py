@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import time
+from itertools import cycle
 from typing import Any
 
 from bokeh.layouts import column, row
@@ -19,20 +20,23 @@ from bokeh.models import (
     LogColorMapper,
     NumeralTickFormatter,
 )
-from bokeh.palettes import Viridis256
+from bokeh.palettes import Category10, Viridis256
 from bokeh.plotting import figure
 from dask.utils import format_bytes
 from distributed.dashboard.components import DashboardComponent, add_periodic_callback
 from distributed.dashboard.components.scheduler import BOKEH_THEME, env
 from distributed.dashboard.utils import update
 
+from dask_fabric import providers
 from dask_fabric.comm.heartbeat import METRIC
 from dask_fabric.monitor.matrix import Cell, PathSum, Report, gather
+from dask_fabric.wire.hello import STREAM
 
 INTERVAL_MS = 1000
 _SECONDS_SHOWN = 300
-_COLORS = {"stream": "#4c78a8", "cma": "#59a14f", "ucx": "#e1812c"}
-_OTHER_COLOR = "#b279a2"
+_PATHS = (STREAM, *(provider.name for provider in providers.found()))
+_COLORS = dict(zip(_PATHS, cycle(Category10[10]), strict=False))
+_OTHER_COLOR = "#b279a2"  # of no palette
 _CELL_FIELDS = ("sender", "receiver", "nbytes", "path", "sizes")
 _TITLES = (
     "path",

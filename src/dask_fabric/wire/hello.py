@@ -11,10 +11,11 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from importlib.metadata import version
+from typing import Any
 
 import msgpack
 
-from dask_fabric.config import LIMIT_BYTES_LEAST
+from dask_fabric.config.table import LIMIT_BYTES_LEAST
 from dask_fabric.errors import ProtocolError
 from dask_fabric.wire.foreign import MAGIC
 from dask_fabric.wire.text import one_line
@@ -29,10 +30,11 @@ ENTRY_COUNT_LIMIT = 256  # of one array or map
 ITEM_COUNT_LIMIT = 512  # of all together
 # The least that a side may accept, so that Dask's handshake comes through.
 LEAST_LIMITS = {"frames": 1, "header": LIMIT_BYTES_LEAST, "message": LIMIT_BYTES_LEAST}
-OMITTED_IF_EMPTY = ("refused", "boot", "cma", "ucx", "address", "ends", "error")
+OMITTED_IF_EMPTY = ("refused", "boot", "address", "ends", "error")
 NESTING_LIMIT = 16
 # A server of HTTP answers when it has seen this, and a client then knows what is there.
 _HTTP_END = b"\r\n\r\n"
+STREAM = "stream"  # the path that every side has: the connection itself
 # Features: what is used where both sides list it.
 CHUNKS = "chunks"  # frames of device memory come in chunks, see docs/wire-protocol.md
 
@@ -59,17 +61,14 @@ class Hello:
         Paths that this side will not use with this peer, each with the reason.
     boot : str
         What names the running system of this host, the same for all its processes.
-    cma : mapping
-        ``address`` (int) and ``nonce`` (bytes): what stands where in this process's memory, so that
-        the peer can find out whether it may read it.
-    ucx : mapping
-        ``version`` (str), ``transports`` (list of str), ``address`` (bytes) of the worker,
-        ``token`` (int), which names this side's end of this connection's frames, and ``scope``
-        (map of str to str): with whom this process can share memory, as far as it knows.
+    described : mapping of str to mapping
+        What this side says of its paths, by their names, which are fields of their own on the wire.
+        It may make no sense: `dask_fabric.paths.provider.Provider.check` tells.
     address : str
         Over a Unix socket: the ``host:port`` that a client wants, or that a server listens on.
     ends : tuple of str
-        Of a client over TCP, which offers `cma`: its end of the connection, and the one it reached.
+        Of a client over TCP with a path that no proxy may stand in the way of: its end of the
+        connection, and the one it reached.
     error : str
         Not empty in the hello of a side that refuses the other: the reason.
     """
@@ -77,15 +76,14 @@ class Hello:
     scheme: str = "fabric"
     software: str = f"dask-fabric {version('dask-fabric')}"
     pid: int = 0
-    paths: tuple[str, ...] = ("stream",)
+    paths: tuple[str, ...] = (STREAM,)
     memory: tuple[str, ...] = ("host",)
     authentication: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
     limits: Mapping[str, int] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
     boot: str = ""
-    cma: Mapping[str, int | bytes] = field(default_factory=dict)
-    ucx: Mapping[str, object] = field(default_factory=dict)
+    described: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     address: str = ""
     ends: tuple[str, ...] = ()
     error: str = ""
@@ -99,7 +97,9 @@ class Hello:
             The hello is larger than the protocol allows.
         """
         content = {item.name: getattr(self, item.name) for item in fields(self)}
+        described = content.pop("described")
         content = {k: v for k, v in content.items() if v or k not in OMITTED_IF_EMPTY}
+        content |= described
         content["end"] = _HTTP_END
         body = msgpack.packb(content)
         if len(body) > HELLO_BYTES_LIMIT:
@@ -129,7 +129,13 @@ class Hello:
         for key, value in known.items():
             if not FIELD_CHECKS[key](value):
                 raise ProtocolError(f"field {key!r} of the peer's hello is invalid: {value!r:.80}")
-        return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in known.items()})
+        described = {
+            path: content[path]
+            for path in known.get("paths", ())
+            if path not in FIELD_CHECKS and isinstance(content.get(path), dict)
+        }
+        known = {key: tuple(v) if isinstance(v, list) else v for key, v in known.items()}
+        return cls(**known, described=described)
 
 
 # The same few hellos come and go with every connection: a process says the same each time.
@@ -171,25 +177,6 @@ def is_reasons(value: object) -> bool:
     return isinstance(value, dict) and all(map(_is_name, value.values()))
 
 
-def _is_memory(value: object) -> bool:
-    return (
-        isinstance(value, dict)
-        and _is_count(value.get("address"))
-        and isinstance(value.get("nonce"), bytes)
-    )
-
-
-def _is_ucx(value: object) -> bool:
-    return (
-        isinstance(value, dict)
-        and _is_name(value.get("version"))
-        and _is_names(value.get("transports"))
-        and isinstance(value.get("address"), bytes)
-        and _is_count(value.get("token"))
-        and is_reasons(value.get("scope", {}))
-    )
-
-
 FIELD_CHECKS: dict[str, Callable[[object], bool]] = {
     "scheme": _is_name,
     "software": _is_name,
@@ -201,8 +188,6 @@ FIELD_CHECKS: dict[str, Callable[[object], bool]] = {
     "limits": _is_limits,
     "refused": is_reasons,
     "boot": _is_name,
-    "cma": _is_memory,
-    "ucx": _is_ucx,
     "address": _is_name,
     "ends": _is_names,
     "error": _is_text,

@@ -23,7 +23,7 @@ from dask_fabric.paths.cma.process import process_of
 from dask_fabric.wire.handshake import Handshake
 from dask_fabric.wire.hello import Hello
 
-from .file_path import FOLDER, FilePath
+from .file_path import FOLDER, file_path
 
 LEAST_BYTES = 65_536
 
@@ -34,12 +34,12 @@ async def cma_paths():
 
 
 async def ucx_paths():
-    from dask_fabric.comm import ucx
+    from dask_fabric.paths.ucx import local as ucx
     from dask_fabric.paths.ucx.endpoint import UCXPath
 
     settings = config.load()
-    await ucx.find("fabric+ucx://", settings, insists=True)
-    local, reason = ucx.local_ucx(settings, insists=True)
+    await ucx.find(settings.paths.ucx, insists=True)
+    local, reason = ucx.local_ucx(settings.paths.ucx, insists=True)
     assert local is not None, reason
     tokens = [1 + secrets.randbits(62) for _ in range(2)]
     return tuple(UCXPath(own, theirs, local.address) for own, theirs in (tokens, tokens[::-1]))
@@ -47,7 +47,7 @@ async def ucx_paths():
 
 async def file_paths():
     loop = asyncio.get_running_loop()
-    return FilePath(loop), FilePath(loop)
+    return file_path(loop), file_path(loop)
 
 
 # A new path is one line here.

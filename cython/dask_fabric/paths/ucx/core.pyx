@@ -8,7 +8,7 @@ a peer claims is believed: a length other than the posted one fails the receive.
 from libc.errno cimport EBADF
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from dask_fabric.errors import UCXError
+from dask_fabric.errors import LibraryError
 from dask_fabric.paths.ucx import libucp
 from dask_fabric.paths.ucx import worker as ucx_worker
 
@@ -58,7 +58,7 @@ def start(library, options=(), defaults=None, estimated_endpoints=64):
         This is a forked child, where UCX cannot be used.
     UnavailableError
         The library cannot be loaded, or another one runs already.
-    UCXError
+    LibraryError
         UCX does not start.
     """
     cdef bint registered
@@ -68,7 +68,7 @@ def start(library, options=(), defaults=None, estimated_endpoints=64):
         registered = worker.attend != NULL or (register() and register_frames())
         unlock_and_wake()
     if not registered:
-        raise UCXError("UCX does not take a handler of active messages", -1)
+        raise LibraryError("UCX does not take a handler of active messages", -1)
 
 
 def version():

@@ -7,7 +7,7 @@ from libc.errno cimport (
 )
 from libc.stdint cimport uintptr_t
 
-from dask_fabric.errors import UCXError, UnavailableError
+from dask_fabric.errors import LibraryError, UnavailableError
 from dask_fabric.linux cimport (
     ECANCELED, RTLD_LAZY, RTLD_LOCAL, Dl_info, dladdr, dlerror, dlopen, dlsym,
 )
@@ -110,7 +110,7 @@ cdef int check(Status status, str call) except -1:
     if status >= 0:
         return 0
     text = ucp.status_string(status).decode("utf-8", "replace")
-    raise UCXError(f"UCX: {call}: {text} (status {status})", status)
+    raise LibraryError(f"UCX: {call}: {text} (status {status})", status)
 
 
 cdef Status status_of(StatusPointer pointer) noexcept nogil:

@@ -15,7 +15,7 @@ from libc.string cimport memset
 from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 from posix.unistd cimport usleep
 
-from dask_fabric.errors import ForkedError, UCXError, UnavailableError
+from dask_fabric.errors import ForkedError, LibraryError, UnavailableError
 from dask_fabric.paths.ucx import libucp
 from dask_fabric.paths.ucx.library import environment
 
@@ -128,7 +128,7 @@ def _create(size_t estimated_endpoints):
     params.field_mask = WORKER_PARAM_FIELD_THREAD_MODE
     params.thread_mode = THREAD_MODE_SERIALIZED
     if worker.bind != NULL and worker.bind(worker.bind_argument) != 0:
-        raise UCXError("the context of the device cannot be made current for UCX", -1)
+        raise LibraryError("the context of the device cannot be made current for UCX", -1)
     _create_context(estimated_endpoints)
     try:
         with nogil:

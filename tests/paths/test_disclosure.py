@@ -15,7 +15,8 @@ from distributed.utils import wait_for
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dask_fabric.comm import disclosure, paths
+from dask_fabric.comm import negotiator
+from dask_fabric.paths import disclosure
 from dask_fabric.paths.cma import process as cma
 from dask_fabric.wire.hello import PREAMBLE, Hello
 
@@ -26,10 +27,21 @@ FULL = Hello(
     pid=4711,
     boot=BOOT,
     paths=("stream", "cma", "ucx"),
-    cma={"address": 0x7F00DEADBEEF, "nonce": b"n" * 16},
-    ucx=UCX,
+    described={"cma": {"address": 0x7F00DEADBEEF, "nonce": b"n" * 16}, "ucx": UCX},
 )
 TCP = {"fabric.unix-sockets": False}
+
+
+def cma_of(hello: Hello) -> dict:
+    return hello.described.get("cma", {})
+
+
+def ucx_of(hello: Hello) -> dict:
+    return hello.described.get("ucx", {})
+
+
+def saying(hello: Hello, **described) -> Hello:
+    return replace(hello, described={**hello.described, **described})
 
 
 def says(hello: Hello) -> bytes:
@@ -37,43 +49,43 @@ def says(hello: Hello) -> bytes:
 
 
 def secrets_of(hello: Hello) -> list[bytes]:
-    numbers = [hello.pid, hello.cma["address"]]
+    numbers = [hello.pid, cma_of(hello)["address"]]
     packed = [n.to_bytes(size, "big") for n in numbers for size in (4, 8) if n < 1 << 8 * size]
-    texts = [str(n) for n in numbers] + [hello.boot, *hello.ucx.get("scope", {}).values()]
-    return [hello.cma["nonce"], *packed, *(text.encode() for text in texts if text)]
+    texts = [str(n) for n in numbers] + [hello.boot, *ucx_of(hello).get("scope", {}).values()]
+    return [cma_of(hello)["nonce"], *packed, *(text.encode() for text in texts if text)]
 
 
 def test_two_processes_of_a_host_read_what_they_tell_each_other():
     client = disclosure.of_client(FULL)
     server = disclosure.of_server(replace(FULL, pid=5), client, False)
     assert client.boot == server.boot != BOOT
-    assert client.ucx["scope"] == server.ucx["scope"]
+    assert ucx_of(client)["scope"] == ucx_of(server)["scope"]
     assert disclosure.deciphered(client, BOOT, "client").pid == 4711
     assert disclosure.deciphered(server, BOOT, "server").pid == 5
     for side, hello in (("client", client), ("server", server)):
-        assert disclosure.deciphered(hello, BOOT, side).cma == FULL.cma
+        assert cma_of(disclosure.deciphered(hello, BOOT, side)) == cma_of(FULL)
         assert not any(secret in says(hello) for secret in secrets_of(FULL))
 
 
 def test_nothing_is_told_twice_in_the_same_way():
     first, second = disclosure.of_client(FULL), disclosure.of_client(FULL)
     answer = disclosure.of_server(FULL, first, False)
-    told = {str((hello.pid, hello.cma)) for hello in (first, second, answer)}
+    told = {str((hello.pid, cma_of(hello))) for hello in (first, second, answer)}
     assert len(told) == 3
 
 
 @pytest.mark.parametrize("boot", ["", "~", OTHER_BOOT, f"~{'0' * 32}~{'0' * 32}", "~é" + "0" * 64])
 def test_a_client_that_does_not_know_the_host_is_told_nothing_of_it(boot):
-    hello = disclosure.of_server(FULL, Hello(boot=boot, ucx=UCX), False)
-    assert (hello.pid, hello.boot, hello.cma) == (0, "", {})
-    assert hello.ucx == {key: value for key, value in UCX.items() if key != "scope"}
+    hello = disclosure.of_server(FULL, replace(FULL, boot=boot), False)
+    assert (hello.pid, hello.boot, cma_of(hello)) == (0, "", {})
+    assert ucx_of(hello) == {key: value for key, value in UCX.items() if key != "scope"}
     assert not any(secret in says(hello) for secret in secrets_of(FULL))
 
 
 def test_two_hosts_learn_nothing_from_each_other():
     client = disclosure.of_client(FULL)
     server = disclosure.of_server(replace(FULL, boot=OTHER_BOOT), client, False)
-    assert server.boot == "" and not server.cma
+    assert server.boot == "" and not cma_of(server)
     assert disclosure.deciphered(client, OTHER_BOOT, "client") is client
     assert not disclosure.is_proven(client.boot, OTHER_BOOT)
     assert not disclosure.is_proven(client.boot, "")
@@ -82,21 +94,22 @@ def test_two_hosts_learn_nothing_from_each_other():
 def test_the_scope_shows_what_differs():
     client = disclosure.of_client(FULL)
     ucx = {**UCX, "scope": {**SCOPE, "pid": "pid:[9]"}}
-    server = disclosure.of_server(replace(FULL, ucx=ucx), client, False)
-    same = [key for key in SCOPE if client.ucx["scope"][key] == server.ucx["scope"][key]]
+    server = disclosure.of_server(saying(FULL, ucx=ucx), client, False)
+    same = [key for key in SCOPE if ucx_of(client)["scope"][key] == ucx_of(server)["scope"][key]]
     assert same == ["ipc", "user"]
 
 
 def test_a_unix_socket_and_a_peer_of_an_earlier_release_are_told_as_before():
-    assert disclosure.of_server(FULL, replace(FULL, boot="", ucx=UCX), True) is FULL
+    assert disclosure.of_server(FULL, replace(FULL, boot=""), True) is FULL
     assert disclosure.of_server(FULL, FULL, False) is FULL
     assert disclosure.deciphered(FULL, BOOT, "client") is FULL
 
 
 @pytest.mark.parametrize("is_unix", [False, True])
 def test_the_address_of_ucx_is_told_to_those_who_have_it(is_unix):
-    assert not disclosure.of_server(FULL, Hello(boot=BOOT), is_unix).ucx
-    assert disclosure.of_server(FULL, Hello(boot=BOOT, ucx=UCX), is_unix).ucx == UCX
+    assert not disclosure.of_server(FULL, Hello(boot=BOOT), is_unix).described
+    client = Hello(boot=BOOT, described={"ucx": UCX})
+    assert disclosure.of_server(FULL, client, is_unix).described == {"ucx": UCX}
 
 
 @given(
@@ -107,9 +120,9 @@ def test_the_address_of_ucx_is_told_to_those_who_have_it(is_unix):
 )
 def test_whatever_a_peer_says_can_be_deciphered(pid, address, nonce, side):
     known = disclosure.of_client(FULL).boot
-    peer = replace(FULL, boot=known, pid=pid, cma={"address": address, "nonce": nonce})
+    peer = replace(saying(FULL, cma={"address": address, "nonce": nonce}), boot=known, pid=pid)
     told = disclosure.deciphered(peer, BOOT, side)
-    assert cma.probe(0, told.cma["address"], told.cma["nonce"])
+    assert cma.probe(0, cma_of(told)["address"], cma_of(told)["nonce"])
 
 
 # ---------------------------------------------------------------- over sockets
@@ -143,8 +156,9 @@ async def test_a_stranger_learns_nothing_of_the_process(scheme):
 
 async def test_who_knows_the_host_learns_what_is_needed():
     async with listen("fabric://127.0.0.1", ignore) as listener:
-        boot = paths.boot_id()
-        told = await hello_of_listener(listener, Hello(scheme="fabric", boot=boot))
+        boot = negotiator.boot_id()
+        client = replace(FULL, boot=boot, paths=("stream", "cma"))
+        told = await hello_of_listener(listener, client)
         assert told["pid"] == os.getpid() and told["boot"] == boot and told["cma"]
 
 
@@ -171,7 +185,7 @@ async def test_a_client_over_tcp_tells_a_server_of_another_host_nothing():
         await asyncio.gather(*serving, return_exceptions=True)
     told = msgpack.unpackb(body)
     assert told["boot"].startswith("~") and told["pid"] != os.getpid()
-    assert paths.boot_id().encode() not in body
+    assert negotiator.boot_id().encode() not in body
 
 
 async def test_over_tcp_within_a_host_memory_is_still_read():

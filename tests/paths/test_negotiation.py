@@ -8,23 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dask_fabric import providers
 from dask_fabric.errors import ProtocolError
+from dask_fabric.paths import negotiation
+from dask_fabric.paths.negotiation import choose, decode_found, encode_found, insisted
 from dask_fabric.wire.hello import PREAMBLE, Hello
-from dask_fabric.wire.negotiation import (
-    candidates,
-    choose,
-    decode_found,
-    encode_found,
-    insists_on_ucx,
-    objection,
-)
 
 PLAIN = Hello()
-CMA = Hello(paths=("stream", "cma"), boot="one", cma={"address": 4096, "nonce": b"n" * 16})
+CMA = Hello(
+    paths=("stream", "cma"), boot="one", described={"cma": {"address": 4096, "nonce": b"n" * 16}}
+)
 TRANSPORTS = ("posix", "tcp", "rc_mlx5")
 SCOPE = {"ipc": "ipc:[1]", "pid": "pid:[2]", "user": "0 of user:[3]"}
 UCX = {"version": "1.18.0", "transports": TRANSPORTS, "address": b"a", "token": 1, "scope": SCOPE}
-BOTH = replace(CMA, paths=("stream", "cma", "ucx"), ucx=UCX)
+BOTH = replace(CMA, paths=("stream", "cma", "ucx"), described={**CMA.described, "ucx": UCX})
 ELSEWHERE = replace(BOTH, boot="two")
 
 
@@ -33,8 +30,20 @@ def off(hello, path, reason):
     return replace(hello, paths=paths, refused={**hello.refused, path: reason})
 
 
+def saying(hello, **described):
+    return replace(hello, described={**hello.described, **described})
+
+
+def objection(path, client, server, found, memory="host"):
+    return negotiation.objection(providers.by_name()[path], client, server, found, memory)
+
+
+def candidates(client, server):
+    return [provider.name for provider in negotiation.candidates(client, server)]
+
+
 def with_ucx(hello, **changed):
-    return replace(hello, ucx={**hello.ucx, **changed})
+    return saying(hello, ucx={**hello.described["ucx"], **changed})
 
 
 def beside(hello, *transports, **scope):
@@ -66,10 +75,10 @@ TABLE = {
         {"cma": "the two processes are on different hosts"},
     ),
     "nothing to try": (
-        replace(CMA, cma={}), CMA, {}, "stream", {"cma": "a hello does not describe it"},
+        saying(CMA, cma={}), CMA, {}, "stream", {"cma": "a hello does not describe it"},
     ),
     "nothing of ucx": (
-        replace(BOTH, ucx={}), ELSEWHERE, {}, "stream", {"ucx": "a hello does not describe it"},
+        saying(BOTH, ucx={}), ELSEWHERE, {}, "stream", {"ucx": "a hello does not describe it"},
     ),
     "rdma between hosts": (
         BOTH, ELSEWHERE, {}, "ucx", {"cma": "the two processes are on different hosts"},
@@ -156,7 +165,7 @@ TABLE = {
 
 
 GPU_TRANSPORTS = ("posix", "tcp", "rc_mlx5", "cuda_copy", "cuda_ipc")
-GPU = replace(BOTH, memory=("host", "cuda"), ucx={**UCX, "transports": GPU_TRANSPORTS})
+GPU = with_ucx(replace(BOTH, memory=("host", "cuda")), transports=GPU_TRANSPORTS)
 GPU_ELSEWHERE = replace(GPU, boot="two")
 
 DEVICE_TABLE = {
@@ -265,10 +274,25 @@ def test_only_what_neither_hello_objects_to_is_tried(row):
 
 def test_who_insists():
     ucx = replace(PLAIN, scheme="fabric+ucx")
-    assert insists_on_ucx(ucx, PLAIN) and insists_on_ucx(PLAIN, ucx)
-    assert not insists_on_ucx(PLAIN, PLAIN)
+    assert [one.name for one in insisted(ucx, PLAIN)] == ["ucx"]
+    assert insisted(PLAIN, ucx) == insisted(ucx, ucx) == insisted(ucx, PLAIN)
+    assert not insisted(PLAIN, PLAIN)
 
 
+DESCRIBED_CMA = [CMA.described["cma"], {"address": -1, "nonce": b""}, {"address": 1}, {"x": [1]}]
+DESCRIBED_UCX = [
+    {},
+    UCX,
+    {**UCX, "version": "2"},
+    {**UCX, "transports": ("tcp",)},
+    GPU.described["ucx"],
+    {**UCX, "scope": {**SCOPE, "pid": "pid:[9]"}},
+    {**UCX, "scope": {"ipc": "ipc:[9]"}},
+    {**UCX, "scope": ["pid"]},
+    {**UCX, "transports": 7},
+    {**UCX, "token": -1},
+    {"version": "1"},
+]
 names = st.text(st.characters(categories=("L", "N", "P", "Zs")), max_size=20).filter(
     str.isprintable
 )
@@ -280,17 +304,11 @@ hellos = st.builds(
     refused=reasons,
     memory=st.sampled_from([("host",), ("host", "cuda"), ("cuda",), ()]),
     boot=st.sampled_from(["", "one", "two"]),
-    cma=st.sampled_from([{}, CMA.cma]),
-    ucx=st.sampled_from(
-        [
-            {},
-            UCX,
-            {**UCX, "version": "2"},
-            {**UCX, "transports": ("tcp",)},
-            GPU.ucx,
-            {**UCX, "scope": {**SCOPE, "pid": "pid:[9]"}},
-            {**UCX, "scope": {"ipc": "ipc:[9]"}},
-        ]
+    described=st.fixed_dictionaries(
+        {
+            "cma": st.sampled_from([{}, *DESCRIBED_CMA]),
+            "ucx": st.sampled_from(DESCRIBED_UCX),
+        }
     ),
 )
 
@@ -324,10 +342,25 @@ def test_findings_that_are_no_map_of_reasons(content):
         decode_found(content)
 
 
-@pytest.mark.parametrize("scope", [[], {"pid": 1}, {"pid": "a\nb"}, {"pid": "x" * 257}])
-def test_a_scope_that_is_no_map_of_names(scope):
-    with pytest.raises(ProtocolError, match="'ucx'"):
-        told(with_ucx(BOTH, scope=scope))
+@pytest.mark.parametrize(
+    ("path", "changed"),
+    [
+        *(("ucx", {"scope": scope}) for scope in ([], {"pid": 1}, {"p": "a\nb"}, {"p": "x" * 257})),
+        *(("ucx", {name: value}) for name in UCX for value in (None, -1.5, [7], "x" * 300)),
+        ("ucx", {"transports": ["a", 5]}),
+        ("cma", {"address": -1}),
+        ("cma", {"address": True}),
+        ("cma", {"address": "4096"}),
+        ("cma", {"nonce": "text"}),
+        ("cma", {"nonce": None}),
+    ],
+)
+def test_a_path_that_is_described_in_no_sense_is_not_taken(path, changed):
+    odd = saying(BOTH, **{path: {**BOTH.described[path], **changed}})
+    for client, server in ((odd, told(BOTH)), (told(BOTH), odd)):
+        choice = choose(client, server, {})
+        assert choice.paths == {"host": "cma" if path == "ucx" else "ucx"}
+        assert "makes no sense" in choice.refused[path]
 
 
 def test_a_scope_may_hold_what_a_later_version_tells():

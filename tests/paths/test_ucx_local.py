@@ -13,8 +13,8 @@ import pytest
 from distributed.comm import connect, listen
 
 from dask_fabric import config
-from dask_fabric.comm import ucx
-from dask_fabric.errors import UCXError, UnavailableError
+from dask_fabric.errors import LibraryError, UnavailableError
+from dask_fabric.paths.ucx import local as ucx
 from dask_fabric.paths.ucx.library import Choice, Library
 
 from ..conftest import UCX_SCHEME
@@ -89,7 +89,7 @@ async def test_the_loop_goes_on_while_ucx_starts(search, monkeypatch):
     def start(library, options, defaults):
         loop.call_soon_threadsafe(begun.set)
         assert released.wait(PATIENCE_SECONDS), "the event loop stands still"
-        raise UCXError("it does not start in this test", -1)
+        raise LibraryError("it does not start in this test", -1)
 
     monkeypatch.setattr(ucx.ucx, "start", start)
     search.outcome = Choice(Library("/test", "test", transports=("tcp/lo",)), "the only one")
@@ -97,7 +97,7 @@ async def test_the_loop_goes_on_while_ucx_starts(search, monkeypatch):
     listening = asyncio.ensure_future(listen("fabric://127.0.0.1", ignore))
     await begun.wait()
     assert not listening.done()
-    local, reason = ucx.local_ucx(config.load(), insists=False, wait=False)
+    local, reason = ucx.local_ucx(config.load().paths.ucx, insists=False, wait=False)
     assert local is None and reason == "UCX is being started"
     released.set()
     listener = await listening
@@ -114,7 +114,7 @@ async def test_what_may_pass_is_tried_again_after_a_while(search, monkeypatch):
     monkeypatch.setattr(ucx.ucx, "address", lambda: bytes(1 << 16))
     search.outcome = Choice(Library("/test", "test"), "the only one")
     search.release()
-    settings = config.load()
+    settings = config.load().paths.ucx
     assert ucx.local_ucx(settings, False) == (None, "the GPU is full")
     assert ucx.local_ucx(settings, False) == (None, "the GPU is full")
     monkeypatch.setattr(ucx.time, "monotonic", lambda: math.inf)
@@ -168,7 +168,7 @@ async def test_a_forked_child_does_not_wait_for_its_parents_search(search):
     pid = os.fork()
     if pid == 0:
         search.release()
-        local, reason = ucx.local_ucx(config.load(), insists=False)
+        local, reason = ucx.local_ucx(config.load().paths.ucx, insists=False)
         os._exit(0 if local is None and "there is none" in reason else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     search.release()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dask.config
 import pytest
 
-from dask_fabric.cli.ucx import Ucx, inspect_ucx
+from dask_fabric import config
 from dask_fabric.paths.ucx import library
+from dask_fabric.paths.ucx.survey import Ucx, inspect_ucx
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def test_the_choice_and_the_rest(loader):
     names = ("rc_mlx5/mlx5_0:1", "cuda_copy/cuda")
     found["/a"] = library.Library("/a", "site", (1, 15, 0), names, ("host", "cuda"))
     found["/b"] = library.Library("/b", "wheel", (), (), (), "undefined symbol")
-    told = inspect_ucx()
+    told = inspect_ucx(config.load().paths.ucx)
     chosen = told.chosen
     assert (chosen.path, chosen.version, chosen.transports) == ("/a", "1.15.0", names)
     assert chosen.has_rdma and chosen.has_gpu and chosen.refusal == ""
@@ -41,7 +42,7 @@ def test_an_explicit_library_that_does_not_work(loader):
     library, found = loader
     found["/b"] = library.Library("/b", "explicit", error="undefined symbol")
     with dask.config.set({"fabric.ucx.library": "/b"}):
-        told = inspect_ucx()
+        told = inspect_ucx(config.load().paths.ucx)
     assert told.chosen is None and "undefined symbol" in told.reason
 
 

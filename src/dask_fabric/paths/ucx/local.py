@@ -1,4 +1,4 @@
-"""UCX of this process: found and started once, when the first comm asks for it."""
+"""UCX of this process: found and started once, when the first listener or connection asks."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
 
-from distributed.comm.core import FatalCommClosedError
-
-from dask_fabric.config import Settings
 from dask_fabric.errors import FabricError, UnavailableError
 from dask_fabric.memory import device
 from dask_fabric.paths.ucx import core as ucx
@@ -90,19 +88,20 @@ def _after_fork_in_child() -> None:
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-def local_ucx(settings: Settings, insists: bool, *, wait: bool = True) -> _Found:
+def local_ucx(settings: Any, insists: bool, *, wait: bool = True) -> _Found:
     """Give this process's UCX, started now if need be, or the reason why there is none.
 
     Parameters
     ----------
-    settings : dask_fabric.config.Settings
+    settings : named tuple
+        Those of ``fabric.ucx``.
     insists : bool
         Whether the scheme is ``fabric+ucx``: then it is wanted on every host.
     wait : bool
         For a start that is under way. An event loop must not: it awaits `find` before, and what is
         not there by then is not used.
     """
-    wanted, reason = _is_wanted(settings.ucx_enabled, insists)
+    wanted, reason = _is_wanted(settings.enabled, insists)
     if not wanted:
         return None, reason
     future = _start(settings, "").future
@@ -133,19 +132,7 @@ def _bind_device() -> str:
     return ""
 
 
-class SchemeUnavailableError(UnavailableError, FatalCommClosedError):
-    """The scheme is known, but nothing can be sent by it; Dask does not try again.
-
-    Attributes
-    ----------
-    reason : str
-        Without the address and the advice that the message has.
-    """
-
-    reason: str = ""
-
-
-async def find(address: str, settings: Settings, insists: bool, bound: str = "") -> None:
+async def find(settings: Any, insists: bool, bound: str = "") -> None:
     """Let `local_ucx` find at once what it starts; costs nothing when that was done before.
 
     To look for a library takes as long as the slowest that hangs, and to start it tens of
@@ -153,35 +140,15 @@ async def find(address: str, settings: Settings, insists: bool, bound: str = "")
 
     Parameters
     ----------
-    address : str
-        To listen on or to connect to.
     settings, insists
         As for `local_ucx`.
     bound : str
         The host that a listener is bound to: whoever starts UCX then keeps its TCP to that, too.
-
-    Raises
-    ------
-    SchemeUnavailableError
-        The scheme insists on UCX, and there is none: with the reason and the remedy.
     """
-    if _is_wanted(settings.ucx_enabled, insists)[0]:
+    if _is_wanted(settings.enabled, insists)[0]:
         future = _start(settings, bound).future
         if not future.done():
             await asyncio.wrap_future(future)
-    if insists:
-        _check_available(address, settings)
-
-
-def _check_available(address: str, settings: Settings) -> None:
-    local, reason = local_ucx(settings, insists=True, wait=False)
-    if local is None:
-        error = SchemeUnavailableError(
-            f"cannot use {address}: {reason}. `dask fabric doctor --require ucx` tells more; "
-            "fabric:// takes the best path that both ends have"
-        )
-        error.reason = reason
-        raise error
 
 
 @functools.lru_cache(maxsize=8)
@@ -190,9 +157,9 @@ def _is_wanted(enabled: bool | None, insists: bool) -> tuple[bool, str]:
     return wanted or (insists and enabled is None), reason
 
 
-def _start(settings: Settings, bound: str) -> _Start:
+def _start(settings: Any, bound: str) -> _Start:
     """Give the start by these settings, begun now by a thread if there is none yet."""
-    key = settings.ucx_library, settings.ucx_options
+    key = settings.library, settings.options
     known = _starts.get(key)
     if known is not None and not known.is_outdated():
         return known

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from dask_fabric import config
 from dask_fabric.errors import UnavailableError
 from dask_fabric.paths.ucx import candidates as ucx_candidates
 from dask_fabric.paths.ucx import library as ucx_library
+from dask_fabric.paths.ucx.candidates import CUDA, ROCM, VERBS
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,12 @@ class Ucx:
     others: tuple[Library, ...] = ()
 
 
-def inspect_ucx() -> Ucx:
+def inspect_ucx(settings: Any) -> Ucx:
     """Ask the loader, which probes every library in a process of its own."""
-    settings = config.load()
     host = ucx_candidates.look()
-    wanted, why_wanted = ucx_candidates.is_wanted(settings.ucx_enabled, host)
+    wanted, why_wanted = ucx_candidates.is_wanted(settings.enabled, host)
     try:
-        choice = ucx_library.choose(settings.ucx_library, settings.ucx_options, host, survey=True)
+        choice = ucx_library.choose(settings.library, settings.options, host, survey=True)
     except UnavailableError as exc:
         return Ucx(wanted, why_wanted, None, str(exc))
     return Ucx(
@@ -68,8 +67,6 @@ def inspect_ucx() -> Ucx:
 
 
 def _library(found: Any, refusal: str = "") -> Library:
-    from dask_fabric.paths.ucx.candidates import CUDA, ROCM, VERBS
-
     return Library(
         path=found.path,
         source=found.source,

@@ -1,0 +1,158 @@
+"""The configuration of dask-fabric: what stands under ``fabric:`` in Dask's, checked.
+
+Importing this package adds the defaults to ``dask.config``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import logging
+from collections import namedtuple
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+import dask.config
+
+from dask_fabric import providers
+from dask_fabric.config.memory import host_memory_bytes
+from dask_fabric.config.table import keys, nested_defaults, sections
+from dask_fabric.errors import ConfigError
+
+__all__ = ["DEFAULTS", "KEYS", "SECTION", "Settings", "given", "host_memory_bytes", "load"]
+
+logger = logging.getLogger(__name__)
+
+SECTION = "fabric"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Checked values of all keys under ``fabric:``; the units are in the names.
+
+    ``docs/configuration.md`` says what each of them does.
+    """
+
+    pool_max_idle_bytes: int
+    pool_idle_timeout_seconds: float
+    engine_thread_count: int
+    busy_poll_seconds: float
+    stream_inline_bytes: int
+    stream_bulk_bytes: int
+    unix_sockets: bool
+    gpu_enabled: bool | None  # None: once this process has imported a library for it
+    gpu_chunk_bytes: int
+    gpu_allocator: str
+    gpu_pool_size: int | float | None  # bytes, or a fraction of the GPU's memory
+    frame_count_limit: int
+    header_bytes_limit: int
+    message_bytes_limit: int
+    history_file: str | None
+    history_size_bytes: int
+    history_interval_seconds: float
+    handshake_timeout_seconds: float
+    stalled_timeout_seconds: float
+    close_timeout_seconds: float
+    paths: Any  # a named tuple of the paths, of named tuples with their own settings
+
+
+def load() -> Settings:
+    """Return the settings that Dask's configuration holds now.
+
+    Cheap enough for every connection: values are checked again only after a change.
+
+    Raises
+    ------
+    ConfigError
+        A value is not usable; the message names its key and what is expected.
+    """
+    global _cached
+    section = dask.config.get(SECTION, None)
+    # Dask changes the section in place, so neither its identity nor a reference can be kept; and
+    # unlike equality the text tells 1 from True.
+    text = repr(section)
+    cached_text, settings = _cached
+    if settings is None or text != cached_text:
+        settings = _check(section)
+        _cached = text, settings
+    return settings
+
+
+def given() -> dict[str, object]:
+    """Return what Dask's configuration holds under ``fabric:`` now, unchecked, by dotted name.
+
+    Raises
+    ------
+    ConfigError
+        A value stands where a section belongs.
+    """
+    return dict(_flatten(dask.config.get(SECTION, None), ""))
+
+
+def _check(section: object) -> Settings:
+    values = {**DEFAULTS, **dict(_flatten(section, ""))}
+    for name in sorted(values.keys() - KEYS.keys()):
+        _warn_unknown(name)
+    parsed = {name: _parse(name, values[name]) for name in KEYS}
+    own = {KEYS[name].field: value for name, value in parsed.items()}
+    own = {field.name: own.get(field.name) for field in fields(Settings)}
+    settings = Settings(**{**own, "paths": _of_paths(parsed)})
+    if settings.stream_inline_bytes > settings.stream_bulk_bytes:
+        raise ConfigError(
+            f"fabric.stream.inline is {values['stream.inline']!r}; expected at most "
+            f"fabric.stream.bulk, which is {values['stream.bulk']!r}"
+        )
+    return settings
+
+
+def _of_paths(parsed: dict[str, Any]) -> Any:
+    names = [one.name for one in providers.found()]
+    return _tuple("Paths", tuple(names))(*(_of_path(name, parsed) for name in names))
+
+
+def _of_path(name: str, parsed: dict[str, Any]) -> Any:
+    section = sections()[name].keys
+    made = _tuple(name, tuple(key.field for key in section.values()))
+    return made(*(parsed[f"{name}.{part}"] for part in section))
+
+
+# The same names give the same type: values of it can be compared.
+_tuple = functools.cache(namedtuple)
+
+
+def _flatten(value: object, name: str) -> Iterator[tuple[str, object]]:
+    """Yield dotted names below ``fabric`` with their values; `name` is that of *value*."""
+    if name in KEYS:
+        yield name, value
+    elif isinstance(value, dict):
+        for part, inner in value.items():
+            part = str(part).replace("_", "-")  # environment variables have no hyphens
+            yield from _flatten(inner, f"{name}.{part}" if name else part)
+    elif not name or any(key.startswith(f"{name}.") for key in KEYS):
+        if value is not None:
+            full = f"{SECTION}.{name}" if name else SECTION
+            raise ConfigError(f"{full} is {value!r}; expected a mapping of keys to values")
+    else:
+        yield name, value
+
+
+def _parse(name: str, value: object) -> Any:
+    key = KEYS[name]
+    try:
+        return key.parse(value)
+    except (ValueError, TypeError, LookupError, ArithmeticError) as error:
+        raise ConfigError(f"{SECTION}.{name} is {value!r}; expected {key.expected}") from error
+
+
+@functools.cache  # so that each name is reported once
+def _warn_unknown(name: str) -> None:
+    near = difflib.get_close_matches(name, KEYS, n=1)
+    advice = f"; did you mean {SECTION}.{near[0]}?" if near else ""
+    logger.warning("unknown key %s.%s in Dask's configuration is ignored%s", SECTION, name, advice)
+
+
+KEYS = keys()
+DEFAULTS = {name: key.default for name, key in KEYS.items()}
+dask.config.update_defaults({SECTION: nested_defaults()})
+_cached: tuple[str, Settings | None] = ("", None)

@@ -1,0 +1,222 @@
+"""Keys of the configuration: each declared once, with how its value is read and what it means.
+
+``docs/tables.py`` makes the YAML of defaults, the schema and the table of the docs from them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from dask.utils import parse_bytes, parse_timedelta
+
+SIZE_BYTES_LIMIT = 2**47  # the address space of a process
+SECONDS_LIMIT = 366 * 86400
+_SIZE = "a size in bytes, such as 67108864 or '64 MiB'"
+_TIME = "a time, such as '10s', '500 ms' or a number of seconds"
+_SIZE_SCHEMA = {"$ref": "#/$defs/size"}
+
+
+class Key(NamedTuple):
+    """One key.
+
+    Attributes
+    ----------
+    field : str
+        The name of its value in the settings, with the unit.
+    default : object
+        As it is written in YAML.
+    unit : str
+        The kind of value, as the docs name it.
+    parse : callable
+        Gives the value to use; raises an error for a value that is not usable.
+    expected : str
+        What a value must be, for that error.
+    schema : mapping
+        What JSON Schema says of it.
+    comment : str
+        A few words, for the YAML.
+    about : str
+        What it does, in Markdown.
+    """
+
+    field: str
+    default: Any
+    unit: str
+    parse: Callable[[Any], Any]
+    expected: str
+    schema: Mapping[str, Any]
+    comment: str
+    about: str
+
+
+class Section(NamedTuple):
+    """Some keys under a common name.
+
+    Attributes
+    ----------
+    about : str
+        What they are for.
+    keys : mapping of str to Key
+        By their names within the section.
+    comment : str
+        A few words, for the YAML.
+    """
+
+    about: str
+    keys: Mapping[str, Key]
+    comment: str = ""
+
+
+# ---- kinds of keys
+
+
+def size(
+    field: str, default: Any, comment: str, about: str, *, least: int = 0, note: str = ""
+) -> Key:
+    """Declare a number of bytes, of at least so many; the *note* says what the limits mean."""
+    note = note or (f"at least {least}" if least else "")
+    expected = ", ".join(filter(None, (_SIZE, note)))
+    return Key(
+        field, default, "size", lambda v: as_size(v, least), expected, _SIZE_SCHEMA, comment, about
+    )
+
+
+def seconds(
+    field: str,
+    default: Any,
+    comment: str,
+    about: str,
+    *,
+    least: float = 0.0,
+    most: float = SECONDS_LIMIT,
+    note: str = "",
+) -> Key:
+    """Declare a time between two limits; the *note* says what these mean."""
+    expected = f"{_TIME}{note}"
+    schema = {"$ref": "#/$defs/duration"}
+    return Key(
+        field,
+        default,
+        "time",
+        lambda v: _as_seconds(v, least, most),
+        expected,
+        schema,
+        comment,
+        about,
+    )
+
+
+def count(field: str, default: Any, comment: str, about: str, *, most: int) -> Key:
+    """Declare a whole number from 1 to *most*."""
+    return Key(
+        field,
+        default,
+        "count",
+        lambda v: as_count(v, most),
+        f"a whole number from 1 to {most}",
+        {"type": "integer", "minimum": 1, "maximum": most},
+        comment,
+        about,
+    )
+
+
+def switch(field: str, default: bool, comment: str, about: str) -> Key:
+    """Declare what is on or off."""
+    schema = {"type": "boolean"}
+    return Key(field, default, "switch", _as_switch, "true or false", schema, comment, about)
+
+
+def switch_or_auto(field: str, comment: str, about: str) -> Key:
+    """Declare what is on, off, or decided by the process itself: the value is then None."""
+    return Key(
+        field,
+        "auto",
+        "switch",
+        lambda v: None if v == "auto" else _as_switch(v),
+        "auto, true or false",
+        {"enum": ["auto", True, False]},
+        comment,
+        about,
+    )
+
+
+def full_path(field: str, of: str, comment: str, about: str) -> Key:
+    """Declare the full path *of* something, or null."""
+    return Key(
+        field,
+        None,
+        "path",
+        _as_full_path,
+        f"null, or the full path of {of}",
+        {"type": ["string", "null"]},
+        comment,
+        about,
+    )
+
+
+def choice(field: str, choices: Sequence[str], comment: str, about: str) -> Key:
+    """Declare one of some names, of which the first is the default."""
+
+    def parse(value: object) -> str:
+        if value not in choices:
+            raise ValueError(value)
+        return str(value)
+
+    expected = " or ".join(choices)
+    schema = {"enum": list(choices)}
+    return Key(field, choices[0], "name", parse, expected, schema, comment, about)
+
+
+# ---- values
+
+
+def as_size(value: object, least: int = 0) -> int:
+    """Read a number of bytes."""
+    _check_quantity(value, (int, str))
+    return within(parse_bytes(value), least, SIZE_BYTES_LIMIT)
+
+
+def as_count(value: object, most: int) -> int:
+    """Read a whole number from 1 on."""
+    if type(value) is not int:
+        raise TypeError(value)
+    return within(value, 1, most)
+
+
+def within(value: float, low: float, high: float) -> Any:
+    """Give the value back if it lies between the limits."""
+    if not low <= value <= high:
+        raise ValueError(value)
+    return value
+
+
+def _as_seconds(value: object, least: float, most: float) -> float:
+    _check_quantity(value, (int, float, str))
+    return float(within(parse_timedelta(value, default="seconds"), least, most))
+
+
+def _check_quantity(value: object, kinds: tuple[type, ...]) -> None:
+    if type(value) not in kinds:
+        raise TypeError(value)
+    # Dask takes "" and "MiB" for 1 and 1 MiB.
+    if isinstance(value, str) and not re.search(r"\d", value):
+        raise ValueError(value)
+
+
+def _as_switch(value: object) -> bool:
+    if type(value) is not bool:
+        raise TypeError(value)
+    return value
+
+
+def _as_full_path(value: object) -> str | None:
+    if value is None:
+        return None
+    if type(value) is not str:
+        raise TypeError(value)
+    if "\0" in value or not os.path.isabs(os.path.expanduser(value)):
+        raise ValueError(value)
+    return value

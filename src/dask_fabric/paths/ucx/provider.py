@@ -1,0 +1,309 @@
+"""UCX, for RDMA networks and GPUs: how it is configured, described, agreed on, and explained."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import socket
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dask_fabric.config.keys import Key, Section, full_path, switch_or_auto
+from dask_fabric.paths.provider import (
+    CUDA,
+    HOST,
+    Advice,
+    Candidate,
+    Description,
+    HostKey,
+    Pair,
+    Peer,
+    Provider,
+)
+
+if TYPE_CHECKING:
+    from dask_fabric.paths.ucx.local import LocalUCX
+    from dask_fabric.paths.ucx.survey import Library, Ucx
+
+# Beginnings of the names of UCX's transports.
+SHARED_MEMORY = ("posix", "sysv", "xpmem")
+RDMA = ("rc_", "dc_", "ud_", "srd", "gga_")
+CUDA_TRANSPORTS = ("cuda_ipc", "cuda_copy")
+WITHIN_HOST = (*SHARED_MEMORY, "cuda_ipc")
+# They carry no messages, or not between processes of which either may die.
+SILENT = ("self", "cma", "knem", "cuda", "gdr_copy", "rocm", "ze_")
+# What two processes that share memory have in common: keys of a hello. UCX looks at the first only.
+SCOPES = {"ipc": "IPC namespaces", "pid": "pid namespaces", "user": "users"}
+# Kinds of device memory, as UCX numbers them (``ucs_memory_type_t``).
+MEMORY_TYPES = {CUDA: 1}
+_NAME_LENGTH_LIMIT = 256
+_SHM_BYTES = 1 << 30
+_ERROR = re.compile(r"\bUCX +ERROR +(.+)")  # it writes them to the standard output
+
+
+def _options(value: object) -> tuple[tuple[str, str], ...]:
+    if not isinstance(value, dict):
+        raise TypeError(value)
+    return tuple(sorted(_option(name, setting) for name, setting in value.items()))
+
+
+def _option(name: object, value: object) -> tuple[str, str]:
+    """Write one setting as UCX reads it in the environment, which Dask gives in lower case."""
+    if type(name) is not str or type(value) not in (str, int, float, bool):
+        raise TypeError(name)
+    name = name.upper().replace("-", "_")
+    if not re.fullmatch(r"(?!UCX_)[A-Z][A-Z0-9_]*", name) or "\0" in str(value):
+        raise ValueError(name)
+    return name, ("n", "y")[value] if type(value) is bool else str(value)
+
+
+class UCXProvider(Provider):
+    """The path ``ucx``."""
+
+    name = "ucx"
+    title = "UCX"
+    scheme = "fabric+ucx"
+    memory = (HOST, CUDA)
+    rank = 40
+    environment: Mapping[str, str] = {
+        "UCX_LOG_FILE": "stderr",
+        "UCX_WARN_UNUSED_ENV_VARS": "n",
+    }
+    section = Section(
+        "The UCX library, for RDMA networks and GPUs.",
+        {
+            "enabled": switch_or_auto(
+                "enabled",
+                "true, false; auto: where the host has RDMA devices or a GPU",
+                "Whether to look for [UCX](ucx.md) and use it. `auto`: only where this host has "
+                "RDMA devices or a GPU.",
+            ),
+            "library": full_path(
+                "library",
+                "a libucp.so.0 or of its folder",
+                "a libucp.so.0, or its folder; null: the best one that is found",
+                "Full path of the `libucp.so.0` to use, or of its folder; no other is tried then. "
+                "`null`: the best one that is [found](ucx.md#which-library-is-used).",
+            ),
+            "options": Key(
+                "options",
+                {},
+                "mapping",
+                _options,
+                "a mapping of UCX's settings, named without UCX_, to text or numbers",
+                {
+                    "type": "object",
+                    "additionalProperties": {"type": ["string", "number", "boolean"]},
+                },
+                "settings of UCX, such as TLS: ^tcp; UCX_* in the environment win",
+                "Settings of UCX, by their names without `UCX_`, such as `{TLS: ^tcp}`. What the "
+                "environment sets (`UCX_TLS`) wins.",
+            ),
+        },
+    )
+
+    def __init__(self) -> None:
+        # What was said last, and of what: an object that stays the same while UCX runs.
+        self._described: tuple[LocalUCX | None, Description] = None, Description()
+
+    # ---- the process
+
+    async def prepare(self, settings: Any, insists: bool, host: str = "") -> str:
+        from dask_fabric.paths.ucx.local import find, local_ucx
+
+        await find(settings, insists, host)
+        return local_ucx(settings, True, wait=False)[1] if insists else ""
+
+    def describe(self, settings: Any, insists: bool) -> Description | str:
+        from dask_fabric.paths.ucx.local import local_ucx
+
+        local, reason = local_ucx(settings, insists, wait=False)
+        if local is None:
+            return reason
+        if self._described[0] is not local:
+            description = Description(
+                version=local.version,
+                transports=local.transports,
+                address=local.address,
+                token=0,
+                scope=local.scope,
+            )
+            self._described = local, description
+        return self._described[1]
+
+    def candidate(
+        self, description: Mapping[str, Any], settings: Any, sock: socket.socket
+    ) -> Candidate:
+        # A token for each connection, which nobody can guess.
+        return _Candidate(Description(description, token=1 + secrets.randbits(62)))
+
+    def statistics(self) -> Mapping[str, Any] | None:
+        from dask_fabric.paths.ucx import core, worker
+
+        return core.statistics() if worker.is_running() else None
+
+    # ---- what hellos say
+
+    def check(self, description: Mapping[str, Any]) -> bool:
+        token, transports = description.get("token"), description.get("transports")
+        scope = description.get("scope", {})
+        return (
+            _is_name(description.get("version"))
+            and isinstance(transports, (list, tuple))
+            and all(map(_is_name, transports))
+            and isinstance(description.get("address"), bytes)
+            and type(token) is int
+            and token >= 0
+            and isinstance(scope, dict)
+            and all(map(_is_name, scope.values()))
+        )
+
+    def objection(self, pair: Pair) -> str:
+        client, server = pair.client, pair.server
+        versions = client["version"], server["version"]
+        if versions[0] != versions[1]:
+            text = "client: UCX {}, server: UCX {}; both must have the same version"
+            return text.format(*versions)
+        common = set(client["transports"]) & set(server["transports"])
+        if pair.memory == CUDA and not _any_of(CUDA_TRANSPORTS, common):
+            return "UCX has neither cuda_ipc nor cuda_copy in common between the two"
+        apart = _apart(client, server) if pair.same_host else ""
+        if apart not in ("", SCOPES["ipc"]) and _any_of(SHARED_MEMORY, common):
+            return (
+                f"UCX's shared memory fails between different {apart}, and UCX tries nothing else "
+                "unless it is left out (UCX_TLS=^sm)"
+            )
+        if apart or not pair.same_host:
+            common = {name for name in common if not name.startswith(WITHIN_HOST)}
+        if pair.insists:
+            works, rest = any(not name.startswith(SILENT) for name in common), "nor TCP"
+        else:
+            better = (*RDMA, *(WITHIN_HOST if pair.memory == CUDA else SHARED_MEMORY))
+            works, rest = _any_of(better, common), "and the stream is as good as its TCP"
+        return "" if works else f"{_lack(pair.same_host, apart)} in common between the two, {rest}"
+
+    def conceal(self, description: Mapping[str, Any], key: HostKey) -> Mapping[str, Any]:
+        if "scope" not in description:
+            return description
+        scope = {name: key.disguise(name, told) for name, told in description["scope"].items()}
+        return {**description, "scope": scope}
+
+    def for_strangers(self, description: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {name: told for name, told in description.items() if name != "scope"}
+
+    # ---- the doctor
+
+    def inspect(self, settings: Any) -> Ucx:
+        from dask_fabric.paths.ucx.survey import inspect_ucx
+
+        return inspect_ucx(settings)
+
+    def rows(self, details: Ucx) -> Iterator[Sequence[str]]:
+        yield "looked for" if details.wanted else "not looked for", details.why_wanted
+        if details.chosen is None and details.reason != details.why_wanted:
+            yield "none", details.reason
+        elif details.chosen is not None:
+            yield "chosen", f"{_named(details.chosen)}: {details.reason}"
+            yield "", f"transports: {' '.join(details.chosen.transports) or 'none'}"
+        for one in details.others:
+            yield "not chosen", f"{_named(one)}: {one.refusal}"
+
+    def remedy(self, facts: Any) -> str:
+        if facts.configuration.value("ucx.enabled") is False:
+            return "set fabric.ucx.enabled: auto"
+        if self._chosen(facts) is not None:
+            return (
+                "see that UCX_TLS, UCX_NET_DEVICES and such in the environment, and "
+                "fabric.ucx.options, leave it shared memory or a network"
+            )
+        if facts.configuration.value("ucx.library"):
+            return "name a libucp.so.0 that works in fabric.ucx.library, or leave that out"
+        if facts.rdma:
+            return "load your site's UCX (such as: module load ucx), which knows your devices"
+        install = "pip install 'dask-fabric[ucx]'"
+        return (
+            install if facts.gpus else f"none needed without RDMA devices and GPUs; else {install}"
+        )
+
+    def advice(self, facts: Any) -> Iterator[Advice]:
+        chosen = self._chosen(facts)
+        active = any(device.active for device in facts.rdma)
+        if active and chosen and not chosen.has_rdma:
+            yield Advice(
+                "UCX",
+                f"{chosen.path} is built without verbs and cannot use {facts.rdma[0].name}",
+                "load your site's UCX (such as: module load ucx) before Python starts",
+            )
+        if any(gpu.usable for gpu in facts.gpus) and chosen and not chosen.has_gpu:
+            yield Advice(
+                "UCX",
+                f"{chosen.path} knows nothing of GPUs",
+                "a UCX that is built with CUDA or ROCm, such as libucx-cu12",
+            )
+        shm_bytes = facts.limits.shm_bytes
+        if facts.path(self.name).works and isinstance(shm_bytes, int) and shm_bytes < _SHM_BYTES:
+            yield Advice(
+                "/dev/shm",
+                f"it has {shm_bytes >> 20} MiB, and UCX shares memory through it",
+                "docker run --shm-size=4g; Kubernetes: an emptyDir of medium Memory",
+            )
+
+    def reach(self, facts: Any) -> str:
+        chosen = self._chosen(facts)
+        usable = any(device.active and device.may_use_verbs for device in facts.rdma)
+        return "RDMA" if usable and chosen is not None and chosen.has_rdma else ""
+
+    def complaint(self, output: str) -> str:
+        found = _ERROR.search(output)
+        return found[1] if found else ""
+
+    def _chosen(self, facts: Any) -> Library | None:
+        details = facts.details.get(self.name)
+        return details and details.chosen
+
+
+class _Candidate(Candidate):
+    """The path for one connection, whose ends are named by tokens."""
+
+    def open(self, peer: Peer, memory: Sequence[str]) -> Any:
+        from dask_fabric.paths.ucx.endpoint import UCXPath
+
+        return UCXPath(
+            self.description["token"],
+            peer.description["token"],
+            peer.description["address"],
+            peer.kernel_pid,
+            HOST in memory,
+            MEMORY_TYPES[CUDA] if CUDA in memory else None,
+        )
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= _NAME_LENGTH_LIMIT and value.isprintable()
+
+
+def _apart(client: Mapping[str, Any], server: Mapping[str, Any]) -> str:
+    """Name what keeps two processes of a host from sharing memory, by what both tell; or ""."""
+    scopes = client.get("scope", {}), server.get("scope", {})
+    for key, names in SCOPES.items():
+        told = [scope[key] for scope in scopes if key in scope]
+        if len(set(told)) > 1:
+            return names
+    return ""
+
+
+def _lack(within_host: bool, apart: str) -> str:
+    if apart:
+        return f"UCX shares no memory between different {apart}, and has no RDMA"
+    return f"UCX has {'neither shared memory nor' if within_host else 'no'} RDMA"
+
+
+def _any_of(beginnings: tuple[str, ...], names: Iterable[str]) -> bool:
+    return any(name.startswith(beginnings) for name in names)
+
+
+def _named(one: Library) -> str:
+    return f"{one.version or 'unknown version'} at {one.path} ({one.source})"
+
+
+PROVIDER = UCXProvider()

@@ -1,0 +1,72 @@
+"""The paths that are installed: each is found by an entry point and named nowhere else.
+
+An entry point of the group ``dask_fabric.paths`` has the name of a path, and leads to its
+`dask_fabric.paths.provider.Provider`. Those of this package are found like those of others.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dask_fabric.paths.provider import Provider
+
+logger = logging.getLogger(__name__)
+
+GROUP = "dask_fabric.paths"
+# What else has a name in hellos, in the configuration or in reports, where a path's would clash.
+RESERVED = frozenset(
+    (
+        *("stream", "unix", "tls", "tcp"),
+        *("scheme", "software", "pid", "paths", "memory", "authentication", "features", "limits"),
+        *("refused", "boot", "described", "address", "ends", "error", "end"),
+        *("pool", "engine", "gpu", "history", "timeouts"),
+        *("comms", "closed", "peers"),
+        *("host", "identity", "interfaces", "rdma", "gpus", "configuration", "failures"),
+        *("gpu_modules", "details"),
+        *("schemes", "advice"),
+    )
+)
+
+
+@functools.cache
+def names() -> tuple[str, ...]:
+    """Name the paths that are installed; imports none of them."""
+    return tuple(dict.fromkeys(sorted(point.name for point in entry_points(group=GROUP))))
+
+
+@functools.cache
+def found() -> tuple[Provider, ...]:
+    """Give the providers of all paths, the one to prefer first.
+
+    One that cannot be used is left out, and a warning says why.
+    """
+    providers: dict[str, Provider] = {}
+    for point in entry_points(group=GROUP):
+        try:
+            provider = point.load()
+            if reason := _objection(provider, point.name, providers):
+                raise ValueError(reason)
+        except Exception as exc:
+            text = "The path %s of %s is not used: %s: %s"
+            logger.warning(text, point.name, point.value, type(exc).__name__, exc)
+        else:
+            providers[point.name] = provider
+    return tuple(sorted(providers.values(), key=lambda one: (one.rank, one.name)))
+
+
+def _objection(provider: Provider, name: str, others: dict[str, Provider]) -> str:
+    if provider.name != name:
+        return f"its name is {provider.name!r}, and that of its entry point is another"
+    if not name.isidentifier() or not name.islower() or name in RESERVED:
+        return f"{name!r} is no name for a path: lower-case letters, digits, and none of ours"
+    return "another package has a path of this name" if name in others else ""
+
+
+@functools.cache
+def by_name() -> dict[str, Provider]:
+    """Give the providers by the names of their paths."""
+    return {provider.name: provider for provider in found()}
