@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-from dask_fabric.config.keys import Key, Section
 from dask_fabric.config.table import keys, sections
+from dask_fabric.keys import Key, Section
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "dask_fabric"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import threading
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from dask_fabric.paths.provider import Provider
 
 logger = logging.getLogger(__name__)
+_lock = threading.RLock()
+_is_finding = False
 
 GROUP = "dask_fabric.paths"
 # What else has a name in hellos, in the configuration or in reports, where a path's would clash.
@@ -43,7 +46,27 @@ def found() -> tuple[Provider, ...]:
     """Give the providers of all paths, the one to prefer first.
 
     One that cannot be used is left out, and a warning says why.
+
+    Raises
+    ------
+    ImportError
+        The module of a provider is being imported, and asks for them all.
     """
+    global _is_finding
+    with _lock:
+        if _is_finding:
+            raise ImportError(
+                "the module of a path's provider imports what needs all of them, such as "
+                "dask_fabric.config: import that in the methods that use it"
+            )
+        _is_finding = True
+        try:
+            return _found()
+        finally:
+            _is_finding = False
+
+
+def _found() -> tuple[Provider, ...]:
     providers: dict[str, Provider] = {}
     for point in entry_points(group=GROUP):
         try:

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from dask_fabric import providers
 from dask_fabric.errors import ProtocolError
-from dask_fabric.paths import negotiation
-from dask_fabric.paths.negotiation import choose, decode_found, encode_found, insisted
+from dask_fabric.paths.negotiation import Agreement, choose, decode_found, encode_found
 from dask_fabric.wire.hello import PREAMBLE, Hello
 
 PLAIN = Hello()
@@ -34,12 +33,16 @@ def saying(hello, **described):
     return replace(hello, described={**hello.described, **described})
 
 
-def objection(path, client, server, found, memory="host"):
-    return negotiation.objection(providers.by_name()[path], client, server, found, memory)
+def objection(path, client, server, memory="host"):
+    return Agreement(client, server).objection(providers.by_name()[path], memory)
 
 
 def candidates(client, server):
-    return [provider.name for provider in negotiation.candidates(client, server)]
+    return [provider.name for provider in Agreement(client, server).candidates]
+
+
+def insisted(client, server):
+    return [provider.name for provider in Agreement(client, server).insisted]
 
 
 def with_ucx(hello, **changed):
@@ -227,7 +230,7 @@ def test_the_table_of_devices(row):
 
 def test_a_path_that_only_devices_can_take_is_tried():
     client = with_ucx(GPU, transports=("tcp", "cuda_ipc"))
-    assert objection("ucx", client, GPU, {}) and not objection("ucx", client, GPU, {}, "cuda")
+    assert objection("ucx", client, GPU) and objection("ucx", client, GPU, "cuda") == ""
     assert set(candidates(client, GPU)) == {"cma", "ucx"}
     assert candidates(client, replace(GPU, memory=("host",))) == ["cma"]
 
@@ -267,14 +270,12 @@ def test_only_what_neither_hello_objects_to_is_tried(row):
     client, server, _, _, _ = TABLE[row]
     tried = candidates(client, server)
     assert "stream" not in tried
-    assert set(tried) == {
-        path for path in ("cma", "ucx") if not objection(path, client, server, {})
-    }
+    assert set(tried) == {path for path in ("cma", "ucx") if not objection(path, client, server)}
 
 
 def test_who_insists():
     ucx = replace(PLAIN, scheme="fabric+ucx")
-    assert [one.name for one in insisted(ucx, PLAIN)] == ["ucx"]
+    assert insisted(ucx, PLAIN) == ["ucx"]
     assert insisted(PLAIN, ucx) == insisted(ucx, ucx) == insisted(ucx, PLAIN)
     assert not insisted(PLAIN, PLAIN)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,12 @@ from dask_fabric.memory.device import HOST
 from dask_fabric.paths import disclosure
 from dask_fabric.paths.negotiation import (
     REASON_LENGTH_LIMIT,
+    Agreement,
     Choice,
-    candidates,
-    choose,
+    agreement,
+    by_side,
     decode_found,
     encode_found,
-    insisted,
-    objection,
 )
 from dask_fabric.paths.provider import Candidate, Peer, Provider
 from dask_fabric.wire.hello import CHUNKS, STREAM, Hello
@@ -103,22 +102,30 @@ def describe(
     memory : tuple of str
         The kinds of memory that this process works with so far.
     """
-    told = tuple(_description(one, scheme, settings, encrypted) for one in providers.found())
+    told = tuple(
+        reason or provider.describe(section, insists)
+        for (provider, insists, reason), section in zip(
+            _refusals(scheme, encrypted), settings.paths, strict=True
+        )
+    )
     return _described(scheme, settings, encrypted, pid, address, memory, told)
 
 
-def _description(
-    provider: Provider, scheme: Scheme, settings: Settings, encrypted: bool
-) -> Mapping[str, Any] | str:
-    """Give what a path says of itself, or the reason why it is not used."""
-    if reason := _only_stream(scheme, encrypted):
-        return reason
-    insists = provider.scheme == scheme.name
-    if not insists and any(one.scheme == scheme.name for one in providers.found()):
-        return f"{scheme.prefix} takes no other path"
-    if provider.within_host and not boot_id():
-        return f"{_BOOT_ID} cannot be read"
-    return provider.describe(_of(provider, settings), insists)
+@functools.lru_cache(maxsize=16)
+def _refusals(scheme: Scheme, encrypted: bool) -> tuple[tuple[Provider, bool, str], ...]:
+    """Give each path, whether the scheme insists on it, and why it is not used, or ""."""
+    known = providers.found()
+    one_path = [one.name for one in known if one.scheme == scheme.name]
+
+    def reason(provider: Provider) -> str:
+        if one_path and provider.name not in one_path:
+            return f"{scheme.prefix} takes no other path"
+        if provider.within_host and not boot_id():
+            return f"{_BOOT_ID} cannot be read"
+        return ""
+
+    only_stream = _only_stream(scheme, encrypted)
+    return tuple((one, one.name in one_path, only_stream or reason(one)) for one in known)
 
 
 # Whatever may change stands among the arguments; a description is equal to itself alone.
@@ -227,46 +234,48 @@ class Negotiator:
         self.hello = hello
         # What the hello speaks of; whatever becomes of that until the paths are chosen.
         self._runtime = device.current() if device.CUDA in hello.memory else None
-        self._open: list[str] = []  # as a server: what the client has still to try
+        self._agreed: Agreement | None = None  # with the peer, but for what was found since
+        self._found: dict[str, str] = {}  # by this side, with its name
+        self._deciphered: Hello | None = None  # the peer's hello
 
     def refuse(self, client: Hello) -> str:
         """As a server, give the reason to turn a client away, or ""."""
-        for provider in insisted(client, self.hello):
-            if reason := objection(provider, client, self._hello_for(client), {}):
+        agreed = self._agree_as_server(client)
+        for provider in agreed.insisted:
+            if reason := agreed.objection(provider):
                 return _unusable(provider, reason)
         return ""
 
     def answer(self, client: Hello) -> Hello:
         """As a server, give the hello for a client whose own is known: with what was found out."""
-        self.hello = self._hello_for(client)
-        wanted = candidates(client, self.hello)
+        wanted = self._agree_as_server(client).candidates
         found = self._find_out(wanted, client)
         direct_only = [one.name for one in wanted if one.needs_direct_connection]
         if direct_only and not self._is_direct(client):
             proxied = "a proxy, or a translation of addresses, is between the two"
             found |= dict.fromkeys(direct_only, proxied)
+        self.hello = self._hello_for(client)
         if found:
             self.hello = _refusing(self.hello, found)
-        self._open = [one.name for one in wanted if one.name not in found]
+            self._found = by_side("server", found)
         return self.hello
 
     def complete_as_client(self, channel: Any) -> None:
         """Find out the rest, choose, and tell the server."""
-        server = channel.peer
-        wanted = candidates(self.hello, server)
-        found = self._find_out(wanted, server)
-        if wanted:
+        agreed = agreement(self.hello, channel.peer)
+        found = self._find_out(agreed.candidates, channel.peer)
+        if agreed.candidates:
             channel.tell_paths(encode_found(found))
-        self._use(channel, choose(self.hello, server, found))
-        for provider in insisted(self.hello, server):
+        self._use(channel, agreed.choose(by_side("client", found)))
+        for provider in agreed.insisted:
             if channel.choice.paths[HOST] != provider.name:
                 text = _unusable(provider, channel.choice.refused[provider.name])
                 raise RefusedError(text, error_record(text))
 
     def await_client(self, channel: Any) -> None:
         """As a server, use the stream until the client has told what it found out."""
-        waiting = dict.fromkeys(self._open, "it has not answered yet")
-        channel.choice = choose(channel.peer, self.hello, waiting)
+        waiting = dict.fromkeys(self._open_paths(), "it has not answered yet")
+        channel.choice = self._agreed.choose({**by_side("client", waiting), **self._found})
 
     def complete_as_server(self, channel: Any, content: bytes) -> None:
         """Choose as the client did, which has told what it found out.
@@ -276,27 +285,40 @@ class Negotiator:
         ProtocolError
             What it told makes no sense, or it had nothing to tell.
         """
-        if not self._open:
+        if not self._open_paths():
             raise violation("paths that nobody asked for")
-        self._use(channel, choose(channel.peer, self.hello, decode_found(content)))
+        told = by_side("client", decode_found(content))
+        self._use(channel, self._agreed.choose({**told, **self._found}))
+
+    def _agree_as_server(self, client: Hello) -> Agreement:
+        if self._agreed is None:
+            self._agreed = agreement(client, self._hello_for(client))
+        return self._agreed
+
+    def _open_paths(self) -> list[str]:
+        """Name the paths that the client has still to try."""
+        wanted = self._agreed.candidates if self._agreed else ()
+        return [one.name for one in wanted if one.name not in self._found]
 
     def _hello_for(self, client: Hello) -> Hello:
         return disclosure.of_server(self.hello, client, self._is_unix)
 
-    def _find_out(self, wanted: list[Provider], peer: Hello) -> dict[str, str]:
+    def _find_out(self, wanted: Iterable[Provider], peer: Hello) -> dict[str, str]:
         """Try the paths on which both hellos agree; give those that fail, with the reasons."""
-        if not wanted:
-            return {}
-        peer = disclosure.deciphered(peer, self._boot, self._peer_side)
-        reasons = {
-            one.name: self._candidates[one.name].probe(self._peer(peer, one.name)) for one in wanted
-        }
-        return {name: _as_name(reason) for name, reason in reasons.items() if reason}
+        found = {}
+        for one in wanted:
+            if reason := self._candidates[one.name].probe(self._peer(peer, one.name)):
+                found[one.name] = _as_name(reason)
+        return found
 
     def _peer(self, peer: Hello, path: str) -> Peer:
-        """Give the peer as one path sees it; *peer* is its hello, deciphered."""
-        pid = peer.pid if self._kernel_pid is None else self._kernel_pid
-        return Peer(peer.described[path], pid, self._kernel_pid or 0)
+        """Give the peer as one path sees it."""
+        if self._deciphered is None:
+            self._deciphered = disclosure.deciphered(peer, self._boot, self._peer_side)
+            # As the kernel tells it, 0 where that is hidden.
+            self._kernel_pid = unix.peer_pid(self._sock) if self._is_unix else 0
+        pid = self._kernel_pid if self._is_unix else self._deciphered.pid
+        return Peer(self._deciphered.described[path], pid, self._kernel_pid)
 
     def _is_direct(self, client: Hello) -> bool:
         """Whether the connection ends in the client: then its end is seen here when it happens.
@@ -307,27 +329,18 @@ class Negotiator:
             return True  # the kernel names the process, and the probe has read from that
         return client.ends == _ends(self._sock.getpeername(), self._sock.getsockname())
 
-    @functools.cached_property
-    def _kernel_pid(self) -> int | None:
-        """The peer's process as the kernel tells it, 0 where that is hidden; None for TCP."""
-        return unix.peer_pid(self._sock) if self._is_unix else None
-
     def _use(self, channel: Any, choice: Choice) -> None:
         """Open the paths that were chosen, the first of them first."""
         channel.choice = choice
-        peer = None
-        for provider in providers.found():
-            memory = choice.memory_of(provider.name)
-            if not memory:
-                continue
-            peer = peer or disclosure.deciphered(channel.peer, self._boot, self._peer_side)
-            path = self._candidates[provider.name].open(self._peer(peer, provider.name), memory)
+        for name, memory in choice.opened.items():
+            path = self._candidates[name].open(self._peer(channel.peer, name), memory)
             channel.use(path, Devices(self._runtime) if device.CUDA in memory else None)
             if not path.offers:
-                reason = f"{provider.title} of this process cannot use what the peer's hello says"
+                title = providers.by_name()[name].title
+                reason = f"{title} of this process cannot use what the peer's hello says"
                 warn = refusals.of(channel.loop).warn
                 warn("paths could not be opened", _REFUSED, *channel.addresses(), reason)
-                channel.choice = channel.choice.without(provider.name, reason)
+                channel.choice = channel.choice.without(name, reason)
 
 
 def _unusable(provider: Provider, reason: str) -> str:

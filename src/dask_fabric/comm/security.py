@@ -53,6 +53,8 @@ class Scheme:
     tls: Literal["never", "if given", "always"]
     fast: bool = False
 
+    __hash__ = object.__hash__  # there are few, and each is a constant
+
     @property
     def prefix(self) -> str:
         return f"{self.name}://"

@@ -56,6 +56,9 @@ class Settings:
     close_timeout_seconds: float
     paths: Any  # a named tuple of the paths, of named tuples with their own settings
 
+    # For caches: `load` gives the same object until something changes.
+    __hash__ = object.__hash__
+
 
 def load() -> Settings:
     """Return the settings that Dask's configuration holds now.

@@ -10,7 +10,8 @@ from typing import Any
 from dask.system import CPU_COUNT
 
 from dask_fabric import providers
-from dask_fabric.config.keys import (
+from dask_fabric.config.memory import host_memory_bytes
+from dask_fabric.keys import (
     SIZE_BYTES_LIMIT,
     Key,
     Section,
@@ -25,7 +26,6 @@ from dask_fabric.config.keys import (
     switch_or_auto,
     within,
 )
-from dask_fabric.config.memory import host_memory_bytes
 
 FRAME_COUNT_LIMIT = 2**32 - 1  # a u32 on the wire
 THREAD_COUNT_LIMIT = 64

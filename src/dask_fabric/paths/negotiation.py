@@ -6,6 +6,7 @@ know the same answer, and for each path that is not taken the same reason.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from dask_fabric.paths.provider import CUDA, HOST, Pair, Provider
 from dask_fabric.wire.hello import STREAM, Hello, is_reasons, unpack_map
 
 REASON_LENGTH_LIMIT = 256  # of a name in a hello
+_CHOICES_LIMIT = 16
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,19 @@ class Choice:
         """For each kind of memory, the path of large frames that no path before it has taken."""
         return {memory: names[-1] for memory, names in self.ordered.items()}
 
-    def memory_of(self, path: str) -> tuple[str, ...]:
-        """Give the kinds of memory whose frames may take *path*."""
-        return tuple(memory for memory, names in self.ordered.items() if path in names)
+    @functools.cached_property
+    def opened(self) -> dict[str, tuple[str, ...]]:
+        """The paths beside the stream, in order, each with the kinds of memory that it carries."""
+        opened: dict[str, tuple[str, ...]] = {}
+        for provider in providers.found():
+            memory = tuple(one for one, names in self.ordered.items() if provider.name in names)
+            if memory:
+                opened[provider.name] = memory
+        return opened
 
     def without(self, path: str, reason: str) -> Choice:
         """Give what is left for a side that cannot use a chosen *path* after all."""
-        lost = self.memory_of(path)
+        lost = self.opened.get(path, ())
         ordered = {
             memory: tuple(name for name in names if name != path) or (STREAM,)
             for memory, names in self.ordered.items()
@@ -56,90 +64,116 @@ class Choice:
         return Choice(ordered, {**self.refused, **{_key(path, memory): reason for memory in lost}})
 
 
-def objection(
-    provider: Provider, client: Hello, server: Hello, found: Mapping[str, str], memory: str = HOST
-) -> str:
-    """Give the reason why a pair cannot use a path, or "".
+class Agreement:
+    """What the hellos of a pair say of its paths, before anything was tried.
 
     Parameters
     ----------
-    provider : Provider
-        Of the path.
     client, server : Hello
-    found : mapping of str to str
-        Paths, with reasons, that the client gave up after it had read the server's hello.
-    memory : str
-        The kind of memory that the frames are in.
+
+    Attributes
+    ----------
+    insisted : tuple of Provider
+        Of the paths that a scheme of the two takes, or none.
+    candidates : tuple of Provider
+        Of the paths, besides the stream, against which neither hello objects.
     """
+
+    def __init__(self, client: Hello, server: Hello) -> None:
+        schemes = client.scheme, server.scheme
+        known = providers.found()
+        self.insisted = tuple(one for one in known if one.scheme and one.scheme in schemes)
+        self._kinds = _kinds(client, server)
+        self._objections = {
+            (one.name, memory): _objection(one, client, server, memory, one in self.insisted)
+            for memory in self._kinds
+            for one in known
+            if memory in one.memory
+        }
+        self.candidates = tuple(
+            one for one in known if any(self.objection(one, memory) == "" for memory in self._kinds)
+        )
+        self._choices: dict[tuple, Choice] = {}  # by what was found; mostly that is nothing
+
+    def objection(self, provider: Provider, memory: str = HOST) -> str | None:
+        """Give the reason why the pair cannot use a path, or "".
+
+        None where the path does not carry frames of that memory.
+        """
+        return self._objections.get((provider.name, memory))
+
+    def choose(self, found: Mapping[str, str]) -> Choice:
+        """Choose the paths for each kind of memory.
+
+        Parameters
+        ----------
+        found : mapping of str to str
+            Paths that one side could not use when it tried, with that side and the reason.
+        """
+        key = tuple(found.items())
+        if key not in self._choices:
+            if len(self._choices) > _CHOICES_LIMIT:
+                self._choices.clear()
+            self._choices[key] = self._chosen(found)
+        return self._choices[key]
+
+    def _chosen(self, found: Mapping[str, str]) -> Choice:
+        ordered, refused = {}, {}
+        for memory in self._kinds:
+            names: list[str] = []
+            best = ""  # the one that takes whatever those before it leave
+            for provider in providers.found():
+                reason = self.objection(provider, memory)
+                if reason is None:
+                    continue
+                reason = reason or found.get(provider.name, "")
+                if reason or best:
+                    refused[_key(provider.name, memory)] = reason or f"{best} is better"
+                    continue
+                names.append(provider.name)
+                if provider.takes_all:
+                    best = provider.name
+            if best:
+                refused[_key(STREAM, memory)] = f"{best} is better"
+            else:
+                names.append(STREAM)
+            ordered[memory] = tuple(names)
+        return Choice(ordered, refused)
+
+
+# Processes of a host say the same in each hello over a Unix socket, and then the very same objects
+# come here.
+agreement = functools.lru_cache(maxsize=256)(Agreement)
+
+
+def choose(client: Hello, server: Hello, found: Mapping[str, str]) -> Choice:
+    """Choose the paths of a pair, by what the client found when it had read the server's hello."""
+    return agreement(client, server).choose(by_side("client", found))
+
+
+def by_side(side: str, found: Mapping[str, str]) -> dict[str, str]:
+    """Give reasons with the side that found them."""
+    return {path: f"{side}: {reason}" for path, reason in found.items()}
+
+
+def _objection(provider: Provider, client: Hello, server: Hello, memory: str, insists: bool) -> str:
     name = provider.name
-    described = []
     for side, hello in (("client", client), ("server", server)):
         if name in hello.refused:
             return f"{side}: {hello.refused[name]}"
         if name not in hello.paths:
             return f"{side}: its version does not know this path"
-        described.append((side, hello.described.get(name)))
     same_host = bool(client.boot) and client.boot == server.boot
     if provider.within_host and not same_host:
         return "the two processes are on different hosts"
-    for side, description in described:
+    for side, hello in (("client", client), ("server", server)):
+        description = hello.described.get(name)
         if not description:
             return "a hello does not describe it"
         if not provider.check(description):
             return f"{side}: its hello describes it in a way that makes no sense"
-    insists = provider in insisted(client, server)
     pair = Pair(client.described[name], server.described[name], memory, same_host, insists)
-    reason = provider.objection(pair)
-    if not reason and name in found:
-        reason = f"client: {found[name]}"
-    return reason
-
-
-def insisted(client: Hello, server: Hello) -> list[Provider]:
-    """Give the providers of the paths that a scheme of the two takes, or none."""
-    schemes = client.scheme, server.scheme
-    return [one for one in providers.found() if one.scheme and one.scheme in schemes]
-
-
-def candidates(client: Hello, server: Hello) -> list[Provider]:
-    """Give the paths, besides the stream, against which neither hello objects."""
-    kinds = _kinds(client, server)
-    return [
-        one
-        for one in providers.found()
-        if any(k in one.memory and not objection(one, client, server, {}, k) for k in kinds)
-    ]
-
-
-def choose(client: Hello, server: Hello, found: Mapping[str, str]) -> Choice:
-    """Choose the paths for each kind of memory.
-
-    Parameters
-    ----------
-    client, server : Hello
-    found : mapping of str to str
-        As for `objection`.
-    """
-    ordered, refused = {}, {}
-    for memory in _kinds(client, server):
-        names: list[str] = []
-        best = ""  # the one that takes whatever those before it leave
-        for provider in providers.found():
-            if memory not in provider.memory:
-                continue
-            reason = objection(provider, client, server, found, memory)
-            if reason or best:
-                refused[_key(provider.name, memory)] = reason or f"{best} is better"
-                continue
-            names.append(provider.name)
-            if provider.takes_all:
-                best = provider.name
-        if best:
-            refused[_key(STREAM, memory)] = f"{best} is better"
-        else:
-            names.append(STREAM)
-        ordered[memory] = tuple(names)
-    return Choice(ordered, refused)
+    return provider.objection(pair)
 
 
 def _kinds(client: Hello, server: Hello) -> tuple[str, ...]:

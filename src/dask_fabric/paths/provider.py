@@ -12,8 +12,8 @@ each side tries what is left (`Candidate.probe`), and the client tells the serve
 What is left then is opened, the path of the lowest rank first.
 
 A provider of another package is found by an entry point, see `dask_fabric.providers`. Its module
-is imported with the configuration, so it imports this module and what is light, and the rest where
-it is used.
+is imported with the configuration, so it imports this module, `dask_fabric.keys` and what is light,
+and the rest where it is used.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import hmac
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
-from dask_fabric.config.keys import Section
+from dask_fabric.keys import Section
 
 HOST, CUDA = "host", "cuda"
 
@@ -43,8 +43,7 @@ class Description(dict):
     __hash__ = object.__hash__
 
 
-@dataclass(frozen=True)
-class Pair:
+class Pair(NamedTuple):
     """Two processes that may come to use a path.
 
     Attributes
@@ -66,8 +65,7 @@ class Pair:
     insists: bool
 
 
-@dataclass(frozen=True)
-class Peer:
+class Peer(NamedTuple):
     """The other end of a connection, as one path sees it.
 
     Attributes
@@ -185,7 +183,7 @@ class Provider:
     needs_direct_connection : bool
         Whether the end of the connection must be seen when it happens, so that no proxy may stand
         between the two.
-    section : dask_fabric.config.keys.Section
+    section : dask_fabric.keys.Section
         Its part of the configuration.
     environment : mapping of str to str
         Variables to set in a program whose standard output is read by others.

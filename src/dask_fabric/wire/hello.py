@@ -88,6 +88,9 @@ class Hello:
     ends: tuple[str, ...] = ()
     error: str = ""
 
+    # For caches, which find an object that was seen before, and no other that is equal.
+    __hash__ = object.__hash__
+
     def encode(self) -> bytes:
         """Return the preamble and the hello as they go over the wire.
 

@@ -7,7 +7,7 @@ import errno
 import os
 import secrets
 
-from dask_fabric.config.keys import Section, switch
+from dask_fabric.keys import Section, switch
 from dask_fabric.paths.provider import Candidate, Description, Provider
 
 FOLDER = "/dev/shm"

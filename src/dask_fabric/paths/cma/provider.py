@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dask_fabric.config.keys import Section, size, switch
+from dask_fabric.keys import Section, size, switch
 from dask_fabric.paths.provider import Advice, Candidate, Description, HostKey, Peer, Provider
 
 if TYPE_CHECKING:

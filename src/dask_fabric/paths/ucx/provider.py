@@ -8,7 +8,7 @@ import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dask_fabric.config.keys import Key, Section, full_path, switch_or_auto
+from dask_fabric.keys import Key, Section, full_path, switch_or_auto
 from dask_fabric.paths.provider import (
     CUDA,
     HOST,
