@@ -144,6 +144,7 @@ def main() -> None:
         asyncio.run(be_clients(options.clients[0], int(options.clients[1])))
         return
     os.environ["PYTHONSAFEPATH"] = "1"
+    os.environ["MALLOC_TRIM_THRESHOLD_"] = "65536"  # as Dask's nannies set it for workers
     found: dict[str, list[dict[str, float]]] = {name: [] for name in options.protocols.split(",")}
     for _ in range(options.rounds):
         for protocol, rounds in found.items():

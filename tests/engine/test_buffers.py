@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections import deque
 
 import pytest
 
@@ -77,22 +76,30 @@ async def test_idle_channels_share_their_buffers(channels):
             await pair.__aexit__(None, None, None)
 
 
-class Scarce(deque):
-    """Runs out of memory once, when so many more have been appended."""
+class Scarce(list):
+    """Runs out of memory once, when so many more have been put into it."""
 
     left = -1
 
     def append(self, owner):
+        self._put()
+        super().append(owner)
+
+    def __setitem__(self, index, owner):
+        if owner is not None:
+            self._put()
+        super().__setitem__(index, owner)
+
+    def _put(self):
         Scarce.left -= 1
         if Scarce.left == -1:
             raise MemoryError
-        super().append(owner)
 
 
 @pytest.mark.parametrize("waits", [False, True])
 async def test_a_message_without_memory_leaves_nothing_in_the_queue(cma_pair, monkeypatch, waits):
     """Wherever memory ends: no half record, and no bytes that nobody wrote."""
-    monkeypatch.setattr(send_buffer, "deque", Scarce)
+    monkeypatch.setattr(send_buffer, "new_owners", Scarce)
     frames = [b"inline", numbers(9000), numbers(70_000, 1), b"", numbers(20_000, 2), b"x" * 5000]
     async with cma_pair(stream_inline_bytes=10_000) as (near, far):
         sent, failure_count = [], 0
@@ -124,7 +131,7 @@ async def test_a_message_without_memory_leaves_nothing_in_the_queue(cma_pair, mo
 
 
 async def test_requested_frames_without_memory_leave_nothing_in_the_queue(cma_pair, monkeypatch):
-    monkeypatch.setattr(send_buffer, "deque", Scarce)
+    monkeypatch.setattr(send_buffer, "new_owners", Scarce)
     region = Region(INLINE)
     async with cma_pair() as (near, far):
         near.send(b"", [region.view])

@@ -35,7 +35,8 @@ cdef class Channel:
     # what users see
     cdef readonly object local_sockname
     cdef readonly object peer_sockname
-    cdef public object name_ends        # (channel) -> the two addresses, as users see them
+    cdef public object name_ends        # (channel) -> the two addresses, as users see them,
+    cdef public object ends             # until these are settled
 
     # reading
     cdef bint watching_readable

@@ -106,6 +106,8 @@ cdef class Channel:
         What was chosen, after `open`; a server may learn of more from the client's first record.
     local_sockname, peer_sockname : tuple or str
         As `socket.getsockname` and `socket.getpeername` gave them.
+    ends : tuple of str or None
+        The local and the peer's address, once they are settled.
     name_ends : callable or None
         Gives, for the channel, its local and its peer's address as users see them.
     on_closed : callable or None
@@ -180,7 +182,7 @@ cdef class Channel:
             self._check_open()
             if not (self.transport.is_secure and self._open_nowait()):
                 if timeout_seconds is not None:
-                    timer = self.loop.call_later(timeout_seconds, self._give_up, timeout_seconds)
+                    timer = self.loop.call_later(timeout_seconds, self.give_up, timeout_seconds)
                 await self._opened()
             self._negotiate()
         except BaseException as error:
@@ -234,7 +236,8 @@ cdef class Channel:
         if waiter is not None:
             waiter.set_result(None)
 
-    def _give_up(self, timeout_seconds):
+    def give_up(self, timeout_seconds):
+        """End the handshake, which has taken so long."""
         self._fail(TimeoutError(
             f"no handshake within {timeout_seconds} seconds (fabric.timeouts.handshake in Dask's "
             "configuration)"
@@ -757,7 +760,7 @@ cdef class Channel:
         """Nothing uses the device memory any more for which frames are on offer."""
         if transfer is not self.transfer:
             return                      # closed meanwhile
-        transfer.path.metrics.allocated(transfer.begin_ns)
+        transfer.path.counting().allocated(transfer.begin_ns)
         transfer.begin_ns = now_ns()
         try:
             future.result()
@@ -780,9 +783,9 @@ cdef class Channel:
         self.transfer = None
         self._stop_tending()
         if job is None:
-            path.metrics.received(transfer.begin_ns, 0, 0)
+            path.counting().received(transfer.begin_ns, 0, 0)
         else:
-            path.metrics.received(transfer.begin_ns, job.waited_ns, job.busy_ns)
+            path.counting().received(transfer.begin_ns, job.waited_ns, job.busy_ns)
         if error == 0 and path.needs_living_sender and self._peer_has_gone():
             raise ChannelClosedError("the peer's end was lost while its frames were fetched")
         if path.needs_living_sender and path.has_lost_sender():
@@ -1180,8 +1183,10 @@ cdef class Channel:
     def addresses(self):
         """The local and the peer's address as users see them, also in logs.
 
-        Without `name_ends` they are the names of the sockets.
+        Without `ends` and `name_ends` they are the names of the sockets.
         """
+        if self.ends is not None:
+            return self.ends
         if self.name_ends is None:
             return self.local_sockname, self.peer_sockname
         return self.name_ends(self)
@@ -1253,7 +1258,8 @@ cdef class Channel:
         cdef Metrics beside = Metrics()
         cdef Path path
         for path in self.core.paths:
-            beside.add(path.metrics)
+            if path.metrics is not None:
+                beside.add(path.metrics)
         return {
             "messages_sent": stream.messages_sent,
             "messages_received": stream.messages_received,
@@ -1287,7 +1293,7 @@ cdef class Channel:
         cdef Path path
         cdef dict found = {"stream": self.core.metrics.copy()}
         for path in self.core.paths:
-            copied = path.metrics.copy()
+            copied = Metrics() if path.metrics is None else path.metrics.copy()
             copied.counts.unacknowledged_bytes = self.core.outbox.in_flight_bytes_by(path.number)
             found[path.name] = copied
         return found

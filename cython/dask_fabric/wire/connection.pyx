@@ -71,7 +71,7 @@ cdef class Connection:
         self.metrics = self.reader.metrics
         self.outgoing = SendBuffer(inline_bytes)
         self.outbox = Outbox()
-        self.paths = []
+        self.paths = self.outgoing.paths
         self.message_bytes_limit = message_bytes_limit
 
     # ------------------------------------------------------------ for owners in Python: simulation
@@ -182,7 +182,7 @@ cdef class Connection:
         devices : dask_fabric.comm.direct.Devices, optional
             For frames of device memory, if the path takes them.
         """
-        self.paths.append(path)
+        self.paths = [*self.paths, path]
         if devices is not None:
             self.devices = self.reader.devices = devices
         self.reader.records.use(self.paths)
@@ -192,12 +192,14 @@ cdef class Connection:
         """Offer frames by the paths that are not broken."""
         cdef Path path
         offering = [path for path in self.paths if path.offers]
+        if len(offering) == len(self.paths):
+            offering = self.paths       # one list for all, of each of very many comms
         takes_devices = any([path.memory_kinds >> CUDA_MEMORY & 1 for path in offering])
         self.outgoing.use(offering, self.devices.span_of if takes_devices else None)
 
     cdef unpin(self, Lease lease, Job job, Path path, int error):
         """A path has ended its sending of frames; after an error it is not used any more."""
-        path.metrics.sent(lease.frames.begin_ns, job.waited_ns, job.busy_ns)
+        path.counting().sent(lease.frames.begin_ns, job.waited_ns, job.busy_ns)
         if self.outbox.unpin(lease, job):
             self._released(lease)
         if error:
@@ -303,7 +305,7 @@ cdef class Connection:
         for path in self.paths:
             if frames.paths >> path.number & 1:
                 part = frames.part(path.number)
-                path.metrics.offered(part)
+                path.counting().offered(part)
                 path.offer(lease, part)
 
     cdef _released(self, Lease lease):
@@ -457,7 +459,7 @@ cdef class Connection:
         lease = self.outbox.answered(control.sequence)
         for path in self.paths:
             if lease.frames.paths >> path.number & 1:
-                path.metrics.answered(lease.frames.begin_ns)
+                path.counting().answered(lease.frames.begin_ns)
                 if control.kind == ACKNOWLEDGE:
                     path.acknowledged()
         if control.kind == REQUEST:
@@ -477,13 +479,15 @@ cdef class Connection:
         """Send frames of a lease on the stream, as the peer has requested."""
         cdef FrameSet frames = lease.frames
         cdef Path path, doubted = None
+        cdef Metrics counted
         for path in self.paths:
             if frames.paths >> path.number & 1:
-                path.metrics.fell_back(frames.part(path.number))
+                path.counting().fell_back(frames.part(path.number))
                 doubted = path          # where there are two, it was the last that was tried
-        doubted.metrics.counts.fallbacks_sent += 1
+        counted = doubted.counting()
+        counted.counts.fallbacks_sent += 1
         self.metrics.offered(frames)
-        self._notice(NOTICE_FELL_BACK, doubted.metrics.counts.fallbacks_sent, doubted)
+        self._notice(NOTICE_FELL_BACK, counted.counts.fallbacks_sent, doubted)
         if doubted.fell_back() and self.stop_offering(doubted):
             doubted.fail()
         if frames.any_of_device:
@@ -568,14 +572,16 @@ cdef class Connection:
 
         The caller has made sure that the sender was still there, if that is needed.
         """
+        cdef Metrics counted
         cdef InboundMessage message = transfer.message
         self.inbox.fetching = None
         message.state = OFFERED
         if error:
-            transfer.path.metrics.counts.fallbacks_received += 1
+            counted = transfer.path.counting()
+            counted.counts.fallbacks_received += 1
             self._request(message)
             return
-        transfer.path.metrics.fetched(transfer.frames)
+        transfer.path.counting().fetched(transfer.frames)
         message.fetched_bytes += transfer.frames.nbytes
         if self._has_left(message, transfer.path):
             self.wants |= WANT_FETCH

@@ -326,7 +326,7 @@ cdef class MessageReader:
             frames.frames[index] = path.place(slot)
         else:
             frames.frames[index] = self._new_device_frame(slot)
-        path.metrics.counts.allocate_ns += now_ns() - begin_ns
+        path.counting().allocated(begin_ns)
 
     cdef _new_device_frame(self, Slot *slot):
         """Memory of a device; where that has no more, of the host: whoever reads may make room."""

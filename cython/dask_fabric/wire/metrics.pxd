@@ -25,6 +25,9 @@ cdef struct Counts:
     int64_t deserialize_ns
     Histogram sent_message_bytes
     Histogram received_message_bytes
+
+# Of large messages alone: most comms have none.
+cdef struct Times:
     Histogram send_ns               # a job that sends, from its start until the loop knows its end
     Histogram receive_ns
     Histogram answer_ns             # from the offer of frames until the peer has answered
@@ -32,7 +35,9 @@ cdef struct Counts:
 
 cdef class Metrics:
     cdef Counts counts
+    cdef Times *times               # NULL until one is noted
 
+    cdef Times *_timed(self) noexcept
     cdef void offered(self, FrameSet frames) noexcept
     cdef void fell_back(self, FrameSet frames) noexcept
     cdef void fetched(self, FrameSet frames) noexcept

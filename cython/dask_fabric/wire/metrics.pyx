@@ -5,6 +5,7 @@ Always on: a small message costs additions to integers and no look at the clock.
 
 cimport cython
 from libc.stdint cimport int64_t, uint16_t, uint64_t
+from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from dask_fabric.clock cimport now_ns
@@ -14,9 +15,13 @@ from dask_fabric.wire.frames cimport FrameSet
 HISTOGRAM_BUCKET_COUNT = BUCKET_COUNT
 
 cdef enum:
-    COUNT_OF_NUMBERS = 16 + 5 * (BUCKET_COUNT + 1)     # in Counts: 16, and 5 histograms
+    COUNT_OF_COUNTS = 16 + 2 * (BUCKET_COUNT + 1)      # in Counts: 16, and 2 histograms
+    COUNT_OF_NUMBERS = COUNT_OF_COUNTS + 3 * (BUCKET_COUNT + 1)     # with those in Times
 
-assert COUNT_OF_NUMBERS * sizeof(uint64_t) == sizeof(Counts)
+assert COUNT_OF_COUNTS * sizeof(uint64_t) == sizeof(Counts)
+assert (COUNT_OF_NUMBERS - COUNT_OF_COUNTS) * sizeof(uint64_t) == sizeof(Times)
+
+cdef const Times NO_TIMES
 
 cdef packed struct Packed:
     uint16_t place
@@ -28,13 +33,23 @@ cdef packed struct Packed:
 cdef class Metrics:
     """Counters, times and histograms of one path."""
 
+    def __dealloc__(self):
+        free(self.times)
+
+    cdef Times *_timed(self) noexcept:
+        """Give room for times; they are lost where there is no memory."""
+        if self.times == NULL:
+            self.times = <Times *> calloc(1, sizeof(Times))
+        return self.times
+
     def add(self, Metrics other):
         """Add what another object has counted."""
-        cdef uint64_t *sums = <uint64_t *> &self.counts
-        cdef const uint64_t *more = <const uint64_t *> &other.counts
-        cdef size_t index
-        for index in range(sizeof(Counts) // sizeof(uint64_t)):
-            sums[index] += more[index]
+        _add(<uint64_t *> &self.counts, <const uint64_t *> &other.counts, COUNT_OF_COUNTS)
+        if other.times != NULL and self._timed() != NULL:
+            _add(
+                <uint64_t *> self.times, <const uint64_t *> other.times,
+                COUNT_OF_NUMBERS - COUNT_OF_COUNTS,
+            )
 
     def packed(self):
         """Give what is counted in a few bytes: of each number that is not 0, its place and value.
@@ -46,8 +61,10 @@ cdef class Metrics:
         cdef const uint64_t *numbers = <const uint64_t *> &self.counts
         cdef Packed out[COUNT_OF_NUMBERS]
         cdef Py_ssize_t used = 0
-        cdef int place
-        for place in range(COUNT_OF_NUMBERS):
+        cdef int place, count = COUNT_OF_COUNTS if self.times == NULL else COUNT_OF_NUMBERS
+        for place in range(count):
+            if place == COUNT_OF_COUNTS:
+                numbers = <const uint64_t *> self.times - COUNT_OF_COUNTS
             if numbers[place]:
                 out[used] = Packed(place, numbers[place])
                 used += 1
@@ -58,13 +75,20 @@ cdef class Metrics:
         cdef uint64_t *numbers = <uint64_t *> &self.counts
         cdef const Packed *entries = <const Packed *> <const char *> packed
         cdef Py_ssize_t index
+        cdef int place
         for index in range(len(packed) // <Py_ssize_t> sizeof(Packed)):
-            numbers[entries[index].place] -= entries[index].value
+            place = entries[index].place
+            if place < COUNT_OF_COUNTS:
+                numbers[place] -= entries[index].value
+            elif self._timed() != NULL:
+                (<uint64_t *> self.times)[place - COUNT_OF_COUNTS] -= entries[index].value
 
     def copy(self):
         """Give another object with the same counts."""
         cdef Metrics other = Metrics.__new__(Metrics)
         other.counts = self.counts
+        if self.times != NULL and other._timed() != NULL:
+            other.times[0] = self.times[0]
         return other
 
     def serialized(self, int64_t spent_ns):
@@ -103,13 +127,15 @@ cdef class Metrics:
         A job that does not say how long it moved bytes (0) did so all the time.
         """
         cdef int64_t spent_ns = now_ns() - begin_ns
-        note(&self.counts.send_ns, spent_ns)
+        if self._timed() != NULL:
+            note(&self.times.send_ns, spent_ns)
         self._moved(spent_ns, waited_ns, busy_ns)
 
     cdef void received(self, int64_t begin_ns, int64_t waited_ns, int64_t busy_ns) noexcept:
         """Count a job that received, as `sent`."""
         cdef int64_t spent_ns = now_ns() - begin_ns
-        note(&self.counts.receive_ns, spent_ns)
+        if self._timed() != NULL:
+            note(&self.times.receive_ns, spent_ns)
         self._moved(spent_ns, waited_ns, busy_ns)
 
     cdef void _moved(self, int64_t spent_ns, int64_t waited_ns, int64_t busy_ns) noexcept:
@@ -123,7 +149,8 @@ cdef class Metrics:
 
     cdef void answered(self, int64_t begin_ns) noexcept:
         cdef int64_t spent_ns = now_ns() - begin_ns
-        note(&self.counts.answer_ns, spent_ns)
+        if self._timed() != NULL:
+            note(&self.times.answer_ns, spent_ns)
         self.counts.peer_ns += spent_ns
 
     def brief(self):
@@ -154,6 +181,7 @@ cdef class Metrics:
             and above 2**(i - 1); without zeros at the end) and the ``sum`` of the values.
         """
         cdef Counts *counts = &self.counts
+        cdef const Times *times = &NO_TIMES if self.times == NULL else self.times
         return {
             "messages_sent": counts.messages_sent,
             "messages_received": counts.messages_received,
@@ -165,8 +193,8 @@ cdef class Metrics:
             "fallbacks_received": counts.fallbacks_received,
             "fallback_bytes": counts.fallback_bytes,
             "unacknowledged_bytes": counts.unacknowledged_bytes,
-            "send_seconds": counts.send_ns.total / 1e9,
-            "receive_seconds": counts.receive_ns.total / 1e9,
+            "send_seconds": times.send_ns.total / 1e9,
+            "receive_seconds": times.receive_ns.total / 1e9,
             "loop_seconds": counts.loop_ns / 1e9,
             "allocate_seconds": counts.allocate_ns / 1e9,
             "wire_seconds": counts.wire_ns / 1e9,
@@ -176,11 +204,17 @@ cdef class Metrics:
             "histograms": {
                 "sent_message_bytes": _plain(&counts.sent_message_bytes),
                 "received_message_bytes": _plain(&counts.received_message_bytes),
-                "send_ns": _plain(&counts.send_ns),
-                "receive_ns": _plain(&counts.receive_ns),
-                "answer_ns": _plain(&counts.answer_ns),
+                "send_ns": _plain(&times.send_ns),
+                "receive_ns": _plain(&times.receive_ns),
+                "answer_ns": _plain(&times.answer_ns),
             },
         }
+
+
+cdef void _add(uint64_t *sums, const uint64_t *more, Py_ssize_t count) noexcept:
+    cdef Py_ssize_t index
+    for index in range(count):
+        sums[index] += more[index]
 
 
 cdef _plain(const Histogram *histogram):

@@ -39,9 +39,11 @@ cdef class Path:
     cdef readonly Py_ssize_t least_bytes    # of a frame of host memory that is offered
     cdef readonly bint needs_living_sender
     cdef public bint offers             # whether this side offers frames by it, still
-    cdef Metrics metrics
+    cdef Metrics metrics                # None until something is counted
     cdef CompletionQueue queue          # where the ends of its jobs are posted,
     cdef object owner                   # and a weak reference to the channel that awaits them
+
+    cdef Metrics counting(self)
 
     # of the side that sends
     cdef bint takes(self, const Slot *slot) noexcept

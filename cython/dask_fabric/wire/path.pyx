@@ -20,6 +20,8 @@ from dask_fabric.wire.metrics cimport Metrics
 from dask_fabric.wire.outbox cimport Lease
 from dask_fabric.wire.records cimport HOST_MEMORY, OFFER_BYTES
 
+NO_PATHS = []       # of every comm that has only the stream; it stays empty
+
 
 @cython.auto_pickle(False)
 @cython.final
@@ -61,9 +63,14 @@ cdef class Path:
         self.least_bytes = least_bytes
 
     def __cinit__(self, *args, **kwargs):
-        self.metrics = Metrics()
         self.offers = True
         self.needs_living_sender = True
+
+    cdef Metrics counting(self):
+        """Give what counts the frames of this path; most comms never need it."""
+        if self.metrics is None:
+            self.metrics = Metrics()
+        return self.metrics
 
     # ------------------------------------------------------------ of the side that sends
 

@@ -24,6 +24,7 @@ from dask_fabric.wire.states cimport (
 )
 
 from dask_fabric.wire.records import excess, violation
+from dask_fabric.wire.path import NO_PATHS
 
 cdef enum:
     KIND_COUNT = 8
@@ -61,7 +62,7 @@ cdef class RecordReader:
     ):
         self.buffer = buffer
         self.inbox = inbox
-        self.paths = []
+        self.paths = NO_PATHS
         self.remote = GREETING
         self.header_bytes_limit = header_bytes_limit
         self.message_bytes_limit = message_bytes_limit

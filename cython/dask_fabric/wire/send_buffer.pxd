@@ -29,7 +29,7 @@ cdef class SendBuffer:
     cdef size_t first
     cdef size_t last
     cdef size_t capacity
-    cdef object owners              # deque: what keeps each vector's memory alive
+    cdef object owners              # list: what keeps each vector's memory alive, at the same index
     cdef Buffer chunk               # small data is copied to its end
     cdef Py_ssize_t chunk_used_bytes
     cdef bint tail_is_open          # the last vector ends where the chunk's free room begins

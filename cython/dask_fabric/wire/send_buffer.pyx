@@ -5,8 +5,6 @@ inline limit are sent from their own memory, which the buffer keeps alive until 
 put whole or not at all.
 """
 
-from collections import deque
-
 cimport cython
 from cpython.buffer cimport PyBuffer_IsContiguous, PyObject_CheckBuffer
 from cpython.memoryview cimport PyMemoryView_FromObject, PyMemoryView_GET_BUFFER
@@ -24,11 +22,14 @@ from dask_fabric.wire.records cimport (
 )
 
 from dask_fabric.errors import MessageTooLargeError
+from dask_fabric.wire.path import NO_PATHS
 
 cdef enum:
     CHUNK_BYTES = 32 << 10
     COPIED_BYTES = 4 << 10      # of a large message, what is not worth a vector of its own
-    KEPT_VECTOR_COUNT = 64
+    KEPT_VECTOR_COUNT = 8
+
+new_owners = list           # tests let it run out of memory
 
 cdef Buffer spare_chunk = None  # an empty one, for whichever comm sends next
 
@@ -46,9 +47,9 @@ cdef class SendBuffer:
 
     def __cinit__(self, Py_ssize_t inline_bytes=0):
         self.inline_bytes = inline_bytes
-        self.paths = []
+        self.paths = NO_PATHS
         self.offer_bytes = PY_SSIZE_T_MAX
-        self.owners = deque()
+        self.owners = new_owners()
         self.frame_count_limit = self.header_bytes_limit = self.message_bytes_limit = PY_SSIZE_T_MAX
 
     def __dealloc__(self):
@@ -145,7 +146,7 @@ cdef class SendBuffer:
         self.offered = None
         while self.last - self.first > mark.vector_count:
             self.last -= 1
-            self.owners.pop()
+            self.owners[self.last] = None
         self.chunk = chunk
         self.pending_bytes = mark.pending_bytes
         self.chunk_used_bytes = mark.chunk_used_bytes
@@ -258,9 +259,9 @@ cdef class SendBuffer:
     cdef void consumed(self, size_t vector_count, Py_ssize_t nbytes) except *:
         """`nbytes` have left and are cut off the vectors already: so many vectors are empty."""
         self.pending_bytes -= nbytes
-        self.first += vector_count
         for _ in range(vector_count):
-            self.owners.popleft()
+            self.owners[self.first] = None
+            self.first += 1
         if self.first == self.last:
             self.first = self.last = 0
             self.tail_is_open = False
@@ -277,7 +278,7 @@ cdef class SendBuffer:
             free(self.vectors)
             self.vectors = NULL
             self.capacity = 0
-            self.owners = deque()       # also when empty, one that was long keeps memory
+            self.owners = new_owners()
 
     cdef void seal(self) noexcept:
         """The vectors of now are being sent by another thread: what comes goes into new ones."""
@@ -285,7 +286,7 @@ cdef class SendBuffer:
 
     cdef clear(self):
         """Forget everything; whoever was sending from it has stopped."""
-        self.owners.clear()
+        del self.owners[:]
         self.first = self.last = 0
         self.pending_bytes = 0
         self.tail_is_open = False
@@ -327,16 +328,20 @@ cdef class SendBuffer:
             memmove(
                 self.vectors, self.vectors + self.first, (self.last - self.first) * sizeof(iovec)
             )
+            del self.owners[: self.first]
             self.last -= self.first
             self.first = 0
         if self.last == self.capacity:
-            capacity = max(<size_t> 8, 2 * self.capacity)
+            capacity = max(<size_t> 2, 2 * self.capacity)
             grown = <iovec *> realloc(self.vectors, capacity * sizeof(iovec))
             if grown == NULL:
                 raise MemoryError()  # untested: malloc does not fail at will
             self.vectors = grown
             self.capacity = capacity
-        self.owners.append(owner)
+        if self.last < <size_t> len(self.owners):
+            self.owners[self.last] = owner
+        else:
+            self.owners.append(owner)
         self.vectors[self.last].iov_base = data
         self.vectors[self.last].iov_len = nbytes
         self.last += 1

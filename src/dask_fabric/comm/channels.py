@@ -86,6 +86,13 @@ def make_channel(
     return channel
 
 
+def settle_addresses(channel: Any) -> tuple[str, str]:
+    """Give the addresses of a channel that is open, which do not change any more."""
+    channel.ends = channel.addresses()
+    channel.name_ends = None
+    return channel.ends
+
+
 def _ends(prefix: str, reached: str, peer_address: str, channel: Any) -> tuple[str, str]:
     """Give the local and the peer's address; *reached* is that of a Unix socket, as known first."""
     if isinstance(channel.local_sockname, tuple):  # TCP

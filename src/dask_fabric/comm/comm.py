@@ -81,7 +81,7 @@ class FabricComm(Comm):
         self._peer_addr = peer_addr
         self._settings = settings
         self._limit_bytes = settings.message_bytes_limit
-        self._extra = extra_info or {}
+        self._extra = extra_info
         self._loop = asyncio.get_running_loop()
         # Bound once: each saves a look-up in every message.
         self._receive_nowait = channel.receive_nowait
@@ -91,7 +91,7 @@ class FabricComm(Comm):
         self._outgoing: staging.Outgoing | None = None
         self._incoming: staging_receive.Incoming | None = None
         self._is_new = True  # until the peer's side of Dask's handshake has been read
-        self._context: dict[str, Any] = {}
+        self._context: dict[str, Any] | None = None
         self._context_options: dict[str, Any] | None = None  # with which that was made
         statistics.opened(self, channel)
 
@@ -117,7 +117,7 @@ class FabricComm(Comm):
 
     @property
     def extra_info(self) -> dict[str, Any]:
-        return self._extra
+        return self._extra or {}
 
     @property
     def paths(self) -> dict[str, str]:

@@ -7,6 +7,7 @@ import collections
 import errno
 import functools
 import logging
+import math
 import os
 import socket
 import ssl
@@ -19,7 +20,7 @@ from distributed.comm.core import Connector
 from dask_fabric.comm import runtime, unix
 from dask_fabric.comm.addressing import Target, resolve
 from dask_fabric.comm.attempts import Attempts
-from dask_fabric.comm.channels import make_channel
+from dask_fabric.comm.channels import make_channel, settle_addresses
 from dask_fabric.comm.comm import FabricComm
 from dask_fabric.comm.negotiator import prepare
 from dask_fabric.comm.security import Scheme, comm_error, tls_info
@@ -35,6 +36,7 @@ _STAGGER_SECONDS = 0.25
 # For the hello of a server at a Unix socket: well within a fifth of Dask's connect timeout.
 _UNIX_PATIENCE_SECONDS = 2.0
 _UNIX_PAUSE_SECONDS = 60.0
+_ANSWERED_LIMIT = 256  # listeners to remember
 # Who was cancelled earlier learned nothing of the server: an idle one answers within milliseconds.
 _UNIX_SILENCE_SECONDS = 0.25
 
@@ -53,6 +55,7 @@ class FabricConnector(Connector):
         self.prefix = scheme.prefix
         self._attempts = Attempts()
         self._silent_until: dict[str, float] = {}  # Unix sockets that did not answer
+        self._answered_at: dict[str, float] = {}  # and when others have
 
     async def connect(
         self, address: str, deserialize: bool = True, **connection_args: Any
@@ -102,7 +105,7 @@ class FabricConnector(Connector):
         self._attempts.succeeded(peer_addr)
         return FabricComm(
             channel,
-            *channel.addresses(),
+            *settle_addresses(channel),
             deserialize,
             settings,
             tls_info(channel) if ssl_context is not None else None,
@@ -163,6 +166,7 @@ class FabricConnector(Connector):
             sock.close()
             return None
         begin = loop.time()
+        doubt = None
         try:
             channel = make_channel(
                 self.scheme,
@@ -175,7 +179,8 @@ class FabricConnector(Connector):
                 refuse=functools.partial(unix.refuse_server, listener),
                 address=target,
             )
-            await channel.open(min(_UNIX_PATIENCE_SECONDS, settings.handshake_timeout_seconds))
+            doubt = loop.call_later(_UNIX_PATIENCE_SECONDS, self._doubt, channel, listener, begin)
+            await channel.open(settings.handshake_timeout_seconds)
         except (FabricError, OSError) as exc:
             sock.close()
             if isinstance(exc.__cause__, TimeoutError):
@@ -184,10 +189,31 @@ class FabricConnector(Connector):
             return None
         except asyncio.CancelledError:
             # Dask was less patient: its next attempt must not wait here again.
-            if loop.time() - begin >= _UNIX_SILENCE_SECONDS:
+            silent = not self._has_answered(listener, begin)
+            if silent and loop.time() - begin >= _UNIX_SILENCE_SECONDS:
                 self._silent_until[listener] = loop.time() + _UNIX_PAUSE_SECONDS
             raise
+        finally:
+            if doubt is not None:
+                doubt.cancel()
+        self._answered_at.pop(listener, None)
+        self._answered_at[listener] = loop.time()
+        if len(self._answered_at) > _ANSWERED_LIMIT:
+            self._answered_at.pop(next(iter(self._answered_at)))
         return channel
+
+    def _doubt(self, channel: Any, listener: str, since: float) -> None:
+        """Give up a Unix socket that does not answer, unless it is busy: with others, it has."""
+        if channel.closed or channel.peer is not None:
+            return
+        if not self._has_answered(listener, since):
+            channel.give_up(_UNIX_PATIENCE_SECONDS)
+            return
+        loop = channel.loop
+        loop.call_later(_UNIX_PATIENCE_SECONDS, self._doubt, channel, listener, loop.time())
+
+    def _has_answered(self, listener: str, since: float) -> bool:
+        return self._answered_at.get(listener, -math.inf) >= since
 
 
 async def _connect_to_any(

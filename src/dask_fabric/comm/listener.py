@@ -28,7 +28,7 @@ from dask_fabric.comm.addressing import (
 )
 from dask_fabric.comm.arrival import Arrival
 from dask_fabric.comm.binding import bind
-from dask_fabric.comm.channels import make_channel
+from dask_fabric.comm.channels import make_channel, settle_addresses
 from dask_fabric.comm.comm import FabricComm
 from dask_fabric.comm.negotiator import prepare
 from dask_fabric.comm.refusals import Refusals, describe
@@ -310,8 +310,18 @@ class FabricListener(BaseListener):
     async def _serve(self, channel: Any, peer_addr: str) -> None:
         """Take one connection from its first byte to the handler's end."""
         comm = await self._open(channel, peer_addr)
-        if comm is not None and await self._introduce(comm):
-            await self._handle(comm)
+        del channel  # this waits for as long as the comm lives, and holds nothing else
+        if comm is None or not await self._introduce(comm):
+            return
+        try:
+            handled = self.comm_handler(comm)
+            if inspect.isawaitable(handled):
+                await handled
+        except Exception as exc:  # it may only be that the peer sent what nobody can handle
+            text = "The handler of the connection from %s failed: %s"
+            kind = "handlers of connections failed"
+            self._refusals.warn(kind, text, comm.peer_address, describe(exc), exc=exc)
+            comm.abort()
 
     async def _introduce(self, comm: FabricComm) -> bool:
         """Go through Dask's own handshake, and say whether that went well."""
@@ -334,17 +344,6 @@ class FabricListener(BaseListener):
             timer.cancel()
         return True
 
-    async def _handle(self, comm: FabricComm) -> None:
-        try:
-            handled = self.comm_handler(comm)
-            if inspect.isawaitable(handled):
-                await handled
-        except Exception as exc:  # it may only be that the peer sent what nobody can handle
-            text = "The handler of the connection from %s failed: %s"
-            kind = "handlers of connections failed"
-            self._refusals.warn(kind, text, comm.peer_address, describe(exc), exc=exc)
-            comm.abort()
-
     async def _open(self, channel: Any, peer_addr: str) -> FabricComm | None:
         """Shake hands; None where that failed, which was logged."""
         try:
@@ -359,7 +358,7 @@ class FabricListener(BaseListener):
             return None
         comm = FabricComm(
             channel,
-            *channel.addresses(),
+            *settle_addresses(channel),
             self.deserialize,
             self._settings,
             tls_info(channel) if self._ssl_context is not None else None,

@@ -1,13 +1,12 @@
 """What the comms of a process have moved: the open ones, and the sums of all by peer and path.
 
-Nothing here walks through all comms but what tells of each. A comm that moves something is noted
-once (`Link.on_active`), and what is new of the noted ones is added to the sums when somebody asks.
+Nothing here walks through all comms but what tells of each. A comm that moves something is
+noted once (`Channel.on_active`), and what is new of the noted ones is added when somebody asks.
 They are few: where more are active than `ACTIVE_LIMIT`, each that is noted has another one added.
 """
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import threading
@@ -39,6 +38,14 @@ class _Entry:
         self.peer = peer
         self.added: dict[str, bytes] = {}
 
+    # For the channel: not methods of the comm, which the channel would keep alive.
+
+    def closed(self, channel: Any) -> None:
+        _note_closed(self, channel)
+
+    def active(self) -> None:
+        _note_active(self)
+
 
 _open: dict[_Entry, None] = {}
 _active: dict[_Entry, None] = {}  # open ones that may have moved something since they were added
@@ -67,8 +74,7 @@ def opened(comm: Any, channel: Any) -> None:
     """Count *comm* until its *channel* is closed."""
     entry = _Entry(comm, peer_name(comm.peer_address, channel.server_side))
     _open[entry] = None
-    # Not methods of the comm: the channel would keep it alive.
-    channel.on_closed = functools.partial(_note_closed, entry)
+    channel.on_closed = entry.closed
     _note_active(entry)
 
 
@@ -143,7 +149,7 @@ def _add_active(entry: _Entry, is_left: bool = False) -> None:
     if channel is None or (_add(entry, channel.figures()) and not is_left):
         return
     _active.pop(entry, None)
-    channel.on_active = functools.partial(_note_active, entry)
+    channel.on_active = entry.active
 
 
 def _add(entry: _Entry, figures: dict[str, Metrics]) -> bool:

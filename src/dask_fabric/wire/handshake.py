@@ -29,6 +29,9 @@ from dask_fabric.wire.hello import (
 from dask_fabric.wire.records import error_record
 from dask_fabric.wire.text import one_line
 
+_VERSION = MAJOR_VERSION, MINOR_VERSION
+_NOTHING = bytearray()
+
 
 class State(str, enum.Enum):
     """Where a handshake stands."""
@@ -209,7 +212,7 @@ class Handshake:
                 f"the peer announced a hello of {hello_bytes} bytes; 1 to {HELLO_BYTES_LIMIT} are "
                 "allowed"
             )
-        self.version = major, min(minor, MINOR_VERSION)
+        self.version = _VERSION if minor >= MINOR_VERSION else (major, minor)
         self._buffer.clear()
         self._wanted_bytes = hello_bytes
         self._advance(Event.PREAMBLE)
@@ -224,7 +227,9 @@ class Handshake:
             raise RefusedError(reason, self._refusal(reason))
         if self._answer:
             self.hello = self._answer(peer)
-        self._buffer.clear()
+        # They keep alive what is of no use any more, of each of very many connections.
+        self._refuse = self._answer = None
+        self._buffer = _NOTHING
         self.peer = peer
         self._advance(Event.HELLO)
 
