@@ -11,7 +11,7 @@ BENCH_RUN = PATH="$(UCX_BIN):$$PATH" $(BIN)/dask fabric bench $(BENCH)
 UCX_COLUMN = --protocols tcp,fabric,fabric+tcp,fabric+ucx --ucx-library perftest
 SOURCES := pyproject.toml README.md LICENSE $(shell find cython src -type f -not -name '*.pyc')
 
-.PHONY: help demo test test-versions bench instructions coverage sanitize fuzz simulate lint docs clean sanitize-address sanitize-thread
+.PHONY: help demo test test-versions test-older bench instructions coverage sanitize fuzz simulate lint docs clean sanitize-address sanitize-thread
 .DELETE_ON_ERROR:
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo "make test   lint, and all tests on the installed wheel; JOBS=3 in three processes at once"
 	@echo "make test-versions  all tests on Python 3.10 with the lowest dependencies and on 3.13 with the"
 	@echo "            newest; TESTS=tests/wire for some"
+	@echo "make test-older  a process of this version and one of an older commit talk to each other; COMMIT=..."
 	@echo "make bench  the figures of the README; JSON and pages in $(RESULTS)/; BENCH=--quick for a first look,"
 	@echo "            UCXX=PYTHON beside the distributed-ucxx of that Python"
 	@echo "make instructions  instructions per small message and per connect, counted by valgrind, against"
@@ -42,6 +43,9 @@ test: lint
 
 test-versions: $(BIN)/python
 	$(BIN)/python tests/versions.py 3.10:lowest 3.13:newest -- $(TESTS)
+
+test-older: $(VENV)/extra-test $(VENV)/extra-ucx
+	$(BIN)/python tests/older.py $(COMMIT)
 
 bench: $(VENV)/extra-bench $(VENV)/extra-ucx
 	mkdir -p $(RESULTS)
