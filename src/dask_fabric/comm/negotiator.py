@@ -220,15 +220,17 @@ class Negotiator:
         self._peer_side = "client" if server_side else "server"
         known = providers.by_name()
         # By path, until the paths are chosen: some live until the peer has read from them.
-        self._candidates: dict[str, Candidate] = {
-            name: known[name].candidate(told, _of(known[name], settings), sock)
-            for name, told in hello.described.items()
-        }
-        told = {name: candidate.description for name, candidate in self._candidates.items()}
-        if any(told[name] is not hello.described[name] for name in told):
-            hello = replace(hello, described=told)
+        self._candidates: dict[str, Candidate] = {}
+        told = {}
+        for name, description in hello.described.items():
+            candidate = known[name].candidate(description, _of(known[name], settings), sock)
+            self._candidates[name] = candidate
+            if candidate.description is not description:
+                told[name] = candidate.description
+        if told:
+            hello = replace(hello, described={**hello.described, **told})
         if not self._is_unix and not server_side:
-            if any(known[name].needs_direct_connection for name in told):
+            if any(known[name].needs_direct_connection for name in hello.described):
                 hello = replace(hello, ends=_ends(sock.getsockname(), sock.getpeername()))
             hello = disclosure.of_client(hello)
         self.hello = hello
@@ -236,7 +238,7 @@ class Negotiator:
         self._runtime = device.current() if device.CUDA in hello.memory else None
         self._agreed: Agreement | None = None  # with the peer, but for what was found since
         self._found: dict[str, str] = {}  # by this side, with its name
-        self._deciphered: Hello | None = None  # the peer's hello
+        self._peers: dict[str, Peer] = {}  # the peer, as each path sees it
 
     def refuse(self, client: Hello) -> str:
         """As a server, give the reason to turn a client away, or ""."""
@@ -313,12 +315,15 @@ class Negotiator:
 
     def _peer(self, peer: Hello, path: str) -> Peer:
         """Give the peer as one path sees it."""
-        if self._deciphered is None:
-            self._deciphered = disclosure.deciphered(peer, self._boot, self._peer_side)
+        if not self._peers:
+            peer = disclosure.deciphered(peer, self._boot, self._peer_side)
             # As the kernel tells it, 0 where that is hidden.
-            self._kernel_pid = unix.peer_pid(self._sock) if self._is_unix else 0
-        pid = self._kernel_pid if self._is_unix else self._deciphered.pid
-        return Peer(self._deciphered.described[path], pid, self._kernel_pid)
+            kernel_pid = unix.peer_pid(self._sock) if self._is_unix else 0
+            pid = kernel_pid if self._is_unix else peer.pid
+            self._peers = {
+                name: Peer(told, pid, kernel_pid) for name, told in peer.described.items()
+            }
+        return self._peers[path]
 
     def _is_direct(self, client: Hello) -> bool:
         """Whether the connection ends in the client: then its end is seen here when it happens.

@@ -19,6 +19,7 @@ from dask_fabric.wire.hello import STREAM, Hello, is_reasons, unpack_map
 
 REASON_LENGTH_LIMIT = 256  # of a name in a hello
 _CHOICES_LIMIT = 16
+_NOTHING_FOUND = b"\x80"  # an empty map
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def choose(client: Hello, server: Hello, found: Mapping[str, str]) -> Choice:
 
 def by_side(side: str, found: Mapping[str, str]) -> dict[str, str]:
     """Give reasons with the side that found them."""
-    return {path: f"{side}: {reason}" for path, reason in found.items()}
+    return {path: f"{side}: {reason}" for path, reason in found.items()} if found else {}
 
 
 def _objection(provider: Provider, client: Hello, server: Hello, memory: str, insists: bool) -> str:
@@ -198,6 +199,8 @@ def decode_found(content: bytes) -> dict[str, str]:
     ProtocolError
         It is no map of paths to reasons.
     """
+    if content == _NOTHING_FOUND:
+        return {}
     found = unpack_map(content, "the client's record of paths")
     if not is_reasons(found):
         raise ProtocolError(f"the client's record of paths is invalid: {found!r:.80}")
