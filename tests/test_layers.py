@@ -139,3 +139,20 @@ def test_what_is_too_long_is_seen():
     assert excesses("a.pyx", "x" * 100 + "\n" * LINES_LIMIT) == []
     assert excesses("a.pyx", "\n" + "é" * 101) == ["a.pyx:2 has 101 columns"]
     assert excesses("a.py", "\n" * (LINES_LIMIT + 1)) == [f"a.py has {LINES_LIMIT + 1} lines"]
+
+
+NAMELESS = ("wire", "engine", "codec", "memory", "jobs", "comm", "monitor", "history", "cli")
+NAMED_ON_PURPOSE = {"comm/backend.py", "cli/bench.py"}  # a scheme; what is measured beside ours
+
+
+def test_no_room_but_its_own_names_a_path():
+    """A new path is a room under `paths`, and nothing else changes."""
+    found = set()
+    for tree in ("src", "cython"):
+        root = Path(__file__).parents[1] / tree / "dask_fabric"
+        for room in NAMELESS:
+            for file in sorted((root / room).rglob("*.p*")):
+                text = file.read_text().replace("fabric+ucx", "")
+                if file.suffix != ".pyc" and re.search(r"\b(cma|ucx)\b", text, re.IGNORECASE):
+                    found.add(str(file.relative_to(root)))
+    assert found - NAMED_ON_PURPOSE == set()

@@ -58,9 +58,10 @@ async def test_a_table_from_an_asynchronous_client(cluster):
 
 
 def test_without_pandas_the_error_says_what_to_do(cluster, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pandas", None)
-    with Client(cluster) as client, pytest.raises(ImportError, match="install pandas"):
-        dask_fabric.statistics(client)
+    with Client(cluster) as client:
+        monkeypatch.setitem(sys.modules, "pandas", None)  # now: the client compares versions
+        with pytest.raises(ImportError, match="install pandas"):
+            dask_fabric.statistics(client)
 
 
 def test_top_shows_what_moves(cluster):

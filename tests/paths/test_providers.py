@@ -190,3 +190,22 @@ def test_the_page_shows_the_path_of_these_tests():
 
 def test_every_path_has_its_settings():
     assert set(config.load().paths._fields) == {one.name for one in providers.found()}
+
+
+def test_what_makes_comms_has_imported_all_that_paths_need():
+    """Later it may not be there for this user, or a slow file system holds up the event loop."""
+    program = """
+import sys
+import dask_fabric.comm.backend
+before = set(sys.modules)
+import asyncio
+from distributed.comm import connect, listen
+async def main():
+    async with listen("fabric://127.0.0.1", lambda comm: comm.read()) as listener:
+        comm = await connect(listener.contact_address)
+        assert comm.paths["host"] == "cma"
+        comm.abort()
+asyncio.run(main())
+print(sorted(name for name in set(sys.modules) - before if name.startswith("dask_fabric.paths")))
+"""
+    assert run(program, dict(os.environ)).strip() == "[]"

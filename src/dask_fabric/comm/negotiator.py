@@ -37,6 +37,9 @@ from dask_fabric.wire.text import one_line
 _REFUSED = "From %s to %s: %s"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
+for _provider in providers.found():
+    _provider.load()
+
 
 class SchemeUnavailableError(UnavailableError, FatalCommClosedError):
     """The scheme is known, but nothing can be sent by it; Dask does not try again.

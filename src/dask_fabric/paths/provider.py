@@ -202,6 +202,12 @@ class Provider:
 
     # ---- the process
 
+    def load(self) -> None:
+        """Import what the methods below need, so that no connection waits for it.
+
+        Called when the process imports what makes comms.
+        """
+
     def configure(self, settings: Any) -> None:
         """Apply *settings* (those of this path) to the process; called again when they change."""
 

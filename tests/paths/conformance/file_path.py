@@ -28,6 +28,9 @@ class FileProvider(Provider):
     )
     described = Description(folder=FOLDER)
 
+    def load(self):
+        import dask_fabric.paths.python_path  # noqa: F401
+
     def describe(self, settings, insists):
         if not settings.enabled:
             return "fabric.file.enabled is false"

@@ -62,6 +62,9 @@ class CMAProvider(Provider):
         "within a host, frames are read from the memory of their sender",
     )
 
+    def load(self) -> None:
+        from dask_fabric.paths.cma import endpoint, process  # noqa: F401
+
     def configure(self, settings: Any) -> None:
         if settings.enabled and settings.allow_ptrace:
             allow_ptrace()

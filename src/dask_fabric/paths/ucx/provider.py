@@ -108,6 +108,9 @@ class UCXProvider(Provider):
 
     # ---- the process
 
+    def load(self) -> None:
+        from dask_fabric.paths.ucx import endpoint, local  # noqa: F401
+
     async def prepare(self, settings: Any, insists: bool, host: str = "") -> str:
         from dask_fabric.paths.ucx.local import find, local_ucx
 
