@@ -24,6 +24,11 @@ TOO_LARGE = rf"message of 4\d{{6}} bytes; .* accepts {MEBI} .*fabric\.limits\.me
 SECONDS = 20  # against a hang, not a measure: of each below, 0.1 s is usual
 
 
+def lines_in(log: str) -> int:
+    """Count lines, without those in which Python 3.13 marks a part of the line before."""
+    return sum(bool(line.strip(" ^~")) for line in log.splitlines())
+
+
 class Stage:
     """A scheduler, workers and a client in this process."""
 
@@ -79,7 +84,7 @@ async def test_a_result(small, direct, caplog):
     await wait(x)
     caplog.clear()
     await fails(small.client.gather([x, x], direct=direct))
-    assert len(caplog.text.splitlines()) < 20, caplog.text
+    assert lines_in(caplog.text) < 20, caplog.text
     assert await small.client.submit(len, x, workers=small.on(0)) == LARGE  # it is where it was
     await small.still_works()
 
@@ -110,7 +115,7 @@ async def test_an_argument(small, caplog):
     await fails(small.client.submit(len, bytes(LARGE)))
     more = small.client.map(str, range(5, 10))
     assert await small.client.gather(others + more) == list("0123456789")
-    assert len(caplog.text.splitlines()) < 20, caplog.text
+    assert lines_in(caplog.text) < 20, caplog.text
     await small.still_works()
 
 
@@ -283,7 +288,7 @@ async def test_a_result_that_only_the_client_refuses(caplog):
         await fails(stage.client.gather(x, direct=False))
         await fails(stage.client.run(bytes, LARGE), r"fabric\.limits\.message")
         assert await stage.client.submit(len, x) == LARGE
-        assert len(caplog.text.splitlines()) < 20, caplog.text
+        assert lines_in(caplog.text) < 20, caplog.text
         await stage.still_works()
 
 
