@@ -89,6 +89,11 @@ def _objection(provider: Provider, name: str, others: dict[str, Provider]) -> st
     return "another package has a path of this name" if name in others else ""
 
 
+def environment() -> dict[str, str]:
+    """Give variables for programs whose standard output is read: no library may write to it."""
+    return {name: value for one in found() for name, value in one.environment.items()}
+
+
 @functools.cache
 def by_name() -> dict[str, Provider]:
     """Give the providers by the names of their paths."""

@@ -260,7 +260,7 @@ def child_environment(around: Surroundings) -> dict[str, str]:
     return {
         **os.environ,
         "DASK_INTERNAL_INHERIT_CONFIG": dask.config.serialize(dask.config.global_config),
-        **{name: value for one in providers.found() for name, value in one.environment.items()},
+        **providers.environment(),
         "PYTHONSAFEPATH": "1",
         **(around.environment or {}),
     }

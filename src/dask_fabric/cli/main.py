@@ -142,9 +142,8 @@ def _report_pair(address: str, as_json: bool, required: tuple[str, ...]) -> dict
     from dask_fabric.cli.render import render_pair, text_width
     from dask_fabric.comm.reaching import explain
 
-    for provider in providers.found():  # the standard output is the report's
-        for name, value in provider.environment.items():
-            os.environ.setdefault(name, value)
+    for name, value in providers.environment().items():  # the standard output is the report's
+        os.environ.setdefault(name, value)
     try:
         pair = asyncio.run(ask(full_address(address)))
     except Exception as exc:

@@ -103,11 +103,11 @@ def _inspect_host(root: Path, look: Callable[[str, Callable[[], Any]], Any]) -> 
 
 
 def _inspect_paths() -> dict[str, Any]:
-    settings = config.load().paths
+    settings = config.load()
     return {
         one.name: found
         for one in providers.found()
-        if (found := one.inspect(getattr(settings, one.name))) is not None
+        if (found := one.inspect(settings.of_path(one.name))) is not None
     }
 
 

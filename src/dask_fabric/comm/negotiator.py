@@ -72,7 +72,7 @@ async def prepare(scheme: Scheme, address: str, settings: Settings, host: str = 
     """
     for provider in providers.found():
         insists = provider.scheme == scheme.name
-        reason = await provider.prepare(_of(provider, settings), insists, host)
+        reason = await provider.prepare(settings.of_path(provider.name), insists, host)
         if insists and reason:
             error = SchemeUnavailableError(
                 f"cannot use {address}: {reason}. `dask fabric doctor --require {provider.name}` "
@@ -108,14 +108,14 @@ def describe(
     told = tuple(
         reason or provider.describe(section, insists)
         for (provider, insists, reason), section in zip(
-            _refusals(scheme, encrypted), settings.paths, strict=True
+            _uses(scheme, encrypted), settings.paths, strict=True
         )
     )
     return _described(scheme, settings, encrypted, pid, address, memory, told)
 
 
 @functools.lru_cache(maxsize=16)
-def _refusals(scheme: Scheme, encrypted: bool) -> tuple[tuple[Provider, bool, str], ...]:
+def _uses(scheme: Scheme, encrypted: bool) -> tuple[tuple[Provider, bool, str], ...]:
     """Give each path, whether the scheme insists on it, and why it is not used, or ""."""
     known = providers.found()
     one_path = [one.name for one in known if one.scheme == scheme.name]
@@ -171,11 +171,6 @@ def _only_stream(scheme: Scheme, encrypted: bool) -> str:
     return "the connection is encrypted, and its frames never leave it" if encrypted else ""
 
 
-def _of(provider: Provider, settings: Settings) -> Any:
-    """Give the settings of one path."""
-    return getattr(settings.paths, provider.name)
-
-
 def _refusing(hello: Hello, reasons: Mapping[str, str]) -> Hello:
     """Add reasons, as names that a hello may hold."""
     reasons = {path: _as_name(reason) for path, reason in reasons.items()}
@@ -226,7 +221,7 @@ class Negotiator:
         self._candidates: dict[str, Candidate] = {}
         told = {}
         for name, description in hello.described.items():
-            candidate = known[name].candidate(description, _of(known[name], settings), sock)
+            candidate = known[name].candidate(description, settings.of_path(name), sock)
             self._candidates[name] = candidate
             if candidate.description is not description:
                 told[name] = candidate.description

@@ -41,7 +41,7 @@ def settings() -> Settings:
         )
         device.configure(current.gpu_enabled)
         for provider in providers.found():
-            provider.configure(getattr(current.paths, provider.name))
+            provider.configure(current.of_path(provider.name))
         _applied = current
     return current
 

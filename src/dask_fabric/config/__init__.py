@@ -56,6 +56,10 @@ class Settings:
     close_timeout_seconds: float
     paths: Any  # a named tuple of the paths, of named tuples with their own settings
 
+    def of_path(self, name: str) -> Any:
+        """Give the settings of one path."""
+        return getattr(self.paths, name)
+
     # For caches: `load` gives the same object until something changes.
     __hash__ = object.__hash__
 

@@ -20,6 +20,7 @@ from dask_fabric.paths.provider import (
     Peer,
     Provider,
 )
+from dask_fabric.paths.ucx.candidates import VERBS
 
 if TYPE_CHECKING:
     from dask_fabric.paths.ucx.local import LocalUCX
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 # Beginnings of the names of UCX's transports.
 SHARED_MEMORY = ("posix", "sysv", "xpmem")
-RDMA = ("rc_", "dc_", "ud_", "srd", "gga_")
 CUDA_TRANSPORTS = ("cuda_ipc", "cuda_copy")
 WITHIN_HOST = (*SHARED_MEMORY, "cuda_ipc")
 # They carry no messages, or not between processes of which either may die.
@@ -181,7 +181,7 @@ class UCXProvider(Provider):
         if pair.insists:
             works, rest = any(not name.startswith(SILENT) for name in common), "nor TCP"
         else:
-            better = (*RDMA, *(WITHIN_HOST if pair.memory == CUDA else SHARED_MEMORY))
+            better = (*VERBS, *(WITHIN_HOST if pair.memory == CUDA else SHARED_MEMORY))
             works, rest = _any_of(better, common), "and the stream is as good as its TCP"
         return "" if works else f"{_lack(pair.same_host, apart)} in common between the two, {rest}"
 
