@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dask_fabric import providers
 from dask_fabric.errors import ProtocolError
-from dask_fabric.paths.negotiation import Agreement, choose, decode_found, encode_found
+from dask_fabric.paths.negotiation import Agreement, by_side, decode_found, encode_found
 from dask_fabric.wire.hello import PREAMBLE, Hello
 
 PLAIN = Hello()
@@ -35,6 +35,10 @@ def saying(hello, **described):
 
 def objection(path, client, server, memory="host"):
     return Agreement(client, server).objection(providers.by_name()[path], memory)
+
+
+def choose(client, server, found):
+    return Agreement(client, server).choose(by_side("client", found))
 
 
 def candidates(client, server):

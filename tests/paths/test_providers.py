@@ -15,7 +15,7 @@ import pytest
 
 from dask_fabric import config, providers
 from dask_fabric.cli.report import Facts
-from dask_fabric.config.table import own_names
+from dask_fabric.config.table import sections
 from dask_fabric.paths.provider import Provider
 from dask_fabric.wire.hello import Hello
 
@@ -180,7 +180,8 @@ def test_one_more_is_found_by_its_rank(points):
 
 def test_no_path_has_a_name_that_means_something_else():
     fields = {field.name for of in (Hello, Facts) for field in dataclasses.fields(of)}
-    assert (fields | own_names()) - {"limits", "details", "unix-sockets"} <= providers.RESERVED
+    own = sections().keys() - set(providers.names())
+    assert (fields | own) - {"limits", "details", "unix-sockets"} <= providers.RESERVED
     assert not providers.RESERVED & set(providers.names())
 
 

@@ -21,7 +21,6 @@ from dask_fabric.memory import device
 from dask_fabric.memory.device import HOST
 from dask_fabric.paths import disclosure
 from dask_fabric.paths.negotiation import (
-    REASON_LENGTH_LIMIT,
     Agreement,
     Choice,
     agreement,
@@ -32,7 +31,7 @@ from dask_fabric.paths.negotiation import (
 from dask_fabric.paths.provider import Candidate, Peer, Provider
 from dask_fabric.wire.hello import CHUNKS, STREAM, Hello
 from dask_fabric.wire.records import error_record, violation
-from dask_fabric.wire.text import one_line
+from dask_fabric.wire.text import NAME_LENGTH_LIMIT, one_line
 
 _REFUSED = "From %s to %s: %s"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -178,7 +177,7 @@ def _refusing(hello: Hello, reasons: Mapping[str, str]) -> Hello:
 
 
 def _as_name(text: str) -> str:
-    return one_line(text)[:REASON_LENGTH_LIMIT]
+    return one_line(text)[:NAME_LENGTH_LIMIT]
 
 
 @functools.cache

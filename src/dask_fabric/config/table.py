@@ -286,11 +286,6 @@ def sections() -> dict[str, Section | Key]:
     }
 
 
-def own_names() -> frozenset[str]:
-    """Name the sections that no path may have."""
-    return frozenset(sections()) - {one.name for one in providers.found()}
-
-
 @functools.cache
 def keys() -> dict[str, Key]:
     """Give all keys by their dotted names below ``fabric``."""

@@ -1,7 +1,7 @@
 """Which paths the frames of a pair take: a pure function of what both sides say of themselves.
 
-Both sides call `choose` with the same two hellos and the same later findings of the client, so both
-know the same answer, and for each path that is not taken the same reason.
+Both sides call `Agreement.choose` with the same two hellos and the same later findings of the
+client, so both know the same answer, and for each path that is not taken the same reason.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from dask_fabric.errors import ProtocolError
 from dask_fabric.paths.provider import CUDA, HOST, Pair, Provider
 from dask_fabric.wire.hello import STREAM, Hello, is_reasons, unpack_map
 
-REASON_LENGTH_LIMIT = 256  # of a name in a hello
 _CHOICES_LIMIT = 16
 _NOTHING_FOUND = b"\x80"  # an empty map
 
@@ -145,11 +144,6 @@ class Agreement:
 # Processes of a host say the same in each hello over a Unix socket, and then the very same objects
 # come here.
 agreement = functools.lru_cache(maxsize=256)(Agreement)
-
-
-def choose(client: Hello, server: Hello, found: Mapping[str, str]) -> Choice:
-    """Choose the paths of a pair, by what the client found when it had read the server's hello."""
-    return agreement(client, server).choose(by_side("client", found))
 
 
 def by_side(side: str, found: Mapping[str, str]) -> dict[str, str]:

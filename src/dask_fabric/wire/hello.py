@@ -18,14 +18,13 @@ import msgpack
 from dask_fabric.config.table import LIMIT_BYTES_LEAST
 from dask_fabric.errors import ProtocolError
 from dask_fabric.wire.foreign import MAGIC
-from dask_fabric.wire.text import one_line
+from dask_fabric.wire.text import is_name, one_line
 
 MAJOR_VERSION = 1
 MINOR_VERSION = 0
 PREAMBLE = struct.Struct("<8sBBHI")  # magic, major, minor, flags, bytes of the hello
 HELLO_BYTES_LIMIT = 65536
 TEXT_BYTES_LIMIT = 4096
-NAME_BYTES_LIMIT = 256
 ENTRY_COUNT_LIMIT = 256  # of one array or map
 ITEM_COUNT_LIMIT = 512  # of all together
 # The least that a side may accept, so that Dask's handshake comes through.
@@ -157,16 +156,12 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
-def _is_name(value: object) -> bool:
-    return isinstance(value, str) and len(value) <= NAME_BYTES_LIMIT and value.isprintable()
-
-
 def _is_count(value: object) -> bool:
     return type(value) is int and value >= 0
 
 
 def _is_names(value: object) -> bool:
-    return isinstance(value, list) and all(map(_is_name, value))
+    return isinstance(value, list) and all(map(is_name, value))
 
 
 def _is_limits(value: object) -> bool:
@@ -177,12 +172,12 @@ def _is_limits(value: object) -> bool:
 
 def is_reasons(value: object) -> bool:
     """Whether a decoded value is a map of names to names, such as paths with reasons."""
-    return isinstance(value, dict) and all(map(_is_name, value.values()))
+    return isinstance(value, dict) and all(map(is_name, value.values()))
 
 
 FIELD_CHECKS: dict[str, Callable[[object], bool]] = {
-    "scheme": _is_name,
-    "software": _is_name,
+    "scheme": is_name,
+    "software": is_name,
     "pid": _is_count,
     "paths": _is_names,
     "memory": _is_names,
@@ -190,8 +185,8 @@ FIELD_CHECKS: dict[str, Callable[[object], bool]] = {
     "features": _is_names,
     "limits": _is_limits,
     "refused": is_reasons,
-    "boot": _is_name,
-    "address": _is_name,
+    "boot": is_name,
+    "address": is_name,
     "ends": _is_names,
     "error": _is_text,
 }
@@ -248,7 +243,7 @@ class _Counter:
 
     def map_of_names(self, pairs: list) -> dict:
         content = dict(self.count(pairs))
-        if len(content) != len(pairs) or not all(map(_is_name, content)):
+        if len(content) != len(pairs) or not all(map(is_name, content)):
             raise ValueError("a map has a key that is not a name, or the same key twice")
         return content
 

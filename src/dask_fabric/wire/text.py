@@ -11,3 +11,11 @@ def one_line(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(character if character.isprintable() else " " for character in text)
+
+
+NAME_LENGTH_LIMIT = 256
+
+
+def is_name(value: object) -> bool:
+    """Whether a value of a peer is a name: a printable text that is not long."""
+    return isinstance(value, str) and len(value) <= NAME_LENGTH_LIMIT and value.isprintable()

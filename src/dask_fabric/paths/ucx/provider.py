@@ -21,6 +21,7 @@ from dask_fabric.paths.provider import (
     Provider,
 )
 from dask_fabric.paths.ucx.candidates import VERBS
+from dask_fabric.wire.text import is_name
 
 if TYPE_CHECKING:
     from dask_fabric.paths.ucx.local import LocalUCX
@@ -36,7 +37,6 @@ SILENT = ("self", "cma", "knem", "cuda", "gdr_copy", "rocm", "ze_")
 SCOPES = {"ipc": "IPC namespaces", "pid": "pid namespaces", "user": "users"}
 # Kinds of device memory, as UCX numbers them (``ucs_memory_type_t``).
 MEMORY_TYPES = {CUDA: 1}
-_NAME_LENGTH_LIMIT = 256
 _SHM_BYTES = 1 << 30
 _ERROR = re.compile(r"\bUCX +ERROR +(.+)")  # it writes them to the standard output
 
@@ -151,14 +151,14 @@ class UCXProvider(Provider):
         token, transports = description.get("token"), description.get("transports")
         scope = description.get("scope", {})
         return (
-            _is_name(description.get("version"))
+            is_name(description.get("version"))
             and isinstance(transports, (list, tuple))
-            and all(map(_is_name, transports))
+            and all(map(is_name, transports))
             and isinstance(description.get("address"), bytes)
             and type(token) is int
             and token >= 0
             and isinstance(scope, dict)
-            and all(map(_is_name, scope.values()))
+            and all(map(is_name, scope.values()))
         )
 
     def objection(self, pair: Pair) -> str:
@@ -279,10 +279,6 @@ class _Candidate(Candidate):
             HOST in memory,
             MEMORY_TYPES[CUDA] if CUDA in memory else None,
         )
-
-
-def _is_name(value: object) -> bool:
-    return isinstance(value, str) and len(value) <= _NAME_LENGTH_LIMIT and value.isprintable()
 
 
 def _apart(client: Mapping[str, Any], server: Mapping[str, Any]) -> str:
