@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from distributed.security import Security
+
+
+@pytest.fixture(autouse=True)
+def same_environment():
+    """Commands set variables for the rest of their process, which here is that of all tests."""
+    before = set(os.environ)
+    yield
+    for name in set(os.environ) - before:
+        del os.environ[name]
 
 
 @pytest.fixture

@@ -254,14 +254,21 @@ def test_a_path_is_probed_once(monkeypatch):
 # ---- UCX's environment
 
 
-def test_the_environment_wins_over_options_and_they_over_defaults(monkeypatch):
+@pytest.fixture
+def no_variables(monkeypatch):
+    """No variable of UCX is set: neither by who runs the tests, nor while UCX starts in them."""
+    for name in [name for name in os.environ if name.startswith("UCX_")]:
+        monkeypatch.delenv(name)
+
+
+def test_the_environment_wins_over_options_and_they_over_defaults(no_variables, monkeypatch):
     monkeypatch.setenv("UCX_TLS", "tcp")
     found = ucx_library.environment([("TLS", "rc"), ("HANDLE_ERRORS", "bt"), ("X", "1")])
     assert found["UCX_HANDLE_ERRORS"] == "bt" and found["UCX_X"] == "1"
     assert "UCX_TLS" not in found
 
 
-def test_ucx_may_warn_of_misspelt_options():
+def test_ucx_may_warn_of_misspelt_options(no_variables):
     assert "UCX_WARN_UNUSED_ENV_VARS" in ucx_library.environment([], (1, 22, 0))
     assert "UCX_WARN_UNUSED_ENV_VARS" not in ucx_library.environment([("X", "1")], (1, 22, 0))
     assert "UCX_MEM_BISTRO_GRACE_DURATION" not in ucx_library.environment([], (1, 13, 1))
