@@ -13,14 +13,15 @@ LAYERS = (
     {"jobs"},
     {"wire"},
     {"paths"},
-    {"codec", "engine", "history"},
+    {"codec", "engine"},
+    {"telemetry"},
     {"comm"},
     {"gpu"},
-    {"monitor", "bench"},
+    {"bench"},
     {"cli"},
 )
 FOR_ALL = {"config", "errors"}
-MEETS_DISTRIBUTED = {"comm", "gpu", "monitor", "bench", "cli"}
+MEETS_DISTRIBUTED = {"telemetry", "comm", "gpu", "bench", "cli"}
 FROM = r"from\s+(?P<module>[\w.]+)\s+c?import\s+(?P<names>[^#\n]+)"
 COLUMNS_LIMIT = 100
 LINES_LIMIT = 1400  # what belongs to one state machine stands in one file: the driver of a channel
@@ -141,7 +142,7 @@ def test_what_is_too_long_is_seen():
     assert excesses("a.py", "\n" * (LINES_LIMIT + 1)) == [f"a.py has {LINES_LIMIT + 1} lines"]
 
 
-NAMELESS = ("wire", "engine", "codec", "memory", "jobs", "comm", "monitor", "history", "cli")
+NAMELESS = ("wire", "engine", "codec", "memory", "jobs", "comm", "telemetry", "cli")
 NAMED_ON_PURPOSE = {"comm/backend.py", "cli/bench.py"}  # a scheme; what is measured beside ours
 
 

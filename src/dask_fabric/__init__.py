@@ -35,10 +35,10 @@ def statistics(client: Any = None) -> Any:
         The table needs pandas.
     """
     if client is not None:
-        from dask_fabric.monitor.frame import of_cluster
+        from dask_fabric.telemetry.cluster.dataframe import of_cluster
 
         return of_cluster(client)
-    from dask_fabric.comm.statistics import of_process
+    from dask_fabric.telemetry.registry import of_process
 
     return of_process()
 

@@ -22,7 +22,7 @@ def dask_setup(scheduler: Any) -> None:
     try:
         from bokeh.server.tornado import BokehTornado
 
-        from dask_fabric.monitor.page import fabric_doc
+        from dask_fabric.telemetry.dashboard.page import fabric_doc
     except ImportError as exc:
         logger.warning("No page /fabric: the dashboard cannot be imported (%s)", exc)
         return

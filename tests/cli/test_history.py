@@ -13,10 +13,10 @@ import sys
 import dask
 import pytest
 from click.testing import CliRunner
-from tests.history.records import START, record
+from tests.telemetry.history.records import START, record
 
 from dask_fabric.cli.main import fabric
-from dask_fabric.history.file import Writer
+from dask_fabric.telemetry.history.file import Writer
 
 
 @pytest.fixture

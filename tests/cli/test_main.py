@@ -11,11 +11,12 @@ import sys
 import pytest
 from click.testing import CliRunner
 
-from dask_fabric.cli import main, pair, report
+from dask_fabric.cli import main
+from dask_fabric.cli.doctor import pair, report
+from dask_fabric.cli.doctor.pair import PATHS
+from dask_fabric.cli.doctor.report import Facts
+from dask_fabric.cli.doctor.selftest import PathResult
 from dask_fabric.cli.main import fabric
-from dask_fabric.cli.pair import PATHS
-from dask_fabric.cli.report import Facts
-from dask_fabric.cli.selftest import PathResult
 
 from ..conftest import NO_DASHBOARD, ucx_libraries
 

@@ -4,7 +4,7 @@ from distributed.protocol import Serialized, dumps, loads
 from hypothesis import settings
 
 from dask_fabric.codec.codec import Codec
-from dask_fabric.comm.dialect import make_dialect
+from dask_fabric.comm.serialize.distributed import make_dialect
 
 # How long an example takes depends on what else the machine does.
 settings.register_profile("dask_fabric", deadline=None)

@@ -152,7 +152,7 @@ real, made = numpy.dtype, []
 numpy.dtype = lambda text: made.append(text) or real(text)
 import dask_fabric.codec.dtypes
 numpy.dtype = real
-from dask_fabric.comm.dialect import codec
+from dask_fabric.comm.serialize.distributed import codec
 made.clear()
 header = bytes.fromhex("{header}")
 frames = [bytearray(24)]

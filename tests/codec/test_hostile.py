@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dask_fabric.codec.codec import Codec
-from dask_fabric.comm.dialect import make_dialect
+from dask_fabric.comm.serialize.distributed import make_dialect
 from dask_fabric.errors import ProtocolError
 
 

@@ -7,8 +7,8 @@ import asyncio
 import pytest
 from distributed.comm.core import CommClosedError, FatalCommClosedError
 
-from dask_fabric.comm import attempts as module
-from dask_fabric.comm.attempts import Attempts
+from dask_fabric.comm.network import attempts as module
+from dask_fabric.comm.network.attempts import Attempts
 
 ADDRESS = "fabric://192.0.2.1:8786"
 LASTING = FatalCommClosedError(f"in {ADDRESS}: the server speaks\nHTTP")

@@ -22,7 +22,7 @@ from distributed.comm.registry import get_backend
 from distributed.security import Security
 from distributed.utils import wait_for
 
-from dask_fabric.comm.addressing import advertised_host
+from dask_fabric.comm.network.addresses import advertised_host
 from dask_fabric.errors import UnavailableError
 
 SCHEMES = ["fabric", "fabric+tcp", "fabric+tls", "fabric+ucx"]

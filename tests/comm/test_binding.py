@@ -8,7 +8,7 @@ import socket
 
 import pytest
 
-from dask_fabric.comm import binding
+from dask_fabric.comm.network import binding
 
 
 @contextlib.contextmanager

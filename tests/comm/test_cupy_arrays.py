@@ -80,7 +80,7 @@ if 1:
     import numpy as np
     from distributed.protocol import deserialize, serialize
     from distributed.protocol.cuda import cuda_serialize
-    import dask_fabric.comm.dialect
+    import dask_fabric.comm.serialize.distributed
     import cupy
     FAMILIES = ("cuda", "dask", "pickle")
 """
@@ -189,7 +189,7 @@ def test_what_distributed_sends_is_understood(run):
 
 @pytest.mark.parametrize(
     ("numba", "module"),
-    [("with", "distributed.protocol.cupy"), ("without", "dask_fabric.comm.cupy_arrays")],
+    [("with", "distributed.protocol.cupy"), ("without", "dask_fabric.comm.serialize.cupy_arrays")],
 )
 def test_distributeds_own_are_used_where_they_can_be(run, numba, module):
     assert (

@@ -12,8 +12,8 @@ from distributed.comm import CommClosedError
 from distributed.protocol import Serialize, Serialized, ToPickle, serialize
 from distributed.protocol.compression import Compression, compressions
 
-from dask_fabric.comm.decompression import decompress, growth_bytes
-from dask_fabric.comm.dialect import codec
+from dask_fabric.comm.serialize.decompression import decompress, growth_bytes
+from dask_fabric.comm.serialize.distributed import codec
 from dask_fabric.errors import LimitError, MessageTooLargeError
 
 from .pairs import opened_pair

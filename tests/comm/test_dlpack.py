@@ -14,8 +14,8 @@ import pytest
 from distributed.comm import connect, listen
 from distributed.protocol import deserialize, serialize, to_serialize
 
-from dask_fabric.comm import dlpack
-from dask_fabric.comm.staging import FAMILIES
+from dask_fabric.comm.device.staging_send import FAMILIES
+from dask_fabric.comm.serialize import dlpack
 from dask_fabric.memory import device
 
 from ..device import Array, StandIn

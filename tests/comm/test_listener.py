@@ -161,7 +161,7 @@ FORK = """
 import asyncio, errno, os, socket, sys
 from distributed.comm import connect, listen
 from distributed.security import Security
-from dask_fabric.comm import unix
+from dask_fabric.comm.network import unix
 
 scheme, *reached = sys.argv[1:]
 security = Security.temporary() if scheme == "fabric+tls" else Security()

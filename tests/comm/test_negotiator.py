@@ -13,7 +13,7 @@ from distributed.comm import listen
 from distributed.utils import wait_for
 
 from dask_fabric import config
-from dask_fabric.comm.negotiator import Negotiator, boot_id
+from dask_fabric.comm.channels.negotiator import Negotiator, boot_id
 from dask_fabric.errors import ProtocolError, RefusedError
 from dask_fabric.wire.hello import PREAMBLE, Hello
 from dask_fabric.wire.records import error_record, paths_record

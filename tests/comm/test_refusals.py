@@ -9,8 +9,8 @@ import weakref
 
 import pytest
 
-from dask_fabric.comm import refusals
-from dask_fabric.comm.refusals import LINE_LIMIT, PERIOD_SECONDS, Refusals, describe
+from dask_fabric.comm.network import refusals
+from dask_fabric.comm.network.refusals import LINE_LIMIT, PERIOD_SECONDS, Refusals, describe
 
 
 def test_closed_loops_are_not_kept():

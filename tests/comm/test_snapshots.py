@@ -9,7 +9,7 @@ import pytest
 from distributed import Client, Scheduler, Worker
 from distributed.protocol import Serialized, serialize, to_serialize
 
-from dask_fabric.comm import snapshots
+from dask_fabric.comm.serialize import snapshots
 
 from ..conftest import NO_DASHBOARD
 from .pairs import opened_pair

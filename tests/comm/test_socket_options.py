@@ -8,7 +8,7 @@ import dask
 import pytest
 from distributed.comm.tcp import set_tcp_timeout
 
-from dask_fabric.comm.socket_options import tune
+from dask_fabric.comm.network.socket_options import tune
 
 TCP = socket.IPPROTO_TCP
 OPTIONS = [

@@ -20,10 +20,10 @@ from distributed import Client, LocalCluster
 from distributed.comm import CommClosedError, connect, listen
 from distributed.protocol import Serialized, to_serialize
 
-from dask_fabric.comm import staging
+from dask_fabric.comm.device import staging_send
+from dask_fabric.comm.device.staging_receive import Incoming, to_device
+from dask_fabric.comm.device.staging_send import CHUNK, CHUNK_KIND, MARK, MESSAGE, MESSAGE_KIND
 from dask_fabric.comm.runtime import settings
-from dask_fabric.comm.staging import CHUNK, CHUNK_KIND, MARK, MESSAGE, MESSAGE_KIND
-from dask_fabric.comm.staging_receive import Incoming, to_device
 from dask_fabric.config import load
 from dask_fabric.errors import LimitError, MessageTooLargeError, ProtocolError, UnavailableError
 from dask_fabric.memory import device
@@ -304,7 +304,7 @@ async def test_chunks_wait_in_host_memory_for_a_peer_that_reads(pair, gpu):
 
 
 async def test_peers_that_both_write_first_do_not_wait_for_each_other(pair, gpu, monkeypatch):
-    monkeypatch.setattr(staging, "PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(staging_send, "PATIENCE_SECONDS", 0.01)
     array = np.arange(4 * MEBI)
     message = {"x": to_serialize(gpu.array(array))}
     await asyncio.gather(*(end.write(message) for end in pair))
@@ -313,7 +313,7 @@ async def test_peers_that_both_write_first_do_not_wait_for_each_other(pair, gpu,
 
 
 async def test_a_write_that_waits_for_room_ends_with_the_comm(pair, gpu, monkeypatch):
-    monkeypatch.setattr(staging, "PATIENCE_SECONDS", 1000)
+    monkeypatch.setattr(staging_send, "PATIENCE_SECONDS", 1000)
     a, _ = pair
     writing = asyncio.ensure_future(a.write({"x": to_serialize(gpu.array(np.arange(4 * MEBI)))}))
     while a._channel.pending_bytes + a._channel.in_flight_bytes <= 4 * MEBI:

@@ -19,9 +19,10 @@ from distributed.protocol import to_serialize
 from distributed.security import Security
 from distributed.utils import wait_for
 
-from dask_fabric.comm import connector, unix
-from dask_fabric.comm.addressing import route_source
-from dask_fabric.comm.channels import make_channel
+from dask_fabric.comm import connector
+from dask_fabric.comm.channels.factory import make_channel
+from dask_fabric.comm.network import unix
+from dask_fabric.comm.network.addresses import route_source
 from dask_fabric.wire.hello import Hello
 
 ELSEWHERE = "198.51.100.1"  # TEST-NET-2: nobody's

@@ -119,7 +119,7 @@ def server_of(name):
 
 
 def said(caplog) -> list[str]:
-    return [r.message for r in caplog.records if r.name == "dask_fabric.comm.attempts"]
+    return [r.message for r in caplog.records if r.name == "dask_fabric.comm.network.attempts"]
 
 
 @pytest.mark.filterwarnings("ignore")  # of Dask's own servers, which we lead astray

@@ -18,11 +18,11 @@ from distributed.comm import CommClosedError, listen
 from distributed.protocol import Serialized, serialize, to_serialize
 from distributed.utils import wait_for
 
-from dask_fabric.comm import heartbeat, prometheus, statistics
 from dask_fabric.memory import device
 from dask_fabric.memory.device import StagedFrame
 from dask_fabric.paths.ucx import core as ucx
 from dask_fabric.paths.ucx.python_endpoint import UCXEndpoint
+from dask_fabric.telemetry import heartbeat, prometheus, registry
 
 from ..conftest import ucx_libraries
 from ..device import Array, StandIn, check_arrived, direct_path
@@ -118,7 +118,7 @@ def check_reports(paths):
     }
     assert shown >= set(paths)
     assert {path for _, path, *_ in heartbeat.summary()["peers"]} >= set(paths)
-    assert {row["path"] for row in statistics.rows()} >= set(paths)
+    assert {row["path"] for row in registry.rows()} >= set(paths)
 
 
 @pytest.mark.parametrize("values", ARRAYS.values(), ids=ARRAYS.keys())

@@ -21,7 +21,7 @@ from distributed.comm import Comm, CommClosedError, connect, listen
 from distributed.protocol import to_serialize
 from distributed.security import Security
 
-from dask_fabric.comm import socket_options
+from dask_fabric.comm.network import socket_options
 from dask_fabric.engine import socket_jobs
 from dask_fabric.paths.ucx import core as ucx
 

@@ -16,7 +16,7 @@ from distributed.comm import CommClosedError
 from distributed.comm.registry import get_backend
 from distributed.utils import wait_for
 
-from dask_fabric.comm import attempts, unix
+from dask_fabric.comm.network import attempts, unix
 from dask_fabric.wire.hello import Hello
 
 from .conftest import PATIENCE_SECONDS, check_good_client, nothing_left, serving

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from dask_fabric import config, providers
-from dask_fabric.cli.report import Facts
+from dask_fabric.cli.doctor.report import Facts
 from dask_fabric.config.table import sections
 from dask_fabric.paths.provider import Provider
 from dask_fabric.wire.hello import Hello

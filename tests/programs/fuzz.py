@@ -33,7 +33,9 @@ from distributed.protocol.serialize import ToPickle
 
 from dask_fabric import config
 from dask_fabric.codec.codec import Codec
-from dask_fabric.comm import dialect, staging, staging_receive
+from dask_fabric.comm.device import staging_receive
+from dask_fabric.comm.device import staging_send as staging
+from dask_fabric.comm.serialize.distributed import codec
 from dask_fabric.engine.channel import Channel
 from dask_fabric.engine.transport import PlainTransport
 from dask_fabric.errors import FabricError
@@ -188,7 +190,7 @@ class Dialect:
     merge_and_deserialize = staticmethod(refuse)
 
     def __getattr__(self, name):
-        return getattr(dialect.codec.dialect, name)
+        return getattr(codec.dialect, name)
 
 
 class Records:
@@ -235,7 +237,7 @@ class Codecs:
         self.codec = Codec(Dialect())
         self.encoded = [
             (bytes(header), [bytes(frame) for frame in frames])
-            for header, frames in map(dialect.codec.encode, MESSAGES)
+            for header, frames in map(codec.encode, MESSAGES)
         ]
 
     def run(self, rng, clock):
@@ -260,10 +262,19 @@ class Chunks:
 
     def run(self, rng, clock):
         chunks = [
-            (staging.CHUNK.pack(staging.MARK, staging.CHUNK_KIND, 0, 100_000, 0), 50_000),
-            (staging.CHUNK.pack(staging.MARK, staging.CHUNK_KIND, 0, 100_000, 50_000), 50_000),
+            (
+                staging.CHUNK.pack(staging.MARK, staging.CHUNK_KIND, 0, 100_000, 0),
+                50_000,
+            ),
+            (
+                staging.CHUNK.pack(staging.MARK, staging.CHUNK_KIND, 0, 100_000, 50_000),
+                50_000,
+            ),
             (staging.CHUNK.pack(staging.MARK, staging.CHUNK_KIND, 2, 10, 0), 10),
-            (staging.MESSAGE.pack(staging.MARK, staging.MESSAGE_KIND, 2) + bytes(8) + b"\x80", 0),
+            (
+                staging.MESSAGE.pack(staging.MARK, staging.MESSAGE_KIND, 2) + bytes(8) + b"\x80",
+                0,
+            ),
         ]
         at = rng.randrange(len(chunks))
         header, nbytes = chunks[at]

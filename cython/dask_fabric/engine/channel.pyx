@@ -93,7 +93,7 @@ cdef class Channel:
         Of the socket; belongs to the channel from now on.
     handshake : dask_fabric.wire.handshake.Handshake
     settings : dask_fabric.config.Settings
-    negotiator : dask_fabric.comm.negotiator.Negotiator, optional
+    negotiator : dask_fabric.comm.channels.negotiator.Negotiator, optional
         Chooses the paths of large frames; without it they stay on the stream.
 
     Attributes
@@ -294,7 +294,7 @@ cdef class Channel:
         ----------
         path : dask_fabric.wire.path.Path
             Less preferred than those that are used already.
-        devices : dask_fabric.comm.direct.Devices, optional
+        devices : dask_fabric.comm.device.direct.Devices, optional
             For frames of device memory, if the path takes them.
         """
         path.queue = self.queue

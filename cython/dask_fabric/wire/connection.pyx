@@ -179,7 +179,7 @@ cdef class Connection:
         ----------
         path : Path
             Less preferred than those that are used already.
-        devices : dask_fabric.comm.direct.Devices, optional
+        devices : dask_fabric.comm.device.direct.Devices, optional
             For frames of device memory, if the path takes them.
         """
         self.paths = [*self.paths, path]

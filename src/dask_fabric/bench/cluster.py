@@ -15,7 +15,7 @@ from distributed import Client
 
 from dask_fabric.bench import agent, workers
 from dask_fabric.bench.pairs import ANSWER_SECONDS, NO_HOG, Hog
-from dask_fabric.comm.reaching import explain, reach
+from dask_fabric.comm.network.reachability import explain, reach
 from dask_fabric.errors import BenchError, PairError
 
 _CONNECT_SECONDS = 15

@@ -9,7 +9,7 @@ import dask.config
 from distributed.security import Security
 
 from dask_fabric import config
-from dask_fabric.cli.pair import roles
+from dask_fabric.cli.doctor.pair import roles
 from dask_fabric.errors import ConfigError
 
 SOCKET_BACKLOG = "distributed.comm.socket-backlog"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from dask_fabric.history.file import Record
+    from dask_fabric.telemetry.history.file import Record
 
 _JOB = click.IntRange(min=1)
 _OUT = click.Path(dir_okay=False, path_type=Path)
@@ -85,7 +85,7 @@ def compare(file: Path | None, one: int, other: int) -> None:
 def export(file: Path | None, parquet: Path | None, csv: Path | None) -> None:
     """Write all jobs to a table, with a row for each job and path."""
     from dask_fabric.errors import UnavailableError
-    from dask_fabric.history import export as tables
+    from dask_fabric.telemetry.history import export as tables
 
     if parquet == csv:
         raise click.UsageError("name a file: --parquet FILE or --csv FILE, and not one for both")
@@ -129,7 +129,7 @@ def _path(file: Path | None) -> Path:
 def _read(file: Path | None) -> list[Record]:
     from dask_fabric.cli.jobs import complaint
     from dask_fabric.errors import HistoryError
-    from dask_fabric.history.file import read
+    from dask_fabric.telemetry.history.file import read
 
     try:
         records, damaged = read(_path(file))

@@ -8,10 +8,10 @@ from typing import Any
 from dask.utils import format_bytes, format_time
 
 from dask_fabric.cli.tables import table
-from dask_fabric.comm.reaching import printable
-from dask_fabric.history.export import moment
-from dask_fabric.history.file import Record
-from dask_fabric.history.summary import PathSummary
+from dask_fabric.comm.network.reachability import printable
+from dask_fabric.telemetry.history.export import moment
+from dask_fabric.telemetry.history.file import Record
+from dask_fabric.telemetry.history.summary import PathSummary
 
 _HEAD = ("job", "start", "lasted", "state", "workers", "moved", "fallbacks", "slow", "scheduler")
 _PATH_HEAD = ("path", "sent", "received", "fallbacks", "p50", "p90", "p99", "most")

@@ -84,7 +84,7 @@ def top(address: str, interval_seconds: float, once: bool, as_json: bool) -> Non
     Works under any scheme; workers that have no dask-fabric are named.
     """
     from dask_fabric.cli import top as looks
-    from dask_fabric.comm.reaching import explain
+    from dask_fabric.comm.network.reachability import explain
 
     def show(found: dict[str, Any]) -> None:
         if as_json:
@@ -118,9 +118,9 @@ def _quiet() -> Iterator[None]:
 
 def _report_host(as_json: bool, required: tuple[str, ...]) -> dict[str, str]:
     """Print the report; give the reasons of required paths that do not work."""
-    from dask_fabric.cli.advice import advise, scheme_uses
-    from dask_fabric.cli.render import render, text_width
-    from dask_fabric.cli.report import inspect_all
+    from dask_fabric.cli.doctor.advice import advise, scheme_uses
+    from dask_fabric.cli.doctor.render import render, text_width
+    from dask_fabric.cli.doctor.report import inspect_all
 
     facts = inspect_all()
     uses, advice = scheme_uses(facts), advise(facts)
@@ -138,9 +138,9 @@ def _report_host(as_json: bool, required: tuple[str, ...]) -> dict[str, str]:
 
 def _report_pair(address: str, as_json: bool, required: tuple[str, ...]) -> dict[str, str]:
     """Print what the pair uses; give the reasons of required paths that it does not."""
-    from dask_fabric.cli.remote import ask, full_address
-    from dask_fabric.cli.render import render_pair, text_width
-    from dask_fabric.comm.reaching import explain
+    from dask_fabric.cli.doctor.remote import ask, full_address
+    from dask_fabric.cli.doctor.render import render_pair, text_width
+    from dask_fabric.comm.network.reachability import explain
 
     for name, value in providers.environment().items():  # the standard output is the report's
         os.environ.setdefault(name, value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dask_fabric.comm.reaching import printable
+from dask_fabric.comm.network.reachability import printable
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -13,9 +13,9 @@ from dask.utils import format_bytes
 from distributed import Client
 
 from dask_fabric.cli.tables import table
-from dask_fabric.comm.reaching import printable, reach
-from dask_fabric.monitor.cluster import Process, ask
-from dask_fabric.monitor.rates import Pair, Rate, rates, slowest
+from dask_fabric.comm.network.reachability import printable, reach
+from dask_fabric.telemetry.cluster.processes import Process, ask
+from dask_fabric.telemetry.cluster.rates import Pair, Rate, rates, slowest
 
 _CONNECT_SECONDS = 10.0
 _ANSWER_SECONDS = 30.0

@@ -1,6 +1,6 @@
 """What the codec asks of ``distributed``, which alone decides what is serialized and how.
 
-The codec never imports ``distributed``; ``dask_fabric.comm.dialect`` fills this in.
+The codec never imports ``distributed``; ``dask_fabric.comm.serialize.distributed`` fills this in.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ class Dialect(NamedTuple):
     receives_arrays : callable
         ``(deserializers or None) -> bool``: and deserialize it?
     decompress : callable
-        ``(names, frames, total_bytes, limit_bytes) -> list``: see `dask_fabric.comm.decompression`.
+        ``(names, frames, total_bytes, limit_bytes) -> list``: see
+        `dask_fabric.comm.serialize.decompression`.
     growth_bytes : callable
         ``(names, frames) -> int``: bytes that decompressing adds, as far as the frames say it.
     array_header : dict

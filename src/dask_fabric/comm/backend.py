@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 from distributed.comm.addressing import parse_host_port, unparse_host_port
 from distributed.comm.registry import Backend
 
-from dask_fabric.comm.addressing import advertised_host, resolve_blocking, route_source
 from dask_fabric.comm.connector import FabricConnector
 from dask_fabric.comm.listener import FabricListener
-from dask_fabric.comm.security import Scheme
+from dask_fabric.comm.network.addresses import advertised_host, resolve_blocking, route_source
+from dask_fabric.comm.network.security import Scheme
 
 
 class FabricBackend(Backend):

@@ -12,17 +12,12 @@ from distributed.comm import utils as comm_utils
 from distributed.comm.core import Comm, CommClosedError
 from distributed.utils import offload
 
-from dask_fabric.comm import (
-    introduction,
-    refusals,
-    staging,
-    staging_receive,
-    statistics,
-    unsendable,
-)
-from dask_fabric.comm.dialect import codec
-from dask_fabric.comm.kernel import parse_tcp_info
-from dask_fabric.comm.snapshots import snapshot
+from dask_fabric.comm import dask_handshake
+from dask_fabric.comm.device import staging_receive, staging_send
+from dask_fabric.comm.network import refusals
+from dask_fabric.comm.serialize import too_large
+from dask_fabric.comm.serialize.distributed import codec
+from dask_fabric.comm.serialize.snapshots import snapshot
 from dask_fabric.config import Settings
 from dask_fabric.errors import (
     ChannelClosedError,
@@ -31,6 +26,8 @@ from dask_fabric.errors import (
     UnavailableError,
 )
 from dask_fabric.memory import device
+from dask_fabric.telemetry import registry
+from dask_fabric.telemetry.tcp_info import parse_tcp_info
 from dask_fabric.wire.hello import CHUNKS
 from dask_fabric.wire.records import error_record
 
@@ -42,7 +39,7 @@ _BACKLOG_BYTES = 4 << 20
 # What is less work to (de)serialize is not timed: the clock would be a part of it.
 _TIMED_BYTES = 4 << 10
 # Looked up with every message.
-_MARK, _MARK_BYTES = staging.MARK, len(staging.MARK)
+_MARK, _MARK_BYTES = staging_send.MARK, len(staging_send.MARK)
 
 _ENDS_COMM = (ChannelClosedError, ProtocolError, EOFError, OSError)
 
@@ -88,12 +85,12 @@ class FabricComm(Comm):
         self._send = channel.send
         self._figures = channel.stream
         self._takes_chunks = CHUNKS in channel.peer.features
-        self._outgoing: staging.Outgoing | None = None
+        self._outgoing: staging_send.Outgoing | None = None
         self._incoming: staging_receive.Incoming | None = None
         self._is_new = True  # until the peer's side of Dask's handshake has been read
         self._context: dict[str, Any] | None = None
         self._context_options: dict[str, Any] | None = None  # with which that was made
-        statistics.opened(self, channel)
+        registry.opened(self, channel)
 
     @property
     def local_address(self) -> str:
@@ -132,7 +129,7 @@ class FabricComm(Comm):
     @property
     def peer_name(self) -> str:
         """Under which the comm's figures are summed up; see `statistics.peer_name`."""
-        return statistics.peer_name(self._peer_addr, self._channel.server_side)
+        return registry.peer_name(self._peer_addr, self._channel.server_side)
 
     def figures(self) -> dict[str, Any]:
         """Give the channel's `Figures` by path."""
@@ -199,8 +196,8 @@ class FabricComm(Comm):
                 decoded = codec.decode(*known)
             self._figures.deserialized(perf_counter_ns() - begin_ns)
             return decoded
-        except unsendable.REFUSALS as exc:
-            await unsendable.received(self, exc)
+        except too_large.REFUSALS as exc:
+            await too_large.received(self, exc)
             raise exc.with_traceback(None) from None
         except (EOFError, ProtocolError, asyncio.CancelledError) as exc:
             # What is truncated or lost is not the sender's object that failed, but the connection.
@@ -209,7 +206,7 @@ class FabricComm(Comm):
 
     def _take_handshake(self, header: bytes | memoryview, frames: list) -> dict[str, Any]:
         try:
-            handshake = introduction.decode(header, frames)
+            handshake = dask_handshake.decode(header, frames)
         except ProtocolError as exc:
             self._end(exc)
             raise
@@ -243,7 +240,7 @@ class FabricComm(Comm):
         try:
             encoding = codec.begin(msg, serializers, on_error, self._context)
             if serializers is None and encoding.payloads and self._sends_devices():
-                encoding.serializers = staging.FAMILIES
+                encoding.serializers = staging_send.FAMILIES
             work_bytes = encoding.offload_bytes
             if not work_bytes or self._is_little(work_bytes):
                 header, frames = encoding.finish()
@@ -260,7 +257,7 @@ class FabricComm(Comm):
         except asyncio.CancelledError:
             self.abort()
             raise
-        except unsendable.REFUSALS as error:
+        except too_large.REFUSALS as error:
             return await self._write_instead(msg, error, serializers, on_error)
         except Exception:
             # Dask's server drops a reply that fails here with no more than a debug line.
@@ -299,7 +296,7 @@ class FabricComm(Comm):
                 return False
             return self._takes_chunks or not any(map(device.span_of, frames))
 
-        instead = unsendable.instead_of(msg, error, on_error, fits)
+        instead = too_large.instead_of(msg, error, on_error, fits)
         if instead is None or len(instead) < 2:
             # One line, and few: any peer may say that it accepts next to nothing.
             kind = "messages were larger than their peers accept"
@@ -339,10 +336,10 @@ class FabricComm(Comm):
         self._figures.serialized(perf_counter_ns() - begin_ns)
         return header, frames
 
-    async def _sources_of(self, frames: list) -> dict[int, staging.Source]:
+    async def _sources_of(self, frames: list) -> dict[int, staging_send.Source]:
         """Wait for what of *frames* is on a device; give what is to travel in chunks."""
         if self._takes_chunks:
-            sources = await self._loop.run_in_executor(None, staging.sources_of, frames)
+            sources = await self._loop.run_in_executor(None, staging_send.sources_of, frames)
             is_direct = self._channel.sends_devices and not any(
                 isinstance(frame, device.StagedFrame) for frame in frames
             )
@@ -356,7 +353,7 @@ class FabricComm(Comm):
 
     async def _send_staged(self, header: Any, frames: list, sources: dict) -> int:
         if self._outgoing is None:
-            self._outgoing = staging.Outgoing(self._channel, self._settings.gpu_chunk_bytes)
+            self._outgoing = staging_send.Outgoing(self._channel, self._settings.gpu_chunk_bytes)
         return await self._outgoing.send(header, frames, sources)
 
     async def _receive_staged(self, header: Any, frames: list) -> tuple[Any, list]:
@@ -371,7 +368,7 @@ class FabricComm(Comm):
             if message is None:
                 message = await self._channel.receive()
             header, frames = message
-            if header[: len(staging.MARK)] != staging.MARK:
+            if header[: len(staging_send.MARK)] != staging_send.MARK:
                 return message
 
     async def close(self) -> None:

@@ -17,14 +17,15 @@ from typing import Any
 from distributed.comm.addressing import parse_host_port
 from distributed.comm.core import Connector
 
-from dask_fabric.comm import runtime, unix
-from dask_fabric.comm.addressing import Target, resolve
-from dask_fabric.comm.attempts import Attempts
-from dask_fabric.comm.channels import make_channel, settle_addresses
+from dask_fabric.comm import runtime
+from dask_fabric.comm.channels.factory import make_channel, settle_addresses
+from dask_fabric.comm.channels.negotiator import prepare
 from dask_fabric.comm.comm import FabricComm
-from dask_fabric.comm.negotiator import prepare
-from dask_fabric.comm.security import Scheme, comm_error, tls_info
-from dask_fabric.comm.socket_options import tune
+from dask_fabric.comm.network import unix
+from dask_fabric.comm.network.addresses import Target, resolve
+from dask_fabric.comm.network.attempts import Attempts
+from dask_fabric.comm.network.security import Scheme, comm_error, tls_info
+from dask_fabric.comm.network.socket_options import tune
 from dask_fabric.config import Settings
 from dask_fabric.errors import FabricError
 

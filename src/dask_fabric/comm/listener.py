@@ -19,20 +19,21 @@ import dask
 from distributed.comm.addressing import parse_host_port, unparse_host_port
 from distributed.comm.core import BaseListener, CommClosedError
 
-from dask_fabric.comm import heartbeat, prometheus, recording, runtime, unix
-from dask_fabric.comm.addressing import (
+from dask_fabric.comm import runtime
+from dask_fabric.comm.channels.factory import make_channel, settle_addresses
+from dask_fabric.comm.channels.negotiator import prepare
+from dask_fabric.comm.comm import FabricComm
+from dask_fabric.comm.network import unix
+from dask_fabric.comm.network.addresses import (
     WILDCARD_HOSTS,
     advertised_host,
     format_address,
     host_of,
 )
-from dask_fabric.comm.arrival import Arrival
-from dask_fabric.comm.binding import bind
-from dask_fabric.comm.channels import make_channel, settle_addresses
-from dask_fabric.comm.comm import FabricComm
-from dask_fabric.comm.negotiator import prepare
-from dask_fabric.comm.refusals import Refusals, describe
-from dask_fabric.comm.security import (
+from dask_fabric.comm.network.binding import bind
+from dask_fabric.comm.network.first_byte import Arrival
+from dask_fabric.comm.network.refusals import Refusals, describe
+from dask_fabric.comm.network.security import (
     TLS_FIRST_BYTE,
     Scheme,
     comm_error,
@@ -40,9 +41,11 @@ from dask_fabric.comm.security import (
     refuse_plain_text,
     tls_info,
 )
+from dask_fabric.comm.network.socket_options import tune
 from dask_fabric.comm.servers import scheduler_host, server_of
-from dask_fabric.comm.socket_options import tune
 from dask_fabric.errors import FabricError, ProtocolError
+from dask_fabric.telemetry import heartbeat, prometheus
+from dask_fabric.telemetry.history import recording
 
 logger = logging.getLogger(__name__)
 

@@ -40,7 +40,7 @@ def _size_of_array(array: Any) -> int:
 
 
 def _register_sparse() -> None:
-    from dask_fabric.comm.cupy_arrays import sparse_kinds
+    from dask_fabric.comm.serialize.cupy_arrays import sparse_kinds
 
     for kind in sparse_kinds():
         sizeof.register(kind, _size_of_parts)

@@ -274,7 +274,7 @@ class Provider:
         """Leave out what a process of another host has no use for."""
         return {} if self.within_host else description
 
-    # ---- the doctor; *facts* is a `dask_fabric.cli.report.Facts`
+    # ---- the doctor; *facts* is a `dask_fabric.cli.doctor.report.Facts`
 
     def inspect(self, settings: Any) -> Any:
         """Look at what of this host concerns the path; `Facts.details` has it by name."""

@@ -1,0 +1,1 @@
+"""``dask fabric doctor``: what a host and a pair use, why not the rest, and the remedy."""

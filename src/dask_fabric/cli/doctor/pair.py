@@ -1,0 +1,209 @@
+"""Two processes of this host that measure each path between them.
+
+``python -m dask_fabric.cli.doctor.pair measure`` starts the other one, ``... serve``, and prints a
+line of JSON for every path. They are processes of their own so that nothing they meet, a crash in a
+foreign library included, harms whoever asks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+import dask.config
+import numpy as np
+from distributed.comm import CommClosedError, connect, listen
+from distributed.protocol import to_serialize
+from distributed.security import Security
+from distributed.utils import wait_for
+
+from dask_fabric import config, providers
+from dask_fabric.comm.channels.negotiator import SchemeUnavailableError
+from dask_fabric.comm.network.reachability import explain
+
+STREAM, UNIX, TLS = _STREAMS = ("stream", "unix", "tls")
+PATHS = (*_STREAMS, *(provider.name for provider in providers.found()))
+_OF_ONE_PATH = {one.name: one.scheme for one in providers.found() if one.scheme}
+SCHEMES = ("fabric", "fabric+tcp", "fabric+tls", *_OF_ONE_PATH.values())
+
+_FRAME_BYTES = 64 << 20
+_WARM_UP_COUNT = 2
+_SEND_COUNT = 20
+_SEND_SECONDS = 0.4
+_PING_COUNT = 100
+_CONNECT_SECONDS = 3.0
+_PATH_SECONDS = 4.0
+
+
+def roles(security: Security) -> list[str]:
+    """Name the roles for which Dask's configuration has certificates."""
+    return [
+        role
+        for role in ("worker", "scheduler", "client")
+        if security.tls_ca_file and security.get_tls_config_for_role(role)["cert"]
+    ]
+
+
+def _arguments(scheme: str, of: str) -> dict[str, Any]:
+    """Give what a listener or connector of the scheme needs, by Dask's configuration."""
+    security = Security()
+    arguments = {"require_encryption": security.require_encryption}
+    if scheme == "fabric+tls":
+        role = next(iter(roles(security)), "client")
+        arguments |= getattr(security, f"get_{of}_args")(role)
+    return arguments
+
+
+async def serve() -> None:
+    """Listen on every scheme, print the addresses or the reasons, and serve until stdin ends."""
+    addresses: dict[str, str] = {}
+    refusals: dict[str, str] = {}
+    for scheme in SCHEMES:
+        try:
+            listener = await listen(
+                f"{scheme}://127.0.0.1:0", _answer, **_arguments(scheme, "listen")
+            )
+            addresses[scheme] = listener.contact_address
+        except SchemeUnavailableError as exc:
+            refusals[scheme] = exc.reason  # its message tells to ask the doctor
+        except Exception as exc:
+            refusals[scheme] = explain(exc)
+    print(json.dumps({"addresses": addresses, "refusals": refusals}), flush=True)
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+
+
+async def _answer(comm: Any) -> None:
+    try:
+        while True:
+            await comm.read()  # the message is dropped before it is answered
+            await comm.write("taken")
+    except CommClosedError:
+        pass
+
+
+async def measure() -> None:
+    """Start the other process, and print what became of each path as soon as it is known."""
+    command = [sys.executable, "-m", __spec__.name, "serve"]
+    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        # A library may have written warnings before it, to the same place.
+        told = json.loads(next((line for line in other.stdout if line.startswith("{")), ""))
+        for path in PATHS:
+            print(json.dumps(await _measure_path(path, **told)), flush=True)
+    finally:
+        other.kill()
+        other.communicate()
+
+
+async def _measure_path(
+    path: str, addresses: dict[str, str], refusals: dict[str, str]
+) -> dict[str, Any]:
+    scheme = _scheme_of(path)
+    if path == TLS and not roles(Security()):
+        return {"path": path, "reason": "Dask's configuration has no certificates"}
+    if scheme not in addresses:
+        return {"path": path, "reason": refusals[scheme]}
+    # While the Unix socket is tried: the frames take it then.
+    others = [f"{one.name}.enabled" for one in providers.found()] if path == UNIX else []
+    off = {f"{config.SECTION}.{name}": False for name in others if name in config.KEYS}
+    try:
+        with dask.config.set(off):
+            return await wait_for(_try_path(path, addresses[scheme]), _PATH_SECONDS)
+    except asyncio.TimeoutError:
+        return {"path": path, "reason": f"it did not answer within {_PATH_SECONDS:.0f} seconds"}
+    except Exception as exc:
+        return {"path": path, "reason": explain(exc)}
+
+
+def _scheme_of(path: str) -> str:
+    if path == STREAM:
+        return "fabric+tls" if Security().require_encryption else "fabric+tcp"
+    return {TLS: "fabric+tls", **_OF_ONE_PATH}.get(path, "fabric")
+
+
+async def _try_path(path: str, address: str) -> dict[str, Any]:
+    arguments = _arguments(address.partition("://")[0], "connection")
+    comm = await connect(address, _CONNECT_SECONDS, **arguments)
+    try:
+        told = comm.statistics()
+        if path not in used_paths(told, comm.extra_info):
+            reason = told["refused"].get(path) or _why_not_unix()
+            return {"path": path, "reason": reason, "instead": told["paths"]["host"]}
+        bandwidth = await _bandwidth(comm)
+        if reason := why_not_moved(path, comm.statistics()):
+            return {"path": path, "reason": reason}
+        return {
+            "path": path,
+            "bandwidth_bytes_per_second": bandwidth,
+            "round_trip_seconds": await round_trip(comm, "ping"),
+        }
+    finally:
+        comm.abort()
+
+
+def _why_not_unix() -> str:
+    """Give the reason for the one path that the comm itself has no word for."""
+    if not config.load().unix_sockets:
+        return "fabric.unix-sockets is false"
+    return "the connection was made by TCP: the name of the Unix socket could not be had"
+
+
+def used_paths(told: dict[str, Any], extra_info: dict[str, Any]) -> set[str]:
+    """Name the paths in use between a pair, by the statistics of its comm."""
+    found = {STREAM, *told["paths"].values()}
+    if told["control_stream"] == "unix":
+        found.add(UNIX)
+    if extra_info.get("cipher"):
+        found.add(TLS)
+    return found
+
+
+def why_not_moved(path: str, told: dict[str, Any]) -> str:
+    """Give the reason why large frames that were sent do not show that *path* works, or "".
+
+    Parameters
+    ----------
+    path : str
+        One in use, as `used_paths` has them.
+    told : dict
+        The statistics of the comm.
+    """
+    if path in _STREAMS:
+        return ""  # of the control stream: all that came has come by it
+    moved = told["traffic"][path]
+    if moved["fallbacks_sent"] or moved["fallbacks_received"]:
+        return "the two agreed on it, and it failed: large frames went by the stream instead"
+    return "" if moved["frames_sent"] else "the two agreed on it, and no large frame went by it"
+
+
+async def _bandwidth(comm: Any) -> float:
+    """Give the best over some large frames, each acknowledged, in bytes per second."""
+    message = {"frame": to_serialize(np.ones(_FRAME_BYTES, "u1"))}
+    for _ in range(_WARM_UP_COUNT):
+        await exchange(comm, message)
+    seconds: list[float] = []
+    while len(seconds) < _SEND_COUNT and sum(seconds) < _SEND_SECONDS:
+        seconds.append(await exchange(comm, message))
+    return _FRAME_BYTES / min(seconds)  # what the path can do, whatever else the host does
+
+
+async def round_trip(comm: Any, message: Any) -> float:
+    """Give the median over some round trips of a small message, in seconds."""
+    return statistics.median([await exchange(comm, message) for _ in range(_PING_COUNT)])
+
+
+async def exchange(comm: Any, message: Any) -> float:
+    """Send a message and read the answer; give the time in seconds."""
+    begin = time.perf_counter()
+    await comm.write(message)
+    await comm.read()
+    return time.perf_counter() - begin
+
+
+if __name__ == "__main__":
+    asyncio.run({"serve": serve, "measure": measure}[sys.argv[1]]())

@@ -1,0 +1,1 @@
+"""Channels made and opened: the socket or TLS below, and the negotiation of paths."""

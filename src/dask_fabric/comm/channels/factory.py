@@ -1,0 +1,108 @@
+"""The one place where channels are made, plain or under TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import socket
+import ssl
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from dask_fabric.comm.channels.negotiator import Negotiator, describe
+from dask_fabric.comm.network import unix
+from dask_fabric.comm.network.addresses import format_address
+from dask_fabric.comm.network.security import Scheme
+from dask_fabric.config import Settings
+from dask_fabric.engine.channel import Channel
+from dask_fabric.engine.transport import PlainTransport
+from dask_fabric.memory import device
+from dask_fabric.wire.handshake import Handshake
+from dask_fabric.wire.hello import Hello
+
+
+def make_channel(
+    scheme: Scheme,
+    loop: asyncio.AbstractEventLoop,
+    sock: socket.socket,
+    settings: Settings,
+    ssl_context: ssl.SSLContext | None,
+    *,
+    server_side: bool,
+    peer_address: str,
+    server_hostname: str | None = None,
+    refuse: Callable[[Hello], str | None] | None = None,
+    address: str = "",
+) -> Any:
+    """Make the channel that fits: plain, or TLS where there is a context.
+
+    Parameters
+    ----------
+    scheme : Scheme
+        The scheme that this side was given, to be told to the peer.
+    loop : asyncio.AbstractEventLoop
+        The running loop.
+    sock : socket.socket
+        Connected and non-blocking; owned by the channel from now on.
+    settings : dask_fabric.config.Settings
+        The limits that the channel keeps to.
+    ssl_context : ssl.SSLContext or None
+        None for plain text.
+    server_side : bool
+        Whether this side accepted the connection.
+    peer_address : str
+        Of the other end, with its scheme, as far as it is known yet.
+    server_hostname : str, optional
+        The name that the client asks of a TLS server.
+    refuse : callable, optional
+        Gives the reason to turn a peer away, by its hello.
+    address : str, optional
+        What to say in the hello of a Unix socket; see `dask_fabric.wire.hello.Hello`.
+
+    Raises
+    ------
+    OSError
+        The connection is gone already.
+    """
+    encrypted = ssl_context is not None
+    hello = describe(scheme, settings, encrypted, os.getpid(), address, device.kinds())
+    negotiator = Negotiator(sock, hello, server_side, settings)
+    if server_side:
+        reasons = (refuse, negotiator.refuse) if refuse else (negotiator.refuse,)
+        handshake = Handshake(
+            negotiator.hello, True, functools.partial(_first_reason, reasons), negotiator.answer
+        )
+    else:
+        handshake = Handshake(negotiator.hello, False, refuse)
+    if ssl_context is None:
+        transport = PlainTransport(sock, settings.stream_bulk_bytes)
+    else:
+        from dask_fabric.engine.tls_transport import TLSTransport
+
+        transport = TLSTransport(sock, ssl_context, server_side, server_hostname)
+    channel = Channel(loop, transport, handshake, settings, negotiator)
+    channel.name_ends = functools.partial(_ends, scheme.prefix, address, peer_address)
+    return channel
+
+
+def settle_addresses(channel: Any) -> tuple[str, str]:
+    """Give the addresses of a channel that is open, which do not change any more."""
+    channel.ends = channel.addresses()
+    channel.name_ends = None
+    return channel.ends
+
+
+def _ends(prefix: str, reached: str, peer_address: str, channel: Any) -> tuple[str, str]:
+    """Give the local and the peer's address; *reached* is that of a Unix socket, as known first."""
+    if isinstance(channel.local_sockname, tuple):  # TCP
+        return format_address(prefix, channel.local_sockname), peer_address
+    if not channel.server_side:
+        return prefix + unix.client_address(reached, channel.local_sockname), peer_address
+    if channel.peer is not None:
+        reached = channel.peer.address  # checked by `unix.refuse_client`
+    return prefix + reached, prefix + unix.client_address(reached, channel.peer_sockname)
+
+
+def _first_reason(refusers: Iterable[Callable[[Hello], str | None]], hello: Hello) -> str:
+    return next(filter(None, (refuse(hello) for refuse in refusers)), "")

@@ -1,0 +1,210 @@
+"""Device memory by way of host memory, where no path takes it from device to device: sending.
+
+A frame travels in chunks: ordinary messages that go before the one they belong to. Each side
+copies one chunk while another is on its way. The format is in ``docs/wire-protocol.md``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import struct
+from collections import deque
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import Any, Protocol
+
+from dask_fabric.comm.serialize import dlpack
+from dask_fabric.memory import arrays, device
+from dask_fabric.memory.device import Runtime, StagedFrame
+
+# In this order, where this process has device memory and the caller names none.
+FAMILIES = ("cuda", "dask", dlpack.FAMILY, "pickle")
+# The codec's mark of a table with a count of payloads that the codec never writes.
+MARK = b"\xc1\0\0\0\0"
+CHUNK = struct.Struct("<5sBIQQ")  # mark, kind, index of the frame, its bytes, offset in it
+MESSAGE = struct.Struct("<5sBI")  # mark, kind, count of indexes; these (u32); the codec's header
+CHUNK_KIND, MESSAGE_KIND = 1, 2
+# Up to this a frame goes within its message.
+_INLINE_BYTES = 64 << 10
+# Copied ahead of the stream, or behind it.
+AHEAD_COUNT = 3
+# Chunks that may wait in host memory for the peer, before the next is copied from the device.
+BACKLOG_COUNT = 4
+# A peer that takes nothing for so long gets the next chunk queued all the same: it may itself be in
+# a `write`, and read only afterwards.
+PATIENCE_SECONDS = 0.1
+_GLANCE_SECONDS = 0.001
+# What a frame in chunks counts beside its bytes: its objects.
+FRAME_COST_BYTES = 1 << 10
+
+
+class Source(Protocol):
+    """A frame that is to be sent from host memory."""
+
+    nbytes: int
+
+    def read(self, offset: int, nbytes: int) -> memoryview:
+        """Give a part of it in host memory; may block."""
+
+
+class _HostSource:
+    """A frame that belongs on a device and is in host memory."""
+
+    def __init__(self, frame: StagedFrame) -> None:
+        self._memory = memoryview(frame)
+        self.nbytes = self._memory.nbytes
+
+    def read(self, offset: int, nbytes: int) -> memoryview:
+        return self._memory[offset : offset + nbytes]
+
+
+class _DeviceSource:
+    """A frame in device memory."""
+
+    def __init__(self, runtime: Runtime, frame: Any) -> None:
+        self._runtime = runtime
+        self._frame = frame  # keeps the memory
+        self._span = runtime.span_of(frame)
+        self.nbytes = self._span.nbytes
+
+    def read(self, offset: int, nbytes: int) -> memoryview:
+        if not nbytes:
+            return memoryview(b"")
+        slab = arrays.new_array(nbytes)
+        pin(self._runtime, slab)
+        memory = memoryview(slab)
+        self._runtime.copy_to_host(self._span, offset, memory).wait()
+        return memory
+
+
+def pin(runtime: Runtime, memory: Any) -> None:
+    """Pin memory of the pool, where it can be: else the copy is slower, and not wrong."""
+    with contextlib.suppress(MemoryError):
+        arrays.pin(memory, runtime.pin)
+
+
+def sources_of(frames: list) -> dict[int, Source]:
+    """Make ready what of *frames* belongs on a device, by index; blocks while it is computed."""
+    runtime = device.current()
+    sources: dict[int, Source] = {}
+    for index, frame in enumerate(frames):
+        if isinstance(frame, StagedFrame):
+            sources[index] = _HostSource(frame)
+        elif device.span_of(frame) is not None:
+            sources[index] = _DeviceSource(runtime, frame)
+    on_device = [frames[i] for i, source in sources.items() if isinstance(source, _DeviceSource)]
+    if on_device:
+        runtime.await_producers(on_device)
+    return sources
+
+
+class Outgoing:
+    """What one comm sends of device memory.
+
+    Parameters
+    ----------
+    channel : object
+        The comm's.
+    chunk_bytes : int
+        The most of one frame that goes in one piece.
+    """
+
+    def __init__(self, channel: Any, chunk_bytes: int) -> None:
+        self._channel = channel
+        self._chunk_bytes = chunk_bytes
+        self._loop = asyncio.get_running_loop()
+        self._lock = asyncio.Lock()  # the chunks of one message follow each other
+        self.frame_count = self.nbytes = 0
+
+    async def send(self, header: Any, frames: list, sources: Mapping[int, Source]) -> int:
+        """Send a message; waits for the device, and for the peer as `_await_room` does.
+
+        Parameters
+        ----------
+        header, frames : bytes-like and list
+            Of the codec.
+        sources : mapping of int to Source
+            What `sources_of` the frames gives.
+
+        Returns
+        -------
+        int
+            Bytes of the message, with its chunks.
+
+        Raises
+        ------
+        MessageTooLargeError
+            The peer refuses it; nothing was sent.
+        """
+        indexes = struct.pack(f"<{len(sources)}I", *sources)
+        header = b"".join((MESSAGE.pack(MARK, MESSAGE_KIND, len(sources)), indexes, header))
+        staged_bytes = sum(source.nbytes for source in sources.values())
+        host_bytes = sum(memoryview(f).nbytes for i, f in enumerate(frames) if i not in sources)
+        chunked = {i: source for i, source in sources.items() if source.nbytes > _INLINE_BYTES}
+        nbytes = len(header) + host_bytes + staged_bytes + len(chunked) * FRAME_COST_BYTES
+        self._channel.check_limits(len(frames), len(header), nbytes)
+        async with self._lock:
+            sent_bytes = await self._send_chunks(chunked)
+            if len(chunked) < len(sources):
+                kept = await self._loop.run_in_executor(None, _kept, frames, sources, chunked)
+            else:  # none is to be read: a thread would cost more
+                kept = _kept(frames, sources, chunked)
+            sent_bytes += self._channel.send(header, kept)
+        self.frame_count += len(sources)
+        self.nbytes += staged_bytes
+        return sent_bytes
+
+    async def _send_chunks(self, sources: Mapping[int, Source]) -> int:
+        pieces = self._pieces(sources)
+        ahead: deque = deque()
+        sent_bytes = 0
+        try:
+            while True:
+                await self._await_room()
+                for head, source, offset in islice(pieces, AHEAD_COUNT - len(ahead)):
+                    nbytes = min(self._chunk_bytes, source.nbytes - offset)
+                    reading = self._loop.run_in_executor(None, source.read, offset, nbytes)
+                    ahead.append((head, reading))
+                if not ahead:
+                    return sent_bytes
+                head, reading = ahead.popleft()
+                sent_bytes += self._channel.send(head, [await reading])
+        finally:
+            for _, reading in ahead:
+                reading.cancel()
+
+    async def _await_room(self) -> None:
+        """Wait while much is queued and the peer goes on taking it.
+
+        What waits here bounds host memory. Two peers that both write first would wait for each
+        other: so each chunk waits `PATIENCE_SECONDS` at most without progress, and such a pair goes
+        on by a chunk in that time.
+        """
+        left_bytes = self._backlog_bytes()
+        ends_at = self._loop.time() + PATIENCE_SECONDS
+        while left_bytes > BACKLOG_COUNT * self._chunk_bytes and not self._channel.closed:
+            await asyncio.sleep(_GLANCE_SECONDS)
+            before_bytes, left_bytes = left_bytes, self._backlog_bytes()
+            if left_bytes < before_bytes:
+                ends_at = self._loop.time() + PATIENCE_SECONDS
+            elif self._loop.time() > ends_at:
+                return
+
+    def _backlog_bytes(self) -> int:
+        return self._channel.pending_bytes + self._channel.in_flight_bytes
+
+    def _pieces(self, sources: Mapping[int, Source]) -> Iterator[tuple[bytes, Source, int]]:
+        for index, source in sources.items():
+            for offset in range(0, source.nbytes, self._chunk_bytes):
+                head = CHUNK.pack(MARK, CHUNK_KIND, index, source.nbytes, offset)
+                yield head, source, offset
+
+
+def _kept(frames: list, sources: Mapping[int, Source], chunked: Mapping[int, Source]) -> list:
+    """Give the frames that go within their message, all in host memory."""
+    return [
+        sources[index].read(0, sources[index].nbytes) if index in sources else frame
+        for index, frame in enumerate(frames)
+        if index not in chunked
+    ]

@@ -1,0 +1,1 @@
+"""Addresses and sockets: names, binding, connecting's attempts, and what strangers send."""

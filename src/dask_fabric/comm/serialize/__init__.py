@@ -1,0 +1,1 @@
+"""What the codec needs of ``distributed``, and of arrays that it does not serialize itself."""

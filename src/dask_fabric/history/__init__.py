@@ -1,1 +1,0 @@
-"""Summaries of jobs, kept in a file: what was moved, how fast, and what was odd."""

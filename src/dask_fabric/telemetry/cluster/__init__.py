@@ -1,0 +1,1 @@
+"""What the processes of a cluster report of their comms: tables, matrices and rates."""

@@ -1,0 +1,112 @@
+"""What workers report with their heartbeats, as the page shows it: who moves how much to whom."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dask_fabric.telemetry.history import reports
+from dask_fabric.telemetry.history.reports import WAITS, Row
+
+WORKERS_SHOWN = 64
+
+
+@dataclass
+class PathSum:
+    """What all workers together have moved by one path, and waited for, in seconds."""
+
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    fallback_count: int = 0
+    waits: dict[str, float] = field(default_factory=lambda: dict.fromkeys(WAITS, 0.0))
+
+    @property
+    def moved_bytes(self) -> int:
+        return self.sent_bytes + self.received_bytes
+
+
+@dataclass
+class Cell:
+    """What one worker has sent to another, by path."""
+
+    bytes_by_path: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(self.bytes_by_path.values())
+
+    @property
+    def path(self) -> str:
+        """The path that has carried most of it."""
+        return max(self.bytes_by_path, key=self.bytes_by_path.__getitem__)
+
+
+@dataclass
+class Report:
+    """The reports of all workers.
+
+    Attributes
+    ----------
+    cells : dict of (str, str) to Cell
+        By sender and receiver, both names of workers.
+    paths : dict of str to PathSum
+    silent : list of str
+        Workers whose heartbeats tell nothing.
+    names : list of str
+        The workers that are shown: those that moved most.
+    """
+
+    cells: dict[tuple[str, str], Cell] = field(default_factory=dict)
+    paths: dict[str, PathSum] = field(default_factory=dict)
+    silent: list[str] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+
+
+def gather(workers: Iterable[tuple[str, str, Any]]) -> Report:
+    """Bring the reports of workers together.
+
+    Parameters
+    ----------
+    workers : iterable of (str, str, object)
+        The name of a worker, its address, and what came with its last heartbeat.
+    """
+    workers = list(workers)
+    names = {address: name for name, address, _ in workers}
+    report = Report()
+    processes = set()
+    for name, _, told in workers:
+        found = reports.read(told)
+        if found is None:
+            report.silent.append(name)
+        elif found.process not in processes:  # workers that share one report the same
+            processes.add(found.process)
+            for row in found.rows:
+                _count(report, name, names, row)
+    report.names = _busiest(report.cells, names.values())
+    return report
+
+
+def _count(report: Report, name: str, names: Mapping[str, str], row: Row) -> None:
+    total = report.paths.setdefault(row.path, PathSum())
+    total.sent_bytes += row.sent_bytes
+    total.received_bytes += row.received_bytes
+    total.fallback_count += row.fallback_count
+    for wait, seconds in zip(WAITS, row.waits, strict=True):
+        total.waits[wait] += seconds
+    if row.peer in names:  # who has connected counts both directions; the other knows no name
+        for key, nbytes in (
+            ((name, names[row.peer]), row.sent_bytes),
+            ((names[row.peer], name), row.received_bytes),
+        ):
+            by_path = report.cells.setdefault(key, Cell()).bytes_by_path
+            by_path[row.path] = by_path.get(row.path, 0) + nbytes
+
+
+def _busiest(cells: Mapping[tuple[str, str], Cell], names: Iterable[str]) -> list[str]:
+    moved = dict.fromkeys(names, 0)
+    for (sender, receiver), cell in cells.items():
+        moved[sender] += cell.nbytes
+        moved[receiver] += cell.nbytes
+    shown = set(sorted(moved, key=moved.__getitem__, reverse=True)[:WORKERS_SHOWN])
+    return sorted(shown, key=lambda name: (len(name), name))  # 10 behind 9

@@ -1,0 +1,1 @@
+"""The page ``/fabric`` of Dask's dashboard."""

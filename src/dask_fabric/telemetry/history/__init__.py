@@ -1,0 +1,1 @@
+"""Summaries of jobs, kept in one file."""

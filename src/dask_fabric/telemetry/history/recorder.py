@@ -1,0 +1,103 @@
+"""The thread that sums up a job and writes it to the file, beside the scheduler's event loop."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import threading
+import time
+from typing import Any, NamedTuple
+
+from dask_fabric.telemetry.history.file import Record, Writer
+from dask_fabric.telemetry.history.job import Job
+
+logger = logging.getLogger(__name__)
+
+_WAITING_LIMIT = 4096  # of pieces of news, while the file system hangs
+
+
+class _News(NamedTuple):
+    told: list[tuple[str, Any]]
+    is_sample: bool
+    at_seconds: float
+
+
+class Recorder:
+    """Keeps one job in the file.
+
+    No method waits for the file system, but for `finish`. What goes wrong is logged, once until it
+    works again.
+
+    Parameters
+    ----------
+    writer : Writer
+    job_id : str
+    job : Job
+    """
+
+    def __init__(self, writer: Writer, job_id: str, job: Job) -> None:
+        self._writer, self._job_id, self._job = writer, job_id, job
+        self._started = time.time()
+        self._sampled_seconds = time.monotonic()
+        self._waiting: queue.Queue[_News | None] = queue.Queue(_WAITING_LIMIT)
+        self._room = threading.Semaphore(2)  # for samples that wait
+        self._broken = False
+        # A daemon: a file system that hangs must not keep the process from its end.
+        self._thread = threading.Thread(target=self._run, name="fabric-history", daemon=True)
+        self._thread.start()
+
+    def take(self, told: list[tuple[str, Any]]) -> None:
+        """Add what some workers report; what they are as in `Job.take`."""
+        self._put(_News(told, False, time.monotonic()))
+
+    def sample(self, told: list[tuple[str, Any]]) -> None:
+        """Add what all workers report, and write the job."""
+        if not self._room.acquire(blocking=False):
+            return  # the thread is late: the next tells it all
+        if not self._put(_News(told, True, time.monotonic())):
+            self._room.release()
+
+    def finish(self, seconds: float) -> None:
+        """Write the end of the job, and wait until that is done, but not much longer."""
+        with contextlib.suppress(queue.Full):
+            self._waiting.put(None, timeout=seconds)
+        self._thread.join(seconds)
+        if self._thread.is_alive():
+            logger.error("The end of this job is not in the history %s yet", self._writer.path)
+
+    def _put(self, news: _News) -> bool:
+        try:
+            self._waiting.put_nowait(news)
+        except queue.Full:
+            logger.debug("The history %s takes no more for now", self._writer.path)
+            return False
+        return True
+
+    def _run(self) -> None:
+        while (news := self._waiting.get()) is not None:
+            self._attempt(self._take, news)
+        self._attempt(self._write, time.time())
+
+    def _take(self, news: _News) -> None:
+        if not news.is_sample:
+            self._job.take(news.told)
+            return
+        self._room.release()
+        seconds = news.at_seconds - self._sampled_seconds
+        self._sampled_seconds = news.at_seconds
+        self._job.sample(news.told, seconds)
+        self._write(None)
+        self._broken = False
+
+    def _write(self, ended: float | None) -> None:
+        summary = self._job.summary()
+        self._writer.write(Record(0, self._job_id, self._started, time.time(), ended, summary))
+
+    def _attempt(self, what: Any, argument: Any) -> None:
+        try:
+            what(argument)
+        except Exception as exc:  # whatever it is, the scheduler goes on
+            if not self._broken:
+                self._broken = True
+                logger.error("Cannot write the history %s: %s", self._writer.path, exc)

@@ -1,0 +1,99 @@
+"""A scheduler keeps a summary of its job in the file that ``fabric.history.file`` names.
+
+A plugin of Dask, added by the first fabric listener of a scheduler.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+from distributed.diagnostics.plugin import SchedulerPlugin
+from distributed.scheduler import Scheduler, WorkerState
+from tornado.ioloop import PeriodicCallback
+
+from dask_fabric.config import Settings
+from dask_fabric.telemetry.heartbeat import METRIC
+
+if TYPE_CHECKING:
+    from dask_fabric.telemetry.history.recorder import Recorder
+
+logger = logging.getLogger(__name__)
+
+_FINISH_SECONDS = 10.0
+
+
+def watch(server: Any, settings: Settings) -> None:
+    """Let *server*, if it is a scheduler, keep its history, where the configuration says so.
+
+    Parameters
+    ----------
+    server : object
+        Whatever listens.
+    settings : Settings
+    """
+    if settings.history_file is not None and isinstance(server, Scheduler):
+        server.add_plugin(JobPlugin(settings), idempotent=True)
+
+
+class JobPlugin(SchedulerPlugin):
+    """Hands what comes with heartbeats to a `Recorder`, which does the work in its thread.
+
+    Parameters
+    ----------
+    settings : Settings
+    """
+
+    name = "fabric-history"
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._workers: dict[str, WorkerState] = {}
+        self._recorder: Recorder | None = None
+
+    async def start(self, scheduler: Scheduler) -> None:
+        """Begin, with a first write."""
+        # Here, for it brings SQLite, and every process imports this module.
+        try:
+            from dask_fabric.telemetry.history.file import Writer
+        except ImportError as exc:
+            logger.error("No history is kept: this Python lacks SQLite (%s)", exc)
+            return
+        from dask_fabric.telemetry.history.job import Job
+        from dask_fabric.telemetry.history.recorder import Recorder
+
+        interval_seconds = self._settings.history_interval_seconds
+        writer = Writer(self._settings.history_file, self._settings.history_size_bytes)
+        self._recorder = Recorder(writer, scheduler.id, Job(scheduler.address, interval_seconds))
+        self._workers = dict(scheduler.workers)
+        self._sample()
+        self._timer = PeriodicCallback(self._sample, interval_seconds * 1000)
+        self._timer.start()
+
+    def add_worker(self, scheduler: Scheduler, worker: str) -> None:
+        """Note where the figures of a new worker begin."""
+        self._workers[worker] = state = scheduler.workers[worker]
+        if self._recorder is not None:
+            self._recorder.take([_told(state)])
+
+    def remove_worker(self, scheduler: Scheduler, worker: str, **kwargs: Any) -> None:
+        """Take the last figures of a worker that leaves."""
+        state = self._workers.pop(worker, None)
+        if state is not None and self._recorder is not None:
+            self._recorder.take([_told(state)])
+
+    async def close(self) -> None:
+        """Write the end."""
+        if self._recorder is not None:
+            self._timer.stop()
+            self._sample()
+            recorder, self._recorder = self._recorder, None
+            await asyncio.to_thread(recorder.finish, _FINISH_SECONDS)
+
+    def _sample(self) -> None:
+        self._recorder.sample([_told(state) for state in self._workers.values()])
+
+
+def _told(state: WorkerState) -> tuple[str, Any]:
+    return state.address, state.metrics.get(METRIC)

@@ -1,0 +1,159 @@
+"""The figures of this process on the ``/metrics`` of Dask's schedulers and workers.
+
+Those pages show what is registered in prometheus_client's default registry; one collector of ours
+is registered there with the first listener of a process.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+from dask_fabric.memory import pool
+from dask_fabric.telemetry import registry
+
+_PEERS_SHOWN = 64  # pairs of a peer and a path with lines of their own
+_COUNTERS = {
+    "frames": "Frames, by direction",
+    "fallbacks": "Messages whose offered frames had to go by the stream, by direction",
+}
+_WAITS = ("loop", "allocate", "wire", "peer")
+# Of histograms: name, what it is, and what one of its values is of the unit in the name.
+_SIZES = {
+    "sent_message_bytes": ("dask_fabric_sent_message_bytes", "Sizes of messages sent"),
+    "received_message_bytes": ("dask_fabric_received_message_bytes", "Sizes of messages received"),
+}
+_TIMES = {
+    "send_ns": ("dask_fabric_send_seconds", "Time of one bulk send"),
+    "receive_ns": ("dask_fabric_receive_seconds", "Time of one bulk receive or fetch"),
+    "answer_ns": ("dask_fabric_answer_seconds", "Time from an offer to the peer's answer"),
+}
+# Of powers of two, those that stand as buckets: sizes of 64 B to 64 GiB, 1 us to 69 s.
+_SIZE_POWERS = range(6, 37, 2)
+_TIME_POWERS = range(10, 37)
+
+_collector: Any = None
+
+
+def register() -> None:
+    """Register the collector, once, where prometheus_client is installed."""
+    global _collector
+    if _collector is not None:
+        return
+    try:
+        from prometheus_client import REGISTRY
+    except ImportError:
+        return
+    _collector = FabricCollector()
+    REGISTRY.register(_collector)
+
+
+class FabricCollector:
+    """Gives the figures of this process as Prometheus metrics."""
+
+    def describe(self) -> list[Any]:
+        """Give nothing: the names are found out by no collection."""
+        return []
+
+    def collect(self) -> Iterator[Any]:
+        """Give all metrics."""
+        found = registry.totals(_PEERS_SHOWN)
+        by_path = {path: of.as_dict() for path, of in registry.by_path(found).items()}
+        return itertools.chain(
+            _counters(by_path),
+            _bytes(found),
+            _waits(by_path),
+            _histograms(by_path),
+            _gauges(by_path),
+        )
+
+
+def _counters(by_path: dict[str, dict[str, Any]]) -> Iterator[Any]:
+    from prometheus_client.core import CounterMetricFamily
+
+    for name, text in _COUNTERS.items():
+        family = CounterMetricFamily(f"dask_fabric_{name}", text, labels=["path", "direction"])
+        for path, figures in by_path.items():
+            for direction in ("sent", "received"):
+                family.add_metric([path, direction], figures[f"{name}_{direction}"])
+        yield family
+
+
+def _bytes(found: registry.Totals) -> Iterator[Any]:
+    from prometheus_client.core import CounterMetricFamily
+
+    family = CounterMetricFamily(
+        "dask_fabric_bytes",
+        "Bytes moved, by peer, path and direction",
+        labels=["peer", "path", "direction"],
+    )
+    for (peer, path), figures in found.items():
+        for direction, nbytes in zip(("sent", "received"), figures.brief()[:2], strict=True):
+            if nbytes:
+                family.add_metric([peer, path, direction], nbytes)
+    yield family
+
+
+def _waits(by_path: dict[str, dict[str, Any]]) -> Iterator[Any]:
+    from prometheus_client.core import CounterMetricFamily
+
+    moving = CounterMetricFamily(
+        "dask_fabric_transfer_seconds", "Where the time of transfers went", labels=["path", "on"]
+    )
+    for path, figures in by_path.items():
+        for wait in _WAITS:
+            moving.add_metric([path, wait], figures[f"{wait}_seconds"])
+    yield moving
+    for name in ("serialize", "deserialize"):
+        spent = sum(figures[f"{name}_seconds"] for figures in by_path.values())
+        yield CounterMetricFamily(
+            f"dask_fabric_{name}_seconds", f"Time to {name} what was not tiny", value=spent
+        )
+
+
+def _histograms(by_path: dict[str, dict[str, Any]]) -> Iterator[Any]:
+    from prometheus_client.core import HistogramMetricFamily
+
+    for key, (name, text) in _SIZES.items():  # of messages, whose headers go by the stream
+        if "stream" in by_path:
+            sizes = by_path["stream"]["histograms"][key]
+            buckets = _buckets(sizes["counts"], _SIZE_POWERS, 1)
+            yield HistogramMetricFamily(name, text, buckets=buckets, sum_value=sizes["sum"])
+    for key, (name, text) in _TIMES.items():
+        family = HistogramMetricFamily(name, text, labels=["path"])
+        for path, figures in by_path.items():
+            times = figures["histograms"][key]
+            buckets = _buckets(times["counts"], _TIME_POWERS, 1e-9)
+            family.add_metric([path], buckets, times["sum"] * 1e-9)
+        yield family
+
+
+def _buckets(counts: list[int], powers: range, unit: float) -> list[tuple[str, int]]:
+    """Give cumulative buckets: `counts[i]` is of values up to ``2**i``."""
+    sums = list(itertools.accumulate(counts)) or [0]
+    shown = [(f"{2**i * unit:.12g}", sums[min(i, len(sums) - 1)]) for i in powers]
+    return [*shown, ("+Inf", sums[-1])]
+
+
+def _gauges(by_path: dict[str, dict[str, Any]]) -> Iterator[Any]:
+    from prometheus_client.core import GaugeMetricFamily
+
+    family = GaugeMetricFamily(
+        "dask_fabric_unacknowledged_bytes",
+        "Bytes on offer that peers have not fetched",
+        labels=["path"],
+    )
+    for path, figures in by_path.items():
+        if path != "stream":  # on which nothing is on offer
+            family.add_metric([path], figures["unacknowledged_bytes"])
+    yield family
+    told = pool.statistics()
+    family = GaugeMetricFamily(
+        "dask_fabric_pool_bytes", "Memory of the pool of receive buffers", labels=["state"]
+    )
+    for state in ("in_use", "idle"):
+        family.add_metric([state], told[f"{state}_bytes"])
+    yield family
+    open_count = registry.open_count()
+    yield GaugeMetricFamily("dask_fabric_open_comms", "Open comms", value=open_count)

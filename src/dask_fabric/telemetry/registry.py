@@ -1,0 +1,231 @@
+"""What the comms of a process have moved: the open ones, and the sums of all by peer and path.
+
+Nothing here walks through all comms but what tells of each. A comm that moves something is
+noted once (`Channel.on_active`), and what is new of the noted ones is added when somebody asks.
+They are few: where more are active than `ACTIVE_LIMIT`, each that is noted has another one added.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from dask_fabric import providers
+from dask_fabric.engine import socket_jobs
+from dask_fabric.memory import device, pool
+from dask_fabric.telemetry.sums import PEER_LIMIT, Sums, Totals
+from dask_fabric.wire.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+ACTIVE_LIMIT = 256
+
+
+class _Entry:
+    """An open comm, and what of its figures is in the sums already: packed, by path."""
+
+    __slots__ = ("added", "comm", "local", "peer", "peer_address")
+
+    def __init__(self, comm: Any, peer: str) -> None:
+        self.comm = weakref.ref(comm)
+        self.local, self.peer_address = comm.local_address, comm.peer_address
+        self.peer = peer
+        self.added: dict[str, bytes] = {}
+
+    # For the channel: not methods of the comm, which the channel would keep alive.
+
+    def closed(self, channel: Any) -> None:
+        _note_closed(self, channel)
+
+    def active(self) -> None:
+        _note_active(self)
+
+
+_open: dict[_Entry, None] = {}
+_active: dict[_Entry, None] = {}  # open ones that may have moved something since they were added
+_ended: deque[tuple[_Entry, dict[str, Metrics]]] = deque()  # closed ones, not added yet
+_sums = Sums()
+_closed_count = 0
+_closed: dict[str, Metrics] = {}  # of closed comms, by path
+# The collector may close a comm at any time, also while this very thread holds the lock: such a
+# one waits in `_ended`, and nobody waits for the lock who may be called by the collector.
+_lock = threading.Lock()
+
+
+def _after_fork_in_child() -> None:
+    global _closed_count, _lock, _sums
+    _lock = threading.Lock()
+    for known in (_open, _active, _ended, _closed):
+        known.clear()
+    _sums = Sums()
+    _closed_count = 0
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def opened(comm: Any, channel: Any) -> None:
+    """Count *comm* until its *channel* is closed."""
+    entry = _Entry(comm, peer_name(comm.peer_address, channel.server_side))
+    _open[entry] = None
+    channel.on_closed = entry.closed
+    _note_active(entry)
+
+
+def peer_name(peer_address: str, server_side: bool) -> str:
+    """Name a peer: by its address, or its host where it is the one that has connected.
+
+    The port of that end is another one for each connection, and says nothing.
+    """
+    return peer_address.rpartition(":")[0] if server_side else peer_address
+
+
+def _note_active(entry: _Entry) -> None:
+    _active[entry] = None
+    if len(_active) > ACTIVE_LIMIT and _lock.acquire(blocking=False):
+        try:
+            for entry in list(_active)[:1]:  # a copy: other threads may change it at any time
+                _add_active(entry, is_left=True)
+        finally:
+            _lock.release()
+
+
+def _note_closed(entry: _Entry, channel: Any) -> None:
+    _open.pop(entry, None)
+    _active.pop(entry, None)
+    if logger.isEnabledFor(logging.DEBUG):
+        text = "Closed: %s to %s: %s"
+        logger.debug(text, entry.local, entry.peer_address, channel.statistics())
+    figures = channel.figures()
+    for of_path in figures.values():
+        of_path.let_go()
+    _ended.append((entry, figures))
+    if _lock.acquire(blocking=False):
+        try:
+            _add_ended()
+        finally:
+            _lock.release()
+
+
+# ---------------------------------------------------------------- with the lock
+
+
+@contextmanager
+def _settled() -> Iterator[Sums]:
+    """Hold the lock, with everything in the sums."""
+    with _lock:
+        _add_ended()
+        for entry in list(_active):
+            _add_active(entry)
+        yield _sums
+
+
+def _add_ended() -> None:
+    global _closed_count
+    while _ended:
+        entry, figures = _ended.popleft()
+        _closed_count += 1
+        for path, of_path in figures.items():
+            if path not in _closed:
+                _closed[path] = Metrics()
+            _closed[path].add(of_path)
+            key, before = (entry.peer, path), entry.added.get(path)
+            if before is not None:
+                of_path.subtract(before)
+            _sums.add(key, of_path)
+            _sums.closed(key, before is not None)
+
+
+def _add_active(entry: _Entry, is_left: bool = False) -> None:
+    """Add what is new of an open comm, which is active no more if nothing is, or with *is_left*."""
+    comm = entry.comm()
+    channel = None if comm is None else comm._channel
+    if channel is None or (_add(entry, channel.figures()) and not is_left):
+        return
+    _active.pop(entry, None)
+    channel.on_active = entry.active
+
+
+def _add(entry: _Entry, figures: dict[str, Metrics]) -> bool:
+    """Add what is new in *figures*; whether there was anything."""
+    is_new = False
+    for path, of_path in figures.items():
+        packed, before = of_path.packed(), entry.added.get(path)
+        if packed == before:
+            continue
+        is_new = True
+        entry.added[path] = packed
+        if before is None:
+            _sums.opened((entry.peer, path))
+        else:
+            of_path.subtract(before)
+        _sums.add((entry.peer, path), of_path)
+    return is_new
+
+
+# ---------------------------------------------------------------- for who asks
+
+
+def open_comms() -> list[Any]:
+    """Give all comms that are open; this one walks through them."""
+    comms = [comm for entry in list(_open) if (comm := entry.comm()) is not None]
+    return [comm for comm in comms if not comm.closed()]
+
+
+def open_count() -> int:
+    """Count the comms that are open, with those whose peer's end was not noticed yet."""
+    return len(_open)
+
+
+def totals(limit: int = PEER_LIMIT) -> Totals:
+    """Give what this process has moved since it began, by peer and path.
+
+    Parameters
+    ----------
+    limit : int
+        How many pairs of a peer and a path to tell apart: those that moved most. The rest is
+        summed up under the peer ``other``.
+    """
+    with _settled() as sums:
+        return sums.totals(limit)
+
+
+def by_path(found: Totals) -> dict[str, Metrics]:
+    """Sum up over all peers."""
+    sums: dict[str, Metrics] = {}
+    for (_, path), figures in found.items():
+        sums.setdefault(path, Metrics()).add(figures)
+    return sums
+
+
+def rows() -> list[dict[str, Any]]:
+    """Give one row for each pair of a peer and a path, with the number of its open comms."""
+    with _settled() as sums:
+        found = [(key, sums.open_count(key), of) for key, of in sums.totals(PEER_LIMIT).items()]
+    return [
+        {"peer": peer, "path": path, "open_comms": count, **figures.as_dict()}
+        for (peer, path), count, figures in found
+    ]
+
+
+def of_process() -> dict[str, Any]:
+    """Give what `dask_fabric.statistics` does."""
+    with _settled():
+        traffic = {path: figures.as_dict() for path, figures in _closed.items()}
+        closed_count = _closed_count
+    runtime = device.current()
+    return {
+        "comms": [comm.statistics() for comm in open_comms()],
+        "closed": {"comm_count": closed_count, "traffic": traffic},
+        "peers": rows(),
+        "pool": pool.statistics(),
+        "engine": socket_jobs.statistics(),
+        **{provider.name: provider.statistics() for provider in providers.found()},
+        "gpu": None if runtime is None else dict(runtime.describe()),
+    }

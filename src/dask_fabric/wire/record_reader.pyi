@@ -1,0 +1,53 @@
+"""Reading records from the bytes that arrive, and checking them.
+
+Sans-I/O. The format is written down in docs/wire-protocol.md: a prefix of 24 bytes, a table with an
+entry of 16 bytes a frame, descriptors of frames on offer, the header, and the frames.
+
+Nothing is allocated here: a record is described to the caller once its table has arrived, and
+nothing that it claims is believed before.
+"""
+
+from typing import Final, TypedDict
+
+from dask_fabric.wire.inbox import Inbox
+from dask_fabric.wire.receive_buffer import ReceiveBuffer
+from dask_fabric.wire.records import Prefix
+
+class RecordReader:
+    """Finds the records in a receive buffer, and checks them.
+
+    Parameters
+    ----------
+    buffer : ReceiveBuffer
+    inbox : Inbox
+    header_bytes_limit, message_bytes_limit : int
+        What one header, and one message with its frames, may claim, in bytes.
+    frame_count_limit : int
+        What one message may claim.
+
+    Notes
+    -----
+    A claim is checked against the limits before it costs memory, and the entries of a table are
+    checked once each, as they arrive.
+    """
+
+    buffer: Final[ReceiveBuffer]
+    remote: Final[int]
+    message_count: Final[int]
+
+    def __init__(
+        self,
+        buffer: ReceiveBuffer,
+        inbox: Inbox,
+        header_bytes_limit,
+        message_bytes_limit,
+        frame_count_limit,
+    ): ...
+
+class Record(TypedDict):
+    prefix: Prefix
+    table: int
+    table_bytes: int
+    descriptor_bytes: int
+    stream_bytes: int
+    nbytes: int

@@ -1,0 +1,82 @@
+"""Records as they stand on the stream: their layout, and packing them.
+
+The format is written down in docs/wire-protocol.md. All integers are little-endian.
+"""
+
+from typing import TypedDict
+
+class Prefix(TypedDict):
+    kind: int
+    flags: int
+    reserved: int
+    frame_count: int
+    header_bytes: int
+    sequence: int
+
+class Entry(TypedDict):
+    nbytes: int
+    path: int
+    memory: int
+    flags: int
+    descriptor_bytes: int
+
+def close_record():
+    """The record after which a side sends nothing more but answers about offered frames.
+
+    Returns
+    -------
+    bytes
+    """
+
+def error_record(text):
+    """The record that tells the peer why the connection is about to be closed.
+
+    Parameters
+    ----------
+    text : str
+        Cut to 4096 bytes of UTF-8.
+
+    Returns
+    -------
+    bytes
+    """
+
+def paths_record(content):
+    """The record by which a client completes the negotiation of paths.
+
+    Parameters
+    ----------
+    content : bytes
+        As `dask_fabric.wire.negotiation.encode_refusals` makes it.
+
+    Returns
+    -------
+    bytes
+    """
+
+def violation(what):
+    """Make the error about a peer that breaks the protocol, with the record that tells it so.
+
+    Parameters
+    ----------
+    what : str
+
+    Returns
+    -------
+    ProtocolError
+    """
+
+def excess(what, size, limit, key):
+    """Make the error about a claim above a limit, as `violation`.
+
+    Parameters
+    ----------
+    what : str
+    size, limit : int
+    key : str
+        Of the limit in the configuration.
+
+    Returns
+    -------
+    LimitError
+    """

@@ -1,0 +1,29 @@
+"""What a connection has still to send, in order.
+
+Small data is copied into chunks, so that many small messages leave in one call; frames above the
+inline limit are sent from their own memory, which the buffer keeps alive until then. A record is
+put whole or not at all.
+"""
+
+from typing import Final, TypedDict
+
+new_owners = list
+
+class DeviceFrame:
+    """A frame of device memory, and where it lies."""
+
+class SendBuffer:
+    """Bytes and frames that wait for the socket."""
+
+    pending_bytes: Final[int]
+
+    def __init__(self, inline_bytes: int = 0): ...
+    def __sizeof__(self):
+        """With its own buffers, and without the frames."""
+
+class Mark(TypedDict):
+    vector_count: int
+    tail_bytes: int
+    pending_bytes: int
+    chunk_used_bytes: int
+    tail_is_open: bool
