@@ -11,7 +11,7 @@ BENCH_RUN = PATH="$(UCX_BIN):$$PATH" $(BIN)/dask fabric bench $(BENCH)
 UCX_COLUMN = --protocols tcp,fabric,fabric+tcp,fabric+ucx --ucx-library perftest
 SOURCES := pyproject.toml README.md LICENSE $(shell find cython src -type f -not -name '*.pyc')
 
-.PHONY: help demo test test-versions test-older bench instructions coverage sanitize fuzz simulate lint docs clean sanitize-address sanitize-thread
+.PHONY: help demo test test-versions test-older bench figures instructions coverage sanitize fuzz simulate lint docs clean sanitize-address sanitize-thread
 .DELETE_ON_ERROR:
 
 help:
@@ -22,6 +22,7 @@ help:
 	@echo "make test-older  a process of this version and one of an older commit talk to each other; COMMIT=..."
 	@echo "make bench  the figures of the README; JSON and pages in $(RESULTS)/; BENCH=--quick for a first look,"
 	@echo "            UCXX=PYTHON beside the distributed-ucxx of that Python"
+	@echo "make figures  what README and docs/benchmarks.md show: three quick runs into benchmarks/results/"
 	@echo "make instructions  instructions per small message and per connect, counted by valgrind, against"
 	@echo "            benchmarks/instructions.json; RECORD=1 makes what is counted the new baseline"
 	@echo "make coverage  which lines of the compiled modules no test runs; TESTS=tests/wire for one suite"
@@ -55,6 +56,14 @@ bench: $(VENV)/extra-bench $(VENV)/extra-ucx
 	  --ways one --json $(RESULTS)/tls.json
 	$(BENCH_RUN) work --json $(RESULTS)/work.json --html $(RESULTS)/work.html
 	$(BIN)/python benchmarks/asked.py $(RESULTS)/comm.json $(RESULTS)/tls.json $(RESULTS)/work.json
+
+figures:
+	for run in 1 2 3; do \
+	  $(MAKE) bench BENCH=--quick && for suite in comm tls work; do \
+	    cp $(RESULTS)/$$suite.json benchmarks/results/$$suite-$$run.json || exit 1; \
+	  done || exit 1; \
+	done
+	$(BIN)/python docs/generate.py
 
 instructions: $(VENV)/extra-test
 	$(BIN)/python benchmarks/instructions.py $(if $(RECORD),--record)

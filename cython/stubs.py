@@ -34,7 +34,7 @@ def plain(text: str) -> str:
     text = re.sub(r"^ +def __dealloc__\(self\): \.\.\.\n", "", text, flags=re.MULTILINE)
     if re.search(r"\bAny\b", text) and not re.search(r"import .*\bAny\b", text):
         head = re.match(r'(?:""".*?"""\n)?', text, re.DOTALL)
-        text = f"{head[0]}from typing import Any\n{text[head.end():]}"
+        text = f"{head[0]}from typing import Any\n{text[head.end() :]}"
     return text
 
 

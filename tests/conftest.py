@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from distributed import LocalCluster
 from distributed.security import Security
+from tests.slow_memory import SlowMemory
 
 from dask_fabric.paths.ucx import library as ucx_library
 from dask_fabric.paths.ucx.candidates import candidates
@@ -176,3 +177,16 @@ class Tree:
 @pytest.fixture
 def tree(tmp_path) -> Tree:
     return Tree(tmp_path)
+
+
+@pytest.fixture
+def slow_memory():
+    made = []
+
+    def make(nbytes):
+        made.append(SlowMemory(nbytes))
+        return made[-1]
+
+    yield make
+    for memory in made:
+        memory.arrive()

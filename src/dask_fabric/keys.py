@@ -1,6 +1,6 @@
 """Keys of the configuration: each declared once, with how its value is read and what it means.
 
-``docs/tables.py`` makes the YAML of defaults, the schema and the table of the docs from them.
+``docs/generate.py`` makes the YAML of defaults, the schema and the table of the docs from them.
 """
 
 from __future__ import annotations

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
-import fcntl
-import mmap
 import os
-import select
 import struct
 import threading
 
-import numpy as np
 import pytest
 
 from dask_fabric.engine import socket_jobs
@@ -190,52 +185,6 @@ async def test_many_offered_frames_come_in_windows(cma_pair, awaited):
 
 
 # ---------------------------------------------------------------- pages that are slow to read
-
-_USERFAULTFD, _UFFDIO_API, _UFFDIO_REGISTER, _UFFDIO_COPY = 323, 0xC018AA3F, 0xC020AA00, 0xC028AA03
-if os.uname().machine == "aarch64":
-    _USERFAULTFD = 282
-
-
-class SlowMemory:
-    """Memory whose pages come when `arrive` is called, as those of a file on a hung server do."""
-
-    def __init__(self, nbytes: int) -> None:
-        libc = ctypes.CDLL(None, use_errno=True)
-        self.nbytes = -(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
-        self.map = mmap.mmap(-1, self.nbytes)
-        self.view = np.frombuffer(self.map, "u1")
-        self.address = self.view.ctypes.data
-        self.fd = libc.syscall(_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK)
-        if self.fd < 0:
-            pytest.skip(f"userfaultfd: {os.strerror(ctypes.get_errno())}")
-        fcntl.ioctl(self.fd, _UFFDIO_API, bytearray(struct.pack("QQQ", 0xAA, 0, 0)))
-        register = struct.pack("QQQQ", self.address, self.nbytes, 1, 0)
-        fcntl.ioctl(self.fd, _UFFDIO_REGISTER, bytearray(register))
-
-    def is_awaited(self) -> bool:
-        """Whether some thread stands in a page."""
-        poll = select.poll()
-        poll.register(self.fd, select.POLLIN)
-        return poll.poll(0) == [(self.fd, select.POLLIN)]
-
-    def arrive(self) -> None:
-        """All pages are zeros from now on."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
-
-
-@pytest.fixture
-def slow_memory():
-    made = []
-
-    def make(nbytes):
-        made.append(SlowMemory(nbytes))
-        return made[-1]
-
-    yield make
-    for memory in made:
-        memory.arrive()
 
 
 @pytest.mark.parametrize("nbytes", [INLINE, BULK])

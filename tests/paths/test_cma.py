@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -118,6 +119,31 @@ def test_an_address_where_nothing_is(address):
 )
 def test_what_makes_no_sense_is_not_tried(pid, address, nonce):
     assert "makes no sense" in cma.probe(pid, address, nonce)
+
+
+def test_a_secret_that_is_slow_to_read_is_given_up(slow_memory):
+    """A peer may name a page that never comes: no event loop waits for it."""
+    memory = slow_memory(1)
+    process, reason = cma.attach(os.getpid(), memory.address, bytes(16))
+    assert process is None and "could not be read within 50 ms" in reason
+    assert memory.is_awaited()
+
+
+def test_a_secret_that_is_not_in_memory_is_waited_for(slow_memory):
+    memory = slow_memory(1)
+    threading.Timer(0.001, memory.arrive).start()
+    process, reason = cma.attach(os.getpid(), memory.address, bytes(16))
+    assert (process, reason) == (cma.process_of(os.getpid()), "")
+
+
+def test_a_secret_is_brought_into_memory_before_a_peer_reads_it():
+    secret, process = cma.Secret(), cma.process_of(os.getpid())
+    libc = ctypes.CDLL(None, use_errno=True)
+    page = secret.address // mmap.PAGESIZE * mmap.PAGESIZE
+    if libc.madvise(ctypes.c_void_p(page), mmap.PAGESIZE, 21) != 0:  # MADV_PAGEOUT
+        pytest.skip("this kernel swaps nothing out on request")
+    secret.touch()
+    assert process.is_resident(secret.address, 16)
 
 
 def test_permission_for_peers_is_no_error_where_nothing_restricts():

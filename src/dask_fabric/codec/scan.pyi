@@ -1,6 +1,4 @@
-from typing import TypedDict
-
-from typing_extensions import TypeAlias
+from typing import TypeAlias, TypedDict
 
 Kind: TypeAlias = int
 

@@ -8,9 +8,7 @@ Nothing here holds the GIL or touches a Python object; a job is named by an inte
 its lower half and a generation in the upper, so that a late event of an ended job finds nothing.
 """
 
-from typing import TypedDict
-
-from typing_extensions import TypeAlias
+from typing import TypeAlias, TypedDict
 
 from dask_fabric.jobs.completions import Job
 from dask_fabric.jobs.mailbox import Ended, Mailbox

@@ -1,8 +1,6 @@
 """The `stream` path: frames travel on the control stream, from their own memory into their own."""
 
-from typing import TypedDict
-
-from typing_extensions import TypeAlias
+from typing import TypeAlias, TypedDict
 
 from dask_fabric.linux import iovec
 

@@ -10,10 +10,11 @@ process has not ended by then, then the pid was its own all the time.
 """
 
 import os
+import threading
 import weakref
 
 cimport cython
-from libc.errno cimport EFAULT, EINTR, EPERM, ESRCH, errno
+from libc.errno cimport EFAULT, EINTR, EPERM, ESRCH, ETIMEDOUT, errno
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
@@ -56,6 +57,9 @@ cdef struct PageScan:           # struct pm_scan_arg
 
 cdef uint64_t PAGE_PRESENT = <uint64_t> 1 << 63
 cdef uint64_t PAGE_BYTES = sysconf(_SC_PAGESIZE)
+
+# How long a probe may hold up its caller, an event loop, where the page is not known to be in memory.
+PROBE_SECONDS = 0.05
 
 # Found again by the pid, so that all comms with one process share its descriptors.
 _processes = weakref.WeakValueDictionary()
@@ -233,6 +237,10 @@ cdef class Secret:
     def address(self):
         return <uint64_t> self.data
 
+    def touch(self):
+        """Have the bytes in memory, where they may have been swapped out: a peer is about to read."""
+        (<volatile char *> self.data)[0] = (<const char *> self.nonce)[0]
+
 
 cdef uint64_t address_of(const Slot *slot) noexcept nogil:
     """Where a frame lies in the sender, as its descriptor says."""
@@ -282,7 +290,7 @@ def attach(pid, address, expected):
         return None, f"there is no process {pid} here: another host or pid namespace"
     except OSError as error:
         return None, str(error)
-    reason = probe(pid, address, expected)
+    reason = probe(pid, address, expected, process)
     if not reason and (<Process> process).has_ended():
         reason = f"process {pid} has ended"
     return (None, reason) if reason else (process, "")
@@ -296,7 +304,7 @@ def _objection(pid, address, expected):
     return ""
 
 
-def probe(pid, address, expected):
+def probe(pid, address, expected, Process process=None):
     """Find out whether the process *pid* is the one that told its secret, and can be read.
 
     Parameters
@@ -306,18 +314,26 @@ def probe(pid, address, expected):
     address : int
     expected : bytes
         What the peer says is there.
+    process : Process, optional
+        That process, if it is known: tells whether the page is in memory.
 
     Returns
     -------
     str
         Why not; empty where it can.
+
+    Notes
+    -----
+    A page that is not in memory may come late or never (swap, a network, userfaultfd(2)), so that is
+    waited for in a thread, and given up after `PROBE_SECONDS`.
     """
-    cdef char found[NONCE_BYTES]
-    cdef int error
-    cdef str reason = _objection(pid, address, expected)
+    reason = _objection(pid, address, expected)
     if reason:
         return reason
-    error = read_memory(pid, found, address, NONCE_BYTES)
+    if process is not None and process.is_resident(address, NONCE_BYTES):
+        error, found = _read_secret(pid, address)
+    else:
+        error, found = _read_secret_in_time(pid, address)
     if error == EPERM:
         return (
             "process_vm_readv is not permitted: another user, a restrictive "
@@ -325,13 +341,33 @@ def probe(pid, address, expected):
         )
     if error == ESRCH:
         return f"there is no process {pid} here: another host or pid namespace"
-    if error == EFAULT:
-        return f"process {pid} is another one here: another host or pid namespace"
-    if error:
+    if error == ETIMEDOUT:
+        return f"the memory of process {pid} could not be read within {PROBE_SECONDS * 1e3:.0f} ms"
+    if error and error != EFAULT:
         return f"process_vm_readv failed: {os.strerror(error)}"
-    if found[:NONCE_BYTES] != expected:
+    if error or found != expected:
         return f"process {pid} is another one here: another host or pid namespace"
     return ""
+
+
+def _read_secret(int pid, uint64_t address):
+    """Give an errno, 0 for none, and what is there."""
+    cdef char found[NONCE_BYTES]
+    cdef int error
+    with nogil:
+        error = read_memory(pid, found, address, NONCE_BYTES)
+    return error, b"" if error else found[:NONCE_BYTES]
+
+
+def _read_secret_in_time(pid, address):
+    """The same, in a thread that is left alone where it does not end."""
+    results = []
+    thread = threading.Thread(
+        target=lambda: results.append(_read_secret(pid, address)), name="fabric-probe", daemon=True
+    )
+    thread.start()
+    thread.join(PROBE_SECONDS)
+    return results[0] if results else (ETIMEDOUT, b"")
 
 
 def allow_peers():

@@ -72,7 +72,9 @@ class CMAProvider(Provider):
     def describe(self, settings: Any, insists: bool) -> Description | str:
         if not settings.enabled:
             return "fabric.cma.enabled is false in its configuration"
-        return _shared(os.getpid())[1]
+        secret, description = _shared(os.getpid())
+        secret.touch()
+        return description
 
     def candidate(
         self, description: Mapping[str, Any], settings: Any, sock: socket.socket

@@ -1,6 +1,7 @@
 """UCX's library libucp, opened at run time, and the one place that turns its errors into ours."""
 
-from typing import Any, Callable, TypedDict
+from collections.abc import Callable
+from typing import Any, TypedDict
 
 LIBRARIES = ("libucm", "libucs", "libuct")
 SUFFIX = ".so.0"

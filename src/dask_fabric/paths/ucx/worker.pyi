@@ -4,7 +4,8 @@ The thread never takes the GIL. It sleeps on the worker's event fd, at no cost, 
 only for as long as one round of progress takes.
 """
 
-from typing import Any, Callable, TypedDict
+from collections.abc import Callable
+from typing import Any, TypedDict
 
 from dask_fabric.linux import pthread_cond_t, pthread_mutex_t, pthread_t
 

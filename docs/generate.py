@@ -1,0 +1,236 @@
+"""Write all pages and files that are made from the code, or from measured figures.
+
+Run it with the package installed: ``python docs/generate.py``. A test says whether they are fresh.
+
+=============================================  ====================================================
+made                                           from
+=============================================  ====================================================
+docs/wire-protocol.md, diagram of the states   `dask_fabric.wire.states`
+docs/configuration.md, table of the keys       `dask_fabric.config.table`
+dask_fabric.yaml, dask_fabric-schema.yaml      the same
+README.md, docs/benchmarks.md, tables          ``benchmarks/results/*.json``, see ``make figures``
+=============================================  ====================================================
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dask_fabric.bench.results import Results, Row, read
+from dask_fabric.bench.tables import facts_line, number, render
+from dask_fabric.config.table import keys, sections
+from dask_fabric.keys import Key, Section
+from dask_fabric.wire.states import transitions
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PACKAGE = ROOT / "src" / "dask_fabric"
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def made() -> dict[Path, str]:
+    """Give the content of every file."""
+    protocol, configuration = DOCS / "wire-protocol.md", DOCS / "configuration.md"
+    readme, benchmarks = ROOT / "README.md", DOCS / "benchmarks.md"
+    return {
+        protocol: _filled(protocol, "states", diagram()),
+        configuration: _filled(configuration, "keys", "".join(_key_table())),
+        PACKAGE / "dask_fabric.yaml": "".join(_yaml()),
+        PACKAGE / "dask_fabric-schema.yaml": yaml.safe_dump(_schema(), sort_keys=False, width=96),
+        readme: _filled(readme, "figures", "".join(_figures())),
+        benchmarks: _filled(benchmarks, "figures", "".join(_all_figures())),
+    }
+
+
+def _filled(page: Path, name: str, content: str) -> str:
+    """Give the text of a page with new content between its two marks."""
+    begin, end = f"<!-- docs/generate.py: {name} -->\n", f"<!-- end of {name} -->\n"
+    before, rest = page.read_text().split(begin)
+    _, after = rest.split(end)
+    return before + begin + content + end + after
+
+
+# ---------------------------------------------------------------- the states of a connection
+
+
+def diagram() -> str:
+    """Give the diagram of one half of a connection, in Mermaid."""
+    lines = ["```mermaid", "stateDiagram-v2", "    direction LR", "    [*] --> GREETING"]
+    for state, events in transitions().items():
+        by_next: dict[str, list[str]] = {}
+        for event, following in events.items():
+            by_next.setdefault(following, []).append(event)
+        lines += [
+            f"    {state} --> {following}: {', '.join(named)}"
+            for following, named in by_next.items()
+            if (state, following) != ("DONE", "DONE")
+        ]
+    return "\n".join([*lines, "    DONE --> [*]", "```"]) + "\n"
+
+
+# ---------------------------------------------------------------- the configuration
+
+_COMMENT_COLUMN = 30
+_TYPES = {
+    "size": {
+        "description": "A number of bytes, such as 67108864 or 64 MiB.",
+        "type": ["string", "integer"],
+        "minimum": 0,
+    },
+    "duration": {
+        "description": "A time, such as 10s, 500 ms or a number of seconds.",
+        "type": ["string", "number"],
+        "minimum": 0,
+    },
+}
+
+
+def _key_table() -> Iterator[str]:
+    yield "| key | default | unit | meaning |\n| --- | --- | --- | --- |\n"
+    for name, key in keys().items():
+        yield f"| `fabric.{name}` | `{_value(key.default)}` | {key.unit} | {key.about} |\n"
+
+
+def _yaml() -> Iterator[str]:
+    yield "# Made by docs/generate.py from the keys of the configuration.\n"
+    yield "fabric:\n"
+    for name, one in sections().items():
+        if isinstance(one, Key):
+            yield _commented(f"  {name}: {_value(one.default)}", one.comment) + "\n"
+            continue
+        yield _commented(f"  {name}:", one.comment)
+        for part, key in one.keys.items():
+            yield _commented(f"    {part}: {_value(key.default)}", key.comment)
+        yield "\n"
+
+
+def _commented(line: str, comment: str) -> str:
+    return f"{line:<{_COMMENT_COLUMN}}# {comment}\n" if comment else f"{line}\n"
+
+
+def _value(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
+
+
+def _schema() -> dict[str, Any]:
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "type": "object",
+        "properties": {
+            "fabric": _object(
+                "The fabric:// communication backend of Dask distributed.",
+                {name: _of(one) for name, one in sections().items()},
+            )
+        },
+        "$defs": _TYPES,
+    }
+
+
+def _of(one: Section | Key) -> dict[str, Any]:
+    if isinstance(one, Key):
+        return {**one.schema, "description": _plain(one.about)}
+    return _object(one.about, {part: _of(key) for part, key in one.keys.items()})
+
+
+def _object(about: str, properties: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "description": about,
+        "properties": properties,
+    }
+
+
+def _plain(markdown: str) -> str:
+    return re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", markdown).replace("`", "")
+
+
+# ---------------------------------------------------------------- figures
+
+SUITES = ("comm", "tls", "work")  # as `make figures` calls its files
+SHOWN = (  # in the README
+    ("round trip of a tiny message, p50", "round trip of a tiny message"),
+    ("small messages one way", "small messages one way"),
+    ("numpy 64 kB, acknowledged", "array of 64 kB, acknowledged"),
+    ("numpy 10 MB, acknowledged", "array of 10 MB, acknowledged"),
+    ("numpy 100 MB, acknowledged", "array of 100 MB, acknowledged"),
+    ("numpy 100 MB, busy receiver", "array of 100 MB, receiver's tasks hold the GIL"),
+    ("connects, 32 at once", "connects, 32 at once"),
+    ("(x + x.T).sum(), 8000 x 8000", "(x + x.T).sum(), 8000 x 8000"),
+)
+
+
+def runs(suite: str) -> list[Results]:
+    """Give the runs of one suite, the first one first."""
+    return [read(path) for path in sorted(RESULTS.glob(f"{suite}-*.json"))]
+
+
+def together(runs: Sequence[Results]) -> Results:
+    """Give one result with the rounds of all runs."""
+    rows: dict[tuple[str, str], Row] = {}
+    for run in runs:
+        for row in run.rows:
+            known = rows.setdefault(
+                (row.scenario, row.name), replace(row, rounds={}, histograms={})
+            )
+            for column, values in row.rounds.items():
+                known.rounds.setdefault(column, []).extend(values)
+    return replace(runs[0], rows=list(rows.values()), warnings=[])
+
+
+def _figures() -> Iterator[str]:
+    yield "| figure | unit | tcp | fabric | times better | in single runs | floor |\n"
+    yield "| --- | --- | --- | --- | --- | --- | --- |\n"
+    found = {row.name: row for suite in ("comm", "work") for row in together(runs(suite)).rows}
+    for name, title in SHOWN:
+        row = found[name]
+        floor = row.floor()
+        cells = (
+            title,
+            row.unit,
+            number(row.median("tcp")),
+            number(row.median("fabric")),
+            _times(row.times_better("fabric", "tcp")),
+            _range(row),
+            f"{number(row.median(floor))} ({floor})" if floor else "",
+        )
+        yield f"| {' | '.join(cells)} |\n"
+
+
+def _times(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.1f}" if ratio < 10 else f"{ratio:.0f}"
+
+
+def _range(row: Row) -> str:
+    """Give the least and the largest ratio of the single runs."""
+    ratios = [
+        found
+        for suite in SUITES
+        for run in runs(suite)
+        for one in run.rows
+        if (one.scenario, one.name) == (row.scenario, row.name)
+        and (found := one.times_better("fabric", "tcp"))
+    ]
+    return f"{_times(min(ratios))} to {_times(max(ratios))}"
+
+
+def _all_figures() -> Iterator[str]:
+    for suite in SUITES:
+        found = runs(suite)
+        all_of_them = together(found)
+        loads = [run.facts["load_average"] for run in found]
+        all_of_them.facts["load_average"] = statistics.median(loads)
+        text = render(all_of_them, markdown=True).removeprefix(facts_line(all_of_them.facts))
+        yield f"\n{len(found)} runs together: {facts_line(all_of_them.facts)}\n{text}\n\n"
+
+
+if __name__ == "__main__":
+    for path, content in made().items():
+        path.write_text(content)
