@@ -12,7 +12,7 @@ import pytest
 import dask_fabric
 
 ROOT = Path(__file__).parents[1]
-BORDER = {"comm", "gpu", "monitor", "bench", "cli"}
+BORDER = {"comm", "gpu", "telemetry", "bench", "cli"}
 SCHEMES = {"fabric", "fabric+tcp", "fabric+tls", "fabric+ucx"}
 
 

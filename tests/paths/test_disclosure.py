@@ -15,7 +15,7 @@ from distributed.utils import wait_for
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dask_fabric.comm.channels.factory import negotiator
+from dask_fabric.comm.channels import negotiator
 from dask_fabric.paths import disclosure
 from dask_fabric.paths.cma import process as cma
 from dask_fabric.wire.hello import PREAMBLE, Hello

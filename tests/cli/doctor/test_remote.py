@@ -10,14 +10,13 @@ import dask.config
 import pytest
 from distributed import Nanny, Scheduler, Worker
 from distributed.comm import listen
+from tests.conftest import NO_DASHBOARD
 
 from dask_fabric.cli.doctor import remote
 from dask_fabric.cli.doctor.pair import _PING_COUNT
 from dask_fabric.cli.doctor.remote import ask, full_address
 from dask_fabric.comm.network.reachability import explain
 from dask_fabric.errors import UnavailableError
-
-from ..conftest import NO_DASHBOARD
 
 
 @pytest.fixture(autouse=True)

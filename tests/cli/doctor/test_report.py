@@ -18,7 +18,7 @@ from dask_fabric.cli.doctor.report import Facts, inspect_all
 from dask_fabric.cli.doctor.selftest import PathResult
 from dask_fabric.paths.ucx.survey import Library, Ucx
 
-DOCUMENTATION = Path(__file__).parents[2] / "docs/doctor.md"
+DOCUMENTATION = Path(__file__).parents[3] / "docs/doctor.md"
 RESULTS = (PathResult("stream", True, "", 2.5e9, 48e-6), PathResult("cma", False, "no\x1b[31m"))
 LIBRARY = Library("/opt/ucx/libucp.so.0", "site", "1.15.0", ("rc_mlx5/mlx5_0:1",), True, False, "")
 

@@ -8,11 +8,10 @@ import sys
 import dask.config
 import psutil
 import pytest
+from tests.conftest import ucx_libraries
 
 from dask_fabric.cli.doctor.pair import PATHS, why_not_moved
 from dask_fabric.cli.doctor.selftest import PathResult, SelfTest, how_it_ended, read_results
-
-from ..conftest import ucx_libraries
 
 WORKS = {"path": "stream", "bandwidth_bytes_per_second": 2e9, "round_trip_seconds": 5e-5}
 REFUSED = {"path": "unix", "reason": "somebody took the name"}

@@ -12,10 +12,9 @@ import dask
 import numpy as np
 import pytest
 from distributed import Client, LocalCluster, Scheduler, Worker
+from tests.conftest import NO_DASHBOARD, NO_DASHBOARD_OPTIONS
 
 from dask_fabric.telemetry.history.file import Record, read
-
-from ..conftest import NO_DASHBOARD, NO_DASHBOARD_OPTIONS
 
 DATA_COUNT = 1_000_000
 

@@ -58,7 +58,7 @@ cdef struct PageScan:           # struct pm_scan_arg
 cdef uint64_t PAGE_PRESENT = <uint64_t> 1 << 63
 cdef uint64_t PAGE_BYTES = sysconf(_SC_PAGESIZE)
 
-# How long a probe may hold up its caller, an event loop, where the page is not known to be in memory.
+# How long a probe may hold up its caller, an event loop, where the page may not be in memory.
 PROBE_SECONDS = 0.05
 
 # Found again by the pid, so that all comms with one process share its descriptors.
@@ -238,7 +238,7 @@ cdef class Secret:
         return <uint64_t> self.data
 
     def touch(self):
-        """Have the bytes in memory, where they may have been swapped out: a peer is about to read."""
+        """Have the bytes in memory, if they were swapped out: a peer is about to read them."""
         (<volatile char *> self.data)[0] = (<const char *> self.nonce)[0]
 
 
@@ -324,8 +324,8 @@ def probe(pid, address, expected, Process process=None):
 
     Notes
     -----
-    A page that is not in memory may come late or never (swap, a network, userfaultfd(2)), so that is
-    waited for in a thread, and given up after `PROBE_SECONDS`.
+    A page that is not in memory may come late or never (swap, a network, userfaultfd(2)): a thread
+    waits for it, and it is given up after `PROBE_SECONDS`.
     """
     reason = _objection(pid, address, expected)
     if reason:
