@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import functools
 import logging
+import marshal
 from collections import namedtuple
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -23,6 +24,8 @@ from dask_fabric.errors import ConfigError
 __all__ = ["DEFAULTS", "KEYS", "SECTION", "Settings", "given", "host_memory_bytes", "load"]
 
 logger = logging.getLogger(__name__)
+
+_WITHOUT_REFERENCES = 2  # a format of marshal's: equal values give the same bytes
 
 SECTION = "fabric"
 
@@ -77,12 +80,15 @@ def load() -> Settings:
     global _cached
     section = dask.config.get(SECTION, None)
     # Dask changes the section in place, so neither its identity nor a reference can be kept; and
-    # unlike equality the text tells 1 from True.
-    text = repr(section)
-    cached_text, settings = _cached
-    if settings is None or text != cached_text:
+    # unlike equality its bytes tell 1 from True.
+    try:
+        packed = marshal.dumps(section, _WITHOUT_REFERENCES)
+    except ValueError:  # a value is of no type of YAML's
+        packed = repr(section).encode()
+    cached, settings = _cached
+    if settings is None or packed != cached:
         settings = _check(section)
-        _cached = text, settings
+        _cached = packed, settings
     return settings
 
 
@@ -162,4 +168,4 @@ def _warn_unknown(name: str) -> None:
 KEYS = keys()
 DEFAULTS = {name: key.default for name, key in KEYS.items()}
 dask.config.update_defaults({SECTION: nested_defaults()})
-_cached: tuple[str, Settings | None] = ("", None)
+_cached: tuple[bytes, Settings | None] = (b"", None)
