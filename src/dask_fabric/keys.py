@@ -84,6 +84,20 @@ def size(
     )
 
 
+def optional_size(field: str, comment: str, about: str) -> Key:
+    """Declare a number of bytes, or null, which is the default: the value is then None."""
+    return Key(
+        field,
+        None,
+        "size",
+        lambda v: None if v is None else as_size(v),
+        f"null, or {_SIZE}",
+        {"anyOf": [{"type": "null"}, _SIZE_SCHEMA]},
+        comment,
+        about,
+    )
+
+
 def seconds(
     field: str,
     default: Any,

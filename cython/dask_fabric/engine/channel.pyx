@@ -45,7 +45,7 @@ from dask_fabric.wire.connection cimport (
 )
 from dask_fabric.wire.metrics cimport Counts, Metrics
 from dask_fabric.wire.outbox cimport Lease
-from dask_fabric.wire.path cimport ABANDON, FETCHED, STARTED, Fetch, Path, Transfer
+from dask_fabric.wire.path cimport ABANDON, ARRIVED, FETCHED, STARTED, Fetch, Path, Transfer
 from dask_fabric.wire.records cimport HOST_MEMORY
 from dask_fabric.wire.send_buffer cimport PY_SSIZE_T_MAX, DeviceFrame
 from dask_fabric.wire.states cimport CLOSED_HERE, CLOSING, FORKED
@@ -809,6 +809,9 @@ cdef class Channel:
         cdef double delay = transfer.path.tend(transfer)
         if delay > 0:
             self.tend_timer = self.loop.call_later(delay, self._tend)
+        elif delay == ARRIVED:
+            self._transfer_ended(transfer, 0, None)
+            self._go_on_after_transfer()
         elif delay == ABANDON:
             transfer.path.cancel(transfer)
             self.core.window_was_taken(transfer)

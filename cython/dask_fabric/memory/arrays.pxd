@@ -2,8 +2,11 @@
 
 from libc.stdint cimport uint64_t
 
+from dask_fabric.memory.pool cimport Buffer
+
 cpdef object new_array(Py_ssize_t nbytes, uint64_t like=*)
 
+cdef object array_of(Buffer buffer)
 cdef void keep_small(char *data) noexcept
 cdef char *data_of(object array) noexcept
 cpdef bint pin(object array, object pin_memory) except -1

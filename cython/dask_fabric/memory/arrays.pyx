@@ -124,9 +124,13 @@ cpdef object new_array(Py_ssize_t nbytes, uint64_t like=0):
     MemoryError
         The system does not give that much; the message names the size.
     """
+    return array_of(allocate(nbytes, like))
+
+
+cdef object array_of(Buffer buffer):
+    """An array of bytes that owns the memory of a buffer."""
     global offered
-    cdef Buffer buffer = allocate(nbytes, like)
-    cdef cnp.npy_intp length = nbytes
+    cdef cnp.npy_intp length = buffer.nbytes
     previous = cnp.PyDataMem_SetHandler(handler_capsule)
     try:
         offered = buffer

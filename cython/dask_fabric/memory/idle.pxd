@@ -1,6 +1,6 @@
 """The idle memory of the pool, and its figures."""
 
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 cdef Py_ssize_t LARGEST_BYTES       # the address space of a process
 cdef int64_t NEVER_NS
@@ -12,6 +12,7 @@ cdef struct Slab:
     int size_class
     bint is_pinned          # is in its stack alone: it has no age, and is never given back
     bint has_small_pages    # for its last frame; see `pool.use_small_pages`
+    uint32_t number         # of the memory file; 0 elsewhere
     int64_t released_ns
     uint64_t release_number
     Slab *newer             # among all idle slabs

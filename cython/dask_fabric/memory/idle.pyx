@@ -8,6 +8,7 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport free
 
 from dask_fabric.atomics cimport relaxed
+from dask_fabric.memory.files cimport free_slab
 from dask_fabric.memory.system cimport coarse_ns, give_back, resident_bytes
 
 cdef extern from "<pthread.h>" nogil:
@@ -190,7 +191,10 @@ cdef void destroy(Slab *slab) noexcept nogil:
     cdef Slab *following
     while slab != NULL:
         following = slab.below
-        give_back(slab.data, slab.capacity_bytes)
+        if slab.number:
+            free_slab(slab.number)
+        else:
+            give_back(slab.data, slab.capacity_bytes)
         free(slab)
         slab = following
 

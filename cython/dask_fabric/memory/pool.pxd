@@ -2,7 +2,9 @@
 
 cimport cython
 from cpython.ref cimport PyObject
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
+
+from dask_fabric.memory.files cimport Mapping
 
 @cython.final
 cdef class Buffer:
@@ -15,9 +17,13 @@ cdef class Buffer:
     cdef bint is_fresh              # not an idle slab's
     cdef bint has_small_pages
     cdef int size_class             # of the pool; -1 from malloc, -2 where too large to be cached
+    cdef uint32_t slab              # of the memory file; 0 elsewhere
+    cdef uint32_t epoch             # of that file
+    cdef Mapping *mapping           # of a peer's memory; NULL for this process's
     cdef PyObject *following        # of memory.arrays alone: it holds no reference
 
 cpdef Buffer allocate(Py_ssize_t nbytes, uint64_t like=*)
+cdef Buffer buffer_on(Mapping *mapping, char *data, Py_ssize_t nbytes)
 cdef void count_use(Buffer buffer, int sign) noexcept
 cdef bint pin_slab(Buffer buffer, object pin) except -1
 cdef void use_small_pages(Buffer buffer) noexcept

@@ -13,10 +13,14 @@ import operator
 
 cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
-from libc.stdint cimport uint64_t, uintptr_t
+from libc.stdint cimport uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 
 from dask_fabric.atomics cimport add_relaxed
+from dask_fabric.memory.files cimport (
+    Mapping, current_epoch, free_slab, has_retired, next_reusable, obtain_slab, release_slab,
+    serves, unmap,
+)
 from dask_fabric.memory.idle cimport (
     LARGEST_BYTES, NEVER_NS, STEP_COUNT, Figures, Slab, class_bytes, figures, has_idle, keep_idle,
     set_limits, snapshot, take_idle, trim_expired, trim_to, usage,
@@ -67,11 +71,17 @@ cdef void release(Buffer buffer) noexcept:
     if buffer.size_class == NOT_POOLED:
         free(data)
         return
-    slab = <Slab *>malloc(sizeof(Slab)) if buffer.size_class >= 0 else NULL
     if buffer.size_class >= 0:
         borrowed_bytes -= buffer.capacity_bytes - class_bytes(class_of(buffer.nbytes))
+    if buffer.slab and not release_slab(
+        buffer.slab, buffer.epoch, data, file_bytes(buffer.capacity_bytes)
+    ):
+        return                          # peers may have it mapped
+    slab = <Slab *>malloc(sizeof(Slab)) if buffer.size_class >= 0 else NULL
     if slab == NULL:
-        if not buffer.is_pinned:
+        if buffer.slab:
+            free_slab(buffer.slab)
+        elif not buffer.is_pinned:
             give_back(data, buffer.capacity_bytes)
         return
     slab.data = data
@@ -79,7 +89,31 @@ cdef void release(Buffer buffer) noexcept:
     slab.size_class = buffer.size_class
     slab.is_pinned = buffer.is_pinned
     slab.has_small_pages = buffer.has_small_pages
+    slab.number = buffer.slab
     keep_idle(slab)
+
+
+cdef inline Py_ssize_t file_bytes(Py_ssize_t capacity_bytes) noexcept nogil:
+    """How much of the memory file a slab has: the data may begin anywhere in a cache line."""
+    return whole_pages(capacity_bytes + CACHE_LINE_BYTES)
+
+
+cdef void reclaim() noexcept nogil:
+    """Make those slabs idle that peers had mapped, and have no more."""
+    cdef Slab *slab
+    cdef char *data = NULL
+    cdef Py_ssize_t capacity_bytes = 0
+    cdef int size_class = 0
+    cdef uint32_t number = next_reusable(&data, &capacity_bytes, &size_class)
+    while number:
+        slab = <Slab *>malloc(sizeof(Slab)) if size_class >= 0 else NULL
+        if slab == NULL:
+            free_slab(number)
+        else:
+            slab[0] = Slab(data=data, capacity_bytes=capacity_bytes, size_class=size_class,
+                           is_pinned=False, has_small_pages=False, number=number)
+            keep_idle(slab)
+        number = next_reusable(&data, &capacity_bytes, &size_class)
 
 
 # ---------------------------------------------------------------- buffers
@@ -109,7 +143,9 @@ cdef class Buffer:
         PyBuffer_FillInfo(view, self, self.data, self.nbytes, 0, flags)
 
     def __dealloc__(self):
-        if self.data != NULL:
+        if self.mapping != NULL:
+            unmap(self.mapping)
+        elif self.data != NULL:
             count_use(self, -1)
             release(self)
 
@@ -123,12 +159,14 @@ cdef void count_use(Buffer buffer, int sign) noexcept:
 cdef void reuse(Buffer buffer, Slab *slab) noexcept:
     """Give the buffer an idle slab."""
     add_relaxed(&usage.hits_count, 1)
-    if slab.has_small_pages:
+    if slab.has_small_pages and not slab.number:
         prefer_huge_pages(slab.data, slab.capacity_bytes)
     buffer.data = slab.data
     buffer.capacity_bytes = slab.capacity_bytes
     buffer.size_class = slab.size_class
     buffer.is_pinned = slab.is_pinned
+    buffer.slab = slab.number
+    buffer.epoch = current_epoch()
     free(slab)
 
 
@@ -138,6 +176,8 @@ cdef void fill(Buffer buffer, Py_ssize_t nbytes) noexcept:
     cdef Slab *slab
     cdef int size_class = class_of(nbytes)
     cdef Py_ssize_t capacity_bytes = class_bytes(size_class)
+    if has_retired():
+        reclaim()
     if capacity_bytes <= figures.max_idle_bytes:
         slab = take_idle(size_class, most_bytes(nbytes))
         if slab != NULL:
@@ -151,6 +191,13 @@ cdef void fill(Buffer buffer, Py_ssize_t nbytes) noexcept:
     buffer.capacity_bytes = capacity_bytes
     buffer.size_class = size_class
     buffer.is_fresh = True
+    if serves(nbytes):
+        buffer.slab = obtain_slab(
+            capacity_bytes, file_bytes(capacity_bytes), size_class, &buffer.data
+        )
+        buffer.epoch = current_epoch()
+        if buffer.slab:
+            return
     buffer.data = obtain(capacity_bytes)
     if buffer.data == NULL and trim_to(0, NEVER_NS):
         buffer.data = obtain(capacity_bytes)
@@ -198,6 +245,14 @@ cpdef Buffer allocate(Py_ssize_t nbytes, uint64_t like=0):
     return buffer
 
 
+cdef Buffer buffer_on(Mapping *mapping, char *data, Py_ssize_t nbytes):
+    """Make a buffer of memory that is a peer's; with it the mapping ends."""
+    cdef Buffer buffer = Buffer.__new__(Buffer)
+    buffer.mapping, buffer.data, buffer.nbytes = mapping, data, nbytes
+    buffer.size_class = NOT_POOLED
+    return buffer
+
+
 cdef bint pin_slab(Buffer buffer, object pin) except -1:
     """Have the slab of a buffer pinned, from now until the end of the process.
 
@@ -205,7 +260,7 @@ cdef bint pin_slab(Buffer buffer, object pin) except -1:
     """
     if buffer.is_pinned:
         return True
-    if (buffer.size_class < 0 or buffer.capacity_bytes < HUGE_BYTES
+    if (buffer.size_class < 0 or buffer.capacity_bytes < HUGE_BYTES or buffer.slab
             or usage.pinned_bytes + buffer.capacity_bytes > PINNED_LIMIT_BYTES):
         return False
     add_relaxed(&usage.pinned_bytes, buffer.capacity_bytes)
@@ -224,7 +279,7 @@ cdef void use_small_pages(Buffer buffer) noexcept:
     Before it is written: fresh memory loses its content.
     """
     if (buffer.size_class != NOT_POOLED and buffer.capacity_bytes >= HUGE_BYTES
-            and not buffer.is_pinned):
+            and not buffer.is_pinned and not buffer.slab):
         forgo_huge_pages(buffer.data - buffer.lead_bytes, buffer.capacity_bytes, buffer.is_fresh)
         buffer.has_small_pages = True
 
@@ -233,11 +288,13 @@ cdef void use_small_pages(Buffer buffer) noexcept:
 
 cpdef bint has_idle_memory() noexcept nogil:
     """Whether `trim_idle` may have something to do, now or later."""
-    return has_idle()
+    return has_idle() or has_retired()
 
 
 cpdef void trim_idle() noexcept nogil:
     """Give back what was idle for too long; under memory pressure, all that is idle."""
+    if has_retired():
+        reclaim()
     trim_expired()
 
 

@@ -18,6 +18,7 @@ cdef enum Fetch:
 cdef enum:
     ABANDON = -1                # cancel the transfer, and request the frames on the stream
     HOPELESS = -2               # the memory cannot be used again: the connection must end
+    ARRIVED = -4                # the frames are here
 
 cdef class Transfer:
     cdef readonly Path path

@@ -104,7 +104,10 @@ cdef class Path:
     # ------------------------------------------------------------ of the side that receives
 
     cdef object place(self, Slot *slot):
-        """Give a frame of host memory its memory, and write where that is into `data`."""
+        """Give a frame of host memory its memory, and write where that is into `data`.
+
+        A path that maps frames may leave that to `fetch`, and give None.
+        """
         return new_frame(slot.nbytes, &slot.data, 0)
 
     cdef Fetch fetch(self, Transfer transfer) except FETCH_FAULT:
@@ -119,7 +122,7 @@ cdef class Path:
         Returns
         -------
         float
-            After how many seconds to look again, 0 for never; `ABANDON` or `HOPELESS`.
+            After how many seconds to look again, 0 for never; `ABANDON`, `HOPELESS` or `ARRIVED`.
         """
         return 0.0
 

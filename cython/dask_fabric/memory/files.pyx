@@ -1,0 +1,1052 @@
+"""Memory files: memory of this process that other processes of its host can map.
+
+Theory of operation
+-------------------
+A process has one *memory file* (memfd_create(2)), which it shares with peers: they get a read-only
+descriptor. The file is cut into *slabs*; each holds one received array, or one result.
+
+The owner writes a slab through a shared mapping. Before it offers the slab for the first time it
+*freezes* it: it maps its own addresses anew, private and copy-on-write. From then on the file keeps
+the content of that moment. The owner's later writes go to pages of its own, and so do those of the
+peers, who map the file privately too. Nobody ever sees another's writes, and all arrays stay
+writeable. A frozen slab can be offered again while no page of the owner's mapping is private; the
+kernel's page map tells (`_has_changed`).
+
+A slab is used again when its array is dead and no peer has it mapped. A peer *claims* a slab before
+it maps it. Its claims are counters in a table of its own, one for each slab, which the owner can
+read. Owner and peer never write to the same memory, and neither waits for the other:
+
+    peer:   claims[slab] += 1;       then read generation[slab]; if it is another one: claims -= 1
+    owner:  generation[slab] += 1;   then read the claims of all peers; if one is not 0: try later
+
+Both steps are sequentially consistent, so that at least one of the two sees the other. A peer that
+dies loses its claims: its connection to `dask_fabric.paths.shm.exchange` ends, and the owner drops
+its table. A peer that lies about its claims can keep slabs from being used again (`max_bytes`
+bounds that), or see wrong content itself.
+
+A forked child has all mappings of its parent. Before a fork all slabs are frozen, and each mapping
+of a peer's slab is claimed once more for the child; what was alive at a fork is not used again
+until that child has ended, which a pipe tells. The child itself begins without files.
+
+Everything here is under one mutex, and needs no GIL. Native threads that trim the pool call it.
+"""
+
+import os
+import secrets
+
+from libc.errno cimport errno
+from libc.stdint cimport int32_t, uint32_t, uint64_t, uintptr_t
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memmove, memset
+from posix.fcntl cimport O_CLOEXEC, O_RDONLY, open as open_file
+from posix.ioctl cimport ioctl
+from posix.mman cimport (
+    MAP_FAILED, MAP_FIXED, MAP_PRIVATE, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap,
+)
+from posix.unistd cimport close, pread
+
+from dask_fabric.linux cimport POLLIN, poll, pollfd
+from dask_fabric.memory.system cimport HUGE_BYTES, PAGE_BYTES, whole_pages
+
+from dask_fabric.errors import ConfigError, UnavailableError
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_mutex_t:
+        pass
+    int pthread_mutex_init(pthread_mutex_t *, const void *)
+    int pthread_mutex_lock(pthread_mutex_t *)
+    int pthread_mutex_unlock(pthread_mutex_t *)
+
+cdef extern from "<fcntl.h>" nogil:
+    int fallocate(int fd, int mode, long offset, long nbytes)
+    int FALLOC_FL_KEEP_SIZE
+    int FALLOC_FL_PUNCH_HOLE
+
+cdef extern from *:
+    """
+    #include <stdint.h>
+    static inline void dask_fabric_claim(int32_t *count, int32_t more) {
+        __atomic_add_fetch(count, more, __ATOMIC_SEQ_CST);
+    }
+    static inline int32_t dask_fabric_claims(const int32_t *count) {
+        return __atomic_load_n(count, __ATOMIC_SEQ_CST);
+    }
+    static inline uint32_t dask_fabric_generation(const uint32_t *number) {
+        return __atomic_load_n(number, __ATOMIC_SEQ_CST);
+    }
+    static inline void dask_fabric_next_generation(uint32_t *number) {
+        __atomic_add_fetch(number, 1, __ATOMIC_SEQ_CST);
+    }
+    """
+    void claim "dask_fabric_claim" (int32_t *count, int32_t more) noexcept nogil
+    int32_t claims_at "dask_fabric_claims" (const int32_t *count) noexcept nogil
+    uint32_t generation_at "dask_fabric_generation" (const uint32_t *number) noexcept nogil
+    void next_generation "dask_fabric_next_generation" (uint32_t *number) noexcept nogil
+
+cdef enum:
+    SLAB_LIMIT = 1 << 16
+    TABLE_BYTES = SLAB_LIMIT * 32       # of `Record`
+    CLAIMS_BYTES = SLAB_LIMIT * 4
+    PAGE_MAP_BYTES = 8                  # of an entry of /proc/PID/pagemap
+    PAGES_AT_ONCE = 512
+    # Of PAGEMAP_SCAN, whose names older headers lack.
+    PAGE_IS_FILE = 1 << 2
+    PAGE_IS_PRESENT = 1 << 3
+    PAGE_IS_SWAPPED = 1 << 4
+
+# Sparse, and so large that offsets are never used twice: at 10 GB/s it lasts for a day.
+cdef uint64_t FILE_BYTES = <uint64_t> 1 << 50
+cdef unsigned long PAGEMAP_SCAN = 0xC0606610     # _IOWR('f', 16, struct pm_scan_arg)
+cdef uint64_t ENTRY_IS_PRESENT = <uint64_t> 1 << 63
+cdef uint64_t ENTRY_IS_SWAPPED = <uint64_t> 1 << 62
+cdef uint64_t ENTRY_IS_FILE = <uint64_t> 1 << 61
+
+# What peers can read of a slab.
+cdef struct Record:
+    uint32_t generation
+    uint32_t reserved
+    uint64_t offset             # in the file
+    uint64_t nbytes             # of whole pages
+    uint64_t unused
+
+cdef enum State:
+    UNUSED = 0
+    WRITABLE = 1                # mapped shared: nobody else has it
+    FROZEN = 2                  # mapped private: peers may have it
+    RETIRED = 3                 # its array is dead, and peers may have it
+
+cdef struct OwnSlab:
+    char *data
+    Py_ssize_t capacity_bytes   # as the pool counts
+    int size_class
+    State state
+    uint32_t born               # how many forks there had been,
+    uint32_t died               # and how many when its array died
+    uint32_t following          # of the retired, or of the unused
+
+# A process whose slabs are mapped here.
+cdef struct Origin:
+    uint64_t id
+    int file_fd
+    const Record *table         # read-only
+    int32_t *claims             # this process's
+    Py_ssize_t mapping_count
+    bint is_gone
+    Origin *following
+
+# A process that maps slabs of this one.
+cdef struct Client:
+    uint64_t id
+    uint64_t key                # of the connection
+    const int32_t *claims       # read-only
+    Client *following
+
+cdef struct Mapping:
+    char *base
+    uint64_t nbytes
+    Origin *origin              # NULL in a forked child: the claim is its parent's
+    uint64_t origin_id
+    uint32_t slab
+    uint32_t generation
+    uint64_t offset             # of `base` in the slab
+    Mapping *previous
+    Mapping *following
+
+# Memory that may be offered, in the order of its addresses.
+cdef struct Range:
+    uintptr_t begin
+    uintptr_t end
+    uint32_t slab               # of this process; else
+    Mapping *mapping
+
+# A forked child, and what is claimed for it.
+cdef struct Child:
+    int fd                      # its end is seen here
+    uint32_t number
+    Py_ssize_t claim_count
+    int32_t **claims
+    Child *following
+
+cdef struct Figures:
+    Py_ssize_t slab_count       # in use, idle in the pool, or retired
+    Py_ssize_t slab_bytes
+    Py_ssize_t retired_count    # dead, and still mapped by peers
+    Py_ssize_t retired_bytes
+    Py_ssize_t frozen_count     # ever
+    Py_ssize_t reused_count     # ever
+    Py_ssize_t mapping_count    # of peers' slabs
+    Py_ssize_t mapped_bytes
+    Py_ssize_t client_count
+    Py_ssize_t origin_count
+
+cdef pthread_mutex_t mutex
+pthread_mutex_init(&mutex, NULL)
+
+cdef uint64_t own_id = 0
+cdef int file_fd = -1
+cdef int table_fd = -1
+cdef int pagemap_fd = -1
+cdef Record *table = NULL
+cdef OwnSlab *slabs = NULL
+cdef uint32_t used_numbers = 1          # 0 is none
+cdef uint32_t unused = 0                # the first of those that were used before
+cdef uint32_t retired = 0
+cdef uint64_t next_offset = 0
+cdef Client *clients = NULL
+cdef Origin *origins = NULL
+cdef Mapping *mappings = NULL
+cdef Child *children = NULL
+cdef Range *ranges = NULL
+cdef Py_ssize_t range_count = 0
+cdef Py_ssize_t range_capacity = 0
+cdef uint32_t fork_count = 0
+cdef uint32_t epoch = 1                 # another one in each forked child
+cdef bint is_on = False
+cdef Py_ssize_t least_bytes = 1 << 20
+cdef Py_ssize_t max_bytes = 0
+cdef Figures figures
+memset(&figures, 0, sizeof(figures))
+
+
+cdef void lock() noexcept nogil:
+    pthread_mutex_lock(&mutex)
+
+
+cdef void unlock() noexcept nogil:
+    pthread_mutex_unlock(&mutex)
+
+
+cdef uint32_t current_epoch() noexcept nogil:
+    return epoch
+
+
+cdef bint serves(Py_ssize_t nbytes) noexcept nogil:
+    """Whether memory of this size is to lie in the file."""
+    return is_on and nbytes >= least_bytes
+
+
+cdef bint has_retired() noexcept nogil:
+    return retired != 0
+
+
+# ---------------------------------------------------------------- what lies where
+
+cdef Py_ssize_t _first_behind(uintptr_t address) noexcept nogil:
+    """The index of the first range that begins behind an address."""
+    cdef Py_ssize_t low = 0, high = range_count, middle
+    while low < high:
+        middle = (low + high) // 2
+        if ranges[middle].begin <= address:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+cdef Range *_range_of(uintptr_t address, uint64_t nbytes) noexcept nogil:
+    """The range in which all these bytes lie; NULL where there is none."""
+    cdef Py_ssize_t index = _first_behind(address) - 1
+    if index < 0 or address >= ranges[index].end or nbytes > ranges[index].end - address:
+        return NULL
+    return &ranges[index]
+
+
+cdef bint _add_range(char *data, uint64_t nbytes, uint32_t slab, Mapping *mapping) noexcept nogil:
+    """False where there is no memory for it."""
+    global ranges, range_count, range_capacity
+    cdef Range *grown
+    cdef Py_ssize_t index
+    if range_count == range_capacity:
+        grown = <Range *> realloc(ranges, (2 * range_capacity + 64) * sizeof(Range))
+        if grown == NULL:
+            return False
+        ranges, range_capacity = grown, 2 * range_capacity + 64
+    index = _first_behind(<uintptr_t> data)
+    memmove(&ranges[index + 1], &ranges[index], (range_count - index) * sizeof(Range))
+    ranges[index] = Range(<uintptr_t> data, <uintptr_t> data + nbytes, slab, mapping)
+    range_count += 1
+    return True
+
+
+cdef void _remove_range(char *data) noexcept nogil:
+    global range_count
+    cdef Py_ssize_t index = _first_behind(<uintptr_t> data) - 1
+    if index < 0 or ranges[index].begin != <uintptr_t> data:
+        return
+    range_count -= 1
+    memmove(&ranges[index], &ranges[index + 1], (range_count - index) * sizeof(Range))
+
+
+# ---------------------------------------------------------------- slabs of this process
+
+cdef uint32_t obtain_slab(
+    Py_ssize_t capacity_bytes, Py_ssize_t mapped_bytes, int size_class, char **data
+) noexcept nogil:
+    """Give fresh memory of the file, of whole pages; 0 where there is none to be had.
+
+    Parameters
+    ----------
+    capacity_bytes, size_class
+        As the pool counts.
+    mapped_bytes
+        So much is mapped: a multiple of the page size.
+    """
+    cdef uint32_t number = 0
+    lock()
+    if is_on and figures.slab_bytes + mapped_bytes <= max_bytes:
+        number = _new_number()
+    if number:
+        data[0] = _open_slab(number, capacity_bytes, mapped_bytes, size_class)
+        if data[0] == NULL:
+            _put_back(number)
+            number = 0
+    unlock()
+    return number
+
+
+cdef uint32_t _new_number() noexcept nogil:
+    global unused, used_numbers
+    cdef uint32_t number = unused
+    if number:
+        unused = slabs[number].following
+        return number
+    if used_numbers == SLAB_LIMIT:
+        return 0
+    used_numbers += 1
+    return used_numbers - 1
+
+
+cdef void _put_back(uint32_t number) noexcept nogil:
+    global unused
+    slabs[number].state = UNUSED
+    slabs[number].following = unused
+    unused = number
+
+
+cdef char *_open_slab(
+    uint32_t number, Py_ssize_t capacity_bytes, Py_ssize_t mapped_bytes, int size_class
+) noexcept nogil:
+    global next_offset
+    cdef OwnSlab *slab = &slabs[number]
+    cdef uint64_t step_bytes = HUGE_BYTES if mapped_bytes >= HUGE_BYTES else PAGE_BYTES
+    cdef uint64_t offset = (next_offset + step_bytes - 1) // step_bytes * step_bytes
+    if offset + mapped_bytes > FILE_BYTES:
+        return NULL
+    slab.capacity_bytes, slab.size_class = capacity_bytes, size_class
+    table[number].offset, table[number].nbytes = offset, mapped_bytes
+    if not _map_shared(number):
+        return NULL
+    next_offset = offset + mapped_bytes
+    figures.slab_count += 1
+    figures.slab_bytes += mapped_bytes
+    return slab.data
+
+
+cdef bint _map_shared(uint32_t number) noexcept nogil:
+    """Map a slab that nobody else has, for its owner to write."""
+    cdef OwnSlab *slab = &slabs[number]
+    cdef Record *record = &table[number]
+    cdef void *data = mmap(
+        NULL, record.nbytes, PROT_READ | PROT_WRITE, MAP_SHARED, file_fd, record.offset
+    )
+    if data == MAP_FAILED:
+        return False
+    if not _add_range(<char *> data, record.nbytes, number, NULL):
+        munmap(data, record.nbytes)
+        return False
+    slab.data = <char *> data
+    slab.state = WRITABLE
+    slab.born = fork_count
+    return True
+
+
+cdef bint release_slab(
+    uint32_t number, uint32_t its_epoch, char *data, Py_ssize_t mapped_bytes
+) noexcept nogil:
+    """The array is dead; True where its memory can be used again at once, as it is.
+
+    Else nothing of it is left in the address space.
+    """
+    global retired
+    cdef OwnSlab *slab
+    cdef bint is_free
+    lock()
+    if its_epoch != epoch:              # the parent's: this child has its mapping alone
+        unlock()
+        munmap(data, mapped_bytes)
+        return False
+    slab = &slabs[number]
+    is_free = slab.state == WRITABLE
+    if not is_free:
+        slab.state = RETIRED
+        slab.died = fork_count
+        next_generation(&table[number].generation)
+        slab.following, retired = retired, number
+        figures.retired_count += 1
+        figures.retired_bytes += table[number].nbytes
+        _remove_range(data)
+    unlock()
+    if not is_free:
+        munmap(data, mapped_bytes)
+    return is_free
+
+
+cdef void free_slab(uint32_t number) noexcept nogil:
+    """Give the memory of a slab that nobody else has back to the system."""
+    cdef OwnSlab *slab = &slabs[number]
+    cdef uint64_t offset = table[number].offset, nbytes = table[number].nbytes
+    lock()
+    _remove_range(slab.data)
+    unlock()
+    munmap(slab.data, nbytes)           # may take milliseconds, and so may this
+    fallocate(file_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, nbytes)
+    lock()
+    figures.slab_count -= 1
+    figures.slab_bytes -= nbytes
+    next_generation(&table[number].generation)
+    _put_back(number)
+    unlock()
+
+
+cdef uint32_t next_reusable(
+    char **data, Py_ssize_t *capacity_bytes, int *size_class
+) noexcept nogil:
+    """Take a retired slab that nobody has any more, and map it again; 0 where there is none."""
+    global retired
+    cdef uint32_t number
+    cdef uint32_t *link
+    lock()
+    _reap_children()
+    link = &retired
+    while link[0] and (_is_claimed(link[0]) or _is_in_child(&slabs[link[0]])):
+        link = &slabs[link[0]].following
+    number = link[0]
+    if number:
+        link[0] = slabs[number].following
+        figures.retired_count -= 1
+        figures.retired_bytes -= table[number].nbytes
+        if _map_shared(number):
+            figures.reused_count += 1
+            data[0] = slabs[number].data
+            capacity_bytes[0] = slabs[number].capacity_bytes
+            size_class[0] = slabs[number].size_class
+        else:
+            figures.slab_count -= 1
+            figures.slab_bytes -= table[number].nbytes
+            fallocate(
+                file_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, table[number].offset,
+                table[number].nbytes,
+            )
+            _put_back(number)
+            number = 0
+    unlock()
+    return number
+
+
+cdef bint _is_claimed(uint32_t number) noexcept nogil:
+    cdef Client *client = clients
+    while client != NULL:
+        if claims_at(&client.claims[number]) != 0:
+            return True
+        client = client.following
+    return False
+
+
+cdef bint _is_in_child(OwnSlab *slab) noexcept nogil:
+    """Whether a forked child that lives may have the slab mapped."""
+    cdef Child *child = children
+    while child != NULL:
+        if slab.born < child.number <= slab.died:
+            return True
+        child = child.following
+    return False
+
+
+cdef bint _freeze(uint32_t number) noexcept nogil:
+    """Keep the content of a slab as it is, in the file; writes go elsewhere from now on."""
+    cdef OwnSlab *slab = &slabs[number]
+    cdef Record *record = &table[number]
+    cdef void *data = mmap(
+        slab.data, record.nbytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, file_fd,
+        record.offset,
+    )
+    if data == MAP_FAILED:
+        return False
+    slab.state = FROZEN
+    figures.frozen_count += 1
+    return True
+
+
+# ---------------------------------------------------------------- what was changed
+
+cdef struct PageRegion:         # struct page_region
+    uint64_t start
+    uint64_t end
+    uint64_t categories
+
+cdef struct PageScan:           # struct pm_scan_arg
+    uint64_t size
+    uint64_t flags
+    uint64_t start
+    uint64_t end
+    uint64_t walk_end
+    uint64_t regions
+    uint64_t region_count
+    uint64_t most_pages
+    uint64_t inverted_categories
+    uint64_t all_categories
+    uint64_t any_categories
+    uint64_t told_categories
+
+
+cdef bint _has_changed(uintptr_t address, uint64_t nbytes) noexcept nogil:
+    """Whether a page of a private mapping was written, and is not the file's any more.
+
+    True also where the kernel does not tell. A page that was written is anonymous.
+    """
+    cdef uint64_t begin = address // PAGE_BYTES * PAGE_BYTES
+    cdef uint64_t end = (address + nbytes + PAGE_BYTES - 1) // PAGE_BYTES * PAGE_BYTES
+    cdef PageRegion region
+    cdef PageScan scan = PageScan(
+        sizeof(PageScan), 0, begin, end, 0, <uint64_t> &region, 1, 1,
+        PAGE_IS_FILE, PAGE_IS_FILE, PAGE_IS_PRESENT | PAGE_IS_SWAPPED, PAGE_IS_FILE,
+    )
+    cdef int found
+    if pagemap_fd < 0:
+        return True
+    found = ioctl(pagemap_fd, PAGEMAP_SCAN, &scan)
+    if found >= 0:
+        return found > 0
+    return _is_any_anonymous(begin // PAGE_BYTES, (end - begin) // PAGE_BYTES)
+
+
+cdef bint _is_any_anonymous(uint64_t page, uint64_t left_count) noexcept nogil:
+    """The same, on kernels before 6.7."""
+    cdef uint64_t entries[PAGES_AT_ONCE]
+    cdef uint64_t count, index
+    while left_count > 0:
+        count = min(left_count, <uint64_t> PAGES_AT_ONCE)
+        if pread(pagemap_fd, entries, count * PAGE_MAP_BYTES, page * PAGE_MAP_BYTES) != <ssize_t> (
+            count * PAGE_MAP_BYTES
+        ):
+            return True
+        for index in range(count):
+            if (
+                entries[index] & (ENTRY_IS_PRESENT | ENTRY_IS_SWAPPED)
+                and not entries[index] & ENTRY_IS_FILE
+            ):
+                return True
+        page += count
+        left_count -= count
+    return False
+
+
+# ---------------------------------------------------------------- offered, and mapped by peers
+
+cdef bint describe_place(
+    uintptr_t address, uint64_t nbytes, uint64_t peer, Place *place
+) noexcept nogil:
+    """Say where a frame lies, for a peer to map it; False where it cannot.
+
+    A slab of this process is frozen by this.
+
+    Parameters
+    ----------
+    address, nbytes
+        Of the frame, which stays alive meanwhile.
+    peer
+        The process that is to map it: it must have this process's file already.
+    """
+    cdef Range *found
+    cdef bint is_shareable = False, may_have_changed = True
+    lock()
+    found = _range_of(address, nbytes)
+    if found != NULL and found.slab:
+        if _has_client(peer):
+            place[0] = Place(
+                own_id, found.slab, table[found.slab].generation, address - found.begin
+            )
+            is_shareable = True
+            if slabs[found.slab].state == WRITABLE:
+                is_shareable = _freeze(found.slab)
+                may_have_changed = False
+    elif found != NULL and found.mapping.origin != NULL:
+        place[0] = Place(
+            found.mapping.origin_id, found.mapping.slab, found.mapping.generation,
+            found.mapping.offset + (address - found.begin),
+        )
+        is_shareable = True
+    unlock()
+    return is_shareable and not (may_have_changed and _has_changed(address, nbytes))
+
+
+cdef bint _has_client(uint64_t peer) noexcept nogil:
+    cdef Client *client = clients
+    while client != NULL:
+        if client.id == peer:
+            return True
+        client = client.following
+    return False
+
+
+cdef Origin *_origin_of(uint64_t id) noexcept nogil:
+    cdef Origin *origin = origins
+    while origin != NULL and (origin.id != id or origin.is_gone):
+        origin = origin.following
+    return origin
+
+
+cdef Mapped map_place(
+    const Place *place, uint64_t nbytes, Mapping **mapping, char **data
+) noexcept nogil:
+    """Map a frame of a peer, which may say anything.
+
+    The mapping stays as it is, whatever becomes of the peer, until `unmap`.
+    """
+    cdef Origin *origin
+    cdef const Record *record
+    cdef uint64_t begin, lead_bytes
+    cdef Mapped outcome = STALE
+    lock()
+    origin = _origin_of(place.origin)
+    if origin == NULL:
+        unlock()
+        return UNKNOWN_ORIGIN
+    if 0 < place.slab < SLAB_LIMIT:
+        record = &origin.table[place.slab]
+        claim(&origin.claims[place.slab], 1)
+        if generation_at(&record.generation) == place.generation:
+            outcome = NOT_MAPPED
+            begin = record.offset + place.offset
+            if (
+                place.offset <= FILE_BYTES and nbytes <= FILE_BYTES and begin <= FILE_BYTES
+                and begin + nbytes <= FILE_BYTES and place.offset + nbytes <= record.nbytes
+            ):
+                lead_bytes = begin % PAGE_BYTES
+                mapping[0] = _map_claimed(origin, place, begin - lead_bytes, lead_bytes + nbytes)
+                if mapping[0] != NULL:
+                    mapping[0].offset = place.offset - lead_bytes
+                    data[0] = mapping[0].base + lead_bytes
+                    outcome = MAPPED
+        if outcome != MAPPED:
+            claim(&origin.claims[place.slab], -1)
+    unlock()
+    return outcome
+
+
+cdef Mapping *_map_claimed(
+    Origin *origin, const Place *place, uint64_t begin, uint64_t nbytes
+) noexcept nogil:
+    global mappings
+    cdef Mapping *mapping
+    cdef uint64_t mapped_bytes = whole_pages(nbytes)
+    cdef void *base = mmap(
+        NULL, mapped_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE, origin.file_fd, begin
+    )
+    if base == MAP_FAILED:
+        return NULL
+    mapping = <Mapping *> calloc(1, sizeof(Mapping))
+    if mapping == NULL or not _add_range(<char *> base, mapped_bytes, 0, mapping):
+        free(mapping)
+        munmap(base, mapped_bytes)
+        return NULL
+    mapping.base, mapping.nbytes = <char *> base, mapped_bytes
+    mapping.origin, mapping.origin_id = origin, origin.id
+    mapping.slab, mapping.generation = place.slab, place.generation
+    mapping.following = mappings
+    if mappings != NULL:
+        mappings.previous = mapping
+    mappings = mapping
+    origin.mapping_count += 1
+    figures.mapping_count += 1
+    figures.mapped_bytes += mapped_bytes
+    return mapping
+
+
+cdef void unmap(Mapping *mapping) noexcept nogil:
+    """Nothing here needs a frame of a peer any more."""
+    global mappings
+    cdef Origin *origin = mapping.origin
+    lock()
+    _remove_range(mapping.base)
+    if mapping.previous != NULL:
+        mapping.previous.following = mapping.following
+    else:
+        mappings = mapping.following
+    if mapping.following != NULL:
+        mapping.following.previous = mapping.previous
+    munmap(mapping.base, mapping.nbytes)
+    figures.mapping_count -= 1
+    figures.mapped_bytes -= mapping.nbytes
+    if origin != NULL:
+        claim(&origin.claims[mapping.slab], -1)
+        origin.mapping_count -= 1
+        _drop_if_unused(origin)
+    unlock()
+    free(mapping)
+
+
+cdef void _drop_if_unused(Origin *origin) noexcept nogil:
+    """Forget a process that is gone, with its last mapping."""
+    cdef Origin **link = &origins
+    if not origin.is_gone or origin.mapping_count:
+        return
+    while link[0] != origin:
+        link = &link[0].following
+    link[0] = origin.following
+    figures.origin_count -= 1
+    _close_origin(origin)
+
+
+cdef void _close_origin(Origin *origin) noexcept nogil:
+    munmap(<void *> origin.table, TABLE_BYTES)
+    munmap(origin.claims, CLAIMS_BYTES)
+    close(origin.file_fd)
+    free(origin)
+
+
+# ---------------------------------------------------------------- forks
+
+cdef void _reap_children() noexcept nogil:
+    """Give up the claims of forked children that have ended."""
+    cdef Child **link = &children
+    cdef Child *child
+    cdef Py_ssize_t index
+    cdef pollfd state
+    while link[0] != NULL:
+        child = link[0]
+        state = pollfd(child.fd, POLLIN, 0)
+        if poll(&state, 1, 0) == 0:
+            link = &child.following
+            continue
+        for index in range(child.claim_count):
+            claim(child.claims[index], -1)
+        link[0] = child.following
+        close(child.fd)
+        free(child.claims)
+        free(child)
+
+
+def before_fork():
+    """Freeze all slabs, and claim all mappings for the child; until `after_fork`, all stands still.
+
+    The pool must have no idle slabs of the file: the child would write into them.
+
+    Returns
+    -------
+    int or None
+        What only the child must keep open, for as long as it lives.
+    """
+    global fork_count, children
+    cdef Child *child = NULL
+    cdef Mapping *mapping
+    cdef uint32_t number
+    lock()
+    if own_id == 0 and origins == NULL:
+        return None
+    fork_count += 1
+    for number in range(1, used_numbers):
+        if slabs[number].state == WRITABLE:
+            _freeze(number)
+    here, there = os.pipe2(os.O_CLOEXEC)
+    child = <Child *> calloc(1, sizeof(Child))
+    if child != NULL:
+        child.claims = <int32_t **> malloc(max(figures.mapping_count, 1) * sizeof(int32_t *))
+        child.fd, child.number = here, fork_count
+        mapping = mappings
+        while mapping != NULL and child.claims != NULL:
+            if mapping.origin != NULL:
+                # Its table must outlive the claims: the origin stays for as long as the process.
+                mapping.origin.mapping_count += 1
+                child.claims[child.claim_count] = &mapping.origin.claims[mapping.slab]
+                claim(child.claims[child.claim_count], 1)
+                child.claim_count += 1
+            mapping = mapping.following
+        child.following, children = children, child
+    return there
+
+
+def after_fork_in_parent(int fd):
+    """Go on; *fd* is what `before_fork` gave, or -1."""
+    unlock()
+    if fd >= 0:
+        os.close(fd)
+
+
+def after_fork_in_child():
+    """Begin without files: what is mapped stays mapped, and belongs to the parent."""
+    global own_id, file_fd, table_fd, pagemap_fd, table, used_numbers, unused, retired, next_offset
+    global clients, origins, children, range_count, epoch, is_on
+    cdef Mapping *mapping = mappings
+    pthread_mutex_init(&mutex, NULL)
+    range_count = 0
+    while mapping != NULL:
+        mapping.origin = NULL
+        _add_range(mapping.base, mapping.nbytes, 0, mapping)
+        mapping = mapping.following
+    for fd in (file_fd, table_fd, pagemap_fd):
+        if fd >= 0:
+            close(fd)
+    if table != NULL:
+        munmap(table, TABLE_BYTES)
+    table = NULL
+    own_id, file_fd, table_fd, pagemap_fd = 0, -1, -1, -1
+    used_numbers, unused, retired, next_offset = 1, 0, 0, 0
+    clients, origins, children = NULL, NULL, NULL
+    epoch += 1
+    is_on = False
+    figures.slab_count = figures.slab_bytes = 0
+    figures.retired_count = figures.retired_bytes = 0
+    figures.client_count = figures.origin_count = 0
+
+
+# ---------------------------------------------------------------- for the exchange of descriptors
+
+def open_file_of_process():
+    """Make the file of this process, if it has none.
+
+    Returns
+    -------
+    int
+        By which peers know the process: random, and not 0.
+
+    Raises
+    ------
+    UnavailableError
+        The kernel or the limits of this process do not allow it; the message says why.
+    """
+    global own_id, file_fd, table_fd, pagemap_fd, table, slabs
+    cdef void *mapped
+    if own_id:
+        return own_id
+    try:
+        new_file, new_table = _sealed("dask-fabric", FILE_BYTES), _sealed("table", TABLE_BYTES)
+    except OSError as error:
+        raise UnavailableError(f"memory files cannot be made here: {error}") from error
+    mapped = mmap(NULL, TABLE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, new_table, 0)
+    if slabs == NULL:
+        slabs = <OwnSlab *> calloc(SLAB_LIMIT, sizeof(OwnSlab))
+    if mapped == MAP_FAILED or slabs == NULL:
+        os.close(new_file)
+        os.close(new_table)
+        raise UnavailableError("memory files cannot be made here: no memory for their table")
+    memset(slabs, 0, SLAB_LIMIT * sizeof(OwnSlab))
+    pagemap_fd = open_file("/proc/self/pagemap", O_RDONLY | O_CLOEXEC)
+    table = <Record *> mapped
+    file_fd, table_fd = new_file, new_table
+    own_id = 1 + secrets.randbits(62)
+    return own_id
+
+
+def _sealed(name, nbytes):
+    """Make a memory file that keeps its size: who maps it meets no end of it."""
+    import fcntl
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, nbytes)
+        fcntl.fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+F_ADD_SEALS, F_GET_SEALS = 1033, 1034       # fcntl(2); Python has their names since 3.8 at times
+F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW = 1, 2, 4
+
+
+def descriptors():
+    """Give new read-only descriptors of the file of this process and of the table of its slabs."""
+    return [
+        os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC) for fd in (file_fd, table_fd)
+    ]
+
+
+def _checked(fd, nbytes):
+    """Raise unless a descriptor of a peer is of a memory file of this size, which it keeps."""
+    import fcntl
+    try:
+        seals = fcntl.fcntl(fd, F_GET_SEALS)
+    except OSError:
+        seals = 0
+    if not seals & F_SEAL_SHRINK or os.fstat(fd).st_size != nbytes:
+        raise ValueError("the peer's descriptor is not of a memory file as it must be")
+
+
+def add_client(uint64_t key, uint64_t id, int claims_fd):
+    """Let a peer map slabs of this process.
+
+    Parameters
+    ----------
+    key : int
+        Of its connection, for `remove_client`.
+    id : int
+        Its own.
+    claims_fd : int
+        Of its claims; the caller closes it.
+
+    Raises
+    ------
+    ValueError, OSError
+        The descriptor is not what it must be.
+    """
+    global clients
+    cdef Client *client
+    cdef void *mapped
+    _checked(claims_fd, CLAIMS_BYTES)
+    mapped = mmap(NULL, CLAIMS_BYTES, PROT_READ, MAP_SHARED, claims_fd, 0)
+    if mapped == MAP_FAILED:
+        raise OSError(errno, os.strerror(errno))
+    client = <Client *> calloc(1, sizeof(Client))
+    if client == NULL:
+        munmap(mapped, CLAIMS_BYTES)
+        raise MemoryError()
+    client.id, client.key, client.claims = id, key, <const int32_t *> mapped
+    with nogil:
+        lock()
+        client.following = clients
+        clients = client
+        figures.client_count += 1
+        unlock()
+
+
+def remove_client(uint64_t key):
+    """A peer has ended: its claims are void."""
+    cdef Client **link = &clients
+    cdef Client *client
+    with nogil:
+        lock()
+        while link[0] != NULL and link[0].key != key:
+            link = &link[0].following
+        client = link[0]
+        if client != NULL:
+            link[0] = client.following
+            figures.client_count -= 1
+        unlock()
+        if client != NULL:
+            munmap(<void *> client.claims, CLAIMS_BYTES)
+            free(client)
+
+
+def new_claims():
+    """Make a table of claims, for the slabs of one process.
+
+    Returns
+    -------
+    (int, int)
+        A descriptor for `add_origin`, and a read-only one for that process.
+    """
+    fd = _sealed("claims", CLAIMS_BYTES)
+    try:
+        return fd, os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def add_origin(uint64_t id, int its_file_fd, int its_table_fd, int claims_fd):
+    """Map slabs of a peer from now on.
+
+    Parameters
+    ----------
+    id : int
+        Of the peer.
+    its_file_fd, its_table_fd, claims_fd : int
+        The caller closes them.
+
+    Raises
+    ------
+    ValueError, OSError
+        A descriptor is not what it must be.
+    """
+    global origins
+    cdef Origin *origin
+    cdef void *its_table
+    cdef void *claims
+    _checked(its_file_fd, FILE_BYTES)
+    _checked(its_table_fd, TABLE_BYTES)
+    kept = os.dup(its_file_fd)
+    its_table = mmap(NULL, TABLE_BYTES, PROT_READ, MAP_SHARED, its_table_fd, 0)
+    claims = mmap(NULL, CLAIMS_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, claims_fd, 0)
+    origin = <Origin *> calloc(1, sizeof(Origin))
+    if its_table == MAP_FAILED or claims == MAP_FAILED or origin == NULL:
+        if its_table != MAP_FAILED:
+            munmap(its_table, TABLE_BYTES)
+        if claims != MAP_FAILED:
+            munmap(claims, CLAIMS_BYTES)
+        free(origin)
+        os.close(kept)
+        raise MemoryError()
+    origin.id, origin.file_fd = id, kept
+    origin.table, origin.claims = <const Record *> its_table, <int32_t *> claims
+    with nogil:
+        lock()
+        origin.following = origins
+        origins = origin
+        figures.origin_count += 1
+        unlock()
+
+
+def remove_origin(uint64_t id):
+    """A peer has ended; what is mapped of it stays as it is."""
+    cdef Origin *origin
+    with nogil:
+        lock()
+        origin = _origin_of(id)
+        if origin != NULL:
+            origin.is_gone = True
+            _drop_if_unused(origin)
+        unlock()
+
+
+def has_origin(uint64_t id):
+    """Whether slabs of a peer can be mapped."""
+    cdef bint has
+    with nogil:
+        lock()
+        has = _origin_of(id) != NULL
+        unlock()
+    return has
+
+
+def has_client(uint64_t id):
+    """Whether a peer can map slabs of this process."""
+    cdef bint has
+    with nogil:
+        lock()
+        has = _has_client(id)
+        unlock()
+    return has
+
+
+# ---------------------------------------------------------------- settings and figures
+
+def configure(*, is_enabled, threshold_bytes, most_bytes):
+    """Have received arrays lie in the file from now on, or not.
+
+    Parameters
+    ----------
+    is_enabled : bool
+        The file must have been made.
+    threshold_bytes : int
+        From which size on.
+    most_bytes : int
+        All slabs together; what is more lies elsewhere.
+    """
+    global is_on, least_bytes, max_bytes
+    if threshold_bytes < PAGE_BYTES:
+        raise ConfigError(f"threshold_bytes is {threshold_bytes}: use {PAGE_BYTES} or more")
+    lock()
+    is_on = is_enabled and own_id != 0
+    least_bytes, max_bytes = threshold_bytes, most_bytes
+    unlock()
+
+
+def statistics():
+    """Figures of the file and of what is mapped, as a dict of counts and bytes."""
+    cdef Figures seen
+    with nogil:
+        lock()
+        seen = figures
+        unlock()
+    return seen

@@ -1,0 +1,1 @@
+"""Shared memory: frames in memory files, which processes of a host map."""

@@ -1,0 +1,128 @@
+"""Shared memory: a receiver maps large frames of a process of its host, and nothing is copied."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dask_fabric.config.memory import host_memory_bytes
+from dask_fabric.errors import UnavailableError
+from dask_fabric.keys import Section, optional_size, size, switch
+from dask_fabric.paths.provider import Candidate, Description, Peer, Provider
+
+logger = logging.getLogger(__name__)
+
+_THRESHOLD_BYTES_LEAST = 64 << 10
+_PART_OF_MEMORY = 2  # a half
+
+
+class SHMProvider(Provider):
+    """The path ``shm``."""
+
+    name = "shm"
+    title = "shared memory"
+    rank = 10
+    takes_all = False
+    within_host = True
+    section = Section(
+        "Frames within a host lie in memory files, and are mapped by their receiver.",
+        {
+            "enabled": switch(
+                "enabled",
+                False,
+                "",
+                "Within a host, `fabric://` without TLS lets receivers map large frames from a "
+                "memory file of the sender, without a copy.",
+            ),
+            "threshold": size(
+                "threshold_bytes",
+                "1 MiB",
+                "frames from this size on lie in memory files",
+                "Frames from this size on are received into memory files, and mapped from there. "
+                "At least 64 KiB.",
+                least=_THRESHOLD_BYTES_LEAST,
+            ),
+            "max": optional_size(
+                "most_bytes",
+                "the most that one process has in its memory file",
+                "Most bytes of the memory file of one process, with what peers still have mapped. "
+                "`null`: half of the memory of the host, or of its cgroup.",
+            ),
+        },
+        "within a host, frames are mapped from a memory file of their sender",
+    )
+
+    def __init__(self) -> None:
+        self._described: Description | None = None
+
+    def load(self) -> None:
+        from dask_fabric.paths.shm import endpoint, exchange  # noqa: F401
+
+    def configure(self, settings: Any) -> None:
+        from dask_fabric.memory import files
+
+        is_enabled = settings.enabled and not isinstance(self._exchange(), str)
+        files.configure(
+            is_enabled=is_enabled,
+            threshold_bytes=settings.threshold_bytes,
+            most_bytes=settings.most_bytes or host_memory_bytes() // _PART_OF_MEMORY,
+        )
+
+    def _exchange(self) -> Any:
+        """Give the exchange of this process, or the reason why there is none."""
+        from dask_fabric.paths.shm import exchange
+
+        try:
+            return exchange.of_process()
+        except UnavailableError as error:
+            return str(error)
+
+    def describe(self, settings: Any, insists: bool) -> Description | str:
+        if not settings.enabled:
+            return "fabric.shm.enabled is false in its configuration"
+        exchange = self._exchange()
+        if isinstance(exchange, str):
+            return exchange
+        if self._described is None or self._described["id"] != exchange.id:
+            self._described = Description(id=exchange.id)
+        return self._described
+
+    def candidate(
+        self, description: Mapping[str, Any], settings: Any, sock: socket.socket
+    ) -> Candidate:
+        return _Candidate(description, settings.threshold_bytes)
+
+    def statistics(self) -> Mapping[str, Any] | None:
+        from dask_fabric.memory import files
+
+        found = files.statistics()
+        return found if any(found.values()) else None
+
+    def check(self, description: Mapping[str, Any]) -> bool:
+        found = description.get("id")
+        return type(found) is int and 0 < found < 1 << 63
+
+
+class _Candidate(Candidate):
+    """The path for one connection."""
+
+    def __init__(self, description: Mapping[str, Any], threshold_bytes: int) -> None:
+        super().__init__(description)
+        self._threshold_bytes = threshold_bytes
+
+    def probe(self, peer: Peer) -> str:
+        from dask_fabric.paths.shm import exchange
+
+        return exchange.of_process().attach(peer.description["id"])
+
+    def open(self, peer: Peer, memory: Sequence[str]) -> Any:
+        from dask_fabric.paths.shm import exchange
+        from dask_fabric.paths.shm.endpoint import SHMPath
+
+        attach = exchange.of_process().attach
+        return SHMPath(peer.description["id"], attach, self._threshold_bytes)
+
+
+PROVIDER = SHMProvider()
