@@ -14,11 +14,15 @@ from cpython.pycapsule cimport PyCapsule_New
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
 from libc.stdint cimport uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memcpy, strcpy
+from libc.string cimport memcpy, memset, strcpy
 
+from dask_fabric.memory.files cimport serves
 from dask_fabric.memory.pool cimport Buffer, allocate, pin_slab, use_small_pages
 
 cnp.import_array()
+
+cdef extern from *:
+    bint __builtin_mul_overflow(size_t, size_t, size_t *) nogil
 
 cdef enum:
     BUCKET_BITS = 13
@@ -50,11 +54,15 @@ cdef void *take(void *context, size_t nbytes) noexcept:
     """The memory on offer; else, as to a finalizer that runs in between, plain memory."""
     global offered
     cdef Buffer buffer = offered
-    cdef PyObject **bucket
     if buffer is None or <size_t>buffer.nbytes != nbytes:
         return malloc(nbytes)
     offered = None
-    bucket = bucket_of(buffer.data)
+    return adopt(buffer)
+
+
+cdef void *adopt(Buffer buffer) noexcept:
+    """Keep a buffer whose memory an array is about to own."""
+    cdef PyObject **bucket = bucket_of(buffer.data)
     buffer.following = bucket[0]
     bucket[0] = <PyObject *>buffer
     Py_INCREF(buffer)
@@ -63,6 +71,36 @@ cdef void *take(void *context, size_t nbytes) noexcept:
 
 cdef void *take_zeroed(void *context, size_t count, size_t nbytes) noexcept:
     return calloc(count, nbytes)
+
+
+cdef void *take_shareable(void *context, size_t nbytes) noexcept:
+    """Memory that other processes of this host can map, where it is large and there is some."""
+    cdef Buffer buffer = new_shareable(nbytes)
+    return malloc(nbytes) if buffer is None else adopt(buffer)
+
+
+cdef void *take_shareable_zeroed(void *context, size_t count, size_t nbytes) noexcept:
+    cdef size_t total_bytes = 0
+    cdef Buffer buffer = None
+    if not __builtin_mul_overflow(count, nbytes, &total_bytes):
+        buffer = new_shareable(total_bytes)
+    if buffer is None:
+        return calloc(count, nbytes)
+    if not buffer.is_fresh:
+        memset(buffer.data, 0, total_bytes)
+    return adopt(buffer)
+
+
+cdef Buffer new_shareable(size_t nbytes):
+    """A buffer of the memory file, or None."""
+    cdef Buffer buffer
+    if not serves(nbytes):
+        return None
+    try:
+        buffer = allocate(nbytes)
+    except MemoryError:
+        return None
+    return buffer if buffer.slab else None
 
 
 cdef void give_back(void *context, void *data, size_t nbytes) noexcept:
@@ -98,6 +136,22 @@ handler.allocator.calloc = take_zeroed
 handler.allocator.realloc = resize
 handler.allocator.free = give_back
 cdef object handler_capsule = PyCapsule_New(&handler, b"mem_handler", NULL)
+
+# In force for whatever computes: see `share_results`.
+cdef cnp.PyDataMem_Handler shareable_handler = handler
+strcpy(shareable_handler.name, b"dask_fabric_shareable")
+shareable_handler.allocator.malloc = take_shareable
+shareable_handler.allocator.calloc = take_shareable_zeroed
+cdef object shareable_capsule = PyCapsule_New(&shareable_handler, b"mem_handler", NULL)
+
+
+def share_results():
+    """Have large arrays lie in the memory file that NumPy makes from now on in this context.
+
+    The handler of NumPy's memory is a context variable: tasks and threads that are started with a
+    copy of this context (`contextvars.copy_context`) have it too.
+    """
+    cnp.PyDataMem_SetHandler(shareable_capsule)
 
 
 # ---------------------------------------------------------------- arrays

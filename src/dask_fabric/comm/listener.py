@@ -19,6 +19,7 @@ import dask
 from distributed.comm.addressing import parse_host_port, unparse_host_port
 from distributed.comm.core import BaseListener, CommClosedError
 
+from dask_fabric import providers
 from dask_fabric.comm import runtime
 from dask_fabric.comm.channels.factory import make_channel, settle_addresses
 from dask_fabric.comm.channels.negotiator import prepare
@@ -137,6 +138,9 @@ class FabricListener(BaseListener):
             # To look for it, and to start it, takes a second: not while clients wait.
             address = f"{self.prefix}{self.ip}:{self.port}"
             await prepare(self.scheme, address, self._settings, self.ip)
+        server = server_of(self)
+        for provider in providers.found():
+            provider.serve(self._settings.of_path(provider.name), server)
         backlog_count = int(dask.config.get("distributed.comm.socket-backlog"))
         self._sockets = bind(self.ip, self.port, backlog_count)
         _listeners.add(self)
@@ -148,8 +152,8 @@ class FabricListener(BaseListener):
         if self.scheme.fast and self._ssl_context is None and self._settings.unix_sockets:
             self._listen_unix(backlog_count)
         runtime.watch_memory(self, getattr(self.comm_handler, "__self__", None))
-        heartbeat.watch(server_of(self))
-        recording.watch(server_of(self), self._settings)
+        heartbeat.watch(server)
+        recording.watch(server, self._settings)
         prometheus.register()
 
     def _listen_unix(self, backlog_count: int) -> None:

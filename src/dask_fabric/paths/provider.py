@@ -245,6 +245,12 @@ class Provider:
         """Begin to negotiate for the connection *sock*, with a description that `describe` gave."""
         raise NotImplementedError
 
+    def serve(self, settings: Any, server: Any) -> None:
+        """A server of Dask's, such as a worker, begins to listen.
+
+        Called in the context (`contextvars`) from which that of its tasks is copied.
+        """
+
     def statistics(self) -> Mapping[str, Any] | None:
         """Give what the process counts of this path, or None where that is nothing."""
         return None

@@ -17,9 +17,11 @@ import pytest_asyncio
 from dask_fabric import config
 from dask_fabric.engine.channel import Channel
 from dask_fabric.engine.transport import PlainTransport
-from dask_fabric.memory import pool
+from dask_fabric.memory import files, pool
 from dask_fabric.paths.cma.endpoint import CMAPath
 from dask_fabric.paths.cma.process import process_of
+from dask_fabric.paths.shm import exchange as shm
+from dask_fabric.paths.shm.endpoint import SHMPath
 from dask_fabric.wire.handshake import Handshake
 from dask_fabric.wire.hello import Hello
 
@@ -45,13 +47,21 @@ async def ucx_paths():
     return tuple(UCXPath(own, theirs, local.address) for own, theirs in (tokens, tokens[::-1]))
 
 
+async def shm_paths():
+    exchange = shm.of_process()
+    exchange.attach(exchange.id)  # both ends are of this process
+    while not files.has_origin(exchange.id):
+        await asyncio.sleep(0.001)
+    return tuple(SHMPath(exchange.id, exchange.attach, LEAST_BYTES) for _ in range(2))
+
+
 async def file_paths():
     loop = asyncio.get_running_loop()
     return file_path(loop), file_path(loop)
 
 
 # A new path is one line here.
-PATHS = {"cma": cma_paths, "ucx": ucx_paths, "file": file_paths}
+PATHS = {"cma": cma_paths, "shm": shm_paths, "ucx": ucx_paths, "file": file_paths}
 
 
 @pytest.fixture(params=PATHS)
@@ -96,16 +106,22 @@ async def joined(path_name) -> AsyncIterator[Callable]:
 
 
 @pytest_asyncio.fixture(autouse=True)
-async def nothing_is_left(request):
+async def nothing_is_left(path_name):
     """Memory, files and jobs are back to what they were."""
-    before = pool.statistics()["in_use_bytes"], files()
+    if path_name == "shm":
+        shm.of_process()
+        files.configure(is_enabled=True, threshold_bytes=LEAST_BYTES, most_bytes=4 << 30)
+    before = leftovers()
     yield
     for _ in range(1000):
-        if (pool.statistics()["in_use_bytes"], files()) <= before:
+        if leftovers() <= before:
             break
         await asyncio.sleep(0.01)
-    assert (pool.statistics()["in_use_bytes"], files()) <= before
+    assert leftovers() <= before
+    files.configure(is_enabled=False, threshold_bytes=LEAST_BYTES, most_bytes=0)
 
 
-def files() -> list[str]:
-    return glob.glob(f"{FOLDER}/dask-fabric-toy-*")
+def leftovers() -> tuple[int, int, list[str]]:
+    """What is in use of the pool, what is mapped, and the files of the toy path."""
+    toys = glob.glob(f"{FOLDER}/dask-fabric-toy-*")
+    return pool.statistics()["in_use_bytes"], files.statistics()["mapped_bytes"], toys

@@ -13,13 +13,17 @@ import numpy as np
 import pytest
 
 from dask_fabric.errors import ChannelClosedError, ForkedError
+from dask_fabric.memory.arrays import new_array
 
 PATIENCE_SECONDS = 30
 SIZES = [65_536, 65_537, 300_000, (2 << 20) + 1, 20_000_000]
 
 
 def numbers(nbytes: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, nbytes, "u1")
+    """In memory as received arrays have it, which every path takes."""
+    data = new_array(nbytes)
+    data[:] = np.random.default_rng(seed).integers(0, 256, nbytes, "u1")
+    return data
 
 
 async def receive(channel):

@@ -36,6 +36,12 @@ class SHMProvider(Provider):
                 "Within a host, `fabric://` without TLS lets receivers map large frames from a "
                 "memory file of the sender, without a copy.",
             ),
+            "results": switch(
+                "shares_results",
+                False,
+                "also arrays that tasks make",
+                "Large arrays that NumPy makes in the tasks of a worker lie in the memory file, too.",
+            ),
             "threshold": size(
                 "threshold_bytes",
                 "1 MiB",
@@ -93,6 +99,12 @@ class SHMProvider(Provider):
         self, description: Mapping[str, Any], settings: Any, sock: socket.socket
     ) -> Candidate:
         return _Candidate(description, settings.threshold_bytes)
+
+    def serve(self, settings: Any, server: Any) -> None:
+        from dask_fabric.memory import arrays
+
+        if settings.enabled and settings.shares_results and hasattr(server, "executors"):
+            arrays.share_results()
 
     def statistics(self) -> Mapping[str, Any] | None:
         from dask_fabric.memory import files
