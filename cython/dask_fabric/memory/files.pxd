@@ -27,7 +27,7 @@ cdef bint release_slab(
 cdef void free_slab(uint32_t number) noexcept nogil
 cdef uint32_t next_reusable(
     char **data, Py_ssize_t *capacity_bytes, int *size_class) noexcept nogil
-cdef bint has_retired() noexcept nogil
+cdef bint needs_care() noexcept nogil
 cdef bint serves(Py_ssize_t nbytes) noexcept nogil
 cdef uint32_t current_epoch() noexcept nogil
 

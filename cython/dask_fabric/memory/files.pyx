@@ -225,8 +225,9 @@ cdef bint serves(Py_ssize_t nbytes) noexcept nogil:
     return is_on and nbytes >= least_bytes
 
 
-cdef bint has_retired() noexcept nogil:
-    return retired != 0
+cdef bint needs_care() noexcept nogil:
+    """Whether `next_reusable` may have something to do, now or later."""
+    return retired != 0 or children != NULL
 
 
 # ---------------------------------------------------------------- what lies where
@@ -682,6 +683,7 @@ cdef void unmap(Mapping *mapping) noexcept nogil:
         claim(&origin.claims[mapping.slab], -1)
         origin.mapping_count -= 1
         _drop_if_unused(origin)
+    _reap_children()
     unlock()
     free(mapping)
 
@@ -727,6 +729,11 @@ cdef void _reap_children() noexcept nogil:
         free(child)
 
 
+def is_in_use():
+    """Whether this process shares memory with others."""
+    return own_id != 0 or origins != NULL
+
+
 def before_fork():
     """Freeze all slabs, and claim all mappings for the child; until `after_fork`, all stands still.
 
@@ -742,7 +749,7 @@ def before_fork():
     cdef Mapping *mapping
     cdef uint32_t number
     lock()
-    if own_id == 0 and origins == NULL:
+    if not is_in_use():
         return None
     fork_count += 1
     for number in range(1, used_numbers):
@@ -1050,3 +1057,14 @@ def statistics():
         seen = figures
         unlock()
     return seen
+
+
+def try_place(uint64_t origin, uint32_t slab, uint32_t generation, uint64_t offset, uint64_t nbytes):
+    """Map a place and unmap it again, for tests; give the outcome, 0 for success."""
+    cdef Place place = Place(origin, slab, generation, offset)
+    cdef Mapping *mapping = NULL
+    cdef char *data = NULL
+    cdef Mapped outcome = map_place(&place, nbytes, &mapping, &data)
+    if outcome == MAPPED:
+        unmap(mapping)
+    return outcome

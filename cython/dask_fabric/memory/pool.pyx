@@ -18,7 +18,7 @@ from libc.stdlib cimport free, malloc
 
 from dask_fabric.atomics cimport add_relaxed
 from dask_fabric.memory.files cimport (
-    Mapping, current_epoch, free_slab, has_retired, next_reusable, obtain_slab, release_slab,
+    Mapping, current_epoch, free_slab, needs_care, next_reusable, obtain_slab, release_slab,
     serves, unmap,
 )
 from dask_fabric.memory.idle cimport (
@@ -176,7 +176,7 @@ cdef void fill(Buffer buffer, Py_ssize_t nbytes) noexcept:
     cdef Slab *slab
     cdef int size_class = class_of(nbytes)
     cdef Py_ssize_t capacity_bytes = class_bytes(size_class)
-    if has_retired():
+    if needs_care():
         reclaim()
     if capacity_bytes <= figures.max_idle_bytes:
         slab = take_idle(size_class, most_bytes(nbytes))
@@ -288,12 +288,12 @@ cdef void use_small_pages(Buffer buffer) noexcept:
 
 cpdef bint has_idle_memory() noexcept nogil:
     """Whether `trim_idle` may have something to do, now or later."""
-    return has_idle() or has_retired()
+    return has_idle() or needs_care()
 
 
 cpdef void trim_idle() noexcept nogil:
     """Give back what was idle for too long; under memory pressure, all that is idle."""
-    if has_retired():
+    if needs_care():
         reclaim()
     trim_expired()
 

@@ -244,7 +244,8 @@ def of_process() -> Exchange:
 
 def _before_fork() -> None:
     global _kept
-    pool.trim(0)  # the child would write into what is idle
+    if files.is_in_use():
+        pool.trim(0)  # the child would write into idle slabs
     _kept = files.before_fork()
 
 

@@ -1,0 +1,379 @@
+"""Frames in memory files: nobody sees another's writes, and no memory is used again too early."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import gc
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+
+import dask
+import numpy as np
+import pytest
+from distributed.comm import connect
+from distributed.protocol import to_serialize
+
+from dask_fabric.memory import files
+from dask_fabric.paths.shm import exchange
+from tests.paths.shm_peer import SETTINGS, new_array
+
+NBYTES = 4_000_000
+PATIENCE_SECONDS = 60
+
+
+class Remote:
+    """A peer in a process of its own."""
+
+    def __init__(self, process, comm) -> None:
+        self.process, self.comm = process, comm
+        self.address = comm.peer_address
+
+    async def __call__(self, op: str, **arguments):
+        await self.comm.write({"op": op, **arguments})
+        reply = await asyncio.wait_for(self.comm.read(), PATIENCE_SECONDS)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in reply.items()}
+
+    async def statistics(self) -> dict:
+        return await self("statistics")
+
+
+@pytest.fixture
+def shm(monkeypatch):
+    with dask.config.set(SETTINGS):
+        yield
+    files.configure(is_enabled=False, threshold_bytes=1 << 20, most_bytes=0)
+
+
+@pytest.fixture
+async def peers(shm):
+    """Start peers; each has settings of its own."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def start(prefix: tuple[str, ...] = (), **settings) -> Remote:
+            command = [*prefix, sys.executable, "-m", "tests.paths.shm_peer", json.dumps(settings)]
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+            stack.callback(stop, process)
+            comm = await connect(process.stdout.readline().strip())
+            stack.push_async_callback(comm.close)
+            await until(lambda: files.statistics()["client_count"] > 0)
+            return Remote(process, comm)
+
+        yield start
+
+
+def stop(process) -> None:
+    process.kill()
+    process.communicate()
+
+
+async def until(condition) -> None:
+    async def poll():
+        while True:
+            outcome = condition()
+            if await outcome if asyncio.iscoroutine(outcome) else outcome:
+                return
+            await asyncio.sleep(0.005)
+
+    await asyncio.wait_for(poll(), PATIENCE_SECONDS)
+
+
+async def send(peer: Remote, name: str, data: np.ndarray) -> None:
+    await peer("keep", name=name, data=to_serialize(data))
+
+
+def shm_frames(peer: Remote) -> tuple[int, int]:
+    traffic = peer.comm.statistics()["traffic"].get("shm", {})
+    return traffic.get("frames_sent", 0), traffic.get("frames_received", 0)
+
+
+async def until_attached(peer: Remote) -> None:
+    """A process is offered frames by shm once it has the sender's file."""
+    warm = new_array(1 << 20, 0)
+
+    async def is_used():
+        before = shm_frames(peer)[0]
+        await send(peer, "warm", warm)
+        await peer("drop", name="warm")
+        return shm_frames(peer)[0] > before
+
+    await until(is_used)
+
+
+# ---------------------------------------------------------------- writes
+
+
+async def test_writes_of_either_side_are_its_own(peers):
+    peer = await peers()
+    await until_attached(peer)
+    data = new_array(NBYTES, 1)
+    await send(peer, "x", data)
+    assert await peer("look", name="x") == {"values": [1], "counts": [NBYTES], "nbytes": NBYTES}
+    data[:] = 2
+    assert (await peer("look", name="x"))["values"] == [1]
+    await peer("write", name="x", index=5, value=9)
+    assert data.min() == data.max() == 2
+    assert (await peer("look", name="x"))["values"] == [1, 9]
+
+
+async def test_what_was_changed_after_it_was_sent_is_sent_anew_by_another_path(peers):
+    peer = await peers()
+    await until_attached(peer)
+    data = new_array(NBYTES, 1)
+    sent_before = shm_frames(peer)[0]
+    await send(peer, "x", data)
+    await send(peer, "y", data)  # unchanged: once more from the file
+    assert shm_frames(peer)[0] == sent_before + 2
+    data[NBYTES // 2] = 7
+    await send(peer, "z", data)
+    assert shm_frames(peer)[0] == sent_before + 2
+    assert (await peer("look", name="z"))["values"] == [1, 7]
+    assert (await peer("look", name="x"))["values"] == (await peer("look", name="y"))["values"] == [1]
+
+
+async def test_a_part_of_an_array(peers):
+    peer = await peers()
+    await until_attached(peer)
+    data = new_array(NBYTES, 0)
+    data[:] = np.arange(NBYTES, dtype="u1")
+    before = shm_frames(peer)[0]
+    await send(peer, "x", data[1_000_001:3_000_004])
+    assert shm_frames(peer)[0] == before + 1
+    await peer("write", name="x", index=0, value=0)
+    await peer.comm.write({"op": "give", "name": "x"})
+    back = (await peer.comm.read())["data"]
+    expected = data[1_000_001:3_000_004].copy()
+    expected[0] = 0
+    assert np.array_equal(back, expected)
+
+
+# ---------------------------------------------------------------- who lives, and who dies
+
+
+async def test_a_chain_of_three_processes(peers):
+    """The third maps the file of the first, without a copy, and outlives both others."""
+    first, second, third = [await peers() for _ in range(3)]
+    await first("make", name="x", nbytes=NBYTES, value=3)
+
+    async def mapped(peer, source):
+        outcome = await peer("fetch", name="x", address=source.address)
+        if outcome["path"] != ["shm"]:
+            await peer("drop", name="x")
+        return outcome["path"] == ["shm"]
+
+    await until(lambda: mapped(second, first))
+    await until(lambda: mapped(third, second))
+    await second("drop", name="x")
+    first.process.kill()
+    second.process.kill()
+    first.process.wait()
+    assert (await third("look", name="x"))["values"] == [3]
+
+
+async def test_memory_is_used_again_when_the_last_reader_has_dropped_it(peers):
+    peer = await peers()
+    await until_attached(peer)
+    data = new_array(NBYTES, 1)
+    await send(peer, "x", data)
+    await peer("write", name="x", index=0, value=1)
+    del data
+    gc.collect()
+    assert files.statistics()["retired_count"] == 1
+    for value in range(2, 6):  # each would overwrite what the peer has
+        other = new_array(NBYTES, value)
+        assert (await peer("look", name="x"))["values"] == [1]
+        del other
+    assert files.statistics()["retired_count"] == 1
+    await peer("drop", name="x")
+    reused = files.statistics()["reused_count"]
+    keep = [new_array(NBYTES, 0) for _ in range(3)]
+    assert files.statistics()["reused_count"] == reused + 1
+    del keep
+
+
+async def test_a_reader_that_dies_gives_its_memory_back(peers):
+    peer = await peers()
+    await until_attached(peer)
+    data = new_array(NBYTES, 1)
+    await send(peer, "x", data)
+    del data
+    gc.collect()
+    clients = files.statistics()["client_count"]
+    peer.process.kill()
+    peer.process.wait()
+    await until(lambda: files.statistics()["client_count"] < clients)
+    keep = [new_array(NBYTES, 0) for _ in range(3)]
+    assert files.statistics()["retired_count"] == 0
+    del keep
+
+
+async def test_arrays_outlive_their_owner(peers):
+    peer = await peers()
+    await peer("make", name="x", nbytes=NBYTES, value=8)
+    got = None
+
+    async def mapped():
+        nonlocal got
+        before = shm_frames(peer)[1]
+        await peer.comm.write({"op": "give", "name": "x"})
+        got = (await peer.comm.read())["data"]
+        return shm_frames(peer)[1] > before
+
+    await until(mapped)
+    peer.process.kill()
+    peer.process.wait()
+    assert got.min() == got.max() == 8
+    got[:] = 1
+    assert got.max() == 1
+
+
+# ---------------------------------------------------------------- forks
+
+
+async def test_a_child_of_the_owner_keeps_what_it_has(peers):
+    """Its parent's memory is not used again before it has ended."""
+    peer = await peers()
+    await until_attached(peer)
+    await peer("make", name="x", nbytes=NBYTES, value=4)
+    await peer("fork")
+    await peer("write", name="x", index=0, value=200)
+    await peer("drop", name="x")
+    for value in range(100, 105):
+        await peer("make", name="y", nbytes=NBYTES, value=value)
+    assert (await peer("child_sees"))["seen"] == {"x": 4}
+
+
+async def test_a_child_of_a_reader_keeps_what_it_has(peers):
+    peer = await peers()
+    await until_attached(peer)
+    data = new_array(NBYTES, 4)
+    await send(peer, "x", data)
+    await peer("fork")
+    await peer("drop", name="x")
+    del data
+    gc.collect()
+    keep = [new_array(NBYTES, value) for value in range(100, 105)]
+    assert (await peer("child_sees"))["seen"] == {"x": 4}
+    del keep
+    gc.collect()
+    await send(peer, "y", new_array(NBYTES, 1))
+    await peer("drop", name="y")  # with a mapping that ends, the peer looks after its children
+
+    def is_reused():
+        new_array(NBYTES, 0)
+        return not files.statistics()["retired_count"]
+
+    await until(is_reused)
+
+
+# ---------------------------------------------------------------- limits
+
+
+async def test_what_does_not_fit_in_the_file_lies_elsewhere(peers):
+    with dask.config.set({"fabric.shm.max": "6 MB"}):
+        peer = await peers()
+        await until_attached(peer)
+        first, second = new_array(NBYTES, 1), new_array(NBYTES, 2)
+        assert files.statistics()["slab_bytes"] <= 6_000_000
+        before = shm_frames(peer)[0]
+        await send(peer, "x", first)
+        await send(peer, "y", second)
+        assert shm_frames(peer)[0] == before + 1
+        assert (await peer("look", name="y"))["values"] == [2]
+        del first, second
+
+
+async def test_without_descriptors_frames_go_by_another_path(peers):
+    """Where the limit of open files is reached, nobody attaches, and all messages arrive."""
+    limited = ("prlimit", "--nofile=24:24")
+    peer = await peers(limited)
+    data = new_array(NBYTES, 5)
+    for _ in range(3):
+        await send(peer, "x", data)
+        assert (await peer("look", name="x"))["values"] == [5]
+
+
+# ---------------------------------------------------------------- hostile peers
+
+
+def greeted(message: bytes, fds: list[int]) -> bytes:
+    """What the exchange answers; b"" where it closes."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        sock.settimeout(PATIENCE_SECONDS)
+        sock.connect(f"\0dask-fabric-shm-{exchange.of_process().id:016x}")
+        socket.send_fds(sock, [message], fds)
+        try:
+            data, received, _, _ = socket.recv_fds(sock, 64, 4)
+        except ConnectionError:
+            return b""
+        for fd in received:
+            os.close(fd)
+        return data
+
+
+def hello(peer: int = 77) -> bytes:
+    return struct.pack("<8sQ", b"dfshm 1\n", peer)
+
+
+def claims(nbytes: int = 4 << 16, seals: int = 2) -> int:
+    fd = os.memfd_create("claims", os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, nbytes)
+    if seals:
+        fcntl.fcntl(fd, 1033, seals)
+    return fd
+
+
+def test_a_good_client_is_answered(shm):
+    fd = claims()
+    assert greeted(hello(), [fd]) == b"dfshm 1\n"
+    os.close(fd)
+
+
+@pytest.mark.parametrize(
+    ("message", "made"),
+    [
+        (b"nonsense", claims),
+        (hello()[:-1], claims),
+        (hello() + b"x", claims),
+        (struct.pack("<8sQ", b"dfshm 2\n", 1), claims),
+        (hello(), lambda: claims(4096)),
+        (hello(), lambda: claims(seals=0)),
+        (hello(), lambda: os.open("/dev/zero", os.O_RDONLY)),
+        (hello(), lambda: os.open("/proc/self/exe", os.O_RDONLY)),
+        (hello(), None),
+    ],
+)
+def test_who_breaks_the_exchange_is_refused(shm, message, made):
+    """A table that could shrink would end the process that looks at it (SIGBUS)."""
+    fds = [made()] if made else []
+    before = files.statistics()["client_count"]
+    assert greeted(message, fds) == b""
+    for fd in fds:
+        os.close(fd)
+    assert files.statistics()["client_count"] == before
+
+
+async def test_places_that_make_no_sense_are_requested(peers):
+    """Stale, beyond the slab, beyond the file: the message comes by the stream."""
+    from dask_fabric.memory import files as memory_files
+
+    peer = await peers()
+    await until_attached(peer)
+    origin = exchange.of_process().id
+    for slab, generation, offset, nbytes in (
+        (0, 0, 0, NBYTES),
+        (1, 12345, 0, NBYTES),
+        (1 << 16, 0, 0, NBYTES),
+        ((1 << 32) - 1, 0, 0, NBYTES),
+        (1, 0, (1 << 64) - 1, NBYTES),
+        (1, 0, 0, 1 << 63),
+        (60_000, 0, 0, 1),
+    ):
+        assert memory_files.try_place(origin, slab, generation, offset, nbytes) != 0
