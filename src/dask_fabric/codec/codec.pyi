@@ -28,7 +28,7 @@ class Codec:
 
         Parameters
         ----------
-        message : Any
+        message : object
         serializers : sequence of str, optional
             Families in the order in which they are tried; None for distributed's default.
         on_error : {"message", "raise"}

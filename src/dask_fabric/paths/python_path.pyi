@@ -8,7 +8,6 @@ from typing import Any, Final
 
 from dask_fabric.jobs.completions import Job
 from dask_fabric.wire.path import Path
-from dask_fabric.wire.records import OFFER_BYTES
 
 class ThreadJob(Job):
     """Work of a thread of the loop's default executor."""
@@ -31,7 +30,7 @@ class PythonPath(Path):
 
     loop: Final[Any]
 
-    def __init__(self, loop, name, number, descriptor_bytes, least_bytes=OFFER_BYTES): ...
+    def __init__(self, loop, name, number, descriptor_bytes, least_bytes=...): ...
     def describe_frame(self, memory):
         """Make a frame available to the peer. Called in the event loop, when it is sent.
 

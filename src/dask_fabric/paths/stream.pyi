@@ -1,24 +1,5 @@
 """The `stream` path: frames travel on the control stream, from their own memory into their own."""
 
-from typing import TypedDict
-
-from typing_extensions import TypeAlias
-
-from dask_fabric.linux import iovec
-
-Direction: TypeAlias = int
-
-class SocketTransfer(TypedDict):
-    fd: int
-    direction: Direction
-    vectors: iovec
-    vector_count: int
-    vector_index: int
-    moved_bytes: int
-    error: int
-    total_bytes: int
-    low_water_bytes: int
-
 def is_low_water_sound(release):
     """Whether a kernel wakes a reader that waits for much, also where memory is short.
 

@@ -42,7 +42,7 @@ class MessageReader:
         ----------
         paths : iterable of Path
             Those by which frames may be on offer.
-        devices : Any
+        devices : object
             What makes memory for frames of devices: ``allocate(nbytes)`` gives a frame of device
             memory, or raises `MemoryError`; ``span_of(frame)`` gives its address first;
             ``stage(memory)`` makes a frame over host memory that belongs on a device.

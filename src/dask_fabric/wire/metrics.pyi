@@ -3,11 +3,7 @@
 Always on: a small message costs additions to integers and no look at the clock.
 """
 
-from typing import TypedDict
-
-from dask_fabric.histogram import BUCKET_COUNT, Histogram
-
-HISTOGRAM_BUCKET_COUNT = BUCKET_COUNT
+HISTOGRAM_BUCKET_COUNT: int
 
 class Metrics:
     """Counters, times and histograms of one path."""
@@ -49,35 +45,6 @@ class Metrics:
             ``histograms`` for each the ``counts`` (the one with the index i is of values up to 2**i
             and above 2**(i - 1); without zeros at the end) and the ``sum`` of the values.
         """
-
-class Counts(TypedDict):
-    messages_sent: int
-    messages_received: int
-    bytes_sent: int
-    bytes_received: int
-    frames_sent: int
-    frames_received: int
-    fallbacks_sent: int
-    fallbacks_received: int
-    fallback_bytes: int
-    unacknowledged_bytes: int
-    loop_ns: int
-    allocate_ns: int
-    wire_ns: int
-    peer_ns: int
-    serialize_ns: int
-    deserialize_ns: int
-    sent_message_bytes: Histogram
-    received_message_bytes: Histogram
-
-class Times(TypedDict):
-    send_ns: Histogram
-    receive_ns: Histogram
-    answer_ns: Histogram
-
-class Packed(TypedDict):
-    place: int
-    value: int
 
 def histogram_of(values):
     """Count integers as the engine counts sizes and times.

@@ -3,23 +3,6 @@
 The format is written down in docs/wire-protocol.md. All integers are little-endian.
 """
 
-from typing import TypedDict
-
-class Prefix(TypedDict):
-    kind: int
-    flags: int
-    reserved: int
-    frame_count: int
-    header_bytes: int
-    sequence: int
-
-class Entry(TypedDict):
-    nbytes: int
-    path: int
-    memory: int
-    flags: int
-    descriptor_bytes: int
-
 def close_record():
     """The record after which a side sends nothing more but answers about offered frames.
 

@@ -9,7 +9,7 @@ its page map, which stays that of the same memory. They are looked at *after* ea
 process has not ended by then, then the pid was its own all the time.
 """
 
-from typing import Final, TypedDict
+from typing import Final
 
 class Process:
     """A process of this host, whose memory may be read.
@@ -68,25 +68,6 @@ class Secret:
     def __init__(self): ...
     @property
     def address(self): ...
-
-class PageRegion(TypedDict):
-    start: int
-    end: int
-    categories: int
-
-class PageScan(TypedDict):
-    size: int
-    flags: int
-    start: int
-    end: int
-    walk_end: int
-    regions: int
-    region_count: int
-    most_pages: int
-    inverted_categories: int
-    all_categories: int
-    any_categories: int
-    told_categories: int
 
 def process_of(pid):
     """Give the process that has this pid now.
