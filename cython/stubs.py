@@ -59,7 +59,7 @@ def declared(tree: ast.Module) -> set[str]:
 
 
 def constants(tree: ast.Module, names: Mapping[str, set[str]]) -> Iterator[str]:
-    """Give what a stub imports from where there is no such name in Python: C's types and numbers."""
+    """Give what a stub imports although it has no name in Python: types and numbers of C."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dask_fabric."):
             there = names.get(node.module or "", set())

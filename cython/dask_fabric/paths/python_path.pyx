@@ -120,8 +120,7 @@ cdef class PythonPath(Path):
         return 0.0
 
     def is_hopeless(self):
-        """Whether the comm must end where a transfer took too long; else its frames are requested.
-        """
+        """Whether the comm must end where a transfer took too long; else frames are requested."""
         return False
 
     def closed(self):

@@ -68,6 +68,6 @@ class PythonPath(Path):
     def patience_seconds(self, nbytes):
         """How long a transfer of so many bytes may take; 0: as long as the connection lives."""
     def is_hopeless(self):
-        """Whether the comm must end where a transfer took too long; else its frames are requested."""
+        """Whether the comm must end where a transfer took too long; else frames are requested."""
     def closed(self):
         """The connection has ended."""
