@@ -14,6 +14,8 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from docstring_types import annotated
+
 SOURCES = Path(__file__).resolve().parent
 ROOT = SOURCES.parent
 PACKAGE = ROOT / "src" / "dask_fabric"
@@ -123,10 +125,13 @@ def fresh() -> dict[Path, str]:
     """Give the text of each stub by its path."""
     texts = raw()
     names = {module: declared(ast.parse(text)) for module, text in texts.items()}
+    errors = declared(ast.parse((PACKAGE / "errors.py").read_text()))
+    homes = {**names, "dask_fabric.errors": errors}
+    home = {name: module for module, there in homes.items() for name in there if name[0].isupper()}
     stubs = {}
     for module, text in texts.items():
         path = PACKAGE.parent.joinpath(*module.split(".")).with_suffix(".pyi")
-        stubs[path] = formatted(path, plain(without_c(text, names)))
+        stubs[path] = formatted(path, annotated(plain(without_c(text, names)), home))
     return stubs
 
 

@@ -72,16 +72,39 @@ def documented(body: list[ast.stmt], owner: Any, of: str) -> Iterator[tuple[str,
                 yield from documented(node.body, thing, f"{of}.{name}")
 
 
+@pytest.mark.timeout(600)  # all of Cython's parser, for all modules
 def test_every_compiled_module_has_a_fresh_stub(tmp_path, monkeypatch):
     """Wherever the generator is called from."""
     pytest.importorskip("stubgen_pyx")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(GENERATOR.parent)
     fresh = runpy.run_path(os.path.relpath(GENERATOR))["fresh"]()
     assert {*fresh} == {*STUBS}
     stale = [
         str(path.relative_to(ROOT)) for path, text in fresh.items() if path.read_text() != text
     ]
     assert not stale, "run: python cython/stubs.py"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("int", "int"),
+        ("bytes or memoryview", "bytes | memoryview"),
+        ("tuple of int or None", "tuple[int, ...] | None"),
+        ("tuple of (bytes or int, list of bytes)", "tuple[bytes | int, list[bytes]]"),
+        ("list of (tuple of (int, str)) or Control", "list[tuple[int, str]] | Control"),
+        ("dict of str to dict of str to str", "dict[str, dict[str, str]]"),
+        ("asyncio.AbstractEventLoop", "asyncio.AbstractEventLoop"),
+        ("iterable of (str, str)", "Iterable[tuple[str, str]]"),
+        ("list of contiguous buffers", None),
+        ("int or whatever it is", None),
+        ('{"message", "raise"}', None),
+    ],
+)
+def test_the_words_of_docstrings_are_types(text, expected):
+    script = runpy.run_path(str(GENERATOR.with_name("docstring_types.py")))
+    assert script["type_of"](text) == expected
 
 
 def test_every_source_has_a_stub():

@@ -8,12 +8,14 @@ Nothing here holds the GIL or touches a Python object; a job is named by an inte
 its lower half and a generation in the upper, so that a late event of an ended job finds nothing.
 """
 
+from typing import Any
+
 from dask_fabric.jobs.completions import Job
 
 class SocketJob(Job):
     """The transfer of some vectors' bytes through one socket."""
 
-def statistics():
+def statistics() -> dict[str, Any]:
     """Threads and jobs of the engine of this process.
 
     Returns

@@ -18,7 +18,7 @@ class FrameSet:
     frames: Final[list[Any]]
 
     def __init__(self, sequence): ...
-    def views(self):
+    def views(self) -> list[tuple[int, int, bytes, memoryview | None]]:
         """Give what there is, for paths and tests in Python.
 
         Returns

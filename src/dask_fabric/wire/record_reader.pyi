@@ -38,7 +38,7 @@ class RecordReader:
         self,
         buffer: ReceiveBuffer,
         inbox: Inbox,
-        header_bytes_limit,
-        message_bytes_limit,
-        frame_count_limit,
+        header_bytes_limit: int,
+        message_bytes_limit: int,
+        frame_count_limit: int,
     ): ...

@@ -10,12 +10,14 @@ can stop it. So a thread that takes long for a slice is replaced by another one,
 cancelled although a thread still writes to its memory, which then stays in quarantine.
 """
 
+from typing import Any
+
 from dask_fabric.jobs.completions import Job
 
 class CopyJob(Job):
     """All that one transfer has to copy out of one process."""
 
-def statistics():
+def statistics() -> dict[str, Any]:
     """Threads and jobs that copy out of other processes.
 
     Returns

@@ -69,7 +69,7 @@ class Secret:
     @property
     def address(self): ...
 
-def process_of(pid):
+def process_of(pid: int) -> Process:
     """Give the process that has this pid now.
 
     Parameters
@@ -87,7 +87,7 @@ def process_of(pid):
         As `Process`.
     """
 
-def attach(pid, address, expected):
+def attach(pid, address, expected) -> tuple[Process | None, str]:
     """Give the process that is to be read, if it is the one that told its secret.
 
     Parameters
@@ -101,7 +101,7 @@ def attach(pid, address, expected):
         With the reason, empty where there is a process.
     """
 
-def probe(pid, address, expected):
+def probe(pid: int, address: int, expected: bytes) -> str:
     """Find out whether the process *pid* is the one that told its secret, and can be read.
 
     Parameters

@@ -3,7 +3,7 @@
 LIBRARIES = ("libucm", "libucs", "libuct")
 SUFFIX = ".so.0"
 
-def open_library(path):
+def open_library(path: str) -> str:
     """Open libucp, and the libraries under it from the same folder. They stay open for ever.
 
     Parameters
@@ -22,7 +22,7 @@ def open_library(path):
         It cannot be loaded, lacks a function, or is mixed with another UCX.
     """
 
-def version():
+def version() -> tuple[int, ...]:
     """Give the version of the open library.
 
     Returns

@@ -23,7 +23,7 @@ class UCXEndpoint:
     @property
     def error(self):
         """The errno of a broken endpoint, or 0."""
-    def offer(self, data, sequence: int = 0, index: int = 0, kind: int = ...):
+    def offer(self, data, sequence: int = 0, index: int = 0, kind: int = ...) -> int:
         """Send a frame.
 
         Parameters
@@ -41,7 +41,7 @@ class UCXEndpoint:
         """
     def post(self, memory, sequence: int = 0, index: int = 0, kind: int = ...):
         """Receive a frame of exactly the length of *memory* into it; the rest as :meth:`offer`."""
-    def wait(self, name, timeout_seconds=30.0):
+    def wait(self, name, timeout_seconds=30.0) -> int:
         """Wait for the end of an operation.
 
         Returns

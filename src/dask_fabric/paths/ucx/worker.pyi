@@ -22,7 +22,7 @@ def bind(function: int, argument: int):
 def is_running():
     """Whether the worker runs, and in this very process."""
 
-def address():
+def address() -> bytes:
     """Give the address of the worker, which a peer needs to open an endpoint.
 
     Returns
