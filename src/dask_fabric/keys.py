@@ -173,7 +173,7 @@ def choice(field: str, choices: Sequence[str], comment: str, about: str) -> Key:
 # ---- values
 
 
-def as_size(value: object, least: int = 0) -> int:
+def as_size(value: Any, least: int = 0) -> int:
     """Read a number of bytes."""
     _check_quantity(value, (int, str))
     return within(parse_bytes(value), least, SIZE_BYTES_LIMIT)
@@ -193,7 +193,7 @@ def within(value: float, low: float, high: float) -> Any:
     return value
 
 
-def _as_seconds(value: object, least: float, most: float) -> float:
+def _as_seconds(value: Any, least: float, most: float) -> float:
     _check_quantity(value, (int, float, str))
     return float(within(parse_timedelta(value, default="seconds"), least, most))
 

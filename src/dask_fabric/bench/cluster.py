@@ -89,7 +89,7 @@ def connected(where: dict[str, str | None]) -> Iterator[Client]:
     BenchError
         There is no scheduler.
     """
-    address = where.get("address") or _written_address(where["scheduler_file"])
+    address = where.get("address") or _written_address(str(where["scheduler_file"]))
     try:
         asyncio.run(reach(address, _CONNECT_SECONDS))
         client = Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
@@ -150,7 +150,8 @@ class WorkerPair:
     """Two workers, with what a `pairs.Pair` has."""
 
     def __init__(self, cluster: Cluster, one: Worker, other: Worker) -> None:
-        self.name, self.pids = cluster.scheme, []
+        self.name = cluster.scheme
+        self.pids: list[int] = []
         self._client, self._one, self._other = cluster.client, one, other
         self._module = cluster.module
 

@@ -45,10 +45,11 @@ def compare(a: Results, b: Results, threshold: float = THRESHOLD) -> list[Compar
     halves of their rounds do not meet.
     """
     before, after = _by_identity(a), _by_identity(b)
+    either = {**after, **before}
     found = []
     for identity in dict.fromkeys([*before, *after]):
-        one, other = before.get(identity), after.get(identity)
-        found += [_compare(one, other, column, threshold) for column in _columns(one, other)]
+        known, one, other = either[identity], before.get(identity), after.get(identity)
+        found += [_compare(known, one, other, column, threshold) for column in _columns(one, other)]
     return found
 
 
@@ -63,8 +64,7 @@ def _by_identity(results: Results) -> dict[tuple[str, str], Row]:
     return {(row.scenario, row.name): row for row in results.rows}
 
 
-def _compare(a: Row | None, b: Row | None, column: str, threshold: float) -> Comparison:
-    known = a or b
+def _compare(known: Row, a: Row | None, b: Row | None, column: str, threshold: float) -> Comparison:
     before, after = a.median(column) if a else None, b.median(column) if b else None
     ratio = times_better(after, before, known.higher_is_better)
     if after is None:
@@ -79,10 +79,10 @@ def _compare(a: Row | None, b: Row | None, column: str, threshold: float) -> Com
     return Comparison(*identity, before, after, ratio, verdict)
 
 
-def _meet(a: Row, b: Row, column: str) -> bool:
+def _meet(a: Row | None, b: Row | None, column: str) -> bool:
     """Whether the middle halves of the rounds have a value in common."""
-    (low, high), (other_low, other_high) = a.quartiles(column), b.quartiles(column)
-    return low <= other_high and other_low <= high
+    one, other = (row.quartiles(column) if row else None for row in (a, b))
+    return one is not None and other is not None and one[0] <= other[1] and other[0] <= one[1]
 
 
 def warnings(a: Results, b: Results) -> list[str]:

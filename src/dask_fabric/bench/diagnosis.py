@@ -92,10 +92,15 @@ def better_of(one: Link, other: Link) -> Link:
         return other if one.error else one
     return replace(
         other,
-        round_trip_us=min(one.round_trip_us, other.round_trip_us),
-        there_gbs=max(one.there_gbs, other.there_gbs),
-        back_gbs=max(one.back_gbs, other.back_gbs),
+        round_trip_us=_best(min, one.round_trip_us, other.round_trip_us),
+        there_gbs=_best(max, one.there_gbs, other.there_gbs),
+        back_gbs=_best(max, one.back_gbs, other.back_gbs),
     )
+
+
+def _best(choose: Callable[[list[float]], float], *values: float | None) -> float | None:
+    known = [value for value in values if value is not None]
+    return choose(known) if known else None
 
 
 def _host_names(workers: Sequence[Worker]) -> dict[str, str]:
@@ -129,25 +134,26 @@ def _broken(workers: Sequence[Worker], links: Sequence[Link]) -> list[str]:
 
 def _odd_paths(links: Sequence[Link]) -> list[str]:
     """Paths other than that of most links; a worker that has one with all others is said once."""
-    paths = Counter(link.path for link in links)
+    ways = [(link, link.path) for link in links if link.path is not None]
+    paths = Counter(path for _, path in ways)
     if len(paths) < 2:
         return []
     usual = paths.most_common(1)[0][0]
     found = []
-    odd = [link for link in links if link.path != usual]
+    odd = [(link, path) for link, path in ways if path != usual]
     count = Counter(name for link in links for name in (link.one, link.other))
-    odd_count = Counter(name for link in odd for name in (link.one, link.other))
+    odd_count = Counter(name for link, _ in odd for name in (link.one, link.other))
     named = {name for name in count if odd_count[name] == count[name] > 1}
     if len(named) * 2 > len(count):  # then it is nobody's in particular
         named = set()
     for name in sorted(named):
-        own = [link for link in odd if name in (link.one, link.other)]
-        path, reason = own[0].path, _reason(own, usual)
+        own = [(link, path) for link, path in odd if name in (link.one, link.other)]
+        path, reason = own[0][1], _reason([link for link, _ in own], usual)
         found.append(f"worker {name} talks {_spoken(path)} to all{reason}")
     return found + [
-        f"worker {link.one} and worker {link.other} talk {_spoken(link.path)}, "
+        f"worker {link.one} and worker {link.other} talk {_spoken(path)}, "
         f"most others {_spoken(usual)}{_reason([link], usual)}"
-        for link in odd
+        for link, path in odd
         if not {link.one, link.other} & named
     ]
 
@@ -189,7 +195,7 @@ class _Measure:
     """
 
     word: str
-    both: Callable[[Link], tuple[float, float]]
+    both: Callable[[Link], tuple[float | None, float | None]]
     usual: Callable[[Sequence[float]], float]
     is_odd: Callable[[float, float], bool]
     written: Callable[[float], str]
@@ -258,9 +264,9 @@ def _medians(
     values: dict[Ends, list[float]] = {}
     for link in links:
         one, other = nodes[link.one], nodes[link.other]
-        there, back = measure.both(link)
-        values.setdefault((one, other), []).append(there)
-        values.setdefault((other, one), []).append(back)
+        for ends, value in zip(((one, other), (other, one)), measure.both(link), strict=True):
+            if value is not None:
+                values.setdefault(ends, []).append(value)
     return {ends: statistics.median(found) for ends, found in values.items()}
 
 

@@ -57,7 +57,7 @@ class _Connection:
     def _answer(self, kind: bytes, nbytes: int, count: int) -> None:
         if nbytes > self._buffer.size:
             self._buffer = np.ones(nbytes, "u1")
-        view = memoryview(self._buffer)[:nbytes]
+        view = self._buffer.data[:nbytes]
         if kind == RATE:
             self._take(nbytes * count)
             return

@@ -122,7 +122,7 @@ def path_name(scheme: str, told: dict[str, Any]) -> str:
     return path
 
 
-def grids(matrix: dict[str, Any]) -> dict[str, list[list[str | float | None]]]:
+def grids(matrix: dict[str, Any]) -> dict[str, list[list[Any]]]:
     """Tables from row to column, in the order of the workers: bandwidth, round trip, path."""
     names = [worker["name"] for worker in matrix["workers"]]
     place = {name: number for number, name in enumerate(names)}

@@ -122,13 +122,15 @@ class Program:
             text=True,
             env=environment,
         )
+        assert self._process.stdin is not None and self._process.stdout is not None  # pipes
+        self._stdin, self._stdout = self._process.stdin, self._process.stdout
         self.pid = self._process.pid
         self._write(config)
 
     def _write(self, content: Any) -> None:
         with contextlib.suppress(BrokenPipeError):  # it has ended: reading tells why
-            self._process.stdin.write(json.dumps(content) + "\n")
-            self._process.stdin.flush()
+            self._stdin.write(json.dumps(content) + "\n")
+            self._stdin.flush()
 
     def read(self, patience_seconds: float) -> Any:
         """Give its next answer.
@@ -142,7 +144,7 @@ class Program:
         late = threading.Timer(patience_seconds, self._expire, [expired])
         late.start()
         try:
-            line = self._process.stdout.readline()
+            line = self._stdout.readline()
         finally:
             late.cancel()
         if not line:
@@ -179,12 +181,12 @@ class Program:
         """Let it end by itself, and insist where it does not."""
         self.go_on()
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
+            self._stdin.close()
         try:
             self._process.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
             self.kill()
-        self._process.stdout.close()
+        self._stdout.close()
         self._errors.close()
 
     def kill(self) -> None:

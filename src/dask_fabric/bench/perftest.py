@@ -26,7 +26,7 @@ def _program() -> str | None:
     folders = [os.environ.get("PATH", os.defpath)]
     wheel = importlib.util.find_spec("libucx")
     if wheel is not None:
-        folders += (f"{folder}/bin" for folder in wheel.submodule_search_locations)
+        folders += (f"{folder}/bin" for folder in wheel.submodule_search_locations or ())
     return shutil.which(_PROGRAM, path=os.pathsep.join(folders))
 
 
@@ -84,8 +84,10 @@ def bandwidth(
     ]
     cpus = sorted(os.sched_getaffinity(0))  # both ends spin, and would starve on one
     on_first, on_last = (["-c", str(cpu)] for cpu in (cpus[0], cpus[-1]))
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen([*command, *on_last], env=environment, **quiet) as server:
+    null = subprocess.DEVNULL
+    with subprocess.Popen(
+        [*command, *on_last], env=environment, stdout=null, stderr=null
+    ) as server:
         try:
             return _ask([*command, *on_first, "127.0.0.1"], environment, server)
         finally:

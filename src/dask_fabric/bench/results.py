@@ -75,7 +75,7 @@ class Row:
     def spread(self, column: str) -> float | None:
         """Half the distance of the quartiles, as a part of the median."""
         middle, ends = self.median(column), self.quartiles(column)
-        return (ends[1] - ends[0]) / 2 / abs(middle) if middle else None
+        return (ends[1] - ends[0]) / 2 / abs(middle) if middle and ends else None
 
     def times_better(self, column: str, than: str) -> float | None:
         """How many times better one column's median is than the other's; None where unknown."""
@@ -83,9 +83,9 @@ class Row:
 
     def floor(self) -> str | None:
         """The best of the floors between two processes: what the machine can do."""
-        known = [name for name in BETWEEN_PROCESSES if self.median(name)]
+        known = {name: value for name in BETWEEN_PROCESSES if (value := self.median(name))}
         best = max if self.higher_is_better else min
-        return best(known, key=self.median) if known else None
+        return best(known, key=known.__getitem__) if known else None
 
     def part_of_floor(self, column: str) -> float | None:
         """What part of the best floor a column reaches, 1 being all of it."""

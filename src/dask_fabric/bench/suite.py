@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from typing import TextIO
 
@@ -54,7 +54,7 @@ class Plan:
     work: workloads.Work = field(default_factory=workloads.Work)
     matrix: matrix.Effort = field(default_factory=matrix.Effort)
 
-    def among(self, names: Sequence[str]) -> list[str]:
+    def among(self, names: Container[str]) -> list[str]:
         """Those of the scenarios that are wanted."""
         return [name for name in self.scenarios if name in names]
 
@@ -70,7 +70,7 @@ def run(plan: Plan, options: dict, stream: TextIO) -> Results:
     results = Results(machine.facts(), options, [protocol.name for protocol in plan.protocols])
     watch = machine.NoiseWatch()
     if plan.where:
-        _on_cluster(plan, results, stream)
+        _on_cluster(plan, plan.where, results, stream)
     else:
         _on_host(plan, results, stream)
         results.warnings += watch.warnings()
@@ -138,11 +138,11 @@ def _check(pair: Site, sizes: Sequence[int]) -> None:
             raise BenchError(f"{pair.name}://: {size_name(nbytes)} did not arrive as sent")
 
 
-def _on_cluster(plan: Plan, results: Results, stream: TextIO) -> None:
+def _on_cluster(plan: Plan, where: dict[str, str | None], results: Results, stream: TextIO) -> None:
     if unfit := plan.among((FLOOR, MEMORY)):
         raise BenchError(f"{unfit[0]} is measured on one host: leave --scheduler out")
     module = plan.extent.module
-    with cluster.connected(plan.where) as client, cluster.prepared(client, module) as found:
+    with cluster.connected(where) as client, cluster.prepared(client, module) as found:
         results.protocols = [found.scheme]
         if MATRIX in plan.scenarios:
             results.matrix = matrix.measure(found, plan.matrix, stream)
@@ -155,7 +155,7 @@ def _on_cluster(plan: Plan, results: Results, stream: TextIO) -> None:
                 _check(pair, plan.extent.sizes)
             results.rows += _measure_all(wanted, [pair], [], plan.effort, stream)
     if works := plan.among(WORKLOADS):
-        results.rows += workloads.measure_on(plan.where, works, plan.work, plan.around, stream)
+        results.rows += workloads.measure_on(where, works, plan.work, plan.around, stream)
 
 
 def _opener(protocol: Protocol, plan: Plan) -> Callable[[], Site]:

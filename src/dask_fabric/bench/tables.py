@@ -115,7 +115,7 @@ def _summary(matrix: dict[str, Any]) -> list[list[str]]:
         speeds = {names[j]: v for j, v in enumerate(found["bandwidth"][i]) if v is not None}
         trips = [value for value in found["round trip"][i] if value is not None]
         paths = sorted({value for value in found["path"][i] if value})
-        worst = min(speeds, key=speeds.get, default="")
+        worst = min(speeds, key=speeds.__getitem__, default="")
         middle = [statistics.median(v) if v else None for v in (list(speeds.values()), trips)]
         least = number(speeds.get(worst))
         lines.append([name, number(middle[0]), least, worst, number(middle[1]), ", ".join(paths)])

@@ -92,7 +92,7 @@ def _two(
     names = text.split(",") if text else None
     if names and (len(names) != 2 or names[0] == names[1]):
         raise click.BadParameter("two workers, separated by a comma")
-    return names and (names[0].strip(), names[1].strip())
+    return (names[0].strip(), names[1].strip()) if names else None
 
 
 def _count(text: str) -> int:

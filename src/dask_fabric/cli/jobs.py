@@ -103,18 +103,17 @@ def _speed(link: Any) -> str:
 
 def comparison(one: Record, other: Record, now: float) -> str:
     """Give the figures of two jobs beside each other."""
-    rows = [("", f"job {one.number}", f"job {other.number}", "ratio")]
+    rows: list[tuple[str, ...]] = [("", f"job {one.number}", f"job {other.number}", "ratio")]
     rows.append(("state", one.state(now), other.state(now), ""))
     rows.append(_compared("lasted", _lasted(one), _lasted(other), format_time))
     for name in ("workers", "hosts", "silent"):
-        values = (getattr(record.summary, name) for record in (one, other))
-        rows.append(_compared(name, *values, str))
+        rows.append(_compared(name, getattr(one.summary, name), getattr(other.summary, name), str))
     lefts = {path.path: path for path in one.summary.paths}
     rights = {path.path: path for path in other.summary.paths}
     for path in sorted(lefts.keys() | rights.keys()):
         rows += _compared_paths(path, lefts.get(path), rights.get(path))
-    counts = (len(record.summary.slow_links) for record in (one, other))
-    rows.append(_compared("slow links", *counts, str))
+    left, right = (len(record.summary.slow_links) for record in (one, other))
+    rows.append(_compared("slow links", left, right, str))
     return "\n".join(table(rows))
 
 
@@ -125,8 +124,8 @@ def _compared_paths(
     formats |= dict.fromkeys(_BANDWIDTHS, lambda rate: f"{format_bytes(int(rate))}/s")
     formats |= dict.fromkeys(_WAITS, format_time)
     for name, form in formats.items():
-        values = (0 if side is None else getattr(side, name) for side in (one, other))
-        yield _compared(f"{path} {name.replace('_', ' ')}", *values, form)
+        left, right = (0 if side is None else getattr(side, name) for side in (one, other))
+        yield _compared(f"{path} {name.replace('_', ' ')}", left, right, form)
 
 
 def _compared(name: str, one: Any, other: Any, form: Any) -> tuple[str, ...]:

@@ -1,5 +1,7 @@
 from typing import Any, Final
 
+from dask_fabric.codec.dialect import Dialect
+
 class Packing:
     """A msgpack packer, reused, with the hook that leaves payloads aside."""
     def __init__(self, codec: Codec): ...
@@ -16,7 +18,7 @@ class Codec:
 
     dialect: Final[Any]
 
-    def __init__(self, dialect): ...
+    def __init__(self, dialect: Dialect): ...
     def begin(
         self,
         message: Any,
@@ -28,7 +30,7 @@ class Codec:
 
         Parameters
         ----------
-        message : Any
+        message : object
         serializers : sequence of str, optional
             Families in the order in which they are tried; None for distributed's default.
         on_error : {"message", "raise"}
@@ -51,11 +53,11 @@ class Codec:
         """
     def decode(
         self,
-        header,
+        header: bytes | memoryview,
         frames: list[Any],
         deserialize: bool = True,
         deserializers=None,
-        limit_bytes=None,
+        limit_bytes: int | None = None,
     ):
         """Rebuild a message.
 

@@ -1,3 +1,4 @@
+<<<<<<< HEAD
 from typing import TypeAlias, TypedDict
 
 Kind: TypeAlias = int
@@ -19,3 +20,6 @@ class Reader(TypedDict):
     data: int
     nbytes: int
     at: int
+=======
+
+>>>>>>> types

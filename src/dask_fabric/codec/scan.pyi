@@ -1,3 +1,4 @@
+<<<<<<< HEAD
 from typing import TypeAlias, TypedDict
 
 Kind: TypeAlias = int
@@ -6,3 +7,6 @@ class Item(TypedDict):
     start: int
     body: int
     is_text: bool
+=======
+
+>>>>>>> types

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import sys
 from time import perf_counter_ns
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distributed.comm import utils as comm_utils
 from distributed.comm.core import Comm, CommClosedError
@@ -30,6 +30,11 @@ from dask_fabric.telemetry import registry
 from dask_fabric.telemetry.tcp_info import parse_tcp_info
 from dask_fabric.wire.hello import CHUNKS
 from dask_fabric.wire.records import error_record
+
+if TYPE_CHECKING:
+    from dask_fabric.codec.codec import Encoding
+    from dask_fabric.engine.channel import Channel
+    from dask_fabric.wire.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -61,11 +66,9 @@ class FabricComm(Comm):
         What the listener or connector knows of the connection (TLS: ``peercert``, ``cipher``).
     """
 
-    _channel: Any = None
-
     def __init__(
         self,
-        channel: Any,
+        channel: Channel,
         local_addr: str,
         peer_addr: str,
         deserialize: bool,
@@ -131,8 +134,8 @@ class FabricComm(Comm):
         """Under which the comm's figures are summed up; see `statistics.peer_name`."""
         return registry.peer_name(self._peer_addr, self._channel.server_side)
 
-    def figures(self) -> dict[str, Any]:
-        """Give the channel's `Figures` by path."""
+    def figures(self) -> dict[str, Metrics]:
+        """Give the channel's `Metrics` by path."""
         return self._channel.figures()
 
     def statistics(self) -> dict[str, Any]:
@@ -326,7 +329,7 @@ class FabricComm(Comm):
         threshold_bytes = comm_utils.OFFLOAD_THRESHOLD  # 0 or False: never
         return bool(threshold_bytes) and self.allow_offload and work_bytes > threshold_bytes
 
-    async def _finish(self, encoding: Any, work_bytes: int) -> tuple[Any, list]:
+    async def _finish(self, encoding: Encoding, work_bytes: int) -> tuple[Any, list]:
         """Serialize what is more than tiny, in Dask's thread for that if it is large."""
         begin_ns = perf_counter_ns()
         if self._offloads(work_bytes):
@@ -409,7 +412,7 @@ class FabricComm(Comm):
             raise CommClosedError(f"in {self}: {exc}") from exc
 
     def __del__(self) -> None:
-        channel = self._channel
+        channel = getattr(self, "_channel", None)  # `__init__` may have failed
         if channel is None or channel.closed or sys.is_finalizing():
             return
         logger.warning("Closing dangling channel in %r", self)

@@ -12,7 +12,7 @@ import os
 import socket
 import ssl
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distributed.comm.addressing import parse_host_port
 from distributed.comm.core import Connector
@@ -28,6 +28,9 @@ from dask_fabric.comm.network.security import Scheme, comm_error, tls_info
 from dask_fabric.comm.network.socket_options import tune
 from dask_fabric.config import Settings
 from dask_fabric.errors import FabricError
+
+if TYPE_CHECKING:
+    from dask_fabric.engine.channel import Channel
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +123,7 @@ class FabricConnector(Connector):
         peer_addr: str,
         ssl_context: ssl.SSLContext | None,
         server_hostname: str,
-    ) -> Any:
+    ) -> Channel:
         """Give an open channel over TCP or TLS."""
         sock = await _connect_to_any(loop, targets)
         begin = loop.time()
@@ -154,7 +157,7 @@ class FabricConnector(Connector):
         targets: Sequence[Target],
         settings: Settings,
         peer_addr: str,
-    ) -> Any:
+    ) -> Channel | None:
         """Give an open channel over a Unix socket.
 
         None where no target has such a socket, and in any doubt about it: TCP then decides.
@@ -203,7 +206,7 @@ class FabricConnector(Connector):
             self._answered_at.pop(next(iter(self._answered_at)))
         return channel
 
-    def _doubt(self, channel: Any, listener: str, since: float) -> None:
+    def _doubt(self, channel: Channel, listener: str, since: float) -> None:
         """Give up a Unix socket that does not answer, unless it is busy: with others, it has."""
         if channel.closed or channel.peer is not None:
             return
@@ -242,9 +245,10 @@ async def _connect_to_any(
             )
             for attempt in done:
                 attempts.remove(attempt)
-                if attempt.exception() is None:
+                failure = attempt.exception()
+                if failure is None:
                     return attempt.result()
-                error = attempt.exception()
+                error = failure
         raise error
     finally:
         for attempt in attempts:

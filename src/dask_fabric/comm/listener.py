@@ -13,7 +13,7 @@ import socket
 import ssl
 import weakref
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dask
 from distributed.comm.addressing import parse_host_port, unparse_host_port
@@ -46,6 +46,9 @@ from dask_fabric.comm.servers import scheduler_host, server_of
 from dask_fabric.errors import FabricError, ProtocolError
 from dask_fabric.telemetry import heartbeat, prometheus
 from dask_fabric.telemetry.history import recording
+
+if TYPE_CHECKING:
+    from dask_fabric.engine.channel import Channel
 
 logger = logging.getLogger(__name__)
 
@@ -310,7 +313,7 @@ class FabricListener(BaseListener):
         if not self._stopped:
             self._loop.add_reader(listening, self._accept, listening, take)
 
-    async def _serve(self, channel: Any, peer_addr: str) -> None:
+    async def _serve(self, channel: Channel, peer_addr: str) -> None:
         """Take one connection from its first byte to the handler's end."""
         comm = await self._open(channel, peer_addr)
         del channel  # this waits for as long as the comm lives, and holds nothing else
@@ -347,7 +350,7 @@ class FabricListener(BaseListener):
             timer.cancel()
         return True
 
-    async def _open(self, channel: Any, peer_addr: str) -> FabricComm | None:
+    async def _open(self, channel: Channel, peer_addr: str) -> FabricComm | None:
         """Shake hands; None where that failed, which was logged."""
         try:
             await channel.open(self._settings.handshake_timeout_seconds)

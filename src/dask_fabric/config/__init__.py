@@ -10,7 +10,7 @@ import functools
 import logging
 import marshal
 from collections import namedtuple
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -18,8 +18,9 @@ import dask.config
 
 from dask_fabric import providers
 from dask_fabric.config.memory import host_memory_bytes
-from dask_fabric.config.table import keys, nested_defaults, sections
+from dask_fabric.config.table import keys, nested_defaults
 from dask_fabric.errors import ConfigError
+from dask_fabric.keys import Key
 
 __all__ = ["DEFAULTS", "KEYS", "SECTION", "Settings", "given", "host_memory_bytes", "load"]
 
@@ -120,12 +121,12 @@ def _check(section: object) -> Settings:
 
 
 def _of_paths(parsed: dict[str, Any]) -> Any:
-    names = [one.name for one in providers.found()]
-    return _tuple("Paths", tuple(names))(*(_of_path(name, parsed) for name in names))
+    found = providers.found()
+    made = _tuple("Paths", tuple(one.name for one in found))
+    return made(*(_of_path(one.name, one.section.keys, parsed) for one in found))
 
 
-def _of_path(name: str, parsed: dict[str, Any]) -> Any:
-    section = sections()[name].keys
+def _of_path(name: str, section: Mapping[str, Key], parsed: dict[str, Any]) -> Any:
     made = _tuple(name, tuple(key.field for key in section.values()))
     return made(*(parsed[f"{name}.{part}"] for part in section))
 

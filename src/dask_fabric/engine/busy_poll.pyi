@@ -6,7 +6,10 @@ their turn in each. Whether that is quicker is learned from each peer, again and
 where both share a CPU, or where an answer is the result of work.
 """
 
+import asyncio
 from typing import Any
+
+from dask_fabric.engine.waiter import Waiter
 
 class BusyPoll:
     """Keeps a loop awake for the answers of one peer.
@@ -17,8 +20,8 @@ class BusyPoll:
     limit_seconds : float
         How long for one answer at most; 0 for never.
     """
-    def __init__(self, loop, limit_seconds): ...
-    def wait(self, awaited) -> Any:
+    def __init__(self, loop: asyncio.AbstractEventLoop, limit_seconds: float): ...
+    def wait(self, awaited: asyncio.Future | Waiter) -> Any:
         """Stay awake for an answer, if that is likely to be quicker.
 
         Parameters

@@ -17,11 +17,16 @@ stream is ended visibly before their memory is freed, for the peer looks for tha
 read them; then the socket is closed, and at last whoever waits is woken.
 """
 
+import asyncio
 import logging
+from collections.abc import Awaitable
 from typing import Any, Final
 
+from dask_fabric.config import Settings
 from dask_fabric.engine.transport import Transport
 from dask_fabric.wire.connection import Connection
+from dask_fabric.wire.handshake import Handshake
+from dask_fabric.wire.metrics import Metrics
 from dask_fabric.wire.path import Path
 
 logger = logging.getLogger(__name__)
@@ -77,9 +82,16 @@ class Channel:
     name_ends: Any
     ends: Any
 
-    def __init__(self, loop, transport: Transport, handshake, settings, negotiator=None): ...
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        transport: Transport,
+        handshake: Handshake,
+        settings: Settings,
+        negotiator=None,
+    ): ...
     def __del__(self): ...
-    async def open(self, timeout_seconds=None):
+    async def open(self, timeout_seconds: float | None = None):
         """Exchange hellos with the peer. A channel that fails is closed.
 
         Parameters
@@ -110,7 +122,7 @@ class Channel:
         """
     def tell_paths(self, content):
         """Complete the negotiation, as the client: with the next message, or soon."""
-    def send(self, header, frames: list[Any]):
+    def send(self, header: bytes | memoryview, frames: list[Any]) -> int:
         """Send one message, without waiting for the network or the peer.
 
         Parameters
@@ -127,7 +139,7 @@ class Channel:
         """
     def check_limits(self, frame_count, header_bytes, nbytes):
         """Raise `MessageTooLargeError` for a message that the peer has said that it refuses."""
-    def receive_nowait(self):
+    def receive_nowait(self) -> tuple[bytes | memoryview, list[memoryview]] | None:
         """The next message, where it is here already.
 
         Returns
@@ -140,7 +152,7 @@ class Channel:
         ProtocolError
             The peer broke the protocol; the channel is closed.
         """
-    def receive(self):
+    def receive(self) -> Awaitable[Any]:
         """Wait for the next message.
 
         Returns
@@ -153,7 +165,7 @@ class Channel:
         ChannelClosedError
             The channel is closed and every message that came before was received.
         """
-    async def close(self, timeout_seconds):
+    async def close(self, timeout_seconds: float):
         """Send what is queued and the close record, then close.
 
         Parameters
@@ -161,7 +173,7 @@ class Channel:
         timeout_seconds : float
             The channel is aborted when the peer has taken nothing for so long.
         """
-    def abort(self, error=None):
+    def abort(self, error: BaseException | None = None):
         """Close at once; what is queued is lost, and a pending `receive` fails.
 
         Parameters
@@ -209,7 +221,7 @@ class Channel:
     @property
     def stream(self):
         """What was counted of the stream (`dask_fabric.wire.metrics.Metrics`)."""
-    def statistics(self):
+    def statistics(self) -> dict[str, Any]:
         """What this channel has moved.
 
         Returns
@@ -222,7 +234,7 @@ class Channel:
             memory have one of their own. ``traffic`` has, for the stream and for each path that was
             chosen beside it, what `dask_fabric.wire.metrics.Metrics.as_dict` gives.
         """
-    def figures(self):
+    def figures(self) -> dict[str, Metrics]:
         """What was counted of the stream, and of each path that was chosen beside it.
 
         Returns

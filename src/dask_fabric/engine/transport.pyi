@@ -1,5 +1,6 @@
 """How the bytes of a connection go through its socket, where no TLS is needed."""
 
+import socket
 from typing import Any, Final
 
 class Transport:
@@ -30,4 +31,4 @@ class PlainTransport(Transport):
     bulk_bytes : int
         Above it, bytes are moved by native threads.
     """
-    def __init__(self, sock, bulk_bytes): ...
+    def __init__(self, sock: socket.socket, bulk_bytes: int): ...

@@ -5,6 +5,8 @@ that awaits a waiter goes on at once, where the message is found: a tenth of a s
 It is what `asyncio.isfuture` takes for a future, and is awaited once, by one task.
 """
 
+import asyncio
+
 class Waiter:
     """The next message of a channel, for the task that awaits it.
 
@@ -12,7 +14,7 @@ class Waiter:
     ----------
     loop : asyncio.AbstractEventLoop
     """
-    def __init__(self, loop): ...
+    def __init__(self, loop: asyncio.AbstractEventLoop): ...
     def set_result(self, message):
         """Give the message, and go on."""
     def set_exception(self, error):

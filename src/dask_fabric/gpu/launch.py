@@ -47,7 +47,8 @@ class Nannies:
 
     def __call__(
         self,
-        *arguments: Any,
+        scheduler_ip: Any = None,
+        *,
         env: dict[str, Any] | None = None,
         resources: dict[str, float] | None = None,
         **options: Any,
@@ -55,7 +56,7 @@ class Nannies:
         number = self._next()
         seat = self.seats[number]
         nanny = Nanny(
-            *arguments,
+            scheduler_ip,
             env={**(env or {}), **dict(seat.environment)},
             resources={RESOURCE: 1, **(resources or {})},
             worker_class=functools.partial(make_worker, self.worker_class, seat, self.pool),

@@ -12,6 +12,9 @@ and a network library may keep memory although its operation was cancelled. A co
 same, and memory that is still in use stays in *quarantine*.
 """
 
+import asyncio
+from typing import Any
+
 REAP_SECONDS = 0.1
 
 class CompletionQueue:
@@ -29,7 +32,7 @@ class Job:
     A subclass has its parameters, and starts it in the threads of its kind.
     """
 
-def queue_of(loop):
+def queue_of(loop: asyncio.AbstractEventLoop) -> CompletionQueue:
     """The completion queue of an event loop, made at the first call.
 
     Parameters
@@ -41,7 +44,7 @@ def queue_of(loop):
     CompletionQueue
     """
 
-def statistics():
+def statistics() -> dict[str, Any]:
     """What is in quarantine.
 
     Returns

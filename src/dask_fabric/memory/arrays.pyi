@@ -39,7 +39,7 @@ def pin(array: Any, pin_memory: Any) -> bool:
 
     Parameters
     ----------
-    array : Any
+    array : object
         What `new_array` gave; anything else is left alone.
     pin_memory : callable
         ``(address, nbytes)``; what it raises passes, and nothing is pinned.

@@ -192,7 +192,9 @@ class CudaRuntime:
         # The one that CUDA's runtime, and so CuPy, works in; kept for as long as the process lives.
         retained = driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), number)
         _check(retained, "cuDevicePrimaryCtxRetain")
-        return ctypes.cast(driver.cuCtxSetCurrent, ctypes.c_void_p).value, context.value
+        function = ctypes.cast(driver.cuCtxSetCurrent, ctypes.c_void_p)
+        assert function.value is not None and context.value is not None  # neither is NULL
+        return function.value, context.value
 
     def describe(self) -> Mapping[str, Any]:
         return {

@@ -149,6 +149,13 @@ def span_of(frame: Any) -> Span | None:
     return None if runtime is None else runtime.span_of(frame)
 
 
+def known_span(runtime: Runtime, frame: Any) -> Span:
+    """Give the device memory of a frame that is known to have some."""
+    span = runtime.span_of(frame)
+    assert span is not None
+    return span
+
+
 def belongs_on_device(frame: Any) -> bool:
     """Whether a frame is memory of a device, or is to become that."""
     if isinstance(frame, _ONLY_HOST):

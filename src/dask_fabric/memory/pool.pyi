@@ -59,7 +59,7 @@ def has_idle_memory() -> bool:
 def trim_idle() -> None:
     """Give back what was idle for too long; under memory pressure, all that is idle."""
 
-def trim(target_bytes=0):
+def trim(target_bytes=0) -> int:
     """Give the longest idle memory back until at most target_bytes are idle (0: all of it).
 
     Returns
@@ -70,7 +70,12 @@ def trim(target_bytes=0):
 
 def checked(name, value, convert, most): ...
 def checked_bytes(name, value): ...
-def configure(*, max_idle_bytes=None, idle_seconds=None, pressure_limit_bytes=None):
+def configure(
+    *,
+    max_idle_bytes: int | None = None,
+    idle_seconds: float | None = None,
+    pressure_limit_bytes: int | None = None,
+):
     """Change settings of the pool, all or none; what is None stays as it is.
 
     Parameters

@@ -23,9 +23,12 @@ import hmac
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from dask_fabric.keys import Section
+
+if TYPE_CHECKING:
+    from dask_fabric.wire.path import Path
 
 HOST, CUDA = "host", "cuda"
 
@@ -40,7 +43,7 @@ class Description(dict):
     __slots__ = ()
     __eq__ = object.__eq__
     __ne__ = object.__ne__
-    __hash__ = object.__hash__
+    __hash__ = object.__hash__  # type: ignore[assignment]  # no dict has a hash; this one may
 
 
 class Pair(NamedTuple):
@@ -149,8 +152,8 @@ class Candidate:
         """
         return ""
 
-    def open(self, peer: Peer, memory: Sequence[str]) -> Any:
-        """Give the end of the path for this connection, a `dask_fabric.wire.path.Path`.
+    def open(self, peer: Peer, memory: Sequence[str]) -> Path:
+        """Give the end of the path for this connection.
 
         Parameters
         ----------

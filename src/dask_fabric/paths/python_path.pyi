@@ -4,11 +4,11 @@ A Python method per transfer costs microseconds, and frames are fetched by threa
 GIL now and then. That is enough to try a path; a fast one derives from `Path` in Cython.
 """
 
+import asyncio
 from typing import Any, Final
 
 from dask_fabric.jobs.completions import Job
 from dask_fabric.wire.path import Path
-from dask_fabric.wire.records import OFFER_BYTES
 
 class ThreadJob(Job):
     """Work of a thread of the loop's default executor."""
@@ -31,8 +31,15 @@ class PythonPath(Path):
 
     loop: Final[Any]
 
-    def __init__(self, loop, name, number, descriptor_bytes, least_bytes=OFFER_BYTES): ...
-    def describe_frame(self, memory):
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        name: str,
+        number: int,
+        descriptor_bytes: int,
+        least_bytes: int = ...,
+    ): ...
+    def describe_frame(self, memory: memoryview) -> bytes:
         """Make a frame available to the peer. Called in the event loop, when it is sent.
 
         Parameters
@@ -45,7 +52,7 @@ class PythonPath(Path):
         bytes
             By which the peer finds it.
         """
-    def fetch_frame(self, descriptor, memory):
+    def fetch_frame(self, descriptor: bytes, memory: memoryview):
         """Bring a frame of the peer. Called in a thread.
 
         Parameters

@@ -14,13 +14,16 @@ import weakref
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dask_fabric import providers
 from dask_fabric.engine import socket_jobs
 from dask_fabric.memory import device, pool
 from dask_fabric.telemetry.sums import PEER_LIMIT, Sums, Totals
 from dask_fabric.wire.metrics import Metrics
+
+if TYPE_CHECKING:
+    from dask_fabric.engine.channel import Channel
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +43,7 @@ class _Entry:
 
     # For the channel: not methods of the comm, which the channel would keep alive.
 
-    def closed(self, channel: Any) -> None:
+    def closed(self, channel: Channel) -> None:
         _note_closed(self, channel)
 
     def active(self) -> None:
@@ -70,7 +73,7 @@ def _after_fork_in_child() -> None:
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-def opened(comm: Any, channel: Any) -> None:
+def opened(comm: Any, channel: Channel) -> None:
     """Count *comm* until its *channel* is closed."""
     entry = _Entry(comm, peer_name(comm.peer_address, channel.server_side))
     _open[entry] = None
@@ -96,7 +99,7 @@ def _note_active(entry: _Entry) -> None:
             _lock.release()
 
 
-def _note_closed(entry: _Entry, channel: Any) -> None:
+def _note_closed(entry: _Entry, channel: Channel) -> None:
     _open.pop(entry, None)
     _active.pop(entry, None)
     if logger.isEnabledFor(logging.DEBUG):

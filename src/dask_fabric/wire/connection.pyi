@@ -54,9 +54,13 @@ class Connection:
     paths: Final[list[Any]]
 
     def __init__(
-        self, header_bytes_limit, message_bytes_limit, frame_count_limit, inline_bytes: int
+        self,
+        header_bytes_limit: int,
+        message_bytes_limit: int,
+        frame_count_limit: int,
+        inline_bytes: int,
     ): ...
-    def feed(self, data):
+    def feed(self, data: bytes) -> int:
         """Put bytes that were received where they belong.
 
         Parameters
@@ -123,7 +127,7 @@ class Connection:
         """
     def drop_unready(self) -> Any:
         """Drop messages that will never have their frames, and what came behind them."""
-    def send(self, header, frames: list[Any]) -> int:
+    def send(self, header: bytes | memoryview, frames: list[Any]) -> int:
         """Queue one message.
 
         Parameters

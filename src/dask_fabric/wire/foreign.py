@@ -17,8 +17,10 @@ MAGIC = b"\x89fabric\x8a"
 PREAMBLE_BYTES = 16
 
 # The last one opens HTTP/2.
-HTTP_METHODS = (b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"OPTIONS ", b"PATCH ")
-HTTP_METHODS += (b"CONNECT ", b"TRACE ", b"PRI * HTTP/2")
+HTTP_METHODS = (
+    *(b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"OPTIONS ", b"PATCH "),
+    *(b"CONNECT ", b"TRACE ", b"PRI * HTTP/2"),
+)
 # A TLS record opens with its type and the version 3.1 to 3.4 (RFC 8446, 5.1).
 TLS_HANDSHAKE = tuple(bytes([0x16, 3, minor]) for minor in range(1, 5))
 TLS_ALERT = tuple(bytes([0x15, 3, minor]) for minor in range(1, 5))

@@ -1,6 +1,6 @@
 """Frames that are offered by one side and fetched by the other, and the records about them."""
 
-from typing import Any, Final, TypedDict
+from typing import Any, Final
 
 class Control:
     """A record that is no message: an answer about offered frames, or what paths there are."""
@@ -18,7 +18,7 @@ class FrameSet:
     frames: Final[list[Any]]
 
     def __init__(self, sequence): ...
-    def views(self):
+    def views(self) -> list[tuple[int, int, bytes, memoryview | None]]:
         """Give what there is, for paths and tests in Python.
 
         Returns
@@ -27,11 +27,3 @@ class FrameSet:
             Of each frame its index in the message, the number of its path, the descriptor (padded
             to 24 bytes) and its memory in this process, if it has any.
         """
-
-class Slot(TypedDict):
-    data: bytes
-    nbytes: int
-    index: int
-    path: int
-    memory: int
-    descriptor: bytes

@@ -4,10 +4,13 @@ The memory and the time that a claim costs stay in proportion to the bytes that 
 their memory little by little, and one call handles at most `TURN_FRAMES` of them.
 """
 
-from typing import Final
+from collections.abc import Iterable
+from typing import Any, Final
 
+from dask_fabric.wire.frames import Control
 from dask_fabric.wire.inbox import Inbox
 from dask_fabric.wire.metrics import Metrics
+from dask_fabric.wire.path import Path
 from dask_fabric.wire.receive_buffer import ReceiveBuffer
 from dask_fabric.wire.record_reader import RecordReader
 
@@ -32,22 +35,26 @@ class MessageReader:
     inbox: Final[Inbox]
     metrics: Final[Metrics]
 
-    def __init__(self, header_bytes_limit, message_bytes_limit, frame_count_limit): ...
+    def __init__(
+        self, header_bytes_limit: int, message_bytes_limit: int, frame_count_limit: int
+    ): ...
     def __sizeof__(self):
         """With its own buffers, and without what is being received in place."""
-    def open(self, paths=(), devices=None):
+    def open(self, paths: Iterable[Path] = (), devices=None):
         """Begin to read records; for tests, which have no connection.
 
         Parameters
         ----------
         paths : iterable of Path
             Those by which frames may be on offer.
-        devices : Any
+        devices : object
             What makes memory for frames of devices: ``allocate(nbytes)`` gives a frame of device
             memory, or raises `MemoryError`; ``span_of(frame)`` gives its address first;
             ``stage(memory)`` makes a frame over host memory that belongs on a device.
         """
-    def receive_data(self, data):
+    def receive_data(
+        self, data: bytes
+    ) -> list[tuple[bytes | memoryview, list[memoryview]]] | Control:
         """Take bytes that arrived, and give the records that they complete.
 
         Parameters
@@ -64,7 +71,7 @@ class MessageReader:
         ProtocolError, LimitError
             As `next_record`.
         """
-    def place_offered(self, frames):
+    def place_offered(self, frames: list[Any]):
         """Give memory to the frames on offer of the message that was given last.
 
         Parameters

@@ -3,17 +3,16 @@
 Always on: a small message costs additions to integers and no look at the clock.
 """
 
-from typing import TypedDict
+from collections.abc import Iterable
+from typing import Any
 
-from dask_fabric.histogram import BUCKET_COUNT, Histogram
-
-HISTOGRAM_BUCKET_COUNT = BUCKET_COUNT
+HISTOGRAM_BUCKET_COUNT: int
 
 class Metrics:
     """Counters, times and histograms of one path."""
     def add(self, other: Metrics):
         """Add what another object has counted."""
-    def packed(self):
+    def packed(self) -> bytes:
         """Give what is counted in a few bytes: of each number that is not 0, its place and value.
 
         Returns
@@ -30,7 +29,7 @@ class Metrics:
         """Count the time that it took to deserialize a message that was not tiny."""
     def let_go(self):
         """The comm has ended, and holds nothing for its peer any more."""
-    def brief(self):
+    def brief(self) -> tuple[Any, ...]:
         """Give bytes and seconds alone.
 
         Returns
@@ -39,7 +38,7 @@ class Metrics:
             Bytes sent and received, fallbacks, and seconds of waiting for the loop, allocating, on
             the wire, waiting for the peer, and of serializing and deserializing together.
         """
-    def as_dict(self):
+    def as_dict(self) -> dict[str, Any]:
         """Give everything by its name.
 
         Returns
@@ -50,36 +49,7 @@ class Metrics:
             and above 2**(i - 1); without zeros at the end) and the ``sum`` of the values.
         """
 
-class Counts(TypedDict):
-    messages_sent: int
-    messages_received: int
-    bytes_sent: int
-    bytes_received: int
-    frames_sent: int
-    frames_received: int
-    fallbacks_sent: int
-    fallbacks_received: int
-    fallback_bytes: int
-    unacknowledged_bytes: int
-    loop_ns: int
-    allocate_ns: int
-    wire_ns: int
-    peer_ns: int
-    serialize_ns: int
-    deserialize_ns: int
-    sent_message_bytes: Histogram
-    received_message_bytes: Histogram
-
-class Times(TypedDict):
-    send_ns: Histogram
-    receive_ns: Histogram
-    answer_ns: Histogram
-
-class Packed(TypedDict):
-    place: int
-    value: int
-
-def histogram_of(values):
+def histogram_of(values: Iterable[int]) -> dict[str, Any]:
     """Count integers as the engine counts sizes and times.
 
     Parameters
@@ -92,7 +62,7 @@ def histogram_of(values):
         As in `Metrics.as_dict`.
     """
 
-def time_of_counting(count: int):
+def time_of_counting(count: int) -> float:
     """Measure what the counting adds to one small message, in either direction.
 
     Parameters

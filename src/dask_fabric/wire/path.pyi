@@ -12,12 +12,11 @@ A path serves one connection, in one event loop. It never blocks that loop: what
 job of native threads, whose end is posted to `queue` and handed to the channel.
 """
 
-from typing import Final
+from typing import Any, Final
 
 from dask_fabric.wire.frames import FrameSet
-from dask_fabric.wire.records import OFFER_BYTES
 
-NO_PATHS = []
+NO_PATHS: list[Any]
 
 class Transfer:
     """One movement of frames by one path: all of a message, or the next of very many."""
@@ -59,6 +58,4 @@ class Path:
     needs_living_sender: Final[bool]
     offers: bool
 
-    def __init__(
-        self, name, number, memory_kinds=1, descriptor_bytes=0, least_bytes=OFFER_BYTES
-    ): ...
+    def __init__(self, name, number, memory_kinds=1, descriptor_bytes=0, least_bytes=...): ...

@@ -7,11 +7,10 @@ Nothing is allocated here: a record is described to the caller once its table ha
 nothing that it claims is believed before.
 """
 
-from typing import Final, TypedDict
+from typing import Final
 
 from dask_fabric.wire.inbox import Inbox
 from dask_fabric.wire.receive_buffer import ReceiveBuffer
-from dask_fabric.wire.records import Prefix
 
 class RecordReader:
     """Finds the records in a receive buffer, and checks them.
@@ -39,15 +38,7 @@ class RecordReader:
         self,
         buffer: ReceiveBuffer,
         inbox: Inbox,
-        header_bytes_limit,
-        message_bytes_limit,
-        frame_count_limit,
+        header_bytes_limit: int,
+        message_bytes_limit: int,
+        frame_count_limit: int,
     ): ...
-
-class Record(TypedDict):
-    prefix: Prefix
-    table: int
-    table_bytes: int
-    descriptor_bytes: int
-    stream_bytes: int
-    nbytes: int

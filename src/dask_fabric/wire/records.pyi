@@ -3,24 +3,9 @@
 The format is written down in docs/wire-protocol.md. All integers are little-endian.
 """
 
-from typing import TypedDict
+from dask_fabric.errors import LimitError, ProtocolError
 
-class Prefix(TypedDict):
-    kind: int
-    flags: int
-    reserved: int
-    frame_count: int
-    header_bytes: int
-    sequence: int
-
-class Entry(TypedDict):
-    nbytes: int
-    path: int
-    memory: int
-    flags: int
-    descriptor_bytes: int
-
-def close_record():
+def close_record() -> bytes:
     """The record after which a side sends nothing more but answers about offered frames.
 
     Returns
@@ -28,7 +13,7 @@ def close_record():
     bytes
     """
 
-def error_record(text):
+def error_record(text: str) -> bytes:
     """The record that tells the peer why the connection is about to be closed.
 
     Parameters
@@ -41,7 +26,7 @@ def error_record(text):
     bytes
     """
 
-def paths_record(content):
+def paths_record(content: bytes) -> bytes:
     """The record by which a client completes the negotiation of paths.
 
     Parameters
@@ -54,7 +39,7 @@ def paths_record(content):
     bytes
     """
 
-def violation(what):
+def violation(what: str) -> ProtocolError:
     """Make the error about a peer that breaks the protocol, with the record that tells it so.
 
     Parameters
@@ -66,7 +51,7 @@ def violation(what):
     ProtocolError
     """
 
-def excess(what, size, limit, key):
+def excess(what: str, size: int, limit: int, key: str) -> LimitError:
     """Make the error about a claim above a limit, as `violation`.
 
     Parameters

@@ -5,7 +5,7 @@ inline limit are sent from their own memory, which the buffer keeps alive until 
 put whole or not at all.
 """
 
-from typing import Final, TypedDict
+from typing import Final
 
 new_owners = list
 
@@ -20,10 +20,3 @@ class SendBuffer:
     def __init__(self, inline_bytes: int = 0): ...
     def __sizeof__(self):
         """With its own buffers, and without the frames."""
-
-class Mark(TypedDict):
-    vector_count: int
-    tail_bytes: int
-    pending_bytes: int
-    chunk_used_bytes: int
-    tail_is_open: bool

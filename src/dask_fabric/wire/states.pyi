@@ -20,7 +20,7 @@ The diagram of ``docs/wire-protocol.md`` is drawn from `transitions`.
 STATES = ("GREETING", "OPEN", "CLOSING", "DONE")
 EVENTS = ("hello", "MESSAGE", "answer", "FRAMES", "PATHS", "CLOSE", "ERROR", "end of stream")
 
-def transitions():
+def transitions() -> dict[str, dict[str, str]]:
     """Give the table of states, for documentation and tests.
 
     Returns

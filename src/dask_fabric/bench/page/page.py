@@ -99,22 +99,20 @@ def _plots(
 ) -> list[str]:
     """What suits the rows: lines over sizes, histograms, or bars."""
     by_size: dict[str, list[Row]] = {}
-    others = []
+    drawn, left = [], []
     for row in rows:
         if scenario in ("bandwidth", "floor") and "nbytes" in row.parameters:
             by_size.setdefault(row.name.partition(", ")[2], []).append(row)
         elif row.histograms:
             title = row.name.removesuffix(", p50")
-            others.append(f"<h3>{escape(title)}</h3>{_histogram(row, colours)}")
+            drawn.append(f"<h3>{escape(title)}</h3>{_histogram(row, colours)}")
         elif not row.name.startswith("round trip of"):
-            others.append(row)
+            left.append(row)
     parts = [
         f"<h3>arrays of {escape(_module(of_title))}, {escape(title)}</h3>"
         f"{_over_sizes(title, of_title, colours)}"
         for title, of_title in by_size.items()
     ]
-    drawn = [one for one in others if isinstance(one, str)]
-    left = [one for one in others if not isinstance(one, str)]
     return parts + drawn + ([_bars(scenario, left, protocols, colours)] if left else [])
 
 
@@ -128,9 +126,12 @@ def _over_sizes(title: str, rows: Sequence[Row], colours: dict[str, str]) -> str
     columns.sort(key=lambda column: column in FLOORS)
     lines = []
     for column in columns:
-        having = [row for row in rows if column in row.rounds]
-        points = [(row.parameters["nbytes"], row.median(column)) for row in having]
-        band = [row.quartiles(column) for row in having]
+        points, band = [], []
+        for row in rows:
+            middle, ends = row.median(column), row.quartiles(column)
+            if middle is not None and ends is not None:
+                points.append((row.parameters["nbytes"], middle))
+                band.append(ends)
         lines.append(svg.Line(column, points, colours[column], band, column in FLOORS))
     x = svg.size_axis("size of each array", (row.parameters["nbytes"] for row in rows))
     values = (value for line in lines for ends in line.band for value in ends)
@@ -167,9 +168,9 @@ def _bars(
 ) -> str:
     groups = []
     for row in rows:
-        columns = [c for c in (*protocols, *FLOORS) if row.median(c) is not None]
+        medians = [(c, row.median(c), colours[c]) for c in (*protocols, *FLOORS)]
         name = f"{row.name}, {row.unit} ({'more' if row.higher_is_better else 'less'} is better)"
-        groups.append((name, [(c, row.median(c), colours[c]) for c in columns]))
+        groups.append((name, [(c, value, col) for c, value, col in medians if value is not None]))
     return svg.bars(scenario, groups)
 
 

@@ -37,7 +37,9 @@ def _sent_bytes(dask_worker: Worker) -> float:
     shuffled = (
         value
         for key, value in dask_worker.digests_total.items()
-        if key[0] == "p2p" and key[2:] == ("background-comms", "process", "bytes")
+        if isinstance(key, tuple)
+        and key[0] == "p2p"
+        and key[2:] == ("background-comms", "process", "bytes")
     )
     return dask_worker.transfer_outgoing_bytes_total + sum(shuffled)
 

@@ -53,7 +53,8 @@ def main() -> None:
     dask.config.set({"distributed.p2p.storage.disk": False})
     with contextlib.ExitStack() as stack:
         client = _client(stack, config)
-        protocol = client.scheduler.address.partition("://")[0]
+        assert client.scheduler is not None  # it is connected
+        protocol = str(client.scheduler.address).partition("://")[0]
         print(json.dumps(protocol), file=told, flush=True)
         if not is_everywhere(client):
             send_as_they_are()

@@ -198,8 +198,8 @@ def _gpus(facts: Facts) -> Iterator[Advice]:
 def _interfaces(facts: Facts) -> Iterator[Advice]:
     own = [one for one in facts.interfaces if one.advertised and one.kind != "loopback"]
     for one in facts.interfaces:
-        known = one.up and one.addresses and one.speed_mbit and one.kind != "virtual"
-        if known and own and own[0].speed_mbit and one.speed_mbit > own[0].speed_mbit:
+        speed = one.speed_mbit if one.up and one.addresses and one.kind != "virtual" else None
+        if speed and own and own[0].speed_mbit and speed > own[0].speed_mbit:
             yield Advice(
                 one.name,
                 f"it is faster than {own[0].name}, whose address a server here advertises",
@@ -210,11 +210,11 @@ def _interfaces(facts: Facts) -> Iterator[Advice]:
 def _links(facts: Facts) -> Iterator[Advice]:
     for device in facts.rdma:  # an idle GPU slows its link down on purpose
         place = device.place
-        links = (place.link, place.best_link) if place else (None, None)
-        if all(links) and _gigatransfers(links[0]) < _gigatransfers(links[1]):
+        now, best = (place.link, place.best_link) if place else (None, None)
+        if now and best and _gigatransfers(now) < _gigatransfers(best):
             yield Advice(
                 device.name,
-                f"its PCIe link is {links[0]}, and it could be {links[1]}",
+                f"its PCIe link is {now}, and it could be {best}",
                 "another slot, or the firmware's settings for this one",
             )
 
@@ -256,12 +256,13 @@ def _buffers(facts: Facts) -> Iterator[Advice]:
             f"{facts.limits.wmem_max_bytes} bytes are less than Unix sockets gain from",
             f"sysctl -w net.core.wmem_max={wanted}",
         )
-    fast = [one for one in facts.interfaces if one.up and (one.speed_mbit or 0) >= _FAST_MBIT]
+    speeds = [(one.name, one.speed_mbit or 0) for one in facts.interfaces if one.up]
+    fast = [(interface, speed) for interface, speed in speeds if speed >= _FAST_MBIT]
     for name in ("tcp_rmem", "tcp_wmem"):
         if fast and _below(getattr(facts.limits, f"{name}_max_bytes"), _TCP_BUFFER_BYTES):
             yield Advice(
                 name,
-                f"its maximum is small for {fast[0].name}, {fast[0].speed_mbit // 1000} Gb/s",
+                f"its maximum is small for {fast[0][0]}, {fast[0][1] // 1000} Gb/s",
                 f"sysctl -w net.ipv4.{name}='4096 131072 {_TCP_BUFFER_BYTES}'",
             )
 

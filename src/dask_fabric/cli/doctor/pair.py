@@ -42,11 +42,9 @@ _PATH_SECONDS = 4.0
 
 def roles(security: Security) -> list[str]:
     """Name the roles for which Dask's configuration has certificates."""
-    return [
-        role
-        for role in ("worker", "scheduler", "client")
-        if security.tls_ca_file and security.get_tls_config_for_role(role)["cert"]
-    ]
+    names = ("worker", "scheduler", "client")
+    told = {role: security.get_tls_config_for_role(role) for role in names}
+    return [role for role, one in told.items() if one["ca_file"] and one["cert"]]
 
 
 def _arguments(scheme: str, of: str) -> dict[str, Any]:
@@ -90,6 +88,7 @@ async def measure() -> None:
     """Start the other process, and print what became of each path as soon as it is known."""
     command = [sys.executable, "-m", __spec__.name, "serve"]
     other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None  # it is a pipe
     try:
         # A library may have written warnings before it, to the same place.
         told = json.loads(next((line for line in other.stdout if line.startswith("{")), ""))

@@ -174,9 +174,10 @@ def _details(facts: Facts, provider: Provider) -> Iterator[Sequence[str]]:
 
 def _limits(facts: Facts) -> list[Sequence[str]]:
     limits = facts.limits
-    scopes = ("not restricted", "children and whom a process allows", "root only", "nobody")
+    meanings = ("not restricted", "children and whom a process allows", "root only", "nobody")
+    scopes = dict(enumerate(meanings))
     scope = limits.ptrace_scope
-    said = f"{scope}: {scopes[scope]}" if scope in range(len(scopes)) else _said(scope)
+    said = f"{scope}: {scopes[scope]}" if scope in scopes else _said(scope)
     shm = f"{size(limits.shm_bytes)}, {size(limits.shm_free_bytes)} free"
     return [
         ("locked memory (memlock)", size(limits.memlock_bytes)),

@@ -8,7 +8,6 @@ import os
 import socket
 import ssl
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from dask_fabric.comm.channels.negotiator import Negotiator, describe
 from dask_fabric.comm.network import unix
@@ -16,7 +15,7 @@ from dask_fabric.comm.network.addresses import format_address
 from dask_fabric.comm.network.security import Scheme
 from dask_fabric.config import Settings
 from dask_fabric.engine.channel import Channel
-from dask_fabric.engine.transport import PlainTransport
+from dask_fabric.engine.transport import PlainTransport, Transport
 from dask_fabric.memory import device
 from dask_fabric.wire.handshake import Handshake
 from dask_fabric.wire.hello import Hello
@@ -34,7 +33,7 @@ def make_channel(
     server_hostname: str | None = None,
     refuse: Callable[[Hello], str | None] | None = None,
     address: str = "",
-) -> Any:
+) -> Channel:
     """Make the channel that fits: plain, or TLS where there is a context.
 
     Parameters
@@ -76,7 +75,7 @@ def make_channel(
     else:
         handshake = Handshake(negotiator.hello, False, refuse)
     if ssl_context is None:
-        transport = PlainTransport(sock, settings.stream_bulk_bytes)
+        transport: Transport = PlainTransport(sock, settings.stream_bulk_bytes)
     else:
         from dask_fabric.engine.tls_transport import TLSTransport
 
@@ -86,14 +85,14 @@ def make_channel(
     return channel
 
 
-def settle_addresses(channel: Any) -> tuple[str, str]:
+def settle_addresses(channel: Channel) -> tuple[str, str]:
     """Give the addresses of a channel that is open, which do not change any more."""
     channel.ends = channel.addresses()
     channel.name_ends = None
     return channel.ends
 
 
-def _ends(prefix: str, reached: str, peer_address: str, channel: Any) -> tuple[str, str]:
+def _ends(prefix: str, reached: str, peer_address: str, channel: Channel) -> tuple[str, str]:
     """Give the local and the peer's address; *reached* is that of a Unix socket, as known first."""
     if isinstance(channel.local_sockname, tuple):  # TCP
         return format_address(prefix, channel.local_sockname), peer_address

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distributed.comm.core import FatalCommClosedError
 
@@ -32,6 +32,9 @@ from dask_fabric.paths.provider import Candidate, Peer, Provider
 from dask_fabric.wire.hello import CHUNKS, STREAM, Hello
 from dask_fabric.wire.records import error_record, violation
 from dask_fabric.wire.text import NAME_LENGTH_LIMIT, one_line
+
+if TYPE_CHECKING:
+    from dask_fabric.engine.channel import Channel
 
 _REFUSED = "From %s to %s: %s"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -259,7 +262,7 @@ class Negotiator:
             self._found = by_side("server", found)
         return self.hello
 
-    def complete_as_client(self, channel: Any) -> None:
+    def complete_as_client(self, channel: Channel) -> None:
         """Find out the rest, choose, and tell the server."""
         agreed = agreement(self.hello, channel.peer)
         found = self._find_out(agreed.candidates, channel.peer)
@@ -271,12 +274,13 @@ class Negotiator:
                 text = _unusable(provider, channel.choice.refused[provider.name])
                 raise RefusedError(text, error_record(text))
 
-    def await_client(self, channel: Any) -> None:
+    def await_client(self, channel: Channel) -> None:
         """As a server, use the stream until the client has told what it found out."""
         waiting = dict.fromkeys(self._open_paths(), "it has not answered yet")
-        channel.choice = self._agreed.choose({**by_side("client", waiting), **self._found})
+        agreed = self._agree_as_server(channel.peer)
+        channel.choice = agreed.choose({**by_side("client", waiting), **self._found})
 
-    def complete_as_server(self, channel: Any, content: bytes) -> None:
+    def complete_as_server(self, channel: Channel, content: bytes) -> None:
         """Choose as the client did, which has told what it found out.
 
         Raises
@@ -287,7 +291,8 @@ class Negotiator:
         if not self._open_paths():
             raise violation("paths that nobody asked for")
         told = by_side("client", decode_found(content))
-        self._use(channel, self._agreed.choose({**told, **self._found}))
+        agreed = self._agree_as_server(channel.peer)
+        self._use(channel, agreed.choose({**told, **self._found}))
 
     def _agree_as_server(self, client: Hello) -> Agreement:
         if self._agreed is None:
@@ -331,12 +336,16 @@ class Negotiator:
             return True  # the kernel names the process, and the probe has read from that
         return client.ends == _ends(self._sock.getpeername(), self._sock.getsockname())
 
-    def _use(self, channel: Any, choice: Choice) -> None:
+    def _use(self, channel: Channel, choice: Choice) -> None:
         """Open the paths that were chosen, the first of them first."""
         channel.choice = choice
         for name, memory in choice.opened.items():
             path = self._candidates[name].open(self._peer(channel.peer, name), memory)
-            channel.use(path, Devices(self._runtime) if device.CUDA in memory else None)
+            devices = None
+            if device.CUDA in memory:
+                assert self._runtime is not None  # this side's hello has said so
+                devices = Devices(self._runtime)
+            channel.use(path, devices)
             if not path.offers:
                 title = providers.by_name()[name].title
                 reason = f"{title} of this process cannot use what the peer's hello says"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from dask_fabric.memory import arrays
-from dask_fabric.memory.device import Runtime, StagedFrame
+from dask_fabric.memory.device import Runtime, StagedFrame, known_span
 
 
 class Devices:
@@ -38,7 +38,7 @@ class Devices:
         return [f if isinstance(f, memoryview) else self._copied(f) for f in frames]
 
     def _copied(self, frame: Any) -> memoryview:
-        span = self.span_of(frame)
+        span = known_span(self._runtime, frame)
         # Not pinned: it happens once in the life of a comm, if the path breaks.
         memory = memoryview(arrays.new_array(span.nbytes))
         self._runtime.copy_to_host(span, 0, memory).wait()

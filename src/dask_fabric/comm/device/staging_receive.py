@@ -22,7 +22,7 @@ from dask_fabric.comm.device.staging_send import (
 from dask_fabric.config import Settings
 from dask_fabric.errors import UnavailableError
 from dask_fabric.memory import arrays, device
-from dask_fabric.memory.device import Runtime, StagedFrame
+from dask_fabric.memory.device import Runtime, StagedFrame, known_span
 from dask_fabric.wire.records import excess, violation
 
 # A frame gets its memory when this part of it is there: a few bytes do not claim a whole device.
@@ -75,7 +75,7 @@ class _Arriving:
             except MemoryError:
                 self._runtime = None  # host memory for now: whoever reads may have made room
             else:
-                self._span = self._runtime.span_of(frame)
+                self._span = known_span(self._runtime, frame)
                 self.frame = frame
                 return
         self.frame = StagedFrame.over(arrays.new_array(self.nbytes))
@@ -126,7 +126,8 @@ class Incoming:
         kind = header[len(MARK)] if len(header) > len(MARK) else 0
         if kind == CHUNK_KIND and len(header) == CHUNK.size and len(frames) == 1:
             runtime = device.current() if deserialize else None
-            await self._take_chunk(*CHUNK.unpack(header)[2:], frames[0], runtime)
+            _, _, index, nbytes, offset = CHUNK.unpack(header)
+            await self._take_chunk(index, nbytes, offset, frames[0], runtime)
             return None
         if kind != MESSAGE_KIND or len(header) < MESSAGE.size:
             raise violation("a malformed header about device memory")
@@ -246,7 +247,7 @@ def _upload(runtime: Runtime, frames: list) -> list:
     try:
         for new, old in pairs:
             if old.nbytes:
-                span = runtime.span_of(new)
+                span = known_span(runtime, new)
                 copies.append(runtime.copy_to_device(memoryview(old), span, 0))
     finally:  # also where one cannot begin: what is under way still uses its memory
         for copy in copies:

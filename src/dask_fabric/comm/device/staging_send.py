@@ -12,11 +12,14 @@ import struct
 from collections import deque
 from collections.abc import Iterator, Mapping
 from itertools import islice
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dask_fabric.comm.serialize import dlpack
 from dask_fabric.memory import arrays, device
-from dask_fabric.memory.device import Runtime, StagedFrame
+from dask_fabric.memory.device import Runtime, Span, StagedFrame
+
+if TYPE_CHECKING:
+    from dask_fabric.engine.channel import Channel
 
 # In this order, where this process has device memory and the caller names none.
 FAMILIES = ("cuda", "dask", dlpack.FAMILY, "pickle")
@@ -52,7 +55,7 @@ class _HostSource:
     """A frame that belongs on a device and is in host memory."""
 
     def __init__(self, frame: StagedFrame) -> None:
-        self._memory = memoryview(frame)
+        self._memory = frame.data
         self.nbytes = self._memory.nbytes
 
     def read(self, offset: int, nbytes: int) -> memoryview:
@@ -62,11 +65,11 @@ class _HostSource:
 class _DeviceSource:
     """A frame in device memory."""
 
-    def __init__(self, runtime: Runtime, frame: Any) -> None:
+    def __init__(self, runtime: Runtime, frame: Any, span: Span) -> None:
         self._runtime = runtime
         self._frame = frame  # keeps the memory
-        self._span = runtime.span_of(frame)
-        self.nbytes = self._span.nbytes
+        self._span = span
+        self.nbytes = span.nbytes
 
     def read(self, offset: int, nbytes: int) -> memoryview:
         if not nbytes:
@@ -91,10 +94,10 @@ def sources_of(frames: list) -> dict[int, Source]:
     for index, frame in enumerate(frames):
         if isinstance(frame, StagedFrame):
             sources[index] = _HostSource(frame)
-        elif device.span_of(frame) is not None:
-            sources[index] = _DeviceSource(runtime, frame)
+        elif runtime is not None and (span := device.span_of(frame)) is not None:
+            sources[index] = _DeviceSource(runtime, frame, span)
     on_device = [frames[i] for i, source in sources.items() if isinstance(source, _DeviceSource)]
-    if on_device:
+    if runtime is not None and on_device:
         runtime.await_producers(on_device)
     return sources
 
@@ -104,13 +107,13 @@ class Outgoing:
 
     Parameters
     ----------
-    channel : object
+    channel : dask_fabric.engine.channel.Channel
         The comm's.
     chunk_bytes : int
         The most of one frame that goes in one piece.
     """
 
-    def __init__(self, channel: Any, chunk_bytes: int) -> None:
+    def __init__(self, channel: Channel, chunk_bytes: int) -> None:
         self._channel = channel
         self._chunk_bytes = chunk_bytes
         self._loop = asyncio.get_running_loop()

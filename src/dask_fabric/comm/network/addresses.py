@@ -19,7 +19,7 @@ Target = tuple[int, tuple]  # address family and socket address
 
 _NUMERIC_FLAGS = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
 # The hosts of distributed's get_ip. Never contacted: a UDP connect only asks the routing table.
-_ELSEWHERE = {socket.AF_INET: "8.8.8.8", socket.AF_INET6: "2001:4860:4860::8888"}
+_ELSEWHERE: dict[int, str] = {socket.AF_INET: "8.8.8.8", socket.AF_INET6: "2001:4860:4860::8888"}
 WILDCARD_HOSTS = frozenset(("", "0.0.0.0", "::"))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import ssl
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from distributed.comm.core import CommClosedError, FatalCommClosedError
 from distributed.comm.tcp import RequireEncryptionMixin, _expect_tls_context
@@ -19,6 +19,9 @@ from dask_fabric.errors import (
 )
 from dask_fabric.wire.hello import Hello
 from dask_fabric.wire.text import one_line
+
+if TYPE_CHECKING:
+    from dask_fabric.engine.channel import Channel
 
 _TLS_HELP = "Check your security settings: https://distributed.dask.org/en/latest/tls.html"
 
@@ -127,7 +130,7 @@ def _root(exc: Exception) -> Exception:
     return exc
 
 
-def tls_info(channel: Any) -> dict[str, Any]:
+def tls_info(channel: Channel) -> dict[str, Any]:
     """Give what distributed's own TLS comm tells of a connection: ``peercert`` and ``cipher``."""
     return {
         "peercert": channel.transport.peer_certificate,

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 # Measured with frames of 1 to 100 MB: 4.7 GB/s, against 3.5 with the default of 208 KiB.
 SEND_BUFFER_BYTES = 2 << 20
 _NAME_PREFIX = b"\0dask-fabric/"
-_WILDCARDS = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
+_WILDCARDS: dict[int, str] = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
 _WILDCARD_LISTENERS = ("0.0.0.0:", "[::]:")
 _DISCARD_PORT = 9  # any: nothing is sent
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid

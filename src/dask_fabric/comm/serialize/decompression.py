@@ -78,7 +78,7 @@ def _decompress_zlib(frame: Any, most_bytes: int) -> memoryview:
     """
     stream, made, view = zlib.decompressobj(), bytearray(), memoryview(frame).cast("B")
     for begin in range(0, view.nbytes, _ZLIB_INPUT_BYTES):
-        data = view[begin : begin + _ZLIB_INPUT_BYTES]
+        data: memoryview | bytes = view[begin : begin + _ZLIB_INPUT_BYTES]
         while not stream.eof and len(made) <= most_bytes:
             made += stream.decompress(data, _ZLIB_PIECE_BYTES)
             data = stream.unconsumed_tail

@@ -74,7 +74,8 @@ def _slots_of(kind: type) -> tuple[str, ...]:
 
 
 def _parts_of_node(node: GraphNode) -> list:
-    return [getattr(node, slot, None) for slot in _slots_of(type(node))]
+    kind: type = type(node)
+    return [getattr(node, slot, None) for slot in _slots_of(kind)]
 
 
 def _merge_and_deserialize(header, frames, deserializers=None):

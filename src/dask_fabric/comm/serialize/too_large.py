@@ -128,7 +128,7 @@ def _empty(message: dict, fields: tuple[str, ...]) -> dict[str, Any]:
     """Give those of the fields that hold anything, without it."""
     found = {}
     for name in fields:
-        value = message.get(name)
+        value: Any = message.get(name)
         is_pickled = type(value) is ToPickle
         kind = type(value.data if is_pickled else value)
         if kind in (dict, list, tuple, set):
@@ -281,7 +281,7 @@ _pauses = Pauses()
 def _fail_dependents(comm: Any, error: Exception) -> None:
     """Tell the scheduler that tasks have failed: they would wait (dask/distributed#6705)."""
     pool = getattr(comm, "_pool", lambda: None)()
-    server = pool.server() if pool is not None and pool.server is not None else None
+    server: Any = pool.server() if pool is not None and pool.server is not None else None
     state = getattr(server, "state", None)
     if state is None:  # no worker: whoever gathers gets the error
         return

@@ -10,49 +10,14 @@ can stop it. So a thread that takes long for a slice is replaced by another one,
 cancelled although a thread still writes to its memory, which then stays in quarantine.
 """
 
-from typing import TypedDict
+from typing import Any
 
 from dask_fabric.jobs.completions import Job
-from dask_fabric.jobs.mailbox import Ended, Mailbox
-from dask_fabric.linux import pthread_cond_t, pthread_mutex_t
-from dask_fabric.wire.frames import Slot
 
 class CopyJob(Job):
     """All that one transfer has to copy out of one process."""
 
-class Copies(TypedDict):
-    name: int
-    tag: int
-    pid: int
-    slots: Slot
-    slot_count: int
-    index: int
-    offset: int
-    is_very_large: bool
-    running_count: int
-    cancelled: bool
-    error: int
-    moved_bytes: int
-    mailbox: Mailbox
-    ended: Ended
-    next: Copies
-
-class Thread(TypedDict):
-    exists: bool
-    since_ns: int
-    job: Copies
-
-class Engine(TypedDict):
-    mutex: pthread_mutex_t
-    work: pthread_cond_t
-    stopped_running: pthread_cond_t
-    first: Copies
-    abandoned: Copies
-    job_count: int
-    thread_count: int
-    threads: list[Thread]
-
-def statistics():
+def statistics() -> dict[str, Any]:
     """Threads and jobs that copy out of other processes.
 
     Returns

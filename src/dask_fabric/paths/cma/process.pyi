@@ -9,7 +9,7 @@ its page map, which stays that of the same memory. They are looked at *after* ea
 process has not ended by then, then the pid was its own all the time.
 """
 
-from typing import Final, TypedDict
+from typing import Final
 
 class Process:
     """A process of this host, whose memory may be read.
@@ -69,26 +69,7 @@ class Secret:
     @property
     def address(self): ...
 
-class PageRegion(TypedDict):
-    start: int
-    end: int
-    categories: int
-
-class PageScan(TypedDict):
-    size: int
-    flags: int
-    start: int
-    end: int
-    walk_end: int
-    regions: int
-    region_count: int
-    most_pages: int
-    inverted_categories: int
-    all_categories: int
-    any_categories: int
-    told_categories: int
-
-def process_of(pid):
+def process_of(pid: int) -> Process:
     """Give the process that has this pid now.
 
     Parameters
@@ -106,7 +87,7 @@ def process_of(pid):
         As `Process`.
     """
 
-def attach(pid, address, expected):
+def attach(pid, address, expected) -> tuple[Process | None, str]:
     """Give the process that is to be read, if it is the one that told its secret.
 
     Parameters
@@ -120,7 +101,7 @@ def attach(pid, address, expected):
         With the reason, empty where there is a process.
     """
 
-def probe(pid, address, expected):
+def probe(pid: int, address: int, expected: bytes) -> str:
     """Find out whether the process *pid* is the one that told its secret, and can be read.
 
     Parameters

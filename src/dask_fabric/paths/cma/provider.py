@@ -18,6 +18,7 @@ from dask_fabric.keys import Section, size, switch
 from dask_fabric.paths.provider import Advice, Candidate, Description, HostKey, Peer, Provider
 
 if TYPE_CHECKING:
+    from dask_fabric.paths.cma.endpoint import CMAPath
     from dask_fabric.paths.cma.process import Process, Secret
 
 _PTRACE_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
@@ -141,9 +142,10 @@ class _Candidate(Candidate):
         self._process, reason = attach(peer.pid, told["address"], told["nonce"])
         return reason
 
-    def open(self, peer: Peer, memory: Sequence[str]) -> Any:
+    def open(self, peer: Peer, memory: Sequence[str]) -> CMAPath:
         from dask_fabric.paths.cma.endpoint import CMAPath
 
+        assert self._process is not None  # or `probe` would have given a reason
         return CMAPath(self._process, self._threshold_bytes)
 
 

@@ -33,7 +33,7 @@ class Host:
     @property
     def needs(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
         """What a library should have here, most important first: a name, and its prefixes."""
-        needs = []
+        needs: list[tuple[str, tuple[str, ...]]] = []
         if self.rdma_devices:
             needs.append((f"verbs for {', '.join(self.rdma_devices)}", VERBS))
         if self.has_nvidia_gpu:

@@ -5,7 +5,17 @@ the frame in it. The receiver posts where a frame is to go, before or after it c
 a peer claims is believed: a length other than the posted one fails the receive.
 """
 
-def start(library, options=(), defaults=None, estimated_endpoints=64):
+from collections.abc import Iterable
+from typing import Any
+
+from dask_fabric.paths.ucx.library import Library
+
+def start(
+    library: Library,
+    options: Iterable[tuple[str, str]] = (),
+    defaults: dict[str, str] | None = None,
+    estimated_endpoints: int = 64,
+):
     """Start UCX in this process; without effect where it runs on that library.
 
     Parameters
@@ -29,7 +39,7 @@ def start(library, options=(), defaults=None, estimated_endpoints=64):
         UCX does not start.
     """
 
-def version():
+def version() -> tuple[int, ...]:
     """Give the version of UCX that runs here; both ends of a connection must have the same one.
 
     Returns
@@ -38,7 +48,7 @@ def version():
         Three numbers.
     """
 
-def address():
+def address() -> bytes:
     """Give the address of this process for its peers.
 
     Returns
@@ -46,7 +56,7 @@ def address():
     bytes
     """
 
-def statistics():
+def statistics() -> dict[str, Any]:
     """Endpoints, connections and operations of this process.
 
     Returns

@@ -57,7 +57,7 @@ def _addresses(host: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]
         found = socket.getaddrinfo(host or None, 0, type=socket.SOCK_STREAM)
     except OSError:
         return []  # the listener says so
-    return [_address(info[4][0]) for info in found] if host else []
+    return [_address(str(info[4][0])) for info in found] if host else []
 
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:

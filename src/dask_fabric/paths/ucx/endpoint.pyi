@@ -34,10 +34,10 @@ class UCXPath(Path):
     """
     def __init__(
         self,
-        own_token,
-        peer_token,
+        own_token: int,
+        peer_token: int,
         address: bytes,
         peer_pid: int = 0,
         for_host: bool = True,
-        device_kind=None,
+        device_kind: int | None = None,
     ): ...

@@ -143,13 +143,13 @@ def environment(
     dict
         Only those that are not set.
     """
-    options = dict(options)
+    own = dict(options)
     values = {**_DEFAULTS, **(defaults or {})}
     if version is None or version >= _GRACE_SINCE:
         values["MEM_BISTRO_GRACE_DURATION"] = "1ms"
-    if version is None or not options:  # else UCX may tell of misspelt options
+    if version is None or not own:  # else UCX may tell of misspelt options
         values["WARN_UNUSED_ENV_VARS"] = "n"
-    named = {f"UCX_{name}": value for name, value in {**values, **options}.items()}
+    named = {f"UCX_{name}": value for name, value in {**values, **own}.items()}
     return {name: value for name, value in named.items() if name not in os.environ}
 
 
@@ -191,6 +191,7 @@ def _run_probe(path: str, variables: Mapping[str, str]) -> bytes:
         stderr=subprocess.DEVNULL,
         env=dict(variables),
     ) as child:
+        assert child.stdout is not None  # it is a pipe
         try:
             output = _read_bounded(child.stdout.fileno(), time.monotonic() + PROBE_SECONDS)
             if child.wait(PROBE_SECONDS) != 0:
@@ -221,11 +222,13 @@ def _read_answer(answer: object, path: str, source: str) -> Library:
     if "error" in answer:
         return Library(path, source, error=str(answer["error"])[:500])
     version = tuple(int(number) for number in answer["version"][:3])
-    names = [tuple(str(name)[:80] for name in answer[key][:NAMES_LIMIT])
-             for key in ("transports", "memory_types")]  # fmt: skip
+    transports, memory_types = (
+        tuple(str(name)[:80] for name in answer[key][:NAMES_LIMIT])
+        for key in ("transports", "memory_types")
+    )
     found, oldest = (".".join(map(str, parts)) for parts in (version, OLDEST_VERSION))
     error = "" if version >= OLDEST_VERSION else f"UCX {found} is older than {oldest}"
-    return Library(str(answer["path"]), source, version, *names, error)
+    return Library(str(answer["path"]), source, version, transports, memory_types, error)
 
 
 # ---- the choice

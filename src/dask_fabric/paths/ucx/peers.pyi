@@ -8,12 +8,3 @@ UCX pairs the n-th connection of one side with the n-th of the other. A side tha
 alone is ahead; a greeting tells its number, and who is behind breaks its own and catches up. So
 both ends always mean the same connection, and closing it ends the receives as well as the sends.
 """
-
-from typing import TypedDict
-
-class Figures(TypedDict):
-    endpoint_count: int
-    peer_count: int
-    connection_count: int
-    kept_count: int
-    break_count: int

@@ -10,6 +10,7 @@ import ctypes
 import json
 import os
 import signal
+import struct
 import sys
 import tempfile
 
@@ -46,10 +47,11 @@ def main(path: str, seconds: str) -> None:
     os._exit(0)  # what the library does at an orderly exit is not asked for
 
 
-def describe(path: str) -> dict:
+def describe(path: str) -> dict[str, object]:
     ucp = _open(path)
-    found = {"path": _path_of(ucp), "version": _version(ucp)}
-    context = _new_context(ucp, found["version"])
+    version = _version(ucp)
+    found: dict[str, object] = {"path": _path_of(ucp), "version": version}
+    context = _new_context(ucp, version)
     found["transports"] = _transports(ucp, context)
     found["memory_types"] = _memory_types(ucp, context)
     _check(ucp, ucp.ucp_worker_create(context, _parameters({}), ctypes.byref(ctypes.c_void_p())))
@@ -115,7 +117,7 @@ def _parameters(values: dict[int, int]) -> ctypes.Array:
     """Make a structure of zeros but for 64-bit *values* by offset."""
     structure = ctypes.create_string_buffer(_STRUCTURE_BYTES)
     for offset, value in values.items():
-        structure[offset : offset + 8] = value.to_bytes(8, "little")
+        struct.pack_into("<Q", structure, offset, value)
     return structure
 
 

@@ -6,7 +6,7 @@ import re
 import secrets
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from dask_fabric.keys import Key, Section, full_path, switch_or_auto
 from dask_fabric.paths.provider import (
@@ -24,6 +24,7 @@ from dask_fabric.paths.ucx.candidates import VERBS
 from dask_fabric.wire.text import is_name
 
 if TYPE_CHECKING:
+    from dask_fabric.paths.ucx.endpoint import UCXPath
     from dask_fabric.paths.ucx.local import LocalUCX
     from dask_fabric.paths.ucx.survey import Library, Ucx
 
@@ -65,7 +66,7 @@ class UCXProvider(Provider):
     scheme = "fabric+ucx"
     memory = (HOST, CUDA)
     rank = 40
-    environment: Mapping[str, str] = {
+    environment: ClassVar[Mapping[str, str]] = {
         "UCX_LOG_FILE": "stderr",
         "UCX_WARN_UNUSED_ENV_VARS": "n",
     }
@@ -268,7 +269,7 @@ class UCXProvider(Provider):
 class _Candidate(Candidate):
     """The path for one connection, whose ends are named by tokens."""
 
-    def open(self, peer: Peer, memory: Sequence[str]) -> Any:
+    def open(self, peer: Peer, memory: Sequence[str]) -> UCXPath:
         from dask_fabric.paths.ucx.endpoint import UCXPath
 
         return UCXPath(

@@ -1,11 +1,6 @@
 """An endpoint of the `ucx` path for Python: for tests, benchmarks and the report of `doctor`."""
 
-from typing import Final, TypedDict
-
-from _typeshed import Incomplete
-
-from dask_fabric.linux import pthread_mutex_t
-from dask_fabric.paths.ucx.libucp import HOST
+from typing import Final
 
 class UCXEndpoint:
     """One end of a connection for frames; to be used by one thread at a time.
@@ -28,7 +23,7 @@ class UCXEndpoint:
     @property
     def error(self):
         """The errno of a broken endpoint, or 0."""
-    def offer(self, data, sequence: int = 0, index: int = 0, kind: int = HOST):
+    def offer(self, data, sequence: int = 0, index: int = 0, kind: int = ...) -> int:
         """Send a frame.
 
         Parameters
@@ -44,9 +39,9 @@ class UCXEndpoint:
         int
             For :meth:`wait`.
         """
-    def post(self, memory, sequence: int = 0, index: int = 0, kind: int = HOST):
+    def post(self, memory, sequence: int = 0, index: int = 0, kind: int = ...):
         """Receive a frame of exactly the length of *memory* into it; the rest as :meth:`offer`."""
-    def wait(self, name, timeout_seconds=30.0):
+    def wait(self, name, timeout_seconds=30.0) -> int:
         """Wait for the end of an operation.
 
         Returns
@@ -67,17 +62,3 @@ class UCXEndpoint:
         """End all operations with errors, and with them the connection to the peer."""
     def close(self):
         """End all operations without an answer."""
-
-class Results(TypedDict):
-    mutex: pthread_mutex_t
-    event_fd: int
-    first: Result
-    last: Result
-
-class Result(TypedDict):
-    results: Results
-    next: Result
-    name: int
-    error: int
-    moved_bytes: int
-    buffer: Incomplete

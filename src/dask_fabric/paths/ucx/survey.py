@@ -60,13 +60,13 @@ def inspect_ucx(settings: Any) -> Ucx:
     return Ucx(
         wanted=wanted,
         why_wanted=why_wanted,
-        chosen=choice.library and _library(choice.library),
+        chosen=_library(choice.library) if choice.library else None,
         reason=choice.reason,
         others=tuple(_library(library, refusal) for library, refusal in choice.refused),
     )
 
 
-def _library(found: Any, refusal: str = "") -> Library:
+def _library(found: ucx_library.Library, refusal: str = "") -> Library:
     return Library(
         path=found.path,
         source=found.source,

@@ -4,29 +4,6 @@ The thread never takes the GIL. It sleeps on the worker's event fd, at no cost, 
 only for as long as one round of progress takes.
 """
 
-from collections.abc import Callable
-from typing import Any, TypedDict
-
-from dask_fabric.linux import pthread_cond_t, pthread_mutex_t, pthread_t
-
-class Worker(TypedDict):
-    handle: Any
-    context: Any
-    event_fd: int
-    address_mark: int
-    is_stopping: bool
-    is_foreign: bool
-    mutex: pthread_mutex_t
-    queue: pthread_mutex_t
-    changed: pthread_cond_t
-    thread: pthread_t
-    bind: Callable[[Any], int]
-    bind_argument: Any
-    is_bound: bool
-    attend: Callable[[], bool]
-    operation_count: int
-    sleep_limit_ms: int
-
 def start(library, options=(), defaults=None, estimated_endpoints=64):
     """Start the worker alone; see `dask_fabric.paths.ucx.core.start`, which is to be called."""
 
@@ -45,7 +22,7 @@ def bind(function: int, argument: int):
 def is_running():
     """Whether the worker runs, and in this very process."""
 
-def address():
+def address() -> bytes:
     """Give the address of the worker, which a peer needs to open an endpoint.
 
     Returns

@@ -47,6 +47,7 @@ async def ask(client: Client) -> list[Process]:
     own_process, own_rows = question()
     told = await client.run(question, on_error="return")
     processes = [("worker", address, answer) for address, answer in sorted(told.items())]
+    assert client.scheduler is not None  # it has asked the workers
     scheduler = client.scheduler.address
     try:
         processes.append(("scheduler", scheduler, await client.run_on_scheduler(question)))

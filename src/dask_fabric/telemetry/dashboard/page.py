@@ -11,15 +11,15 @@ from bokeh.layouts import column, row
 from bokeh.models import (
     BasicTicker,
     CategoricalColorMapper,
-    ColorBar,
     ColumnDataSource,
     DataRange1d,
-    Div,
     FactorRange,
     HoverTool,
     LogColorMapper,
     NumeralTickFormatter,
 )
+from bokeh.models.annotations import ColorBar
+from bokeh.models.widgets import Div
 from bokeh.palettes import Category10, Viridis256
 from bokeh.plotting import figure
 from dask.utils import format_bytes
@@ -59,6 +59,8 @@ class FabricPage(DashboardComponent):
     ----------
     scheduler : distributed.Scheduler
     """
+
+    source: ColumnDataSource
 
     def __init__(self, scheduler: Any) -> None:
         self.scheduler = scheduler
@@ -148,7 +150,7 @@ class FabricPage(DashboardComponent):
         plot.legend.location = "top_left"
         return plot
 
-    def update(self) -> None:
+    def update(self) -> None:  # type: ignore[override]  # as each of distributed's own has it
         """Show what the last heartbeats have told."""
         report = gather(
             (str(ws.name), ws.address, ws.metrics.get(METRIC))

@@ -86,5 +86,5 @@ def _schema(pyarrow: Any) -> Any:
     columns = {"job": kinds["int"], "id": kinds["str"], "state": kinds["str"]}
     columns |= {"start": time, "end": time, "seen": time, "scheduler": kinds["str"]}
     columns |= dict.fromkeys(_PLAIN[1:], kinds["int"]) | {"slow_links": kinds["str"]}
-    columns |= {one.name: kinds[one.type] for one in fields(PathSummary)}
+    columns |= {one.name: kinds[str(one.type)] for one in fields(PathSummary)}
     return pyarrow.schema(list(columns.items()))

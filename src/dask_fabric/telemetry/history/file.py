@@ -17,6 +17,7 @@ import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -280,9 +281,7 @@ def _naming_damage(path: Path) -> Iterator[None]:
         ) from exc
 
 
-def _record(
-    number: object, job_id: object, started: object, seen: object, ended: object, text: object
-) -> Record:
+def _record(number: Any, job_id: Any, started: Any, seen: Any, ended: Any, text: Any) -> Record:
     times = (started, seen) if ended is None else (started, seen, ended)
     if not (
         isinstance(number, int)

@@ -120,7 +120,9 @@ class Job:
         by_path: dict[str, list[Row]] = {}
         for row in rows:
             by_path.setdefault(row.path, []).append(row)
-        now = {path: [*map(sum, [*zip(*some, strict=True)][2:])] for path, some in by_path.items()}
+        now: dict[str, list[float]] = {
+            path: [*map(sum, [*zip(*some, strict=True)][2:])] for path, some in by_path.items()
+        }
         before = self._last.pop(process, None)
         self._last[process] = now
         _forget(self._last, _PROCESS_LIMIT)

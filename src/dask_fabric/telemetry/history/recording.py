@@ -64,11 +64,13 @@ class JobPlugin(SchedulerPlugin):
         from dask_fabric.telemetry.history.recorder import Recorder
 
         interval_seconds = self._settings.history_interval_seconds
+        assert self._settings.history_file is not None  # `watch` has looked
         writer = Writer(self._settings.history_file, self._settings.history_size_bytes)
-        self._recorder = Recorder(writer, scheduler.id, Job(scheduler.address, interval_seconds))
+        recorder = Recorder(writer, scheduler.id, Job(scheduler.address, interval_seconds))
+        self._recorder = recorder
         self._workers = dict(scheduler.workers)
-        self._sample()
-        self._timer = PeriodicCallback(self._sample, interval_seconds * 1000)
+        self._sample(recorder)
+        self._timer = PeriodicCallback(lambda: self._sample(recorder), interval_seconds * 1000)
         self._timer.start()
 
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
@@ -87,12 +89,12 @@ class JobPlugin(SchedulerPlugin):
         """Write the end."""
         if self._recorder is not None:
             self._timer.stop()
-            self._sample()
+            self._sample(self._recorder)
             recorder, self._recorder = self._recorder, None
             await asyncio.to_thread(recorder.finish, _FINISH_SECONDS)
 
-    def _sample(self) -> None:
-        self._recorder.sample([_told(state) for state in self._workers.values()])
+    def _sample(self, recorder: Recorder) -> None:
+        recorder.sample([_told(state) for state in self._workers.values()])
 
 
 def _told(state: WorkerState) -> tuple[str, Any]:

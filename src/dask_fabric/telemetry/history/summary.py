@@ -94,7 +94,7 @@ def from_text(text: str) -> Summary:
 
 def _fill(kind: Any, told: dict[str, Any], **known: Any) -> Any:
     plain = (one for one in fields(kind) if one.name not in known)
-    return kind(**known, **{one.name: _CHECKS[one.type](told[one.name]) for one in plain})
+    return kind(**known, **{one.name: _CHECKS[str(one.type)](told[one.name]) for one in plain})
 
 
 def _list(value: Any) -> list[Any]:
