@@ -8,11 +8,7 @@ Nothing here holds the GIL or touches a Python object; a job is named by an inte
 its lower half and a generation in the upper, so that a late event of an ended job finds nothing.
 """
 
-<<<<<<< HEAD
-from typing import TypeAlias, TypedDict
-=======
 from typing import Any
->>>>>>> types
 
 from dask_fabric.jobs.completions import Job
 

@@ -1,27 +1,6 @@
 """The `stream` path: frames travel on the control stream, from their own memory into their own."""
 
-<<<<<<< HEAD
-from typing import TypeAlias, TypedDict
-
-from dask_fabric.linux import iovec
-
-Direction: TypeAlias = int
-
-class SocketTransfer(TypedDict):
-    fd: int
-    direction: Direction
-    vectors: iovec
-    vector_count: int
-    vector_index: int
-    moved_bytes: int
-    error: int
-    total_bytes: int
-    low_water_bytes: int
-
-def is_low_water_sound(release):
-=======
 def is_low_water_sound(release: str):
->>>>>>> types
     """Whether a kernel wakes a reader that waits for much, also where memory is short.
 
     Before 5.12 it may never do so, with a message half received: small packets fill the receive

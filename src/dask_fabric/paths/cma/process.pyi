@@ -11,6 +11,8 @@ process has not ended by then, then the pid was its own all the time.
 
 from typing import Final
 
+PROBE_SECONDS = 0.05
+
 class Process:
     """A process of this host, whose memory may be read.
 
@@ -68,6 +70,8 @@ class Secret:
     def __init__(self): ...
     @property
     def address(self): ...
+    def touch(self):
+        """Have the bytes in memory, if they were swapped out: a peer is about to read them."""
 
 def process_of(pid: int) -> Process:
     """Give the process that has this pid now.
@@ -101,7 +105,7 @@ def attach(pid, address, expected) -> tuple[Process | None, str]:
         With the reason, empty where there is a process.
     """
 
-def probe(pid: int, address: int, expected: bytes) -> str:
+def probe(pid: int, address: int, expected: bytes, process: Process | None = None) -> str:
     """Find out whether the process *pid* is the one that told its secret, and can be read.
 
     Parameters
@@ -111,11 +115,18 @@ def probe(pid: int, address: int, expected: bytes) -> str:
     address : int
     expected : bytes
         What the peer says is there.
+    process : Process, optional
+        That process, if it is known: tells whether the page is in memory.
 
     Returns
     -------
     str
         Why not; empty where it can.
+
+    Notes
+    -----
+    A page that is not in memory may come late or never (swap, a network, userfaultfd(2)): a thread
+    waits for it, and it is given up after `PROBE_SECONDS`.
     """
 
 def allow_peers():

@@ -1,11 +1,5 @@
 """UCX's library libucp, opened at run time, and the one place that turns its errors into ours."""
 
-<<<<<<< HEAD
-from collections.abc import Callable
-from typing import Any, TypedDict
-
-=======
->>>>>>> types
 LIBRARIES = ("libucm", "libucs", "libuct")
 SUFFIX = ".so.0"
 
