@@ -49,10 +49,7 @@ def render(results: Results) -> str:
         rows = results.of(scenario)
         parts.append(f"<h2>{escape(scenario)}</h2>")
         parts += _plots(scenario, rows, results.protocols, colours)
-        columns = tables.shown_columns(rows, results.protocols, scenario)
-        parts.append(
-            _table([tables.head(columns, rows), *(tables.cells(r, columns) for r in rows)])
-        )
+        parts.append(_table(tables.grid(rows, results.protocols)))
         parts += _problems(rows)
     parts.append(f'<p class="note">{escape(_LEGEND)}</p>' if results.rows else "")
     return (
