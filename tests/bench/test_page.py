@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("bokeh", reason="needs bokeh")
 
-from bokeh.models import LogScale
+from bokeh.models import LogColorMapper, LogScale
 from bokeh.plotting import figure
 
 from dask_fabric.bench.page import page, plots
@@ -77,12 +77,8 @@ def full_results(workers: int = 5) -> Results:
     ping = Row("pingpong", "round trip, p50", "us", False, {"tcp": [200.0], "fabric": [50.0]})
     ping.histograms = {"tcp": {"140": 900, "141": 99, "190": 1}, "fabric": {"124": 5}}
     ping.problems["<b>odd</b>"] = "<script>it ended</script>"
-    rows += [
-        ping,
-        Row(
-            "stream", "messages", "1/s", True, {"tcp": [1.0], "<b>odd</b>": [3.0], "sockets": [2e6]}
-        ),
-    ]
+    stream = {"tcp": [1.0], "<b>odd</b>": [3.0], "sockets": [2e6]}
+    rows += [ping, Row("stream", "messages", "1/s", True, stream)]
     names = [f"node-{number:03}.cluster" for number in range(workers)]
     links = [
         {"one": a, "other": b, "path": "ucx" if i % 2 else "tcp", "refused": {}, "error": "",
@@ -124,17 +120,7 @@ def test_the_page_needs_nothing_else_and_escapes_what_it_is_told():
 
 def test_parts_that_are_missing_are_left_out():
     written = page.render(Results({}, {}, ["tcp"]))
-    assert {*Elements(written).tags} == {
-        "html",
-        "head",
-        "meta",
-        "title",
-        "style",
-        "body",
-        "h1",
-        "p",
-    }
-    assert len(written) < 10_000
+    assert not {*Elements(written).tags} & {"script", "h2", "table"}
 
 
 @pytest.fixture
@@ -180,11 +166,8 @@ def test_a_histogram_is_broken_where_nothing_was_counted(drawn):
 
 def test_bars(drawn):
     (bars,) = glyphs(drawn[5], "HBar")
-    assert dict(zip(bars["name"], bars["said"], strict=True)) == {
-        "tcp": "1",
-        "<b>odd</b>": "3",
-        "sockets": "2,000,000",
-    }
+    assert list(bars["name"]) == ["tcp", "<b>odd</b>", "sockets"]
+    assert list(bars["value"]) == [1, 3, 2e6] and bars["said"][2] == "2,000,000"
     assert drawn[5].y_range.factors == ["sockets", "<b>odd</b>", "tcp"]  # from below
 
 
@@ -199,34 +182,25 @@ def test_a_matrix(drawn):
 
 
 def test_bad_cells_are_red_and_good_ones_blue():
-    def ends(**options) -> list[str]:
-        mapper = plots.heat_map(["a", "b"], [[None, 1.0], [100.0, None]], **options).renderers[0]
-        scale = mapper.glyph.fill_color.transform
-        assert (scale.low, scale.high) == (1, 100)
-        return [scale.palette[0], scale.palette[-1]]
+    def scale(worst: float, **options) -> LogColorMapper:
+        plot = plots.heat_map(["a", "b"], [[None, worst], [100.0, None]], **options)
+        return plot.renderers[0].glyph.fill_color.transform
 
-    red, blue = ends()
-    assert (red, blue) == ("#d73027", "#4575b4")
-    assert ends(higher_is_better=False) == [blue, red]
-
-
-def test_little_of_a_difference_does_not_shout():
-    plot = plots.heat_map(["a", "b"], [[None, 1.0], [1.0, None]])
-    scale = plot.renderers[0].glyph.fill_color.transform
-    assert scale.high / scale.low == 4
+    usual, little = scale(1.0), scale(100.0)
+    assert (usual.low, usual.high) == (1, 100)
+    assert (usual.palette[0], usual.palette[-1]) == ("#d73027", "#4575b4")
+    assert scale(1.0, higher_is_better=False).palette == usual.palette[::-1]
+    assert (little.low, little.high) == (50, 200)  # no difference does not shout
 
 
 def test_what_is_said_stands_in_cells_where_all_of_it_fits():
-    def has_texts(count: int) -> bool:
-        names = [str(i) for i in range(count)]
-        return bool(glyphs(plots.heat_map(names, [[1.23] * count] * count), "Text"))
-
-    assert has_texts(10) and not has_texts(30)
+    for count, fits in ((10, True), (30, False)):
+        plot = plots.heat_map(["a"] * count, [[1.23] * count] * count)
+        assert bool(glyphs(plot, "Text")) is fits
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this host")
-@pytest.mark.parametrize("width", [1150, 390])
-@pytest.mark.parametrize("workers", [2, 5, 40])
+@pytest.mark.parametrize(("workers", "width"), [(2, 1150), (5, 390), (40, 1150)])
 def test_no_label_is_cut_or_covered_in_a_browser(workers, width, tmp_path):
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
     file = tmp_path / "page.html"
