@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from unittest.mock import Mock
 
 import pytest
@@ -84,7 +85,16 @@ def test_workloads_and_a_page(tmp_path):
     done = run("transpose-sum", *small, "--protocols", "tcp", "--html", str(page), "--sleepy")
     assert done.exit_code == 0, done.output
     assert "(x + x.T).sum(), 100 x 100" in done.stdout
-    assert "<svg" in page.read_text()
+    assert "data-root-id" in page.read_text()
+
+
+def test_plots_without_bokeh_are_refused_before_it_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr("dask_fabric.bench.suite.run", Mock(side_effect=AssertionError))
+    monkeypatch.delitem(sys.modules, "dask_fabric.bench.page.page", raising=False)
+    monkeypatch.setitem(sys.modules, "bokeh.embed", None)
+    done = run("stream", *SHORT, "--html", str(tmp_path / "page.html"))
+    assert done.exit_code == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("Error: --html needs bokeh: pip install 'dask-fabric[bench]'")
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dask_fabric.bench.results import FLOORS, Results, Row, times_better
-from dask_fabric.bench.tables import grid, number
+from dask_fabric.bench.tables import number
+from dask_fabric.wire.text import table
 
 BETTER, WORSE, NOISE = "better", "worse", "within noise"
 GONE, NEW, FAILED = "gone", "new", "failed"
@@ -97,13 +98,13 @@ def warnings(a: Results, b: Results) -> list[str]:
 
 def render(comparisons: Sequence[Comparison], markdown: bool) -> str:
     """Write a line for each, and what they come to."""
-    lines = [HEAD, *map(_cells, comparisons)]
+    lines = table([HEAD, *map(_cells, comparisons)], has_head=True, markdown=markdown)
     counts = {
         verdict: sum(one.verdict == verdict for one in comparisons)
         for verdict in (BETTER, WORSE, NOISE, FAILED, GONE, NEW)
     }
     summary = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
-    return f"{grid(lines, markdown)}\n\n{summary or 'nothing to compare'}"
+    return "\n".join([*lines, "", summary or "nothing to compare"])
 
 
 def _cells(one: Comparison) -> list[str]:

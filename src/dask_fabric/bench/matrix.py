@@ -9,7 +9,7 @@ from typing import Any, TextIO
 from dask_fabric.bench import workers
 from dask_fabric.bench.cluster import Cluster, Worker
 from dask_fabric.bench.diagnosis import Link, better_of, diagnose, suspects
-from dask_fabric.bench.progress import Progress
+from dask_fabric.bench.progress import progress
 from dask_fabric.bench.tournament import Pairing, rounds
 
 _SUSPECTS_LIMIT = 32  # more than that is no hiccup
@@ -43,15 +43,12 @@ def measure(cluster: Cluster, effort: Effort, stream: TextIO) -> dict[str, Any]:
         hosts.setdefault(worker.place, []).append(worker.address)
     links: list[Link] = []
     pairings = rounds(hosts)
-    progress = Progress(len(pairings), stream)
-    try:
+    with progress(len(pairings), stream) as tell:
         for pairing in pairings:
-            progress.say(f"{len(pairing)} pairs at a time")
+            tell(0, f"{len(pairing)} pairs at a time")
             links += _measure_round(cluster, pairing, by_address, effort)
-            progress.step()
+            tell(1)
         links = _measure_again(cluster, links, by_address, effort)
-    finally:
-        progress.close()
     return {
         "protocol": cluster.scheme,
         "nbytes": effort.nbytes,

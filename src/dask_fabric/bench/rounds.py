@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from dask_fabric.bench.figures import Figure
 from dask_fabric.bench.pairs import Hog
-from dask_fabric.bench.progress import Progress
 from dask_fabric.bench.results import Row
 from dask_fabric.errors import PairError
 
@@ -47,16 +46,18 @@ class Effort:
     round_seconds: float = 0.5
 
 
-def measure(figure: Figure, sites: Sequence[Site], effort: Effort, progress: Progress) -> list[Row]:
+def measure(
+    figure: Figure, sites: Sequence[Site], effort: Effort, tell: Callable[..., None]
+) -> list[Row]:
     """Measure one figure: in every round each column once, in turning order.
 
-    A site that fails is left out from then on; its row tells why.
+    A site that fails is left out from then on; its row tells why. *tell* is of `progress`.
     """
     rows = figure.rows()
     able = [site for site in sites if site.can(figure.verb, figure.arguments)]
     counts: dict[str, int] = {}
     for site in able:
-        progress.say(f"{figure.name}: {site.name}")
+        tell(0, f"{figure.name}: {site.name}")
         with _noting_failure(rows, site):
             _pin(site.pids, figure.pinned)
             counts[site.name] = _calibrate(site, figure, effort.round_seconds)
@@ -64,12 +65,12 @@ def measure(figure: Figure, sites: Sequence[Site], effort: Effort, progress: Pro
         shift = turn % max(len(able), 1)
         for site in able[shift:] + able[:shift]:
             if site.name in counts and site.name not in rows[0].problems:
-                progress.say(f"{figure.name}: round {turn + 1}, {site.name}")
+                tell(0, f"{figure.name}: round {turn + 1}, {site.name}")
                 with _noting_failure(rows, site):
                     _add_round(rows, figure, site, counts[site.name])
     for site in able:
         _pin(site.pids, False)
-    progress.step(len(able))
+    tell(len(able))
     return rows
 
 

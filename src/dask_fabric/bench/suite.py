@@ -11,7 +11,7 @@ from dask_fabric.bench import cluster, floors, machine, matrix, perftest, worklo
 from dask_fabric.bench.awake import awake_cpus
 from dask_fabric.bench.figures import SCENARIOS, Extent, Figure, figures, size_name
 from dask_fabric.bench.pairs import NO_HOG, Pair, Protocol, Surroundings
-from dask_fabric.bench.progress import Progress
+from dask_fabric.bench.progress import progress
 from dask_fabric.bench.results import Results, Row, noise_warnings
 from dask_fabric.bench.rounds import Effort, Site, measure
 from dask_fabric.bench.work.catalogue import WORKLOADS
@@ -208,14 +208,8 @@ def _measure_all(
         able = [*([] if figure.scenario == FLOOR else pairs), *beside]
         return [site for site in able if site.can(figure.verb, figure.arguments)]
 
-    progress = Progress(sum(len(sites(figure)) for figure in wanted), stream)
-    rows = []
-    try:
-        for figure in wanted:
-            rows += measure(figure, sites(figure), effort, progress)
-    finally:
-        progress.close()
-    return rows
+    with progress(sum(len(sites(figure)) for figure in wanted), stream) as tell:
+        return [row for figure in wanted for row in measure(figure, sites(figure), effort, tell)]
 
 
 def _memory(plan: Plan, warnings: list[str]) -> list[Row]:

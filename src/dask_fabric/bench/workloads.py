@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
 from dask_fabric.bench.figures import size_name
 from dask_fabric.bench.pairs import Program, Protocol, Surroundings, child_environment
-from dask_fabric.bench.progress import Progress
+from dask_fabric.bench.progress import progress
 from dask_fabric.bench.results import Row
 from dask_fabric.bench.work.catalogue import WORKLOADS
 from dask_fabric.bench.work.extent import Extent
@@ -62,9 +62,8 @@ def measure(
     """Run the workloads on new clusters, in every round one of each protocol."""
     found = [_row(name, work.extent) for name in names]
     warnings = []
-    progress = Progress(len(names) * len(protocols) * work.rounds, stream)
     lost: set[str] = set()
-    try:
+    with progress(len(names) * len(protocols) * work.rounds, stream) as tell:
         for turn in range(work.rounds):
             shift = turn % len(protocols)
             for protocol in [*protocols[shift:], *protocols[:shift]]:
@@ -73,12 +72,10 @@ def measure(
                 last = turn == work.rounds - 1
                 config = {**_config(names, work, protocol.name, last), "scheme": protocol.scheme}
                 try:
-                    _on_cluster(config, protocol.name, found, around, progress)
+                    _on_cluster(config, protocol.name, found, around, tell)
                 except PairError as exc:
                     warnings.append(f"left out: {exc}")
                     lost.add(protocol.name)
-    finally:
-        progress.close()
     return found, warnings
 
 
@@ -97,12 +94,9 @@ def measure_on(
         The cluster cannot be had.
     """
     found = [_row(name, work.extent) for name in names]
-    progress = Progress(len(names), stream)
-    try:
+    with progress(len(names), stream) as tell:
         config = {**_config(names, work, "", True), **where}
-        _on_cluster(config, None, found, around, progress)
-    finally:
-        progress.close()
+        _on_cluster(config, None, found, around, tell)
     return found
 
 
@@ -127,7 +121,7 @@ def _on_cluster(
     column: str | None,
     found: Sequence[Row],
     around: Surroundings,
-    progress: Progress,
+    tell: Callable[..., None],
 ) -> None:
     """Have a program run all workloads, and add what came out."""
     command = [sys.executable, "-m", "dask_fabric.bench.work.program"]
@@ -136,9 +130,9 @@ def _on_cluster(
         scheme = program.read(_START_SECONDS)
         column = column or scheme
         for row in found:
-            progress.say(f"{row.name}: {column}")
+            tell(0, f"{row.name}: {column}")
             told = program.read(_RUN_SECONDS)
-            progress.step()
+            tell(1)
             for value in told.get("values", ()):
                 row.add(column, value)
             if "problem" in told:

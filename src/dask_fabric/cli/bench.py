@@ -224,6 +224,8 @@ def run(json_file: str | None, markdown: bool, html: str | None, **options: Any)
 
     for path in filter(None, (json_file, html, options["profile"])):
         _check_folder(path)
+    if html:
+        _check_plots()
     try:
         results = _run(options)
         _write(results, json_file, markdown, html)
@@ -329,7 +331,6 @@ def _work(options: dict[str, Any]) -> Work:
 
 def _write(results: Results, json_file: str | None, markdown: bool, html: str | None) -> None:
     from dask_fabric.bench import tables
-    from dask_fabric.bench.page import page
 
     if json_file == "-":
         click.echo(results.as_json(), nl=False)
@@ -338,6 +339,8 @@ def _write(results: Results, json_file: str | None, markdown: bool, html: str | 
         if json_file:
             _save(json_file, results.as_json())
     if html:
+        from dask_fabric.bench.page import page
+
         _save(html, page.render(results))
 
 
@@ -347,9 +350,18 @@ def _check_folder(path: str) -> None:
         raise click.ClickException(f"cannot write {path}: its folder is missing or not writable")
 
 
+def _check_plots() -> None:
+    """Complain of plots that cannot be drawn before it is measured, not after."""
+    try:
+        import dask_fabric.bench.page.page  # noqa: F401
+    except ImportError as exc:
+        reason = f"--html needs bokeh: pip install 'dask-fabric[bench]' ({exc})"
+        raise click.ClickException(reason) from exc
+
+
 def _save(path: str, text: str) -> None:
     try:
-        Path(path).write_text(text)
+        Path(path).write_text(text, encoding="utf-8")
     except OSError as exc:
         raise click.ClickException(f"cannot write {path}: {exc.strerror}") from exc
     click.echo(f"written: {path}", err=True)

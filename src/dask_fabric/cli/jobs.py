@@ -7,11 +7,10 @@ from typing import Any
 
 from dask.utils import format_bytes, format_time
 
-from dask_fabric.cli.tables import table
-from dask_fabric.comm.network.reachability import printable
 from dask_fabric.telemetry.history.export import moment
 from dask_fabric.telemetry.history.file import Record
 from dask_fabric.telemetry.history.summary import PathSummary
+from dask_fabric.wire.text import printable, table
 
 _HEAD = ("job", "start", "lasted", "state", "workers", "moved", "fallbacks", "slow", "scheduler")
 _PATH_HEAD = ("path", "sent", "received", "fallbacks", "p50", "p90", "p99", "most")

@@ -12,10 +12,10 @@ from typing import Any
 from dask.utils import format_bytes
 from distributed import Client
 
-from dask_fabric.cli.tables import table
-from dask_fabric.comm.network.reachability import printable, reach
+from dask_fabric.comm.network.reachability import reach
 from dask_fabric.telemetry.cluster.processes import Process, ask
 from dask_fabric.telemetry.cluster.rates import Pair, Rate, rates, slowest
+from dask_fabric.wire.text import printable, table
 
 _CONNECT_SECONDS = 10.0
 _ANSWER_SECONDS = 30.0

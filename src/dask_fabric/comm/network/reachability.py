@@ -5,6 +5,8 @@ from __future__ import annotations
 from distributed.comm import connect
 from distributed.security import Security
 
+from dask_fabric.wire.text import printable
+
 
 async def reach(address: str, patience_seconds: float) -> None:
     """Fail at once where nobody is: a client that cannot connect leaves a lot behind.
@@ -27,8 +29,3 @@ def explain(error: BaseException) -> str:
     while type(error) is OSError and error.__cause__ is not None and str(error.__cause__):
         error = error.__cause__
     return printable(str(error)) or error.__class__.__name__
-
-
-def printable(text: str) -> str:
-    """Put a text on one line, without what a terminal would take for an order."""
-    return "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))
