@@ -110,7 +110,7 @@ cdef class Channel:
     cdef _why_closed(self)
     cdef _become_active(self)
     cdef bint _peer_has_gone(self) noexcept
-    cdef _let_end_follow(self)
+    cdef _cork_until_end(self)
     cdef _end_sending(self)
     cdef _fail(self, error)
     cdef _broken(self, error)
@@ -119,4 +119,4 @@ cdef class Channel:
     cdef _release(self)
     cdef _stop_jobs(self)
     cdef _settle(self)
-    cdef _tell_owner(self)
+    cdef _notify_owner(self)

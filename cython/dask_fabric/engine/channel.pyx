@@ -565,7 +565,7 @@ cdef class Channel:
                 self.busy_poll.answered()
                 waiter.put(message)
                 message = None      # its memory is the task's alone, which goes on now
-                waiter.go_on()
+                waiter.resume()
 
     cdef _process_unawaited(self):
         """No `receive` is pending; but answers are for this side's own frames."""
@@ -811,7 +811,7 @@ cdef class Channel:
             self.tend_timer = self.loop.call_later(delay, self._tend)
         elif delay == ABANDON:
             transfer.path.cancel(transfer)
-            self.core.window_was_taken(transfer)
+            self.core.abandon_window(transfer)
             self._transfer_ended(transfer, transfer.error, None)
             self._go_on_after_transfer()
         elif delay < 0:
@@ -965,7 +965,7 @@ cdef class Channel:
             if self.drained is None:
                 self.drained = self.loop.create_future()
                 self.core.close()
-                self._let_end_follow()
+                self._cork_until_end()
                 self._flush()
                 if self.core.outbox.unanswered_count:
                     self._process()
@@ -1002,7 +1002,7 @@ cdef class Channel:
         moved = 0 if self.send_job is None else self.send_job.moved_bytes()
         return self.core.outbox.in_flight_bytes + self.core.outgoing.pending_bytes - moved
 
-    cdef _let_end_follow(self):
+    cdef _cork_until_end(self):
         """What is sent from now on leaves with the end of the stream, if one segment holds it."""
         if (
             type(self.local_sockname) is tuple and not self.closed
@@ -1047,7 +1047,7 @@ cdef class Channel:
             self.error = None if error is None else _without_traceback(error)
             try:
                 self._release()
-                self._tell_owner()
+                self._notify_owner()
             finally:
                 self._settle()          # whatever failed above: a pending `receive` ends
 
@@ -1114,7 +1114,7 @@ cdef class Channel:
             except OSError:
                 pass
 
-    cdef _tell_owner(self):
+    cdef _notify_owner(self):
         on_closed, self.on_closed = self.on_closed, None
         if on_closed is not None:
             on_closed(self)
@@ -1291,12 +1291,12 @@ cdef class Channel:
         """
         cdef Metrics copied
         cdef Path path
-        cdef dict found = {"stream": self.core.metrics.copy()}
+        cdef dict metrics_by_path = {"stream": self.core.metrics.copy()}
         for path in self.core.paths:
             copied = Metrics() if path.metrics is None else path.metrics.copy()
             copied.counts.unacknowledged_bytes = self.core.outbox.in_flight_bytes_by(path.number)
-            found[path.name] = copied
-        return found
+            metrics_by_path[path.name] = copied
+        return metrics_by_path
 
 
 cdef Py_ssize_t _limit(limits, name):

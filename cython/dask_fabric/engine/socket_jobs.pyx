@@ -21,7 +21,7 @@ from posix.time cimport timespec
 from dask_fabric.atomics cimport add_relaxed, relaxed
 from dask_fabric.clock cimport now_ns
 from dask_fabric.jobs.completions cimport Job
-from dask_fabric.jobs.mailbox cimport Completion, Ended, Mailbox, post
+from dask_fabric.jobs.mailbox cimport Completion, CompletionNode, Mailbox, post
 from dask_fabric.jobs.native cimport (
     THREAD_COUNT_LIMIT, prepare_thread, start_thread, thread_goal, wait_limit,
 )
@@ -48,7 +48,7 @@ cdef enum JobState:
     WAITING = 1                 # for its socket
     RUNNING = 2                 # in a thread
 
-cdef struct Move:
+cdef struct NativeJob:
     JobState state
     bint cancelled
     bint abandoned              # cancelled, and the thread in its slice is not waited for
@@ -59,7 +59,7 @@ cdef struct Move:
     int64_t busy_ns             # in slices, and not waiting for the socket
     iovec *vectors              # owned; transfer.vectors points into it
     Mailbox *mailbox
-    Ended *ended                # owned until it is posted
+    CompletionNode *node                # owned until it is posted
 
 cdef struct Engine:
     pthread_mutex_t mutex       # guards everything below and every job's state
@@ -67,7 +67,7 @@ cdef struct Engine:
     int epolls[2]               # by direction
     Py_ssize_t thread_counts[2]     # threads look at these two without the mutex
     Py_ssize_t running_counts[2]    # of jobs
-    Move **jobs                  # by slot; reused, never freed
+    NativeJob **jobs                  # by slot; reused, never freed
     uint32_t slot_count
     uint32_t *free_slots
     uint32_t free_count
@@ -103,13 +103,13 @@ def statistics():
         ``receive_thread_count``, ``send_thread_count`` and ``job_count`` (in flight).
     """
     pthread_mutex_lock(&engine.mutex)
-    told = {
+    counts = {
         "receive_thread_count": engine.thread_counts[<int> RECEIVE],
         "send_thread_count": engine.thread_counts[<int> SEND],
         "job_count": engine.slot_count - engine.free_count,
     }
     pthread_mutex_unlock(&engine.mutex)
-    return told
+    return counts
 
 
 # ---------------------------------------------------------------- jobs
@@ -165,16 +165,16 @@ cdef uint64_t _submit(
     size_t vector_count
 ) except 0:
     cdef uint64_t name = 0
-    cdef Move *job
+    cdef NativeJob *job
     cdef int error = ENOMEM
     cdef iovec *copies
-    cdef Ended *ended
+    cdef CompletionNode *node
     _ensure_threads(direction)
     copies = <iovec *> malloc(vector_count * sizeof(iovec))
-    ended = <Ended *> malloc(sizeof(Ended))
-    if copies == NULL or ended == NULL:
+    node = <CompletionNode *> malloc(sizeof(CompletionNode))
+    if copies == NULL or node == NULL:
         free(copies)
-        free(ended)
+        free(node)
         raise MemoryError()
     memcpy(copies, vectors, vector_count * sizeof(iovec))
     pthread_mutex_lock(&engine.mutex)
@@ -182,7 +182,7 @@ cdef uint64_t _submit(
     if job != NULL:
         name = job.name
         job.vectors = copies
-        job.ended = ended
+        job.node = node
         job.transfer = new_transfer(fd, direction, copies, vector_count)
         job.mailbox = mailbox
         job.tag = tag
@@ -192,7 +192,7 @@ cdef uint64_t _submit(
             _free_job(job)
     else:
         free(copies)
-        free(ended)
+        free(node)
     pthread_mutex_unlock(&engine.mutex)
     if error:
         raise OSError(error, f"the engine cannot take a transfer: {os.strerror(error)}")
@@ -208,7 +208,7 @@ cdef bint _cancel(uint64_t name) noexcept nogil:
         Whether a thread still uses its memory and its socket, because a page of that memory is slow
         to read. Both must live on until `_is_moving` is false.
     """
-    cdef Move *job
+    cdef NativeJob *job
     cdef bint is_over = False, is_stuck = False
     cdef timespec until = wait_limit()
     pthread_mutex_lock(&engine.mutex)
@@ -232,7 +232,7 @@ cdef bint _cancel(uint64_t name) noexcept nogil:
 
 cdef bint _is_moving(uint64_t name) noexcept nogil:
     """Whether a thread is stuck in a slice of a cancelled job."""
-    cdef Move *job
+    cdef NativeJob *job
     pthread_mutex_lock(&engine.mutex)
     job = _find_job(name)
     pthread_mutex_unlock(&engine.mutex)
@@ -241,7 +241,7 @@ cdef bint _is_moving(uint64_t name) noexcept nogil:
 
 cdef size_t _moved_bytes(uint64_t name) noexcept nogil:
     """How far a job is; 0 where it has ended."""
-    cdef Move *job
+    cdef NativeJob *job
     cdef size_t nbytes = 0
     pthread_mutex_lock(&engine.mutex)
     job = _find_job(name)
@@ -251,8 +251,8 @@ cdef size_t _moved_bytes(uint64_t name) noexcept nogil:
     return nbytes
 
 
-cdef Move *_take_job() noexcept nogil:
-    cdef Move *job
+cdef NativeJob *_take_job() noexcept nogil:
+    cdef NativeJob *job
     if engine.free_count == 0 and not _grow():
         return NULL
     engine.free_count -= 1
@@ -268,9 +268,9 @@ cdef Move *_take_job() noexcept nogil:
 cdef bint _grow() noexcept nogil:
     """Double the slots; False where memory is short."""
     cdef uint32_t capacity = max(<uint32_t> 64, 2 * engine.slot_count)
-    cdef Move **jobs = <Move **> realloc(engine.jobs, capacity * sizeof(Move *))
+    cdef NativeJob **jobs = <NativeJob **> realloc(engine.jobs, capacity * sizeof(NativeJob *))
     cdef uint32_t *free_slots
-    cdef Move *job
+    cdef NativeJob *job
     if jobs == NULL:
         return False
     engine.jobs = jobs
@@ -279,7 +279,7 @@ cdef bint _grow() noexcept nogil:
         return False
     engine.free_slots = free_slots
     while engine.slot_count < capacity:
-        job = <Move *> calloc(1, sizeof(Move))
+        job = <NativeJob *> calloc(1, sizeof(NativeJob))
         if job == NULL:
             break
         job.name = engine.slot_count
@@ -290,28 +290,28 @@ cdef bint _grow() noexcept nogil:
     return engine.free_count > 0
 
 
-cdef Move *_find_job(uint64_t name) noexcept nogil:
+cdef NativeJob *_find_job(uint64_t name) noexcept nogil:
     """The job of that name, unless it has ended."""
     cdef uint32_t slot = <uint32_t> name
     if slot >= engine.slot_count:
         return NULL
-    cdef Move *job = engine.jobs[slot]
+    cdef NativeJob *job = engine.jobs[slot]
     if job.name != name or job.state == FREE:
         return NULL
     return job
 
 
-cdef void _free_job(Move *job) noexcept nogil:
+cdef void _free_job(NativeJob *job) noexcept nogil:
     free(job.vectors)
-    free(job.ended)
+    free(job.node)
     job.vectors = NULL
-    job.ended = NULL
+    job.node = NULL
     job.state = FREE
     engine.free_slots[engine.free_count] = <uint32_t> job.name
     engine.free_count += 1
 
 
-cdef int _watch(int operation, Move *job) noexcept nogil:
+cdef int _watch(int operation, NativeJob *job) noexcept nogil:
     cdef epoll_event event
     raise_low_water(&job.transfer)
     event.events = EPOLLONESHOT | (EPOLLIN if job.transfer.direction == RECEIVE else EPOLLOUT)
@@ -321,7 +321,7 @@ cdef int _watch(int operation, Move *job) noexcept nogil:
     )
 
 
-cdef void _unwatch(Move *job) noexcept nogil:
+cdef void _unwatch(NativeJob *job) noexcept nogil:
     reset_low_water(&job.transfer)
     epoll_ctl(engine.epolls[<int> job.transfer.direction], EPOLL_CTL_DEL, job.transfer.fd, NULL)
 
@@ -362,7 +362,7 @@ cdef int _thread_goal_of(Direction direction) noexcept nogil:
     """The threads that are wanted, and one for each that is stuck."""
     cdef int count = thread_goal()
     cdef int64_t stuck_since_ns = now_ns() - STUCK_NS
-    cdef Move *job
+    cdef NativeJob *job
     cdef uint32_t slot
     if engine.running_counts[<int> direction] < engine.thread_counts[<int> direction]:
         return count            # nearly always
@@ -420,7 +420,7 @@ cdef int _timeout_ms(Direction direction) noexcept nogil:
 
 cdef void _run(uint64_t name) noexcept nogil:
     """Give a job one slice; then watch its socket again, or put the job into its mailbox."""
-    cdef Move *job
+    cdef NativeJob *job
     cdef Progress progress
     pthread_mutex_lock(&engine.mutex)
     job = _find_job(name)
@@ -451,12 +451,12 @@ cdef void _run(uint64_t name) noexcept nogil:
     pthread_mutex_unlock(&engine.mutex)
 
 
-cdef void _end(Move *job, Progress progress) noexcept nogil:
-    cdef Ended *ended = job.ended
+cdef void _end(NativeJob *job, Progress progress) noexcept nogil:
+    cdef CompletionNode *node = job.node
     _unwatch(job)
-    ended.completion = Completion(
+    node.completion = Completion(
         job.tag, progress, job.transfer.error, job.transfer.moved_bytes, job.busy_ns, 0
     )
-    job.ended = NULL
-    post(job.mailbox, ended)
+    job.node = NULL
+    post(job.mailbox, node)
     _free_job(job)

@@ -10,5 +10,5 @@ cdef class Waiter:
     cdef public bint _asyncio_future_blocking
 
     cdef put(self, message)
-    cdef go_on(self)
+    cdef resume(self)
     cdef _wake(self)

@@ -33,7 +33,7 @@ cdef class Waiter:
             self.is_done = True
             self.message = message
 
-    cdef go_on(self):
+    cdef resume(self):
         """Let the task go on: here, where no other one runs, as in a callback of the loop."""
         if self.callback is not None and current_task(self.loop) is None:
             callback, self.callback = self.callback, None
@@ -44,7 +44,7 @@ cdef class Waiter:
     def set_result(self, message):
         """Give the message, and go on."""
         self.put(message)
-        self.go_on()
+        self.resume()
 
     def set_exception(self, error):
         """Give an exception, which the task sees soon."""

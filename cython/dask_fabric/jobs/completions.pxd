@@ -28,7 +28,7 @@ cdef class CompletionQueue:
     cdef Mailbox *mailbox           # NULL while nobody uses the queue
     cdef dict jobs                  # tag -> the job whose end is awaited
     cdef Py_ssize_t user_count
-    cdef bint reaps                 # soon
+    cdef bint is_reap_scheduled
 
     cdef open(self)
     cdef close(self)

@@ -115,12 +115,12 @@ cdef class CompletionQueue:
     cdef reap_later(self):
         """Look after the quarantine soon, and again while it is not empty."""
         loop = self.loop()
-        if not self.reaps and loop is not None and not loop.is_closed():
-            self.reaps = True
+        if not self.is_reap_scheduled and loop is not None and not loop.is_closed():
+            self.is_reap_scheduled = True
             loop.call_later(REAP_SECONDS, self._reap)
 
     def _reap(self):
-        self.reaps = False
+        self.is_reap_scheduled = False
         if reap():
             self.reap_later()
 
@@ -173,7 +173,7 @@ cdef class Job:
         Parameters
         ----------
         owner : weakref.ref
-            The owner is not kept alive: it reaches the loop, and would live for ever where the loop
+            The owner is not entry alive: it reaches the loop, and would live for ever where the loop
             is closed before the end. One that dies cancels its jobs.
         """
         self.owner = owner
@@ -236,9 +236,9 @@ cpdef bint reap() except -1:
     """Free what nothing uses any more, and say whether something is left."""
     if not _quarantine:
         return False
-    ended = [kept for kept in _quarantine if not (<Job> kept[0])._is_in_use()]
-    for kept in ended:
-        _quarantine.remove(kept)
-        if kept[2] is not None:
-            kept[2]()
+    ended = [entry for entry in _quarantine if not (<Job> entry[0])._is_in_use()]
+    for entry in ended:
+        _quarantine.remove(entry)
+        if entry[2] is not None:
+            entry[2]()
     return bool(_quarantine)

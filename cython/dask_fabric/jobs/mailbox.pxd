@@ -13,18 +13,18 @@ cdef struct Completion:
     int64_t posted_ns           # when it was put in
 
 # Made before a job starts, so that its end needs no memory.
-cdef struct Ended:
+cdef struct CompletionNode:
     Completion completion
-    Ended *next
+    CompletionNode *next
 
 cdef struct Mailbox:
     int event_fd                # readable while there is something to collect
     pthread_mutex_t mutex
-    Ended *first
-    Ended *last
+    CompletionNode *first
+    CompletionNode *last
 
 cdef Mailbox *open_mailbox() except NULL
 cdef void close_mailbox(Mailbox *mailbox) noexcept nogil
-cdef void post(Mailbox *mailbox, Ended *ended) noexcept nogil
+cdef void post(Mailbox *mailbox, CompletionNode *node) noexcept nogil
 cdef bint next_completion(Mailbox *mailbox, Completion *completion) noexcept nogil
 cdef void forget_all(Mailbox *mailbox) noexcept nogil

@@ -34,16 +34,16 @@ cdef void close_mailbox(Mailbox *mailbox) noexcept nogil:
     free(mailbox)
 
 
-cdef void post(Mailbox *mailbox, Ended *ended) noexcept nogil:
+cdef void post(Mailbox *mailbox, CompletionNode *node) noexcept nogil:
     """Put in the end of a job, which belongs to the mailbox from now on, and wake its loop."""
-    ended.next = NULL
-    ended.completion.posted_ns = now_ns()
+    node.next = NULL
+    node.completion.posted_ns = now_ns()
     pthread_mutex_lock(&mailbox.mutex)
     if mailbox.last == NULL:
-        mailbox.first = ended
+        mailbox.first = node
     else:
-        mailbox.last.next = ended
-    mailbox.last = ended
+        mailbox.last.next = node
+    mailbox.last = node
     # Under the mutex: who has collected the last end may close the mailbox.
     eventfd_write(mailbox.event_fd, 1)
     pthread_mutex_unlock(&mailbox.mutex)
@@ -51,17 +51,17 @@ cdef void post(Mailbox *mailbox, Ended *ended) noexcept nogil:
 
 cdef bint next_completion(Mailbox *mailbox, Completion *completion) noexcept nogil:
     """Take the oldest end out of the mailbox; False where there is none."""
-    cdef Ended *ended
+    cdef CompletionNode *node
     pthread_mutex_lock(&mailbox.mutex)
-    ended = mailbox.first
-    if ended != NULL:
-        mailbox.first = ended.next
+    node = mailbox.first
+    if node != NULL:
+        mailbox.first = node.next
         if mailbox.first == NULL:
             mailbox.last = NULL
-        completion[0] = ended.completion
+        completion[0] = node.completion
     pthread_mutex_unlock(&mailbox.mutex)
-    free(ended)
-    return ended != NULL
+    free(node)
+    return node != NULL
 
 
 cdef void forget_all(Mailbox *mailbox) noexcept nogil:

@@ -4,6 +4,6 @@ from libc.stdint cimport uint64_t
 
 cpdef object new_array(Py_ssize_t nbytes, uint64_t like=*)
 
-cdef void keep_small(char *data) noexcept
+cdef void prefer_small_pages(char *data) noexcept
 cdef char *data_of(object array) noexcept
 cpdef bint pin(object array, object pin_memory) except -1

@@ -26,7 +26,7 @@ cdef enum:
 
 # The buffers whose memory arrays own, by its address; each holds a reference.
 cdef PyObject *buckets[BUCKET_COUNT]
-cdef Buffer offered = None              # for the next allocation of its size
+cdef Buffer next_buffer = None              # for the next allocation of its size
 
 
 cdef inline PyObject **bucket_of(const void *data) noexcept:
@@ -48,12 +48,12 @@ cdef PyObject **link_to(const void *data) noexcept:
 
 cdef void *take(void *context, size_t nbytes) noexcept:
     """The memory on offer; else, as to a finalizer that runs in between, plain memory."""
-    global offered
-    cdef Buffer buffer = offered
+    global next_buffer
+    cdef Buffer buffer = next_buffer
     cdef PyObject **bucket
     if buffer is None or <size_t>buffer.nbytes != nbytes:
         return malloc(nbytes)
-    offered = None
+    next_buffer = None
     bucket = bucket_of(buffer.data)
     buffer.following = bucket[0]
     bucket[0] = <PyObject *>buffer
@@ -124,20 +124,20 @@ cpdef object new_array(Py_ssize_t nbytes, uint64_t like=0):
     MemoryError
         The system does not give that much; the message names the size.
     """
-    global offered
+    global next_buffer
     cdef Buffer buffer = allocate(nbytes, like)
     cdef cnp.npy_intp length = nbytes
     previous = cnp.PyDataMem_SetHandler(handler_capsule)
     try:
-        offered = buffer
+        next_buffer = buffer
         return cnp.PyArray_SimpleNew(1, &length, cnp.NPY_UINT8)
     finally:
-        if offered is buffer:
-            offered = None
+        if next_buffer is buffer:
+            next_buffer = None
         cnp.PyDataMem_SetHandler(previous)
 
 
-cdef void keep_small(char *data) noexcept:
+cdef void prefer_small_pages(char *data) noexcept:
     """Let only what is written become resident of an array from `new_array` with this memory, which
     is not written yet."""
     cdef PyObject **link = link_to(data)

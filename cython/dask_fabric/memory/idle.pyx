@@ -131,17 +131,17 @@ cdef inline int64_t expiry(int64_t now_ns) noexcept nogil:
     return now_ns - <int64_t>(figures.idle_seconds * 1e9)
 
 
-cdef Py_ssize_t detach(Slab **doomed, Py_ssize_t target_bytes, int64_t expiry_ns,
+cdef Py_ssize_t detach(Slab **victims, Py_ssize_t target_bytes, int64_t expiry_ns,
                        int limit_count) noexcept nogil:
-    """Move the oldest slabs to the chain `doomed` while more than target_bytes are idle, or while
+    """Move the oldest slabs to the chain `victims` while more than target_bytes are idle, or while
     they were released at expiry_ns or before, but no more than limit_count. Returns their bytes."""
     cdef Py_ssize_t before_bytes = figures.idle_bytes
     cdef Slab *slab = oldest
     while slab != NULL and limit_count > 0 and (
             figures.idle_bytes > target_bytes or slab.released_ns <= expiry_ns):
         unlink(slab)
-        slab.below = doomed[0]
-        doomed[0] = slab
+        slab.below = victims[0]
+        victims[0] = slab
         slab = oldest
         limit_count -= 1
     return before_bytes - figures.idle_bytes
@@ -150,15 +150,15 @@ cdef Py_ssize_t detach(Slab **doomed, Py_ssize_t target_bytes, int64_t expiry_ns
 cdef Slab *warmest(int size_class, Py_ssize_t most_bytes) noexcept nogil:
     """The most recently released slab of this class or a larger one, up to most_bytes: the fewer
     slabs take turns, the more of them is in the caches."""
-    cdef Slab *found = top[size_class]
+    cdef Slab *slab = top[size_class]
     cdef Slab *other
     size_class += 1
     while size_class < CLASS_COUNT and class_bytes(size_class) <= most_bytes:
         other = top[size_class]
-        if other != NULL and (found == NULL or other.release_number > found.release_number):
-            found = other
+        if other != NULL and (slab == NULL or other.release_number > slab.release_number):
+            slab = other
         size_class += 1
-    return found
+    return slab
 
 
 # ---------------------------------------------------------------- without the lock
@@ -198,30 +198,30 @@ cdef void destroy(Slab *slab) noexcept nogil:
 cdef Py_ssize_t trim_to(Py_ssize_t target_bytes, int64_t expiry_ns) noexcept nogil:
     """As `detach`, but without a limit: batch by batch. Returns the bytes given back."""
     cdef Py_ssize_t freed_bytes = 0, step_bytes
-    cdef Slab *doomed
+    cdef Slab *victims
     while True:
-        doomed = NULL
+        victims = NULL
         lock()
-        step_bytes = detach(&doomed, target_bytes, expiry_ns, BATCH_COUNT)
+        step_bytes = detach(&victims, target_bytes, expiry_ns, BATCH_COUNT)
         figures.trimmed_bytes += step_bytes
         unlock()
-        if doomed == NULL:
+        if victims == NULL:
             return freed_bytes
-        destroy(doomed)
+        destroy(victims)
         freed_bytes += step_bytes
 
 
 cdef Slab *take_idle(int size_class, Py_ssize_t most_bytes) noexcept nogil:
     """A slab of this class, or else of up to most_bytes; NULL where none is idle."""
-    cdef Slab *doomed = NULL
+    cdef Slab *victims = NULL
     cdef Slab *slab
     lock()
     slab = warmest(size_class, most_bytes)
     if slab != NULL:
         unlink(slab)
-    figures.trimmed_bytes += detach(&doomed, ANY_BYTES, expiry(coarse_ns()), EXPIRED_COUNT)
+    figures.trimmed_bytes += detach(&victims, ANY_BYTES, expiry(coarse_ns()), EXPIRED_COUNT)
     unlock()
-    destroy(doomed)
+    destroy(victims)
     return slab
 
 
@@ -230,7 +230,7 @@ cdef void keep_idle(Slab *slab) noexcept nogil:
 
     Pinned memory is kept: pinning costs more than all else, and only its owner can undo it.
     """
-    cdef Slab *doomed = NULL
+    cdef Slab *victims = NULL
     cdef Py_ssize_t room_bytes = -1
     cdef int64_t now_ns = coarse_ns()
     cdef bint is_pressed = is_under_pressure(now_ns)
@@ -242,17 +242,17 @@ cdef void keep_idle(Slab *slab) noexcept nogil:
     if not is_pressed:
         room_bytes = figures.max_idle_bytes - slab.capacity_bytes
     if room_bytes >= 0:
-        figures.evicted_bytes += detach(&doomed, room_bytes, NEVER_NS, BATCH_COUNT)
+        figures.evicted_bytes += detach(&victims, room_bytes, NEVER_NS, BATCH_COUNT)
     # Many small slabs may leave too little room after one batch: then both sides give way.
     if figures.idle_bytes <= room_bytes:
         push(slab, now_ns)
     else:
         figures.evicted_bytes += slab.capacity_bytes
-        slab.below = doomed
-        doomed = slab
-    figures.trimmed_bytes += detach(&doomed, ANY_BYTES, expiry(now_ns), EXPIRED_COUNT)
+        slab.below = victims
+        victims = slab
+    figures.trimmed_bytes += detach(&victims, ANY_BYTES, expiry(now_ns), EXPIRED_COUNT)
     unlock()
-    destroy(doomed)
+    destroy(victims)
 
 
 cdef void trim_expired() noexcept nogil:

@@ -1,4 +1,4 @@
-"""Copies out of the memory of other processes, by native threads.
+"""NativeJob out of the memory of other processes, by native threads.
 
 A job is all that one message has to fetch from one process. The threads take slices of
 `SLICE_BYTES` from the jobs in turn, so that many jobs share them fairly, and one alone is copied by
@@ -21,7 +21,7 @@ from posix.time cimport timespec
 
 from dask_fabric.clock cimport now_ns
 from dask_fabric.jobs.completions cimport Job
-from dask_fabric.jobs.mailbox cimport Completion, Ended, Mailbox, post
+from dask_fabric.jobs.mailbox cimport Completion, CompletionNode, Mailbox, post
 from dask_fabric.jobs.native cimport (
     THREAD_COUNT_LIMIT, prepare_thread, start_thread, thread_goal, wait_limit,
 )
@@ -39,7 +39,7 @@ cdef enum:
     VERY_LARGE_BYTES = 128 << 20    # who waits for it waits for more than 10 ms
     STUCK_NS = 100_000_000          # for one slice: a hundred times what it takes
 
-cdef struct Copies:
+cdef struct NativeJob:
     uint64_t name
     uint64_t tag
     int pid
@@ -53,20 +53,20 @@ cdef struct Copies:
     int error
     size_t moved_bytes
     Mailbox *mailbox
-    Ended *ended                # owned until it is posted
-    Copies *next
+    CompletionNode *node                # owned until it is posted
+    NativeJob *next
 
 cdef struct Thread:
     bint exists
     int64_t since_ns            # when it began its slice; 0 while it has none
-    Copies *job                    # which that is of
+    NativeJob *job                    # which that is of
 
 cdef struct Engine:
     pthread_mutex_t mutex       # guards everything below, and every job
     pthread_cond_t work
     pthread_cond_t stopped_running
-    Copies *first                  # all jobs that have not ended, in the order of their turns
-    Copies *abandoned              # cancelled ones with slices that threads are stuck in
+    NativeJob *first                  # all jobs that have not ended, in the order of their turns
+    NativeJob *abandoned              # cancelled ones with slices that threads are stuck in
     uint64_t job_count          # ever
     int thread_count
     Thread threads[THREAD_COUNT_LIMIT]
@@ -96,7 +96,7 @@ def statistics():
         page of another process.
     """
     cdef int job_count = 0, stuck_count
-    cdef Copies *job
+    cdef NativeJob *job
     pthread_mutex_lock(&engine.mutex)
     job = engine.first
     while job != NULL:
@@ -136,12 +136,12 @@ cdef CopyJob new_copy_job(int pid, FrameSet frames):
 
 
 cdef uint64_t _submit(Mailbox *mailbox, uint64_t tag, int pid, FrameSet frames) except 0:
-    cdef Copies *job = <Copies *> calloc(1, sizeof(Copies))
+    cdef NativeJob *job = <NativeJob *> calloc(1, sizeof(NativeJob))
     cdef uint64_t name
     if job != NULL:
         job.slots = <Slot *> malloc(frames.count * sizeof(Slot))
-        job.ended = <Ended *> malloc(sizeof(Ended))
-    if job == NULL or job.slots == NULL or job.ended == NULL:
+        job.node = <CompletionNode *> malloc(sizeof(CompletionNode))
+    if job == NULL or job.slots == NULL or job.node == NULL:
         _free(job)
         raise MemoryError()
     memcpy(job.slots, frames.slots, frames.count * sizeof(Slot))
@@ -167,7 +167,7 @@ cdef uint64_t _submit(Mailbox *mailbox, uint64_t tag, int pid, FrameSet frames) 
 cdef bint _cancel(uint64_t name) noexcept nogil:
     """End a job now, if it has not ended already; True if a thread may still write to its memory.
     """
-    cdef Copies *job
+    cdef NativeJob *job
     cdef bint is_stuck = False
     cdef timespec until = wait_limit()
     pthread_mutex_lock(&engine.mutex)
@@ -194,7 +194,7 @@ cdef bint _cancel(uint64_t name) noexcept nogil:
 cdef int64_t tend_copies(uint64_t name) noexcept nogil:
     """Replace the threads that are stuck, and say how many bytes a job has moved; -1: it has ended.
     """
-    cdef Copies *job
+    cdef NativeJob *job
     cdef int64_t moved_bytes = -1
     pthread_mutex_lock(&engine.mutex)
     job = engine.first
@@ -211,7 +211,7 @@ cdef int64_t tend_copies(uint64_t name) noexcept nogil:
 
 cdef bint _is_copying(uint64_t name) noexcept nogil:
     """Whether threads are stuck in slices of a cancelled job."""
-    cdef Copies *job
+    cdef NativeJob *job
     pthread_mutex_lock(&engine.mutex)
     job = engine.abandoned
     while job != NULL and job.name != name:
@@ -228,7 +228,7 @@ cdef int _stuck_count() noexcept nogil:
     return count
 
 
-cdef bint _is_stuck(Copies *job) noexcept nogil:
+cdef bint _is_stuck(NativeJob *job) noexcept nogil:
     """Whether a thread is stuck in a slice: then no other one begins the next, to be stuck too."""
     cdef int index
     cdef int64_t stuck_since_ns = now_ns() - STUCK_NS
@@ -268,7 +268,7 @@ cdef void _start_threads(int goal) noexcept nogil:
 
 cdef void *_thread_main(void *argument) noexcept nogil:
     cdef Thread *thread = &engine.threads[<uintptr_t> argument]
-    cdef Copies *job
+    cdef NativeJob *job
     prepare_thread(b"fabric-copy")
     pthread_mutex_lock(&engine.mutex)
     while True:
@@ -285,7 +285,7 @@ cdef void *_thread_main(void *argument) noexcept nogil:
     return NULL
 
 
-cdef void _copy_slice(Copies *job, Thread *thread) noexcept nogil:
+cdef void _copy_slice(NativeJob *job, Thread *thread) noexcept nogil:
     """Copy the next slice of a job, without the mutex that is held before and after."""
     cdef uint64_t offset = job.offset
     cdef Slot slice = _take_slice(job)
@@ -311,16 +311,16 @@ cdef void _copy_slice(Copies *job, Thread *thread) noexcept nogil:
         _end(job)
 
 
-cdef bint _is_in(Copies *first, Copies *job) noexcept nogil:
+cdef bint _is_in(NativeJob *first, NativeJob *job) noexcept nogil:
     while first != NULL and first != job:
         first = first.next
     return first != NULL
 
 
-cdef Copies *_next_job() noexcept nogil:
+cdef NativeJob *_next_job() noexcept nogil:
     """The first job with work left for one more thread, which goes to the end of the row."""
-    cdef Copies *job = engine.first
-    while job != NULL and not (_has_work(job) and _has_thread(job) and not _is_stuck(job)):
+    cdef NativeJob *job = engine.first
+    while job != NULL and not (_has_work(job) and _may_add_thread(job) and not _is_stuck(job)):
         job = job.next
     if job != NULL and job.next != NULL:
         _remove(&engine.first, job)
@@ -328,20 +328,20 @@ cdef Copies *_next_job() noexcept nogil:
     return job
 
 
-cdef int _goal_for(Copies *job) noexcept nogil:
+cdef int _goal_for(NativeJob *job) noexcept nogil:
     return thread_goal() * (2 if job.is_very_large else 1)
 
 
-cdef bint _has_thread(Copies *job) noexcept nogil:
+cdef bint _may_add_thread(NativeJob *job) noexcept nogil:
     """Whether one more thread may copy for it: the additional ones are for very large jobs."""
     return job.is_very_large or _running_count() < thread_goal()
 
 
-cdef bint _has_work(Copies *job) noexcept nogil:
+cdef bint _has_work(NativeJob *job) noexcept nogil:
     return job.index < job.slot_count and not job.error and not job.cancelled
 
 
-cdef Slot _take_slice(Copies *job) noexcept nogil:
+cdef Slot _take_slice(NativeJob *job) noexcept nogil:
     cdef Slot slice = job.slots[job.index]
     slice.data += job.offset
     slice.nbytes = min(slice.nbytes - job.offset, <uint64_t> SLICE_BYTES)
@@ -352,35 +352,35 @@ cdef Slot _take_slice(Copies *job) noexcept nogil:
     return slice
 
 
-cdef void _end(Copies *job) noexcept nogil:
-    cdef Ended *ended = job.ended
-    ended.completion = Completion(
+cdef void _end(NativeJob *job) noexcept nogil:
+    cdef CompletionNode *node = job.node
+    node.completion = Completion(
         job.tag, FAILED if job.error else COMPLETE, job.error, job.moved_bytes,
         0, 0,
     )
-    job.ended = NULL
+    job.node = NULL
     _remove(&engine.first, job)
-    post(job.mailbox, ended)
+    post(job.mailbox, node)
     _free(job)
 
 
-cdef void _append(Copies *job) noexcept nogil:
-    cdef Copies **place = &engine.first
+cdef void _append(NativeJob *job) noexcept nogil:
+    cdef NativeJob **place = &engine.first
     while place[0] != NULL:
         place = &place[0].next
     job.next = NULL
     place[0] = job
 
 
-cdef void _remove(Copies **first, Copies *job) noexcept nogil:
-    cdef Copies **place = first
+cdef void _remove(NativeJob **first, NativeJob *job) noexcept nogil:
+    cdef NativeJob **place = first
     while place[0] != job:
         place = &place[0].next
     place[0] = job.next
 
 
-cdef void _free(Copies *job) noexcept nogil:
+cdef void _free(NativeJob *job) noexcept nogil:
     if job != NULL:
         free(job.slots)
-        free(job.ended)
+        free(job.node)
         free(job)

@@ -53,7 +53,7 @@ cdef struct PageScan:           # struct pm_scan_arg
     uint64_t inverted_categories
     uint64_t all_categories
     uint64_t any_categories
-    uint64_t told_categories
+    uint64_t returned_categories
 
 cdef uint64_t PAGE_PRESENT = <uint64_t> 1 << 63
 cdef uint64_t PAGE_BYTES = sysconf(_SC_PAGESIZE)
@@ -142,12 +142,12 @@ cdef class Process:
             sizeof(PageScan), 0, page * PAGE_BYTES, (page + count) * PAGE_BYTES, 0,
             <uint64_t> &absent, 1, 1, PAGE_IS_PRESENT, PAGE_IS_PRESENT, 0, PAGE_IS_PRESENT,
         )
-        cdef int found = -1
+        cdef int absent_count = -1
         if self.pagemap_fd < 0 or address >> 63:
             return False
         if scans:
-            found = ioctl(self.pagemap_fd, PAGEMAP_SCAN, &scan)
-        return found == 0 if found >= 0 else self._are_present(page, count)
+            absent_count = ioctl(self.pagemap_fd, PAGEMAP_SCAN, &scan)
+        return absent_count == 0 if absent_count >= 0 else self._are_present(page, count)
 
     cdef bint _are_present(self, uint64_t page, uint64_t left_count) noexcept:
         cdef uint64_t entries[PAGES_AT_ONCE]
@@ -331,9 +331,9 @@ def probe(pid, address, expected, Process process=None):
     if reason:
         return reason
     if process is not None and process.is_resident(address, NONCE_BYTES):
-        error, found = _read_secret(pid, address)
+        error, content = _read_secret(pid, address)
     else:
-        error, found = _read_secret_in_time(pid, address)
+        error, content = _read_secret_in_time(pid, address)
     if error == EPERM:
         return (
             "process_vm_readv is not permitted: another user, a restrictive "
@@ -345,18 +345,18 @@ def probe(pid, address, expected, Process process=None):
         return f"the memory of process {pid} could not be read within {PROBE_SECONDS * 1e3:.0f} ms"
     if error and error != EFAULT:
         return f"process_vm_readv failed: {os.strerror(error)}"
-    if error or found != expected:
+    if error or content != expected:
         return f"process {pid} is another one here: another host or pid namespace"
     return ""
 
 
 def _read_secret(int pid, uint64_t address):
     """Give an errno, 0 for none, and what is there."""
-    cdef char found[NONCE_BYTES]
+    cdef char content[NONCE_BYTES]
     cdef int error
     with nogil:
-        error = read_memory(pid, found, address, NONCE_BYTES)
-    return error, b"" if error else found[:NONCE_BYTES]
+        error = read_memory(pid, content, address, NONCE_BYTES)
+    return error, b"" if error else content[:NONCE_BYTES]
 
 
 def _read_secret_in_time(pid, address):

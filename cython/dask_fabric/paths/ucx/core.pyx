@@ -21,7 +21,7 @@ from dask_fabric.paths.ucx.operations cimport (
 )
 from dask_fabric.paths.ucx.peers cimport (
     Figures, add_endpoint, any_ready, break_connection, break_endpoint, figures, find_endpoint,
-    register, remove_endpoint, shun, use,
+    register, remove_endpoint, back_off, use,
 )
 from dask_fabric.paths.ucx.receive cimport receive_kept, refused_count, register_frames
 from dask_fabric.paths.ucx.send cimport send_frame
@@ -187,7 +187,7 @@ cdef void fail(uint64_t own_token) noexcept nogil:
         endpoint = find_endpoint(own_token)
     if endpoint != NULL:
         if not any_ready(endpoint.peer):
-            shun(endpoint.peer)
+            back_off(endpoint.peer)
         break_connection(endpoint.peer, ECANCELED)
         break_endpoint(endpoint, ECANCELED)
     unlock_and_wake()

@@ -80,10 +80,10 @@ cdef str _path_of(void *function):
 
 
 cdef void *_symbol(void *library, bytes name) except NULL:
-    cdef void *found = dlsym(library, name)
-    if found == NULL:
+    cdef void *symbol = dlsym(library, name)
+    if symbol == NULL:
         raise UnavailableError(f"this UCX is too old: it has no {name.decode()}")
-    return found
+    return symbol
 
 
 cdef int _fill_table(void *library) except -1:

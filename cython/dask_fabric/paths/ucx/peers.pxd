@@ -19,7 +19,7 @@ cdef bint add_endpoint(
 cdef void use(Endpoint *endpoint) noexcept nogil
 cdef void remove_endpoint(Endpoint *endpoint) noexcept nogil
 cdef bint any_ready(const Peer *peer) noexcept nogil
-cdef void shun(Peer *peer) noexcept nogil
+cdef void back_off(Peer *peer) noexcept nogil
 cdef void break_connection(Peer *peer, int error) noexcept nogil
 cdef void break_endpoint(Endpoint *endpoint, int error) noexcept nogil
 cdef bint register() noexcept nogil

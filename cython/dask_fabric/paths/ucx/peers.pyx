@@ -35,7 +35,7 @@ cdef enum:
     ATTEMPT_LIMIT = 3           # connections that broke before the counterpart has greeted
     CATCH_UP_LIMIT = 1000       # connections: a peer may claim any number
     IDLE_MS = 1000              # to make a connection takes milliseconds; the next comm may come
-    SHUN_MS = 60_000            # until a peer that did not greet is tried again
+    BACKOFF_MS = 60_000            # until a peer that did not greet is tried again
     BUCKET_BITS = 12
     BUCKET_COUNT = 1 << BUCKET_BITS
 
@@ -104,11 +104,11 @@ cdef void use(Endpoint *endpoint) noexcept nogil:
 
     Its receiver asks for it too: the sender's greeting may have come before there was an endpoint.
     """
-    if endpoint.state == WIRING and not endpoint.is_wanted:
-        if now_ns() < endpoint.peer.shunned_until_ns:
+    if endpoint.state == WIRING and not endpoint.needs_connection:
+        if now_ns() < endpoint.peer.backoff_until_ns:
             break_endpoint(endpoint, ETIMEDOUT)
         else:
-            _want(endpoint)
+            _request_wiring(endpoint)
 
 
 cdef bint any_ready(const Peer *peer) noexcept nogil:
@@ -119,14 +119,14 @@ cdef bint any_ready(const Peer *peer) noexcept nogil:
     return endpoint != NULL
 
 
-cdef void shun(Peer *peer) noexcept nogil:
+cdef void back_off(Peer *peer) noexcept nogil:
     """Break the endpoints to a peer at their first use, for a while, or until it greets."""
-    peer.shunned_until_ns = now_ns() + SHUN_MS * <int64_t> 1_000_000
+    peer.backoff_until_ns = now_ns() + BACKOFF_MS * <int64_t> 1_000_000
 
 
-cdef void _want(Endpoint *endpoint) noexcept nogil:
-    endpoint.is_wanted = endpoint.is_greeting_due = True
-    _call_for(endpoint.peer)
+cdef void _request_wiring(Endpoint *endpoint) noexcept nogil:
+    endpoint.needs_connection = endpoint.is_greeting_due = True
+    _schedule(endpoint.peer)
 
 
 cdef void remove_endpoint(Endpoint *endpoint) noexcept nogil:
@@ -175,7 +175,7 @@ cdef Peer *_peer_at(const char *address, size_t address_length) noexcept nogil:
     return peer
 
 
-cdef void _call_for(Peer *peer) noexcept nogil:
+cdef void _schedule(Peer *peer) noexcept nogil:
     """Have the thread attend to a peer."""
     global any_due
     peer.is_due = any_due = True
@@ -208,7 +208,7 @@ cdef void _connection_failed(
     cdef Peer *peer = <Peer *> argument
     if peer.handle == handle:
         peer.error = errno_of(status)
-        _call_for(peer)
+        _schedule(peer)
 
 
 cdef void _close_connection(Peer *peer) noexcept nogil:
@@ -258,7 +258,7 @@ cdef void break_connection(Peer *peer, int error) noexcept nogil:
     break_count += peer.handle != NULL
     _close_connection(peer)
     while endpoint != NULL:
-        endpoint.attempt_count += endpoint.is_wanted
+        endpoint.attempt_count += endpoint.needs_connection
         if (
             endpoint.state != WIRING or endpoint.in_flight.first != NULL or endpoint.kept != NULL
             or endpoint.attempt_count >= ATTEMPT_LIMIT
@@ -267,9 +267,9 @@ cdef void break_connection(Peer *peer, int error) noexcept nogil:
             break_endpoint(endpoint, error)
             if was_ready and is_shared:
                 endpoint.is_greeting_due = True
-                _call_for(peer)
-        elif endpoint.is_wanted:
-            _want(endpoint)
+                _schedule(peer)
+        elif endpoint.needs_connection:
+            _request_wiring(endpoint)
         endpoint = endpoint.next_of_peer
 
 
@@ -291,12 +291,12 @@ cdef bint register() noexcept nogil:
     memset(&params, 0, sizeof(params))
     params.field_mask = AM_HANDLER_PARAM_FIELD_ID | AM_HANDLER_PARAM_FIELD_CB
     params.id = AM_GREETING
-    params.callback = _greeted
+    params.callback = _on_greeting
     worker.attend = _attend
     return ucp.worker_set_am_recv_handler(worker.handle, &params) == OK
 
 
-cdef Status _greeted(
+cdef Status _on_greeting(
     void *argument, const void *header, size_t header_length, void *data, size_t length,
     const ReceiveAttributes *attributes
 ) noexcept nogil:
@@ -306,26 +306,26 @@ cdef Status _greeted(
         memcpy(&greeting, header, sizeof(greeting))
         endpoint = find_endpoint(greeting.token)
         if endpoint != NULL and endpoint.state != BROKEN:
-            _take_greeting(endpoint, &greeting)
+            _process_greeting(endpoint, &greeting)
     return OK
 
 
-cdef void _take_greeting(Endpoint *endpoint, const Greeting *greeting) noexcept nogil:
+cdef void _process_greeting(Endpoint *endpoint, const Greeting *greeting) noexcept nogil:
     cdef Peer *peer = endpoint.peer
     if greeting.serial > peer.serial:
         if greeting.serial - peer.serial <= CATCH_UP_LIMIT:
-            peer.wanted_serial = greeting.serial
-            endpoint.is_wanted = True
+            peer.target_serial = greeting.serial
+            endpoint.needs_connection = True
     elif greeting.serial < peer.serial or peer.handle == NULL:
         if endpoint.state == WIRING:    # tell the peer that it is behind
-            _want(endpoint)
+            _request_wiring(endpoint)
     else:
-        peer.shunned_until_ns = 0
+        peer.backoff_until_ns = 0
         if endpoint.state == WIRING:
             endpoint.state = READY
         if not greeting.is_answer:
             endpoint.is_answer_due = True
-    _call_for(peer)
+    _schedule(peer)
 
 
 cdef bint _attend() noexcept nogil:
@@ -350,9 +350,9 @@ cdef void _attend_to(Peer *peer) noexcept nogil:
     cdef int error = peer.error
     if error:
         break_connection(peer, error)
-    if peer.endpoints != NULL and peer.serial < peer.wanted_serial:
+    if peer.endpoints != NULL and peer.serial < peer.target_serial:
         break_connection(peer, ECONNRESET)
-        while peer.serial < peer.wanted_serial:
+        while peer.serial < peer.target_serial:
             _close_connection(peer)
             error = _connect(peer)
     endpoint = peer.endpoints

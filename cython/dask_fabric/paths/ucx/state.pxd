@@ -79,7 +79,7 @@ cdef struct Endpoint:
     uint64_t own_token
     uint64_t peer_token
     uint32_t attempt_count
-    bint is_wanted              # frames wait for it, here or at the counterpart
+    bint needs_connection              # frames wait for it, here or at the counterpart
     bint is_greeting_due
     bint is_answer_due
     Peer *peer
@@ -101,10 +101,10 @@ cdef struct Peer:
     size_t address_length
     EndpointHandle handle       # NULL while there is no connection
     uint32_t serial             # how many connections there were
-    uint32_t wanted_serial      # the peer has made so many
+    uint32_t target_serial      # the peer has made so many
     int error                   # of the connection, to be attended to; 0 if none
     bint is_stuck               # its connection was given up, and has not ended since
     bint is_due                 # something of it or of its endpoints is to be attended to
     int64_t idle_since_ns       # when its last endpoint was closed
-    int64_t shunned_until_ns    # it did not greet: its endpoints break at their first use
+    int64_t backoff_until_ns    # it did not greet: its endpoints break at their first use
     Endpoint *endpoints

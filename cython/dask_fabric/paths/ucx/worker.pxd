@@ -13,7 +13,7 @@ cdef struct Worker:
     bint is_stopping
     bint is_foreign             # this is a forked child, and it is the parent's
     pthread_mutex_t mutex       # guards UCX and everything of the `ucx` path
-    pthread_mutex_t queue       # who waits for the mutex holds it: the thread comes last
+    pthread_mutex_t turnstile       # who waits for the mutex holds it: the thread comes last
     pthread_cond_t changed
     pthread_t thread
     # Called in a thread before UCX works with device memory there; NULL where it does not.

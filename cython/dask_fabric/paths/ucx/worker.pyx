@@ -150,7 +150,7 @@ cdef int _publish(WorkerHandle handle) except -1:
     """Let the other threads use the worker, and begin with its own."""
     cdef bint begun
     with nogil:
-        _enter()
+        _take_lock()
         worker.handle = handle
         begun = pthread_create(&worker.thread, NULL, _thread_main, NULL) == 0
         if not begun:
@@ -221,7 +221,7 @@ atexit.register(_stop)
 memset(&worker, 0, sizeof(worker))
 worker.sleep_limit_ms = -1
 pthread_mutex_init(&worker.mutex, NULL)
-pthread_mutex_init(&worker.queue, NULL)
+pthread_mutex_init(&worker.turnstile, NULL)
 pthread_cond_init(&worker.changed, NULL)
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
@@ -232,7 +232,7 @@ cdef bint lock() noexcept nogil:
     """Take the lock, and say whether the worker may be used: it must be let go in any case."""
     if worker.is_foreign:
         return False
-    _enter()
+    _take_lock()
     return worker.handle != NULL and not worker.is_stopping
 
 
@@ -273,10 +273,10 @@ cdef bint await_change_until(int64_t until_ns) noexcept nogil:
     return pthread_cond_timedwait(&worker.changed, &worker.mutex, &until) == 0
 
 
-cdef void _enter() noexcept nogil:
-    pthread_mutex_lock(&worker.queue)
+cdef void _take_lock() noexcept nogil:
+    pthread_mutex_lock(&worker.turnstile)
     pthread_mutex_lock(&worker.mutex)
-    pthread_mutex_unlock(&worker.queue)
+    pthread_mutex_unlock(&worker.turnstile)
 
 
 # ---------------------------------------------------------------- the thread
@@ -287,7 +287,7 @@ cdef void *_thread_main(void *argument) noexcept nogil:
     sigfillset(&signals)        # signals are for Python's main thread
     pthread_sigmask(SIG_SETMASK, &signals, NULL)
     pthread_setname_np(pthread_self(), b"fabric-ucx")
-    _enter()
+    _take_lock()
     while not worker.is_stopping:
         if _advance():
             idle_rounds = yields = 0
@@ -301,7 +301,7 @@ cdef void *_thread_main(void *argument) noexcept nogil:
             yields = _sleep(yields)
             continue
         pthread_mutex_unlock(&worker.mutex)
-        _enter()
+        _take_lock()
     pthread_cond_broadcast(&worker.changed)
     pthread_mutex_unlock(&worker.mutex)
     return NULL
@@ -332,5 +332,5 @@ cdef int _sleep(int yields) noexcept nogil:
             sched_yield()
     else:                       # its event fd is readable all the time
         usleep(RETRY_MICROSECONDS)
-    _enter()
+    _take_lock()
     return min(yields + 1, <int> YIELDS_BEFORE_NAP) if status == ERROR_BUSY else 0
