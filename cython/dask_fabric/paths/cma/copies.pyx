@@ -1,13 +1,26 @@
-"""NativeJob out of the memory of other processes, by native threads.
+"""Copies out of the memory of other processes, by native threads.
 
-A job is all that one message has to fetch from one process. The threads take slices of
-`SLICE_BYTES` from the jobs in turn, so that many jobs share them fairly, and one alone is copied by
-all of them. What is very large is copied by twice as many, though that takes more CPU time.
+Theory of operation
+-------------------
+A job (`NativeJob`) is all that one transfer fetches from one process. All jobs that have not ended
+are in one list. A thread takes the next slice of `SLICE_BYTES` from the first job that has work,
+moves that job to the end of the list, and copies the slice without the mutex. So jobs share the
+threads fairly, and a single job is copied by all of them. Very large jobs may use twice as many
+threads, at the cost of more CPU time.
 
-A page of another process may be slow to read (swapped out, or of a file that some network file
-system has) or may never come. Then the thread that reads it is stuck in the kernel, where nothing
-can stop it. So a thread that takes long for a slice is replaced by another one, and a job can be
-cancelled although a thread still writes to its memory, which then stays in quarantine.
+The problem: a page of another process may be slow to read (swapped out, or of a file on a network)
+or may never arrive. The thread that reads it is stuck in the kernel and cannot be interrupted. A
+thread longer than `STUCK_NS` in one slice counts as stuck. Three measures follow:
+
+* `tend_copies`, called from the loop while a job runs, starts a thread for each stuck one. Surplus
+  threads exit when the stuck ones are back.
+* While a thread is stuck in a job, no other thread begins a slice of it: it would get stuck too.
+* `_cancel` waits a few milliseconds for the running slices. If a thread is stuck, the job moves to
+  the list of abandoned jobs and its memory goes to quarantine. The thread frees the job when it
+  returns.
+
+A job ends when no slice of it runs, and it has no work left or an error. Its completion goes to the
+mailbox of its event loop (`jobs.completions`).
 """
 
 import os
@@ -36,38 +49,38 @@ from dask_fabric.wire.frames cimport FrameSet, Slot
 
 cdef enum:
     SLICE_BYTES = 4 << 20
-    VERY_LARGE_BYTES = 128 << 20    # who waits for it waits for more than 10 ms
-    STUCK_NS = 100_000_000          # for one slice: a hundred times what it takes
+    VERY_LARGE_BYTES = 128 << 20    # a copy of this size takes more than 10 ms
+    STUCK_NS = 100_000_000          # for one slice: a hundred times the usual
 
 cdef struct NativeJob:
     uint64_t name
     uint64_t tag
     int pid
-    Slot *slots                 # owned; those before `index` are taken, and `offset` of that one
+    Slot *slots                 # owned
     size_t slot_count
-    size_t index
-    uint64_t offset
+    size_t index                # slot of the next slice,
+    uint64_t offset             # and where it begins there
     bint is_very_large
-    int running_count           # slices that threads copy right now
+    int running_count           # slices being copied now
     bint cancelled
     int error
     size_t moved_bytes
     Mailbox *mailbox
-    CompletionNode *node                # owned until it is posted
+    CompletionNode *node        # owned until it is posted
     NativeJob *next
 
 cdef struct Thread:
     bint exists
-    int64_t since_ns            # when it began its slice; 0 while it has none
-    NativeJob *job                    # which that is of
+    int64_t since_ns            # when it began its slice; 0 between slices
+    NativeJob *job              # of that slice
 
 cdef struct Engine:
     pthread_mutex_t mutex       # guards everything below, and every job
     pthread_cond_t work
     pthread_cond_t stopped_running
-    NativeJob *first                  # all jobs that have not ended, in the order of their turns
-    NativeJob *abandoned              # cancelled ones with slices that threads are stuck in
-    uint64_t job_count          # ever
+    NativeJob *first            # jobs that have not ended, in the order of their turns
+    NativeJob *abandoned        # cancelled jobs in whose slices threads are stuck
+    uint64_t job_count          # jobs so far, for their names
     int thread_count
     Thread threads[THREAD_COUNT_LIMIT]
 
@@ -75,7 +88,8 @@ cdef Engine engine
 
 
 def _reset():
-    """Also in a forked child, without its parent's threads and jobs."""
+    """Initialize the engine, also in a forked child: its parent's jobs and threads are not there.
+    """
     memset(&engine, 0, sizeof(engine))
     pthread_mutex_init(&engine.mutex, NULL)
     pthread_cond_init(&engine.work, NULL)
@@ -87,12 +101,12 @@ os.register_at_fork(after_in_child=_reset)
 
 
 def statistics():
-    """Threads and jobs that copy out of other processes.
+    """Count the threads and jobs that copy out of other processes.
 
     Returns
     -------
     dict
-        ``thread_count`` and ``job_count`` (in flight); ``stuck_count``, threads that wait for a
+        ``thread_count`` and ``job_count`` (in flight); ``stuck_count``: threads that wait for a
         page of another process.
     """
     cdef int job_count = 0, stuck_count
@@ -112,7 +126,7 @@ def statistics():
 @cython.auto_pickle(False)
 @cython.final
 cdef class CopyJob(Job):
-    """All that one transfer has to copy out of one process."""
+    """Copies the frames of one transfer out of one process."""
 
     cdef uint64_t _start(self, Mailbox *mailbox) except 0:
         return _submit(mailbox, self.tag, self.pid, self.frames)
@@ -128,7 +142,7 @@ cdef class CopyJob(Job):
 
 
 cdef CopyJob new_copy_job(int pid, FrameSet frames):
-    """A job for frames that have their memory, which is kept alive until it has ended."""
+    """Make a job for frames that have memory; it keeps them alive until its end."""
     cdef CopyJob job = CopyJob.__new__(CopyJob)
     job.pid = pid
     job.frames = frames
@@ -165,8 +179,7 @@ cdef uint64_t _submit(Mailbox *mailbox, uint64_t tag, int pid, FrameSet frames) 
 
 
 cdef bint _cancel(uint64_t name) noexcept nogil:
-    """End a job now, if it has not ended already; True if a thread may still write to its memory.
-    """
+    """Cancel a job, unless it has ended; True if a thread may still write to its memory."""
     cdef NativeJob *job
     cdef bint is_stuck = False
     cdef timespec until = wait_limit()
@@ -192,7 +205,7 @@ cdef bint _cancel(uint64_t name) noexcept nogil:
 
 
 cdef int64_t tend_copies(uint64_t name) noexcept nogil:
-    """Replace the threads that are stuck, and say how many bytes a job has moved; -1: it has ended.
+    """Start threads in place of stuck ones; return the bytes that a job has moved, -1 if it ended.
     """
     cdef NativeJob *job
     cdef int64_t moved_bytes = -1
@@ -229,7 +242,7 @@ cdef int _stuck_count() noexcept nogil:
 
 
 cdef bint _is_stuck(NativeJob *job) noexcept nogil:
-    """Whether a thread is stuck in a slice: then no other one begins the next, to be stuck too."""
+    """Whether a thread is stuck in a slice of the job: another thread would get stuck too."""
     cdef int index
     cdef int64_t stuck_since_ns = now_ns() - STUCK_NS
     if job.running_count == 0:
@@ -241,7 +254,7 @@ cdef bint _is_stuck(NativeJob *job) noexcept nogil:
 
 
 cdef int _running_count() noexcept nogil:
-    """Threads that copy for jobs that are not very large, and are not stuck."""
+    """The threads that copy for jobs of usual size and are not stuck."""
     cdef int index, count = 0
     cdef int64_t stuck_since_ns = now_ns() - STUCK_NS
     for index in range(THREAD_COUNT_LIMIT):
@@ -253,7 +266,7 @@ cdef int _running_count() noexcept nogil:
 
 
 cdef void _start_threads(int goal) noexcept nogil:
-    """Have as many threads that are not stuck, within the limit."""
+    """Start threads until `goal` of them are not stuck, within the limit."""
     cdef uintptr_t index = 0
     cdef int missing_count = goal + _stuck_count() - engine.thread_count
     while missing_count > 0 and index < THREAD_COUNT_LIMIT:
@@ -276,7 +289,7 @@ cdef void *_thread_main(void *argument) noexcept nogil:
         if job != NULL:
             _copy_slice(job, thread)
         elif engine.thread_count - _stuck_count() > 2 * thread_goal():
-            break               # it stood in for one that is not stuck any more
+            break               # surplus: it stood in for a thread that is not stuck any more
         else:
             pthread_cond_wait(&engine.work, &engine.mutex)
     thread.exists = False
@@ -286,7 +299,7 @@ cdef void *_thread_main(void *argument) noexcept nogil:
 
 
 cdef void _copy_slice(NativeJob *job, Thread *thread) noexcept nogil:
-    """Copy the next slice of a job, without the mutex that is held before and after."""
+    """Copy the next slice of a job; the mutex is released meanwhile."""
     cdef uint64_t offset = job.offset
     cdef Slot slice = _take_slice(job)
     cdef int error
@@ -318,7 +331,7 @@ cdef bint _is_in(NativeJob *first, NativeJob *job) noexcept nogil:
 
 
 cdef NativeJob *_next_job() noexcept nogil:
-    """The first job with work left for one more thread, which goes to the end of the row."""
+    """Choose the first job with work for one more thread, and move it to the end of the list."""
     cdef NativeJob *job = engine.first
     while job != NULL and not (_has_work(job) and _may_add_thread(job) and not _is_stuck(job)):
         job = job.next
@@ -333,7 +346,7 @@ cdef int _goal_for(NativeJob *job) noexcept nogil:
 
 
 cdef bint _may_add_thread(NativeJob *job) noexcept nogil:
-    """Whether one more thread may copy for it: the additional ones are for very large jobs."""
+    """Whether one more thread may copy for it; the additional threads are for very large jobs."""
     return job.is_very_large or _running_count() < thread_goal()
 
 
