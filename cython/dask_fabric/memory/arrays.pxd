@@ -1,4 +1,4 @@
-"""NumPy arrays that own memory of the pool: what large frames are received into."""
+"""NumPy arrays that own memory of the pool: the destination of large frames."""
 
 from libc.stdint cimport uint64_t
 

@@ -1,4 +1,4 @@
-"""Idle slabs: kept for a while, the most recently used on top, and given back oldest first.
+"""Idle slabs: a free list per size class, most recently used on top, and a list of all by age.
 
 A lock guards them, because native threads trim them without the GIL. No memory is mapped or
 unmapped under the lock, and no file is read.
@@ -21,8 +21,8 @@ cdef extern from "<pthread.h>" nogil:
 
 cdef enum:
     CLASS_COUNT = 31 * STEP_COUNT + 1       # 64 KiB to LARGEST_BYTES
-    BATCH_COUNT = 64        # slabs given up in one go, so that no thread waits long
-    EXPIRED_COUNT = 2       # the same in passing, on allocation and release
+    BATCH_COUNT = 64        # slabs detached under the lock at once, so that no thread waits long
+    EXPIRED_COUNT = 2       # slabs trimmed in passing, by an allocation or release
 
 LARGEST_BYTES = <Py_ssize_t>1 << 47
 NEVER_NS = -1
@@ -74,7 +74,7 @@ cdef bint has_idle() noexcept nogil:
 
 
 renew_lock()
-# The lock is held across a fork: the child must not inherit lists that a native thread is changing.
+# The lock is held across a fork: the child must not inherit half-changed lists.
 if pthread_atfork(lock, unlock, renew_lock):
     raise MemoryError("cannot register the handlers that keep the buffer pool usable after a fork")
 
@@ -133,8 +133,8 @@ cdef inline int64_t expiry(int64_t now_ns) noexcept nogil:
 
 cdef Py_ssize_t detach(Slab **victims, Py_ssize_t target_bytes, int64_t expiry_ns,
                        int limit_count) noexcept nogil:
-    """Move the oldest slabs to the chain `victims` while more than target_bytes are idle, or while
-    they were released at expiry_ns or before, but no more than limit_count. Returns their bytes."""
+    """Move the oldest slabs to the chain `victims`, while more than target_bytes are idle or they
+    were released at or before expiry_ns, at most limit_count of them. Returns their bytes."""
     cdef Py_ssize_t before_bytes = figures.idle_bytes
     cdef Slab *slab = oldest
     while slab != NULL and limit_count > 0 and (
@@ -148,8 +148,8 @@ cdef Py_ssize_t detach(Slab **victims, Py_ssize_t target_bytes, int64_t expiry_n
 
 
 cdef Slab *warmest(int size_class, Py_ssize_t most_bytes) noexcept nogil:
-    """The most recently released slab of this class or a larger one, up to most_bytes: the fewer
-    slabs take turns, the more of them is in the caches."""
+    """The most recently released slab of this class or a larger one, up to most_bytes: its memory
+    is the most likely to be in the caches."""
     cdef Slab *slab = top[size_class]
     cdef Slab *other
     size_class += 1
@@ -164,7 +164,7 @@ cdef Slab *warmest(int size_class, Py_ssize_t most_bytes) noexcept nogil:
 # ---------------------------------------------------------------- without the lock
 
 cdef bint is_under_pressure(int64_t now_ns) noexcept nogil:
-    """Whether the process is above the limit, as seen some time ago at most."""
+    """Whether the process's RSS is above the limit; measured once per `RSS_INTERVAL_NS`."""
     global next_rss_ns, is_rss_high
     cdef Py_ssize_t limit_bytes
     cdef bint is_due, is_high
@@ -172,7 +172,7 @@ cdef bint is_under_pressure(int64_t now_ns) noexcept nogil:
     limit_bytes = figures.pressure_limit_bytes
     is_due = limit_bytes > 0 and now_ns >= next_rss_ns
     is_high = limit_bytes > 0 and is_rss_high
-    if is_due:              # by this thread; others go by what was seen last
+    if is_due:              # this thread measures, others use the last result
         next_rss_ns = now_ns + RSS_INTERVAL_NS
     unlock()
     if not is_due:
@@ -186,7 +186,7 @@ cdef bint is_under_pressure(int64_t now_ns) noexcept nogil:
 
 
 cdef void destroy(Slab *slab) noexcept nogil:
-    """Give the memory of a whole chain back to the system."""
+    """Return the memory of a whole chain to the system."""
     cdef Slab *following
     while slab != NULL:
         following = slab.below
@@ -196,7 +196,7 @@ cdef void destroy(Slab *slab) noexcept nogil:
 
 
 cdef Py_ssize_t trim_to(Py_ssize_t target_bytes, int64_t expiry_ns) noexcept nogil:
-    """As `detach`, but without a limit: batch by batch. Returns the bytes given back."""
+    """As `detach`, batch by batch without a limit, and free the slabs. Returns the bytes freed."""
     cdef Py_ssize_t freed_bytes = 0, step_bytes
     cdef Slab *victims
     while True:
@@ -212,7 +212,8 @@ cdef Py_ssize_t trim_to(Py_ssize_t target_bytes, int64_t expiry_ns) noexcept nog
 
 
 cdef Slab *take_idle(int size_class, Py_ssize_t most_bytes) noexcept nogil:
-    """A slab of this class, or else of up to most_bytes; NULL where none is idle."""
+    """Take an idle slab of this class, or of a larger one up to most_bytes; NULL if there is none.
+    """
     cdef Slab *victims = NULL
     cdef Slab *slab
     lock()
@@ -226,9 +227,9 @@ cdef Slab *take_idle(int size_class, Py_ssize_t most_bytes) noexcept nogil:
 
 
 cdef void keep_idle(Slab *slab) noexcept nogil:
-    """Make the slab idle, or give it back where the bound or the pressure forbid that.
+    """Make the slab idle, or free it if the bound or memory pressure forbids that.
 
-    Pinned memory is kept: pinning costs more than all else, and only its owner can undo it.
+    A pinned slab is always kept: pinning is expensive, and only its owner can undo it.
     """
     cdef Slab *victims = NULL
     cdef Py_ssize_t room_bytes = -1
@@ -243,7 +244,7 @@ cdef void keep_idle(Slab *slab) noexcept nogil:
         room_bytes = figures.max_idle_bytes - slab.capacity_bytes
     if room_bytes >= 0:
         figures.evicted_bytes += detach(&victims, room_bytes, NEVER_NS, BATCH_COUNT)
-    # Many small slabs may leave too little room after one batch: then both sides give way.
+    # One batch of small slabs may not make enough room: then this slab is freed as well.
     if figures.idle_bytes <= room_bytes:
         push(slab, now_ns)
     else:
@@ -256,7 +257,7 @@ cdef void keep_idle(Slab *slab) noexcept nogil:
 
 
 cdef void trim_expired() noexcept nogil:
-    """Give back what was idle for too long; under memory pressure, all that is idle."""
+    """Free slabs that were idle for too long; under memory pressure, all idle slabs."""
     cdef int64_t expiry_ns, now_ns = coarse_ns()
     cdef Py_ssize_t target_bytes = 0 if is_under_pressure(now_ns) else ANY_BYTES
     lock()
@@ -267,7 +268,7 @@ cdef void trim_expired() noexcept nogil:
 
 cdef void set_limits(Py_ssize_t max_idle_bytes, double idle_seconds,
                      Py_ssize_t pressure_limit_bytes) noexcept nogil:
-    """Change what `pool.configure` changes; the new bound holds at once."""
+    """Change the settings of `pool.configure`; the new bound is enforced at once."""
     global next_rss_ns
     lock()
     figures.max_idle_bytes = max_idle_bytes
