@@ -8,7 +8,7 @@ kills workers by resident memory.
 
 * Buffers below ``SMALL_BYTES`` are plain malloc. Larger ones are *slabs*, in size classes (32 per
   doubling, so that a slab exceeds its frame by at most 1/32). Frames above the pool's bound are
-  mapped and unmapped each time.
+  allocated and freed each time.
 * When a buffer's last view dies, its slab becomes *idle* (``memory.idle``): it goes on the free
   list of its class. `allocate` takes the most recently used slab, whose memory is still in the
   caches.

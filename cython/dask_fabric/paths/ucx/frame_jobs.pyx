@@ -1,6 +1,7 @@
-"""Frames on their way through UCX: one job for all that one message sends or receives so.
+"""Jobs of the `ucx` path: one for all frames that one message sends, or one transfer receives.
 
-UCX ends each frame by itself, in its own thread; the last one ends the job.
+Each frame is one operation, which ends by itself in UCX's progress thread. The last one to end
+completes the job.
 """
 
 import logging
@@ -29,19 +30,19 @@ logger = logging.getLogger(__name__)
 cdef struct NativeJob:
     uint64_t name
     uint64_t tag
-    uint64_t *operations        # of UCX; 0 where it did not take one
+    uint64_t *operations        # their names; 0 if one could not be started
     size_t operation_count
-    size_t left_count           # of those that have not ended, and one more while they start
+    size_t left_count           # operations that have not ended, plus one while they are started
     int error
     size_t moved_bytes
     Mailbox *mailbox
-    CompletionNode *node                # owned until it is posted
+    CompletionNode *node        # owned until it is posted
     NativeJob *next
 
 cdef struct Engine:
     pthread_mutex_t mutex       # guards everything below, and every job
-    NativeJob *first              # all that have not ended
-    uint64_t job_count      # ever
+    NativeJob *first            # jobs that have not ended
+    uint64_t job_count          # jobs so far, for their names
 
 cdef Engine engine
 
@@ -61,7 +62,7 @@ os.register_at_fork(after_in_child=_reset)
 @cython.auto_pickle(False)
 @cython.final
 cdef class FrameJob(Job):
-    """Frames of one message that are sent or received by one endpoint."""
+    """Sends or receives frames of one message by one endpoint."""
 
     cdef uint64_t _start(self, Mailbox *mailbox) except 0:
         cdef NativeJob *job = _new_job(mailbox, self.tag, self.frames.count)
@@ -83,8 +84,8 @@ cdef class FrameJob(Job):
     cdef bint _is_in_use(self) except -1:
         """Whether UCX may still use the memory.
 
-        With a dead peer nothing makes it go on: it would do that when the peer had made room. So
-        its memory is freed after a second.
+        UCX continues a stuck operation only when the peer makes room in its queue. A dead peer
+        never does, so the memory is freed a second after the cancellation.
         """
         global _has_warned
         cdef bint nothing_left
@@ -99,7 +100,7 @@ cdef class FrameJob(Job):
             return False
         if not _has_warned:
             _has_warned = True
-            logger.warning("UCX has not let go of frames of a lost peer; they stay in memory")
+            logger.warning("UCX has not released frames of a lost peer; they stay in memory")
         return True
 
 
@@ -128,7 +129,7 @@ cdef void _submit(
 
 
 cdef bint _cancel(uint64_t name) noexcept nogil:
-    """End a job now, if it has not ended already; True if UCX may still use its memory."""
+    """Cancel a job, unless it has ended; True if UCX may still use its memory."""
     cdef NativeJob *job
     cdef size_t index
     cdef bint is_unended = False
@@ -137,12 +138,12 @@ cdef bint _cancel(uint64_t name) noexcept nogil:
     while job != NULL and job.name != name:
         job = job.next
     if job != NULL:
-        job.left_count += 1     # kept from ending, and from being freed, until below
+        job.left_count += 1     # so that it does not end, and is not freed, before it is below
     pthread_mutex_unlock(&engine.mutex)
     if job == NULL:
         return False
     for index in range(job.operation_count):
-        # What has ended is not known any more; its callback has returned.
+        # An operation that has ended is not found, and its callback has returned.
         if ucx.cancel(job.operations[index], PATIENCE_NS) == ucx.UNENDED:
             is_unended = True
     pthread_mutex_lock(&engine.mutex)
@@ -153,13 +154,13 @@ cdef bint _cancel(uint64_t name) noexcept nogil:
 
 
 def _is_dead(pid):
-    """Whether a process of this pid namespace has ended, reaped or not; 0 is nobody known."""
+    """Whether a process of this pid namespace has ended, reaped or not; False if pid is 0."""
     if pid == 0:
         return False
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             state = file.read().rpartition(b")")[2].split()[0]
-        # Without its first thread, but with others, a process is a zombie that lives.
+        # If only its first thread has ended, a living process is shown as a zombie.
         return state in (b"Z", b"X") and len(os.listdir(f"/proc/{pid}/task")) == 1
     except (FileNotFoundError, ProcessLookupError):
         return True
@@ -188,7 +189,7 @@ cdef void _count_down(NativeJob *job, int error, size_t moved_bytes) noexcept no
             job.tag, FAILED if job.error else COMPLETE, job.error,
             job.moved_bytes, 0, 0,
         )
-        # Under the mutex: whoever cancels finds it there still, or posted.
+        # Under the mutex: `_cancel` finds the job either running, or with its completion posted.
         post(mailbox, node)
         _free(job)
     pthread_mutex_unlock(&engine.mutex)

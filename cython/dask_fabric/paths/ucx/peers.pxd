@@ -6,10 +6,10 @@ from dask_fabric.paths.ucx.state cimport Endpoint, Peer
 
 cdef struct Figures:
     size_t endpoint_count
-    size_t peer_count           # that UCX was asked to connect to
+    size_t peer_count           # all peers so far
     size_t connection_count     # open
-    size_t kept_count           # frames that came before they were posted
-    size_t break_count          # connections given up while in use
+    size_t kept_count           # frames that arrived before their receive was posted
+    size_t break_count          # connections that broke while in use
 
 cdef Figures figures() noexcept nogil
 cdef Endpoint *find_endpoint(uint64_t token) noexcept nogil
