@@ -1,4 +1,4 @@
-"""Records as they stand on the stream: their layout, and packing them."""
+"""The records of the stream: their layout, and packing them."""
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 

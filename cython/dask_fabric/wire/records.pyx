@@ -1,4 +1,4 @@
-"""Records as they stand on the stream: their layout, and packing them.
+"""The records of the stream: their layout, and packing them.
 
 The format is documented in docs/wire-protocol.md. All integers are little-endian.
 """
