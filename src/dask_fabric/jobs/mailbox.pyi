@@ -1,4 +1,4 @@
-"""A mailbox: where native threads put the ends of jobs, for one event loop to collect."""
+"""A mailbox: native threads post completions to it, and one event loop collects them."""
 
 from typing import TypedDict
 
@@ -12,12 +12,12 @@ class Completion(TypedDict):
     busy_ns: int
     posted_ns: int
 
-class Ended(TypedDict):
+class CompletionNode(TypedDict):
     completion: Completion
-    next: Ended
+    next: CompletionNode
 
 class Mailbox(TypedDict):
     event_fd: int
     mutex: pthread_mutex_t
-    first: Ended
-    last: Ended
+    first: CompletionNode
+    last: CompletionNode

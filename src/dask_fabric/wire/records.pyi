@@ -1,6 +1,6 @@
-"""Records as they stand on the stream: their layout, and packing them.
+"""The records of the stream: their layout, and packing them.
 
-The format is written down in docs/wire-protocol.md. All integers are little-endian.
+The format is documented in docs/wire-protocol.md. All integers are little-endian.
 """
 
 from typing import TypedDict
@@ -21,7 +21,7 @@ class Entry(TypedDict):
     descriptor_bytes: int
 
 def close_record():
-    """The record after which a side sends nothing more but answers about offered frames.
+    """Make the record that announces a close. Only FRAMES records may follow it.
 
     Returns
     -------
@@ -29,7 +29,7 @@ def close_record():
     """
 
 def error_record(text):
-    """The record that tells the peer why the connection is about to be closed.
+    """Make the record that reports to the peer why the connection is about to be closed.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ def error_record(text):
     """
 
 def paths_record(content):
-    """The record by which a client completes the negotiation of paths.
+    """Make the record by which a client completes the negotiation of paths.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def paths_record(content):
     """
 
 def violation(what):
-    """Make the error about a peer that breaks the protocol, with the record that tells it so.
+    """Make the error for a peer that breaks the protocol, with the ERROR record for that peer.
 
     Parameters
     ----------
@@ -67,14 +67,14 @@ def violation(what):
     """
 
 def excess(what, size, limit, key):
-    """Make the error about a claim above a limit, as `violation`.
+    """Make the error for a size above a limit, as `violation`.
 
     Parameters
     ----------
     what : str
     size, limit : int
     key : str
-        Of the limit in the configuration.
+        The limit's key in the configuration.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""UCX's library libucp, opened at run time, and the one place that turns its errors into ours."""
+"""UCX's library libucp, opened at run time, and the conversion of its errors into ours."""
 
 from collections.abc import Callable
 from typing import Any, TypedDict
@@ -108,7 +108,7 @@ class Ucp(TypedDict):
     request_free: Callable[[Any], None]
 
 def open_library(path):
-    """Open libucp, and the libraries under it from the same folder. They stay open for ever.
+    """Open libucp, and its lower libraries from the same folder. They are never closed.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ def open_library(path):
     Returns
     -------
     str
-        The file that the system says it has loaded.
+        The file that was actually loaded.
 
     Raises
     ------
@@ -127,7 +127,7 @@ def open_library(path):
     """
 
 def version():
-    """Give the version of the open library.
+    """Return the version of the open library.
 
     Returns
     -------
