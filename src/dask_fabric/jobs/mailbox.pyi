@@ -1,1 +1,1 @@
-"""A mailbox: where native threads put the ends of jobs, for one event loop to collect."""
+"""A mailbox: native threads post completions to it, and one event loop collects them."""

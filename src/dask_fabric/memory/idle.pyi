@@ -1,4 +1,4 @@
-"""Idle slabs: kept for a while, the most recently used on top, and given back oldest first.
+"""Idle slabs: a free list per size class, most recently used on top, and a list of all by age.
 
 A lock guards them, because native threads trim them without the GIL. No memory is mapped or
 unmapped under the lock, and no file is read.

@@ -1,16 +1,16 @@
-"""Frames that are offered by one side and fetched by the other, and the records about them."""
+"""Frames that one side offers and the other fetches, and the records about them."""
 
 from typing import Any, Final
 
 class Control:
-    """A record that is no message: an answer about offered frames, or what paths there are."""
+    """A record that is not a message: an answer about offered frames, or a PATHS record."""
 
     kind: Final[int]
     sequence: Final[int]
     content: Final[bytes]
 
 class FrameSet:
-    """The frames of one message that its receiver is to fetch; both sides keep them so."""
+    """The frames on offer of one message; used by both sides."""
 
     sequence: Final[int]
     nbytes: Final[int]
@@ -19,7 +19,7 @@ class FrameSet:
 
     def __init__(self, sequence): ...
     def views(self) -> list[tuple[int, int, bytes, memoryview | None]]:
-        """Give what there is, for paths and tests in Python.
+        """Describe the frames, for paths and tests in Python.
 
         Returns
         -------

@@ -1,6 +1,6 @@
-"""What has moved by one path, of one comm or of several together, and what it had to wait for.
+"""Counters and times of one path, of one comm or summed over several.
 
-Always on: a small message costs additions to integers and no look at the clock.
+Always on: a small message costs some integer additions, and no call of the clock.
 """
 
 from collections.abc import Iterable
@@ -11,26 +11,26 @@ HISTOGRAM_BUCKET_COUNT: int
 class Metrics:
     """Counters, times and histograms of one path."""
     def add(self, other: Metrics):
-        """Add what another object has counted."""
+        """Add the counts of another object."""
     def packed(self) -> bytes:
-        """Give what is counted in a few bytes: of each number that is not 0, its place and value.
+        """Encode all counts compactly: the place and value of each number that is not 0.
 
         Returns
         -------
         bytes
         """
     def subtract(self, packed: bytes):
-        """Subtract what `packed` gave, so that what was counted since is left."""
+        """Subtract counts that `packed` returned earlier, which leaves those since then."""
     def copy(self):
-        """Give another object with the same counts."""
+        """Return another object with the same counts."""
     def serialized(self, spent_ns: int):
-        """Count the time that it took to serialize a message that was not tiny."""
+        """Add the time that serializing a message took; tiny ones are not measured."""
     def deserialized(self, spent_ns: int):
-        """Count the time that it took to deserialize a message that was not tiny."""
+        """Add the time that deserializing a message took; tiny ones are not measured."""
     def let_go(self):
-        """The comm has ended, and holds nothing for its peer any more."""
+        """The comm has ended, and with it all leases: nothing is unacknowledged any more."""
     def brief(self) -> tuple[Any, ...]:
-        """Give bytes and seconds alone.
+        """Return only bytes and seconds.
 
         Returns
         -------
@@ -39,14 +39,14 @@ class Metrics:
             the wire, waiting for the peer, and of serializing and deserializing together.
         """
     def as_dict(self) -> dict[str, Any]:
-        """Give everything by its name.
+        """Return everything by name.
 
         Returns
         -------
         dict
-            Counts, ``*_seconds``, ``unacknowledged_bytes`` of the time of the copy, and under
-            ``histograms`` for each the ``counts`` (the one with the index i is of values up to 2**i
-            and above 2**(i - 1); without zeros at the end) and the ``sum`` of the values.
+            Counts, ``*_seconds``, ``unacknowledged_bytes`` at the time of the copy, and
+            ``histograms``: each has ``counts`` (bucket i counts values above 2**(i - 1) and up to
+            2**i; trailing zeros are left out) and the ``sum`` of the values.
         """
 
 def histogram_of(values: Iterable[int]) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def histogram_of(values: Iterable[int]) -> dict[str, Any]:
     """
 
 def time_of_counting(count: int) -> float:
-    """Measure what the counting adds to one small message, in either direction.
+    """Measure what counting costs per small message, in either direction.
 
     Parameters
     ----------
@@ -73,5 +73,5 @@ def time_of_counting(count: int) -> float:
     Returns
     -------
     float
-        Nanoseconds for one.
+        Nanoseconds per message.
     """

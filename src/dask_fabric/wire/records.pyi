@@ -1,12 +1,12 @@
-"""Records as they stand on the stream: their layout, and packing them.
+"""The records of the stream: their layout, and packing them.
 
-The format is written down in docs/wire-protocol.md. All integers are little-endian.
+The format is documented in docs/wire-protocol.md. All integers are little-endian.
 """
 
 from dask_fabric.errors import LimitError, ProtocolError
 
 def close_record() -> bytes:
-    """The record after which a side sends nothing more but answers about offered frames.
+    """Make the record that announces a close. Only FRAMES records may follow it.
 
     Returns
     -------
@@ -14,7 +14,7 @@ def close_record() -> bytes:
     """
 
 def error_record(text: str) -> bytes:
-    """The record that tells the peer why the connection is about to be closed.
+    """Make the record that reports to the peer why the connection is about to be closed.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ def error_record(text: str) -> bytes:
     """
 
 def paths_record(content: bytes) -> bytes:
-    """The record by which a client completes the negotiation of paths.
+    """Make the record by which a client completes the negotiation of paths.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ def paths_record(content: bytes) -> bytes:
     """
 
 def violation(what: str) -> ProtocolError:
-    """Make the error about a peer that breaks the protocol, with the record that tells it so.
+    """Make the error for a peer that breaks the protocol, with the ERROR record for that peer.
 
     Parameters
     ----------
@@ -52,14 +52,14 @@ def violation(what: str) -> ProtocolError:
     """
 
 def excess(what: str, size: int, limit: int, key: str) -> LimitError:
-    """Make the error about a claim above a limit, as `violation`.
+    """Make the error for a size above a limit, as `violation`.
 
     Parameters
     ----------
     what : str
     size, limit : int
     key : str
-        Of the limit in the configuration.
+        The limit's key in the configuration.
 
     Returns
     -------

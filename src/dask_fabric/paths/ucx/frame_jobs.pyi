@@ -1,6 +1,7 @@
-"""Frames on their way through UCX: one job for all that one message sends or receives so.
+"""Jobs of the `ucx` path: one for all frames that one message sends, or one transfer receives.
 
-UCX ends each frame by itself, in its own thread; the last one ends the job.
+Each frame is one operation, which ends by itself in UCX's progress thread. The last one to end
+completes the job.
 """
 
 import logging
@@ -10,4 +11,4 @@ from dask_fabric.jobs.completions import Job
 logger = logging.getLogger(__name__)
 
 class FrameJob(Job):
-    """Frames of one message that are sent or received by one endpoint."""
+    """Sends or receives frames of one message by one endpoint."""

@@ -1,10 +1,10 @@
-"""UCX's library libucp, opened at run time, and the one place that turns its errors into ours."""
+"""UCX's library libucp, opened at run time, and the conversion of its errors into ours."""
 
 LIBRARIES = ("libucm", "libucs", "libuct")
 SUFFIX = ".so.0"
 
 def open_library(path: str) -> str:
-    """Open libucp, and the libraries under it from the same folder. They stay open for ever.
+    """Open libucp, and its lower libraries from the same folder. They are never closed.
 
     Parameters
     ----------
@@ -14,7 +14,7 @@ def open_library(path: str) -> str:
     Returns
     -------
     str
-        The file that the system says it has loaded.
+        The file that was actually loaded.
 
     Raises
     ------
@@ -23,7 +23,7 @@ def open_library(path: str) -> str:
     """
 
 def version() -> tuple[int, ...]:
-    """Give the version of the open library.
+    """Return the version of the open library.
 
     Returns
     -------
