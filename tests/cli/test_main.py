@@ -151,7 +151,7 @@ class TestPeer:
         )  # fmt: skip
         if transports == "tcp":  # the server has none in common with it
             assert (done.returncode, done.stdout) == (1, "")
-            assert "cannot be used between the two: UCX has neither shared memory" in done.stderr
+            assert "cannot be used between the two processes: UCX has neither shared memory" in done.stderr
             return
         told = json.loads(done.stdout)
         assert told["paths"] == {"host": "ucx"}

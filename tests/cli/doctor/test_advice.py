@@ -115,7 +115,7 @@ CASES = {
             "gpus": (GPU,),
             **ucx(has_gpu=False),
         },
-        "/opt/libucp.so.0 knows nothing of GPUs",
+        "/opt/libucp.so.0 is built without support for GPUs",
         "libucx-cu12",
     ),
     "no driver": (
