@@ -310,7 +310,8 @@ def test_a_thread_without_python_is_bound_by_the_driver(cupy, monkeypatch, faili
     monkeypatch.setattr(cuda.ctypes, "CDLL", {"libcuda.so.1": driver}.__getitem__)
     runtime = cuda.open_runtime()
     if failing:
-        with pytest.raises(UnavailableError, match=f"{failing} of the CUDA driver failed with error 999"):
+        message = f"{failing} of the CUDA driver failed with error 999"
+        with pytest.raises(UnavailableError, match=message):
             runtime.context_setter()
         return
     function, context = runtime.context_setter()

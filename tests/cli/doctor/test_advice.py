@@ -99,7 +99,7 @@ CASES = {
     ),
     "pcie": (
         {"rdma": (dataclasses.replace(DEVICE, place=PLACE),)},
-        "16.0 GT/s x8, and it could be 32.0 GT/s x8",
+        "16.0 GT/s x8, but could be 32.0 GT/s x8",
         "slot",
     ),
     "no verbs in UCX": (
