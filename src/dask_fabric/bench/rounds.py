@@ -32,14 +32,14 @@ class Site(Protocol):
 
 @dataclass(frozen=True)
 class Effort:
-    """How long it is measured.
+    """How long each figure is measured.
 
     Attributes
     ----------
     rounds : int
         Values of each column.
     round_seconds : float
-        About the length of each.
+        Approximate length of a round.
     """
 
     rounds: int = 5
@@ -49,9 +49,9 @@ class Effort:
 def measure(
     figure: Figure, sites: Sequence[Site], effort: Effort, tell: Callable[..., None]
 ) -> list[Row]:
-    """Measure one figure: in every round each column once, in turning order.
+    """Measure one figure: in every round each column once, in rotating order.
 
-    A site that fails is left out from then on; its row tells why. *tell* is of `progress`.
+    A site that fails is left out from then on; its rows contain the reason. *tell* is of `progress`.
     """
     rows = figure.rows()
     able = [site for site in sites if site.can(figure.verb, figure.arguments)]
@@ -76,7 +76,7 @@ def measure(
 
 @contextlib.contextmanager
 def _noting_failure(rows: list[Row], site: Site) -> Iterator[None]:
-    """Turn the failure of a site into what its rows tell of it."""
+    """Store the failure of a site in its rows."""
     try:
         yield
     except PairError as exc:
@@ -86,24 +86,24 @@ def _noting_failure(rows: list[Row], site: Site) -> Iterator[None]:
 
 
 def _add_round(rows: list[Row], figure: Figure, site: Site, count: int) -> None:
-    told = site.ask(figure.verb, figure.hog, count=count, **figure.arguments)
-    for row, value in zip(rows, figure.values(told, count), strict=True):
+    answer = site.ask(figure.verb, figure.hog, count=count, **figure.arguments)
+    for row, value in zip(rows, figure.values(answer, count), strict=True):
         row.add(site.name, value)
-    if "histogram" in told:
-        rows[0].add_histogram(site.name, told["histogram"])
+    if "histogram" in answer:
+        rows[0].add_histogram(site.name, answer["histogram"])
 
 
 def _calibrate(site: Site, figure: Figure, seconds: float) -> int:
-    """Warm up, and find the count that lasts about so long."""
+    """Warm up, and find the count that takes about *seconds*."""
 
     def elapsed() -> float:
-        told = site.ask(figure.verb, figure.hog, count=count, **figure.arguments)
-        return max(told.get("elapsed", told["seconds"]), 1e-6)
+        answer = site.ask(figure.verb, figure.hog, count=count, **figure.arguments)
+        return max(answer.get("elapsed", answer["seconds"]), 1e-6)
 
     count = 1
     while True:
         lasted = elapsed()
-        if lasted > seconds / 4:  # unless that was a hiccup of the machine
+        if lasted > seconds / 4:  # or a hiccup of the machine: repeat
             lasted = min(lasted, elapsed())
         if lasted > seconds / 4:
             return max(1, round(count * seconds / lasted))
@@ -111,11 +111,11 @@ def _calibrate(site: Site, figure: Figure, seconds: float) -> int:
 
 
 def _pin(pids: Sequence[int], wanted: bool) -> None:
-    """Put all threads of one process on one CPU and those of the other on another, or let go."""
+    """Pin all threads of each process to a CPU of its own, or unpin them."""
     for pid, place in zip(pids, (0, -1), strict=False):
         cpus = {_CPUS[place]} if wanted else set(_CPUS)
         try:
             for thread in os.listdir(f"/proc/{pid}/task"):
                 os.sched_setaffinity(int(thread), cpus)
         except (FileNotFoundError, ProcessLookupError):
-            continue  # it has ended: asking tells why
+            continue  # it has ended: `ask` raises the error

@@ -1,4 +1,4 @@
-"""A run: protocols and floors side by side on this host, or a cluster that is there."""
+"""A run of the suite: protocols and floors on this host, or a running cluster."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ class Plan:
     Attributes
     ----------
     scenarios : tuple of str
-        Of `ALL`.
+        Some of `ALL`.
     protocols : tuple of Protocol
-        Of this host; the first is the baseline.
+        The protocols on this host; the first is the baseline.
     where : dict, optional
-        The scheduler of a running cluster, as `Client` takes it, instead of this host.
+        The scheduler of a running cluster to measure instead, as for `Client`.
     between : tuple of str, optional
-        The two workers of the cluster that measure what is no matrix.
+        The two workers of the cluster for scenarios other than the matrix.
     has_floors : bool
-        Whether floors are measured beside the protocols.
+        Whether floors are measured too.
     message_count : int
-        Of the scenario ``memory``.
+        Messages of the scenario ``memory``.
     """
 
     scenarios: tuple[str, ...]
@@ -55,17 +55,17 @@ class Plan:
     matrix: matrix.Effort = field(default_factory=matrix.Effort)
 
     def among(self, names: Container[str]) -> list[str]:
-        """Those of the scenarios that are wanted."""
+        """Give the planned scenarios that are in *names*."""
         return [name for name in self.scenarios if name in names]
 
 
 def run(plan: Plan, options: dict, stream: TextIO) -> Results:
-    """Measure all that is wanted.
+    """Run the plan.
 
     Raises
     ------
     BenchError
-        Nothing of it can be measured.
+        Nothing can be measured.
     """
     results = Results(machine.facts(), options, [protocol.name for protocol in plan.protocols])
     watch = machine.NoiseWatch()
@@ -80,7 +80,7 @@ def run(plan: Plan, options: dict, stream: TextIO) -> Results:
 
 def _on_host(plan: Plan, results: Results, stream: TextIO) -> None:
     if MATRIX in plan.scenarios:
-        raise BenchError("a matrix is measured on a running cluster: name its --scheduler")
+        raise BenchError("a matrix is measured on a running cluster: give its --scheduler")
     with awake_cpus(plan.awake):
         _between_processes(plan, results, stream)
         if MEMORY in plan.scenarios:
@@ -118,7 +118,7 @@ def _between_processes(plan: Plan, results: Results, stream: TextIO) -> None:
 
 
 def _right(pairs: Sequence[Site], sizes: Sequence[int], warnings: list[str]) -> list[Site]:
-    """Those that can send arrays, which must arrive as sent before it counts how fast."""
+    """Give the pairs that can send arrays; raise if an array arrives changed."""
     right = []
     for pair in pairs:
         try:
@@ -163,7 +163,7 @@ def _opener(protocol: Protocol, plan: Plan) -> Callable[[], Site]:
 
 
 def _floors(plan: Plan) -> list[Callable[[], Site]]:
-    """What is to be opened beside the protocols."""
+    """Give the functions that open the floors."""
     if not plan.has_floors and FLOOR not in plan.scenarios:
         return []
     library = perftest.own_library()
@@ -183,7 +183,7 @@ def _floors(plan: Plan) -> list[Callable[[], Site]]:
 def _open(
     stack: contextlib.ExitStack, openers: Sequence[Callable[[], Site]], warnings: list[str]
 ) -> list[Site]:
-    """Open what can be opened."""
+    """Open the sites; warn of those that fail."""
     opened = []
     for opener in openers:
         try:
@@ -204,7 +204,7 @@ def _measure_all(
     stream: TextIO,
 ) -> list[Row]:
     def sites(figure: Figure) -> list[Site]:
-        """Who takes part: in the scenario of the floors, they alone."""
+        """Give the sites for a figure; the scenario of the floors has only floors."""
         able = [*([] if figure.scenario == FLOOR else pairs), *beside]
         return [site for site in able if site.can(figure.verb, figure.arguments)]
 
@@ -213,7 +213,7 @@ def _measure_all(
 
 
 def _memory(plan: Plan, warnings: list[str]) -> list[Row]:
-    """Memory of a fresh receiver in the first tenth of many large messages, and in all of them."""
+    """Measure the memory of a fresh receiver after a tenth of the messages, and after all."""
     nbytes, count = max(plan.extent.sizes), plan.message_count
     tenth = max(count // 10, 1)
     rows = [

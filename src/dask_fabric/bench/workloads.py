@@ -1,4 +1,4 @@
-"""Workloads on whole clusters, protocol after protocol."""
+"""Workloads on whole clusters, one protocol after the other."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ _RUN_SECONDS = 600.0
 
 @dataclass(frozen=True)
 class Work:
-    """What clusters do, and how often.
+    """The workloads' sizes and repetitions.
 
     Attributes
     ----------
     runs : int
-        Of each workload on each cluster, after a warm-up.
+        Runs of each workload on each cluster, after a warm-up.
     rounds : int
         Fresh clusters of each protocol.
     worker_count : int
-        Of clusters that are started.
+        Workers of a new cluster.
     profile : str, optional
-        Where Dask's performance report of the last round is written; the name of the protocol is
-        put before its suffix.
+        The file for Dask's performance report of the last round; the name of the protocol is
+        inserted before its suffix.
     """
 
     runs: int = 2
@@ -59,7 +59,7 @@ def measure(
     around: Surroundings,
     stream: TextIO,
 ) -> tuple[list[Row], list[str]]:
-    """Run the workloads on new clusters, in every round one of each protocol."""
+    """Run the workloads on new clusters: in every round one of each protocol."""
     found = [_row(name, work.extent) for name in names]
     warnings = []
     lost: set[str] = set()
@@ -86,12 +86,12 @@ def measure_on(
     around: Surroundings,
     stream: TextIO,
 ) -> list[Row]:
-    """Run the workloads on a cluster that is there; its protocol names the column.
+    """Run the workloads on a running cluster; its protocol names the column.
 
     Raises
     ------
     PairError
-        The cluster cannot be had.
+        The cluster cannot be used.
     """
     found = [_row(name, work.extent) for name in names]
     with progress(len(names), stream) as tell:
@@ -123,7 +123,7 @@ def _on_cluster(
     around: Surroundings,
     tell: Callable[..., None],
 ) -> None:
-    """Have a program run all workloads, and add what came out."""
+    """Have a program run all workloads, and add their results to the rows."""
     command = [sys.executable, "-m", "dask_fabric.bench.work.program"]
     program = Program(f"{column or 'the cluster'}", command, config, child_environment(around))
     try:
@@ -131,12 +131,12 @@ def _on_cluster(
         column = column or scheme
         for row in found:
             tell(0, f"{row.name}: {column}")
-            told = program.read(_RUN_SECONDS)
+            answer = program.read(_RUN_SECONDS)
             tell(1)
-            for value in told.get("values", ()):
+            for value in answer.get("values", ()):
                 row.add(column, value)
-            if "problem" in told:
-                row.problems[column] = told["problem"]
+            if "problem" in answer:
+                row.problems[column] = answer["problem"]
                 row.rounds.pop(column, None)
     finally:
         program.end()

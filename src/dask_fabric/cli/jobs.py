@@ -1,4 +1,4 @@
-"""What ``dask fabric history`` prints of jobs."""
+"""The output of ``dask fabric history``."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _line(record: Record, now: float) -> tuple[str, ...]:
 
 
 def details(record: Record, now: float) -> str:
-    """Give everything that is known of one job."""
+    """Give all details of one job."""
     summary = record.summary
     facts = [
         ("job", f"{record.number}, {record.state(now)}"),
@@ -57,16 +57,16 @@ def details(record: Record, now: float) -> str:
         ("lasted", format_time(_lasted(record))),
         ("workers", f"{summary.workers} at once, {summary.workers_total} in all"),
         ("hosts", str(summary.hosts)),
-        ("tell nothing", f"{summary.silent} workers"),
+        ("without a report", f"{summary.silent} workers"),
     ]
     return "\n".join([*table(facts), "", *_paths(summary.paths), *_links(record)])
 
 
 def _paths(paths: list[PathSummary]) -> Iterator[str]:
     if not paths:
-        yield "Nothing was moved that workers have told of."
+        yield "The workers reported no traffic."
         return
-    yield "Bandwidth is what all workers received together, while anything was received."
+    yield "Bandwidth of all workers together, over the intervals in which they received data."
     rows = [
         (
             one.path,
@@ -87,7 +87,7 @@ def _links(record: Record) -> Iterator[str]:
     links = record.summary.slow_links
     if links:
         yield ""
-        yield "Slow beside other links of their path"
+        yield "Slow compared with other links of the same path"
         yield from table(
             [
                 (link.worker, link.peer, link.path, format_bytes(link.bytes_moved), _speed(link))
@@ -101,7 +101,7 @@ def _speed(link: Any) -> str:
 
 
 def comparison(one: Record, other: Record, now: float) -> str:
-    """Give the figures of two jobs beside each other."""
+    """Give the figures of two jobs side by side."""
     rows: list[tuple[str, ...]] = [("", f"job {one.number}", f"job {other.number}", "ratio")]
     rows.append(("state", one.state(now), other.state(now), ""))
     rows.append(_compared("lasted", _lasted(one), _lasted(other), format_time))
@@ -140,5 +140,5 @@ def _time(seconds: float) -> str:
 
 
 def complaint(damaged: list[str]) -> str:
-    """Give what is wrong with jobs that cannot be shown."""
+    """Give the errors of jobs that cannot be shown."""
     return "\n".join(printable(text) for text in damaged)

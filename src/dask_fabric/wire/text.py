@@ -1,4 +1,4 @@
-"""Text of a peer, made fit for a log, an exception or a terminal."""
+"""Text from a peer, made safe for a log, an exception or a terminal."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from itertools import chain, zip_longest
 
 
 def one_line(text: str) -> str:
-    """Return *text* on one line: a space for each character that cannot be printed.
+    """Return *text* on one line, with a space for each unprintable character.
 
-    Line breaks would forge lines of a log, and control characters are orders to a terminal.
+    Line breaks could forge log lines, and control characters could control a terminal.
     """
     if text.isprintable():
         return text
@@ -22,7 +22,7 @@ NAME_LENGTH_LIMIT = 256
 
 
 def is_name(value: object) -> bool:
-    """Whether a value of a peer is a name: a printable text that is not long."""
+    """Whether a value from a peer is a name: short printable text."""
     return isinstance(value, str) and len(value) <= NAME_LENGTH_LIMIT and value.isprintable()
 
 

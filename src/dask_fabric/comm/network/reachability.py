@@ -1,4 +1,4 @@
-"""Whether anybody is at an address, and in one line why not."""
+"""Whether a scheduler answers at an address, and if not, why, in one line."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from dask_fabric.wire.text import printable
 
 
 async def reach(address: str, patience_seconds: float) -> None:
-    """Fail at once where nobody is: a client that cannot connect leaves a lot behind.
+    """Connect and close again, or raise: a `Client` that cannot connect leaves tasks behind.
 
     Parameters
     ----------
     address : str
-        Of a scheduler, with any scheme that Dask knows.
+        The address of a scheduler, with any scheme that Dask knows.
     patience_seconds : float
-        For one that does not answer.
+        The timeout for a scheduler that does not answer.
     """
     arguments = Security().get_connection_args("client")
     comm = await connect(address, patience_seconds, **arguments)
