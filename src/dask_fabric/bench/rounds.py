@@ -51,7 +51,8 @@ def measure(
 ) -> list[Row]:
     """Measure one figure: in every round each column once, in rotating order.
 
-    A site that fails is left out from then on; its rows contain the reason. *tell* is of `progress`.
+    A site that fails is left out from then on; its rows contain the reason. *tell* is from
+    `progress`.
     """
     rows = figure.rows()
     able = [site for site in sites if site.can(figure.verb, figure.arguments)]

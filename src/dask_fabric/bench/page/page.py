@@ -64,7 +64,7 @@ def _embedded(parts: Sequence[str | figure]) -> tuple[str, str]:
     """What the head and what the body of the page hold: bokeh is within, once."""
     drawn = [part for part in parts if not isinstance(part, str)]
     if not drawn:
-        return "", "".join(parts)
+        return "", "".join(map(str, parts))
     script, places = components(drawn)
     place = iter(places)
     body = "".join(part if isinstance(part, str) else next(place) for part in parts)
@@ -169,7 +169,9 @@ def _bars(row: Row, protocols: Sequence[str], colours: dict[str, str]) -> list[s
 def _matrix(matrix: dict) -> list[str | figure]:
     names = worker_names(matrix)
     found = grids(matrix)
-    parts = [f"<h2>matrix of {len(names)} workers, {escape(matrix['protocol'])}</h2>"]
+    parts: list[str | figure] = [
+        f"<h2>matrix of {len(names)} workers, {escape(matrix['protocol'])}</h2>"
+    ]
     parts += [f'<p class="finding">{escape(text)}</p>' for text in matrix["findings"]]
     if not matrix["findings"]:
         parts.append('<p class="finding fine">Nothing odd was found.</p>')

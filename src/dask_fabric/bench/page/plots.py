@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from bokeh.models import FixedTicker, HoverTool, NoOverlap, PrintfTickFormatter
 from bokeh.palettes import RdYlBu
@@ -19,9 +20,9 @@ _UNKNOWN = "#e8e8e8"
 _GOOD_TO_BAD = RdYlBu[9]
 _LEAST_RANGE = 4.0  # of a heat map: less of a difference is not to shout
 # Nothing that pans: it would take the finger that scrolls the page of a phone.
-_PLAIN = {"tools": "", "toolbar_location": None}
-_CELL = {"fill_alpha": 0.8, "line_color": "white"}  # text stands on it
-_AS_WIDE_AS_THE_PAGE = {"sizing_mode": "stretch_width", "max_width": 760}
+_PLAIN: dict[str, Any] = {"tools": "", "toolbar_location": None}
+_CELL: dict[str, Any] = {"fill_alpha": 0.8, "line_color": "white"}  # text stands on it
+_AS_WIDE_AS_THE_PAGE: dict[str, Any] = {"sizing_mode": "stretch_width", "max_width": 760}
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def line_plot(
     )
     ticks = dict(ticks or {})
     for line in lines:
-        look = {"name": line.name, "legend_label": line.name, "color": line.colour}
+        look: dict[str, Any] = {"name": line.name, "legend_label": line.name, "color": line.colour}
         x = [a for a, _ in line.points]
         y = [_drawn(b) for _, b in line.points]
         said = [f"{number(b)} at {ticks.get(a) or number(a)}" for a, b in line.points]
@@ -103,7 +104,7 @@ def bars(entries: Sequence[tuple[str, float, str]]) -> figure:
         **_PLAIN,
     )
     plot.hbar("name", right="value", height=0.7, color={"field": "colour"}, source=source)
-    said_at = {"x_offset": 6, "text_baseline": "middle", "text_font_size": "12px"}
+    said_at: dict[str, Any] = {"x_offset": 6, "text_baseline": "middle", "text_font_size": "12px"}
     plot.text("value", "name", "said", source=source, **said_at)
     plot.xaxis.visible = plot.grid.visible = False
     return plot
@@ -124,7 +125,7 @@ def heat_map(
         "row": [i for i in places for _ in places],
         "column": [j for _ in places for j in places],
         "value": [math.nan if isinstance(v, str | None) else v for v in cells],
-        "colour": [(colours or {}).get(v, _UNKNOWN) for v in cells],
+        "colour": [(colours or {}).get(str(v), _UNKNOWN) for v in cells],
         "said": said,
         "hint": [text or "not measured" for text in said],
         "one": [name for name in names for _ in places],
@@ -139,10 +140,14 @@ def heat_map(
         frame_height=round(side * count),
         **_PLAIN,
     )
-    fill = {"field": "colour"} if colours is not None else _scale(cells, higher_is_better)
+    fill: Any = {"field": "colour"} if colours is not None else _scale(cells, higher_is_better)
     plot.rect("column", "row", 1, 1, source=source, fill_color=fill, **_CELL)
     if side >= 8 * max(map(len, said)) + 2:  # all or none
-        centred = {"text_align": "center", "text_baseline": "middle", "text_font_size": "12px"}
+        centred: dict[str, Any] = {
+            "text_align": "center",
+            "text_baseline": "middle",
+            "text_font_size": "12px",
+        }
         plot.text("column", "row", "said", source=source, **centred)
     for axis in plot.axis:
         axis.ticker = FixedTicker(ticks=list(places))
@@ -154,9 +159,9 @@ def heat_map(
     return plot
 
 
-def _scale(values: Sequence[float | None], higher_is_better: bool) -> dict:
+def _scale(values: Sequence[float | str | None], higher_is_better: bool) -> Any:
     """From red (bad) over pale yellow to blue (good), no shorter than is worth a look."""
-    known = [value for value in values if value is not None and value > 0] or [1.0]
+    known = [v for v in values if not isinstance(v, str | None) and v > 0] or [1.0]
     low, high = min(known), max(known)
     widen = max(_LEAST_RANGE * low / high, 1) ** 0.5
     palette = _GOOD_TO_BAD[::-1] if higher_is_better else _GOOD_TO_BAD
