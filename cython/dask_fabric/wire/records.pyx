@@ -62,7 +62,7 @@ def paths_record(content):
     Parameters
     ----------
     content : bytes
-        As `dask_fabric.wire.negotiation.encode_refusals` makes it.
+        From `dask_fabric.paths.negotiation.encode_found`.
 
     Returns
     -------

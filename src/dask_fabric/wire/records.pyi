@@ -32,7 +32,7 @@ def paths_record(content: bytes) -> bytes:
     Parameters
     ----------
     content : bytes
-        As `dask_fabric.wire.negotiation.encode_refusals` makes it.
+        From `dask_fabric.paths.negotiation.encode_found`.
 
     Returns
     -------
