@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from dask_fabric.bench.results import Row, read
-from dask_fabric.bench.tables import grid
+from dask_fabric.wire.text import table
 
 SOCKETS = "sockets"
 COPIES = "process_vm_readv"
@@ -66,7 +66,7 @@ def lines(rows: Sequence[Row]) -> Iterator[list[str]]:
 def main() -> None:
     rows = [row for path in sys.argv[1:] for row in read(path).rows]
     head = ["figure", "scheme", "against", "times better", "asked", ""]
-    print(grid([head, *lines(rows)], markdown=True))
+    print(*table([head, *lines(rows)], has_head=True, markdown=True), sep="\n")
 
 
 if __name__ == "__main__":

@@ -28,9 +28,10 @@ from distributed import Client, wait
 
 from dask_fabric.bench.machine import facts
 from dask_fabric.bench.results import Results, Row
-from dask_fabric.bench.tables import facts_line, grid
+from dask_fabric.bench.tables import facts_line
 from dask_fabric.bench.work.arrays import persist_rows
 from dask_fabric.bench.work.local import moved_bytes, start_cluster
+from dask_fabric.wire.text import table
 
 PARTITIONS = 16
 SIDE, CHUNK = 8000, 1000
@@ -217,7 +218,7 @@ def print_results(lines: Iterable[Line], schemes: list[str]) -> None:
             cells.append(f"{line.bandwidth.median(scheme):,.0f}")
         cells.append(f"{line.time.times_better(schemes[-1], schemes[0]):.2f}x")
         body.append(cells)
-    print(f"\n{grid([head, *body], markdown=True)}")
+    print("", *table([head, *body], has_head=True, markdown=True), sep="\n")
 
 
 def new_lines(data: Flights) -> dict[str, Line]:

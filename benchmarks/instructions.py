@@ -31,8 +31,8 @@ from pathlib import Path
 
 from distributed.comm import connect, listen
 
-from dask_fabric.bench.tables import grid
 from dask_fabric.engine import channel
+from dask_fabric.wire.text import table
 
 BASELINE = Path(__file__).with_suffix(".json")
 TOLERANCE = 0.01
@@ -288,7 +288,7 @@ def change(now: float, before: float) -> str:
     return f"{now / before - 1:+.2%}"
 
 
-def table(runs: Mapping[str, Sequence[float]], before: Mapping[str, float]) -> str:
+def comparison(runs: Mapping[str, Sequence[float]], before: Mapping[str, float]) -> str:
     """Show the median of the runs, how far they lie apart, and the baseline."""
     lines = [["instructions, both sides", "now", "spread of runs", "baseline", "change"]]
     for name, values in runs.items():
@@ -296,7 +296,7 @@ def table(runs: Mapping[str, Sequence[float]], before: Mapping[str, float]) -> s
         spread = f"{(max(values) - min(values)) / now:.2%}"
         known = [f"{before[name]:,.0f}", change(now, before[name])] if name in before else ["", ""]
         lines.append([name, f"{now:,.0f}", spread, *known])
-    return grid(lines, markdown=False)
+    return "\n".join(table(lines, has_head=True))
 
 
 def verdict(baseline: Sequence[Mapping], here: Mapping, figures: Mapping) -> tuple[int, str]:
@@ -333,7 +333,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return NOT_COUNTED
     baseline = json.loads(options.baseline.read_text()) if options.baseline.exists() else []
     figures = {name: statistics.median(values) for name, values in runs.items()}
-    print(table(runs, fitting(baseline, here) or {}))
+    print(comparison(runs, fitting(baseline, here) or {}))
     if options.record:
         text = json.dumps(recorded(baseline, here, figures), indent=2)
         options.baseline.write_text(text + "\n")

@@ -1,4 +1,4 @@
-"""Numbers that one thread at a time changes, under a lock or the GIL, and any thread may read."""
+"""Numbers with one writer at a time, under a lock or the GIL, that any thread may read."""
 
 cdef extern from *:
     """
@@ -7,7 +7,7 @@ cdef extern from *:
     static inline Py_ssize_t dask_fabric_relaxed(const Py_ssize_t *number) {
         return __atomic_load_n(number, __ATOMIC_RELAXED);
     }
-    /* No locked instruction: the one writer needs none. */
+    /* With a single writer no locked instruction is needed. */
     static inline void dask_fabric_add_relaxed(Py_ssize_t *number, Py_ssize_t more) {
         __atomic_store_n(number, *number + more, __ATOMIC_RELAXED);
     }

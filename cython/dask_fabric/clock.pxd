@@ -1,4 +1,4 @@
-"""The clock by which times are taken."""
+"""The clock for all measured times."""
 
 from libc.stdint cimport int64_t
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec

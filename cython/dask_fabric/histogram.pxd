@@ -9,7 +9,7 @@ cdef enum:
     BUCKET_COUNT = 40           # 1 TB, or 18 minutes in nanoseconds
 
 cdef struct Histogram:
-    uint64_t counts[BUCKET_COUNT]   # [i]: of values above 2**(i - 1) and up to 2**i; last: the rest
+    uint64_t counts[BUCKET_COUNT]   # [i]: values above 2**(i - 1), up to 2**i; last: the rest
     uint64_t total                  # the sum of the values
 
 

@@ -1,4 +1,4 @@
-"""The calls of Linux that this package makes: declarations only, for every layer."""
+"""The Linux calls that this package uses: declarations only, for every layer."""
 
 from libc.stdint cimport uint32_t, uint64_t
 from posix.time cimport timespec
@@ -138,4 +138,4 @@ cdef extern from "<sched.h>" nogil:
     int sched_yield()
 
 cdef extern from "<errno.h>" nogil:
-    int ECANCELED               # libc.errno has it not
+    int ECANCELED               # missing in libc.errno

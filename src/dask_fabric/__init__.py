@@ -10,24 +10,24 @@ __version__ = version("dask-fabric")
 
 
 def statistics(client: Any = None) -> Any:
-    """Tell what comms have moved, by which paths, and what they waited for.
+    """Report the traffic of comms by path, and the time that they waited.
 
     Parameters
     ----------
     client : distributed.Client, optional
-        Of the cluster whose processes are asked; without it, only this process is.
+        A client of the cluster to report on. Without it, the report covers this process.
 
     Returns
     -------
-    dict, or pandas.DataFrame where there is a client
-        Of this process. ``comms``: for each open comm what its ``statistics()`` gives; ``closed``:
-        how many were closed, and the sum of their traffic by path; ``peers``: the sums of open and
-        closed comms by peer and path; ``pool``, ``engine``, ``gpu`` (None where no
-        device memory is used) and each path by its name (such as ``ucx``; None where it does not
-        run, or counts nothing): their own figures.
+    dict, or pandas.DataFrame with a client
+        Without a client, a dict of this process. ``comms``: the ``statistics()`` of each open comm;
+        ``closed``: the number of closed comms, and their traffic by path; ``peers``: the sums of
+        open and closed comms by peer and path; ``pool``, ``engine``, ``gpu`` (None if no device
+        memory is used) and each path by its name (such as ``ucx``; None if it does not run, or
+        counts nothing): their own figures.
 
-        Of a cluster: a row for each process (workers, scheduler and client), peer and path. With
-        an asynchronous client it is to be awaited.
+        With a client, a row for each process (workers, scheduler and client), peer and path. The
+        result of an asynchronous client must be awaited.
 
     Raises
     ------

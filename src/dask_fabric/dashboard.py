@@ -1,4 +1,4 @@
-"""The preload that adds the page ``/fabric`` to the dashboard of a scheduler.
+"""A preload that adds the page ``/fabric`` to a scheduler's dashboard.
 
 ``dask scheduler --preload dask_fabric.dashboard``, or in Dask's configuration
 ``distributed.scheduler.preload: [dask_fabric.dashboard]``.
@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 def dask_setup(scheduler: Any) -> None:
-    """Add the page, as Dask adds its own to the scheduler's HTTP server.
+    """Add the page to the scheduler's HTTP server, in the same way as Dask adds its own.
 
     Parameters
     ----------

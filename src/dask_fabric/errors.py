@@ -1,7 +1,7 @@
-"""Every error that dask-fabric raises of its own, as one tree.
+"""All errors of dask-fabric, as one tree.
 
-Errors of the operating system pass as the ``OSError`` that they are. At the border to Dask
-(``dask_fabric.comm``) what ends a comm becomes ``CommClosedError``, with one of these as its cause.
+Errors of the operating system stay ``OSError``. At the interface to Dask (``dask_fabric.comm``) an
+error that ends a comm is raised as ``CommClosedError``, with one of these as its cause.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ class FabricError(Exception):
 
 
 class ConfigError(FabricError, ValueError):
-    """A value in the configuration is not usable; the message names the key."""
+    """A value in the configuration is invalid; the message names the key."""
 
 
 class ProtocolError(FabricError):
@@ -21,7 +21,7 @@ class ProtocolError(FabricError):
     Attributes
     ----------
     reply : bytes
-        What to send before closing, so that the other end too sees a clear error; may be empty.
+        Bytes to send before closing, so that the peer sees a clear error too; may be empty.
     """
 
     def __init__(self, message: str, reply: bytes = b"") -> None:
@@ -30,15 +30,15 @@ class ProtocolError(FabricError):
 
 
 class ForeignProtocolError(ProtocolError):
-    """Whoever is at the other end does not speak the fabric protocol at all."""
+    """The peer does not speak the fabric protocol at all."""
 
 
 class VersionMismatchError(ProtocolError):
-    """The peer speaks the fabric protocol in a version that this one cannot."""
+    """The peer speaks an incompatible version of the fabric protocol."""
 
 
 class RefusedError(ProtocolError):
-    """One side turned the other away at the handshake; the message is the reason that it gave."""
+    """One side refused the other in the handshake; the message is its reason."""
 
 
 class LimitError(ProtocolError):
@@ -46,11 +46,11 @@ class LimitError(ProtocolError):
 
 
 class MessageTooLargeError(FabricError):
-    """The peer has said that it refuses such a message, which therefore was not sent."""
+    """A message exceeds the limits that the peer announced, and was not sent."""
 
 
 class ChannelClosedError(FabricError):
-    """The channel is closed: by this side, by the peer, or by an error that it carries as cause."""
+    """The channel is closed: by this side, by the peer, or by the error in ``__cause__``."""
 
 
 class ForkedError(ChannelClosedError):
@@ -58,12 +58,12 @@ class ForkedError(ChannelClosedError):
 
 
 class LibraryError(FabricError):
-    """A call of the library of a path failed.
+    """A call of a path's library failed.
 
     Attributes
     ----------
     status : int
-        The library's own number; negative.
+        The library's own error number; negative.
     """
 
     def __init__(self, message: str, status: int) -> None:
@@ -72,16 +72,16 @@ class LibraryError(FabricError):
 
 
 class UnavailableError(FabricError):
-    """What was asked for cannot be had here; the message says why and what to do."""
+    """A requested feature is unavailable here; the message gives reason and remedy."""
 
 
 class BenchError(FabricError):
-    """Something cannot be measured; the text says what, and what to do."""
+    """Something cannot be measured; the message gives reason and remedy."""
 
 
 class PairError(BenchError):
-    """Two processes that measure cannot be started, or one does not answer any more."""
+    """The two processes of a measurement cannot be started, or one stopped answering."""
 
 
 class HistoryError(FabricError):
-    """A file is no history of jobs, or cannot be used as one; the text says why."""
+    """A file is not a history of jobs, or cannot be used; the message says why."""

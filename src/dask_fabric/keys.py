@@ -1,6 +1,6 @@
-"""Keys of the configuration: each declared once, with how its value is read and what it means.
+"""Declarations of configuration keys: how a value is parsed, and what it means.
 
-``docs/generate.py`` makes the YAML of defaults, the schema and the table of the docs from them.
+``docs/generate.py`` generates the YAML of defaults, the schema and the table in the docs from them.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ class Key(NamedTuple):
     field : str
         The name of its value in the settings, with the unit.
     default : object
-        As it is written in YAML.
+        As written in YAML.
     unit : str
         The kind of value, as the docs name it.
     parse : callable
-        Gives the value to use; raises an error for a value that is not usable.
+        Converts the value; raises an error if it is invalid.
     expected : str
-        What a value must be, for that error.
+        What a valid value is, for that error.
     schema : mapping
-        What JSON Schema says of it.
+        Its JSON Schema.
     comment : str
         A few words, for the YAML.
     about : str
@@ -76,7 +76,7 @@ class Section(NamedTuple):
 def size(
     field: str, default: Any, comment: str, about: str, *, least: int = 0, note: str = ""
 ) -> Key:
-    """Declare a number of bytes, of at least so many; the *note* says what the limits mean."""
+    """Declare a number of bytes, at least *least*; the *note* explains the limits."""
     note = note or (f"at least {least}" if least else "")
     expected = ", ".join(filter(None, (_SIZE, note)))
     return Key(
@@ -108,7 +108,7 @@ def seconds(
     most: float = SECONDS_LIMIT,
     note: str = "",
 ) -> Key:
-    """Declare a time between two limits; the *note* says what these mean."""
+    """Declare a time between two limits; the *note* explains them."""
     expected = f"{_TIME}{note}"
     schema = {"$ref": "#/$defs/duration"}
     return Key(
@@ -138,13 +138,13 @@ def count(field: str, default: Any, comment: str, about: str, *, most: int) -> K
 
 
 def switch(field: str, default: bool, comment: str, about: str) -> Key:
-    """Declare what is on or off."""
+    """Declare a switch: on or off."""
     schema = {"type": "boolean"}
     return Key(field, default, "switch", _as_switch, "true or false", schema, comment, about)
 
 
 def switch_or_auto(field: str, comment: str, about: str) -> Key:
-    """Declare what is on, off, or decided by the process itself: the value is then None."""
+    """Declare a switch: on, off, or auto, which the process decides itself; auto gives None."""
     return Key(
         field,
         "auto",
@@ -172,7 +172,7 @@ def full_path(field: str, of: str, comment: str, about: str) -> Key:
 
 
 def choice(field: str, choices: Sequence[str], comment: str, about: str) -> Key:
-    """Declare one of some names, of which the first is the default."""
+    """Declare a choice of several names; the first is the default."""
 
     def parse(value: object) -> str:
         if value not in choices:
@@ -187,27 +187,27 @@ def choice(field: str, choices: Sequence[str], comment: str, about: str) -> Key:
 # ---- values
 
 
-def as_size(value: object, least: int = 0) -> int:
-    """Read a number of bytes."""
+def as_size(value: Any, least: int = 0) -> int:
+    """Parse a number of bytes."""
     _check_quantity(value, (int, str))
     return within(parse_bytes(value), least, SIZE_BYTES_LIMIT)
 
 
 def as_count(value: object, most: int) -> int:
-    """Read a whole number from 1 on."""
+    """Check a whole number from 1 to *most*."""
     if type(value) is not int:
         raise TypeError(value)
     return within(value, 1, most)
 
 
 def within(value: float, low: float, high: float) -> Any:
-    """Give the value back if it lies between the limits."""
+    """Return the value if it is between the limits, else raise."""
     if not low <= value <= high:
         raise ValueError(value)
     return value
 
 
-def _as_seconds(value: object, least: float, most: float) -> float:
+def _as_seconds(value: Any, least: float, most: float) -> float:
     _check_quantity(value, (int, float, str))
     return float(within(parse_timedelta(value, default="seconds"), least, most))
 
@@ -215,7 +215,7 @@ def _as_seconds(value: object, least: float, most: float) -> float:
 def _check_quantity(value: object, kinds: tuple[type, ...]) -> None:
     if type(value) not in kinds:
         raise TypeError(value)
-    # Dask takes "" and "MiB" for 1 and 1 MiB.
+    # Dask parses "" and "MiB" as 1 and 1 MiB.
     if isinstance(value, str) and not re.search(r"\d", value):
         raise ValueError(value)
 

@@ -1,7 +1,7 @@
-"""The paths that are installed: each is found by an entry point and named nowhere else.
+"""The installed paths: each is found by its entry point, and named nowhere else.
 
-An entry point of the group ``dask_fabric.paths`` has the name of a path, and leads to its
-`dask_fabric.paths.provider.Provider`. Those of this package are found like those of others.
+An entry point of the group ``dask_fabric.paths`` has the name of a path, and refers to its
+`dask_fabric.paths.provider.Provider`. This package's own paths are found in the same way.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _lock = threading.RLock()
 _is_finding = False
 
 GROUP = "dask_fabric.paths"
-# What else has a name in hellos, in the configuration or in reports, where a path's would clash.
+# Names used in hellos, in the configuration or in reports, which a path must not have.
 RESERVED = frozenset(
     (
         *("stream", "unix", "tls", "tcp"),
@@ -37,27 +37,27 @@ RESERVED = frozenset(
 
 @functools.cache
 def names() -> tuple[str, ...]:
-    """Name the paths that are installed; imports none of them."""
+    """Name the installed paths, without importing them."""
     return tuple(dict.fromkeys(sorted(point.name for point in entry_points(group=GROUP))))
 
 
 @functools.cache
 def found() -> tuple[Provider, ...]:
-    """Give the providers of all paths, the one to prefer first.
+    """Give the providers of all paths, in order of preference.
 
-    One that cannot be used is left out, and a warning says why.
+    Providers that cannot be used are left out, with a warning.
 
     Raises
     ------
     ImportError
-        The module of a provider is being imported, and asks for them all.
+        The module of a provider calls this while it is being imported.
     """
     global _is_finding
     with _lock:
         if _is_finding:
             raise ImportError(
-                "the module of a path's provider imports what needs all of them, such as "
-                "dask_fabric.config: import that in the methods that use it"
+                "the module of a path's provider imports a module that needs all providers, such "
+                "as dask_fabric.config: import it in the methods that use it"
             )
         _is_finding = True
         try:
@@ -83,14 +83,14 @@ def _found() -> tuple[Provider, ...]:
 
 def _objection(provider: Provider, name: str, others: dict[str, Provider]) -> str:
     if provider.name != name:
-        return f"its name is {provider.name!r}, and that of its entry point is another"
+        return f"its name is {provider.name!r}, but its entry point has another name"
     if not name.isidentifier() or not name.islower() or name in RESERVED:
-        return f"{name!r} is no name for a path: lower-case letters, digits, and none of ours"
+        return f"{name!r} is reserved, or does not consist of lower-case letters and digits"
     return "another package has a path of this name" if name in others else ""
 
 
 def environment() -> dict[str, str]:
-    """Give variables for programs whose standard output is read: no library may write to it."""
+    """Give variables for programs whose standard output is parsed: no library may write to it."""
     return {name: value for one in found() for name, value in one.environment.items()}
 
 

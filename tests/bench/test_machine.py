@@ -19,8 +19,8 @@ from dask_fabric.bench.machine import NoiseWatch, _Ticks
     [
         (500, 0, 500, []),  # all of it is ours
         (500, 0, 490, []),
-        (500, 0, 300, ["other processes took 20% of the CPUs while it was measured"]),
-        (500, 50, 500, ["the hypervisor took 5% of the CPUs while it was measured"]),
+        (500, 0, 300, ["other processes used 20% of the CPUs during the measurement"]),
+        (500, 50, 500, ["the hypervisor used 5% of the CPUs during the measurement"]),
     ],
 )
 def test_what_others_took(monkeypatch, busy, stolen, own_ticks, expected):

@@ -123,9 +123,10 @@ def test_a_worker_with_a_path_of_its_own_is_named_with_the_reason():
     workers = cluster(1, 1, 1, 1)
     refused = {"ucx": "no UCX found"}
     odd = [Link(w.name, "3a", "tcp", refused, 20.0, 10.0, 9.0) for w in workers[:3]]
-    assert diagnose(workers, links(workers, *odd)) == ["worker 3a talks TCP to all: no UCX found"]
+    expected = ["worker 3a uses TCP to all others: no UCX found"]
+    assert diagnose(workers, links(workers, *odd)) == expected
     assert diagnose(workers, links(workers, odd[0])) == [
-        "worker 0a and worker 3a talk TCP, most others UCX: no UCX found"
+        "worker 0a and worker 3a use TCP, most others UCX: no UCX found"
     ]
 
 
@@ -195,7 +196,7 @@ def test_there_must_be_a_scheduler(address, reason, monkeypatch):
 def test_a_file_that_no_scheduler_wrote(text, tmp_path):
     path = tmp_path / "file"
     path.write_text(text)
-    expected = pytest.raises(BenchError, match="is not what a scheduler writes")
+    expected = pytest.raises(BenchError, match="is not a file that a scheduler wrote")
     with expected, connected({"scheduler_file": str(path)}):
         pass
 

@@ -62,7 +62,7 @@ def test_a_file_is_read_as_it_was_written(found, tmp_path):
     ("text", "complaint"),
     [
         ("", "Expecting value"),
-        ("[]", "holds no results"),
+        ("[]", "does not contain results"),
         ("{}", "it has no 'format'"),
         ('{"format": "dask-fabric-bench", "version": 99}', "its format is dask-fabric-bench 99"),
         ('{"format": "dask-fabric-bench", "version": 1, "rows": [{}]}', "it has no 'scenario'"),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+from types import SimpleNamespace
 
 import pytest
 
 from dask_fabric.bench.figures import SCENARIOS, Extent, Figure, figures, size_name
-from dask_fabric.bench.progress import Progress
+from dask_fabric.bench.progress import progress
 from dask_fabric.bench.rounds import Effort, measure
 from dask_fabric.errors import PairError
 
@@ -36,7 +37,7 @@ class Site:
 
 
 def run(figure: Figure, *sites: Site):
-    return measure(figure, sites, EFFORT, Progress(1, io.StringIO()))
+    return measure(figure, sites, EFFORT, lambda steps, text=None: None)
 
 
 def test_sites_take_turns_and_the_order_moves_on():
@@ -108,11 +109,36 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_progress_is_quiet_in_a_pipe():
-    for stream, shows in ((io.StringIO(), False), (Terminal(), True)):
-        progress = Progress(2, stream)
-        progress.step()
-        progress.say("half")
-        assert ("1/2 half" in stream.getvalue()) is shows
-        progress.close()
-        assert stream.getvalue() == "" or stream.getvalue().endswith("\r")
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds, to be set."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(
+        "dask_fabric.bench.progress.time", SimpleNamespace(monotonic=lambda: clock.now)
+    )
+    return clock
+
+
+def test_progress_is_a_line_every_minute_in_a_pipe(clock):
+    stream = io.StringIO()
+    with progress(400, stream) as tell:
+        for clock.now in range(0, 200, 10):
+            tell(0, f"round {clock.now}")
+            tell(2)
+    assert stream.getvalue().splitlines() == [
+        "12 of 400 done, now round 60",
+        "24 of 400 done, now round 120",
+        "36 of 400 done, now round 180",
+    ]
+
+
+def test_progress_is_a_bar_on_a_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    stream = Terminal()
+    with progress(2, stream) as tell:
+        tell(0, "half" * 20)
+        tell(1)
+    lines = [line.rpartition("\x1b[?25l")[2] for line in stream.getvalue().split("\r")]
+    assert all(len(line) < 80 for line in lines)
+    assert "0/2" in lines[2] and "halfhalf" in lines[2]
+    assert "[##########----------]  1/2" in lines[3]

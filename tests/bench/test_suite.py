@@ -269,5 +269,5 @@ class TestOnACluster:
 
 
 def test_a_matrix_needs_a_cluster():
-    with pytest.raises(BenchError, match="name its --scheduler"):
+    with pytest.raises(BenchError, match="give its --scheduler"):
         run("matrix")

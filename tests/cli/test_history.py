@@ -101,7 +101,7 @@ def test_what_cannot_be_done_is_said(path, tmp_path, monkeypatch):
     for arguments, status, text in (
         (["show", 9], 1, "there is no job 9"),
         (["export"], 2, "--parquet FILE or --csv FILE"),
-        (["export", "--csv", "a", "--parquet", "a"], 2, "not one for both"),
+        (["export", "--csv", "a", "--parquet", "a"], 2, "both with different files"),
         (["export", "--csv", path], 1, "is the history itself"),
         (["export", "--csv", f"{path}-wal"], 1, "is the history itself"),
         (["export", "--csv", tmp_path / "none" / "x"], 1, "cannot write"),

@@ -89,8 +89,8 @@ def test_what_is_required_and_does_not_work(only_stream):
     assert done.exit_code == 1
     json.loads(done.stdout)
     first, second = done.stderr.splitlines()
-    assert first.startswith("tls is required and not in use: a reason -> ")
-    assert second == "cma is required and not in use: a reason"
+    assert first.startswith("tls is required, but not in use: a reason -> ")
+    assert second == "cma is required, but not in use: a reason"
 
 
 @pytest.mark.parametrize("address", ["", "127.0.0.1", "tcp://127.0.0.1:1", "fabric://x:y"])
@@ -138,7 +138,7 @@ class TestPeer:
         done = run("doctor", "--peer", bare, "--json", "--require", "tls")
         assert done.exit_code == 1
         assert json.loads(done.stdout)["kind"] == "Scheduler"
-        assert done.stderr.startswith("tls is required and not in use: ")
+        assert done.stderr.startswith("tls is required, but not in use: ")
 
     @pytest.mark.skipif(not ucx_libraries(), reason="no UCX on this host")
     @pytest.mark.parametrize("address", ["fabric+ucx"], indirect=True)
@@ -151,7 +151,8 @@ class TestPeer:
         )  # fmt: skip
         if transports == "tcp":  # the server has none in common with it
             assert (done.returncode, done.stdout) == (1, "")
-            assert "cannot be used between the two: UCX has neither shared memory" in done.stderr
+            reason = "cannot be used between the two processes: UCX has neither shared memory"
+            assert reason in done.stderr
             return
         told = json.loads(done.stdout)
         assert told["paths"] == {"host": "ucx"}

@@ -80,7 +80,7 @@ def test_another_reason_is_said_too(attempts, caplog):
     attempts.failed(ADDRESS, LASTING)
     attempts.silent(ADDRESS, 6.0)
     attempts.silent(ADDRESS, 6.0)
-    assert len(caplog.messages) == 2 and "nothing was said there for 6.0 s" in caplog.messages[1]
+    assert len(caplog.messages) == 2 and "it sent nothing for 6.0 s" in caplog.messages[1]
 
 
 def test_a_short_silence_is_no_news(attempts, caplog):

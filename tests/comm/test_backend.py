@@ -138,7 +138,7 @@ async def test_a_plain_client_at_a_server_with_tls(listen_args, caplog):
     async with listen("fabric://127.0.0.1", ignore, **listen_args) as listener:
         with pytest.raises(FatalCommClosedError, match="TLS"):
             await connect(listener.contact_address, timeout=30)
-        await logged(caplog, "this server wants TLS")
+        await logged(caplog, "this server requires TLS")
 
 
 async def test_a_client_with_tls_at_a_plain_server(connect_args, caplog):

@@ -145,7 +145,7 @@ async def test_a_proxy_is_in_between():
         async with proxy(host, int(port)) as passed_on:
             a = await connect(f"fabric://127.0.0.1:{passed_on}")
             b = await accepted.get()
-            reason = "server: a proxy, or a translation of addresses, is between the two"
+            reason = "server: a proxy or address translation (NAT) is between the two processes"
             assert facts(a) == facts(b) == ("stream", reason, "tcp")
             await a.write({"x": to_serialize(np.full(NBYTES, 3, "u1"))})
             assert ((await b.read())["x"] == 3).all()
@@ -204,7 +204,7 @@ async def test_a_scheme_that_uses_its_stream_only(client, server, side):
         for comm in (a, b):
             assert ((await comm.read())["x"] == 3).all()
             assert comm.paths == {"host": "stream"}
-            assert comm.refused_paths["cma"] == f"{side}: fabric+tcp:// uses nothing but its stream"
+            assert comm.refused_paths["cma"] == f"{side}: fabric+tcp:// uses the stream only"
             assert comm.statistics()["offered_frames"] == 0
 
 

@@ -94,7 +94,7 @@ async def test_an_address_that_ucx_does_not_take(stream, caplog, monkeypatch):
     monkeypatch.setattr(provider._Candidate, "open", opened_in_vain)
     with dask.config.set({"fabric.cma.enabled": False, "fabric.ucx.enabled": True}):
         async with opened() as ends:
-            if "cannot use what the peer's hello says" not in ends[0].refused_paths["ucx"]:
+            if "cannot use the peer's description of it" not in ends[0].refused_paths["ucx"]:
                 pytest.skip(f"no UCX within this host: {ends[0].refused_paths}")
             lines = [text for text in caplog.messages if "UCX of this process" in text]
             assert len(lines) == 2

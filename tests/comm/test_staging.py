@@ -414,5 +414,5 @@ def test_a_client_without_device_is_told_what_to_do(scheme, gpu):
         command = [sys.executable, "-c", READER, cluster.scheduler_address]
         output = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     told, three = output.stdout.splitlines()
-    assert told.startswith("told: the message holds memory of a GPU")
+    assert told.startswith("told: the message holds GPU memory")
     assert three == "3"

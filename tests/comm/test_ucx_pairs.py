@@ -147,4 +147,4 @@ def test_transports_with_nothing_in_common(library):
     found = meet(library, "posix", "tcp")
     assert found == ["stream", f"{reason}, and the stream is as good as its TCP", "stream"] * 2
     (error,) = meet(library, "posix", "tcp", "fabric+ucx")
-    assert f"fabric+ucx:// cannot be used between the two: {reason}, nor TCP" in error
+    assert f"fabric+ucx:// cannot be used between the two processes: {reason}, nor TCP" in error

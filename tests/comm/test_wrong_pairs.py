@@ -27,9 +27,9 @@ FATAL, SAID = "fatal", "said"
 PLAIN_TCP = (FATAL, "speaks Dask's plain tcp://")
 HTTP = (FATAL, "speaks HTTP")
 NO_TLS = (FATAL, "TLS failed, or the other end does not use it")
-WANTS_TLS = (SAID, "does it want TLS?")
-WANTS_SECURITY = (FATAL, "this server wants TLS")
-SILENT = (SAID, "nothing was said there")
+WANTS_TLS = (SAID, "does it require TLS?")
+WANTS_SECURITY = (FATAL, "this server requires TLS")
+SILENT = (SAID, "it sent nothing")
 CLOSES = (SAID, "is it a server of this scheme|is the address right")
 PLAIN = {
     "tcp": PLAIN_TCP,

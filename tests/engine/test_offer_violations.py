@@ -80,7 +80,7 @@ def send_all(sock, data):
         (PREFIX.pack(FRAMES, 0, 0, 2, 0, 0), "other frames"),
         (PREFIX.pack(FRAMES, 0, 0, 1, 5, 0), "other frames"),
         (PREFIX.pack(FRAMES, 0, 0, 1, 0, 0) + ENTRY.pack(65_537, 0, 0, 0, 0), "65537 bytes"),
-        (PREFIX.pack(FRAMES, 0, 0, 1, 0, 0) + ENTRY.pack(65_536, 1, 0, 0, 8), "by the stream"),
+        (PREFIX.pack(FRAMES, 0, 0, 1, 0, 0) + ENTRY.pack(65_536, 1, 0, 0, 8), "on the stream"),
     ],
 )
 async def test_frames_must_be_those_that_were_asked_for(frames, text):

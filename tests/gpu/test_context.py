@@ -9,7 +9,7 @@ import pytest
 
 from .conftest import uuid
 
-NO_DRIVER = "NVIDIA's driver is not here"
+NO_DRIVER = "NVIDIA's driver is missing"
 
 
 def run(code: str) -> str:

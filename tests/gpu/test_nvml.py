@@ -52,7 +52,8 @@ def test_named_ones_in_their_order(gpus):
 @pytest.mark.parametrize("name", ["2", "GPU-ffff", "MIG-0", "GPU-0000000"])
 def test_names_of_none_and_of_several(gpus, name):
     gpus(PLAIN, PLAIN)
-    with pytest.raises(UnavailableError, match=f"{name}, which is .* it has 0 \\(GPU-00000000-"):
+    message = f"{name}, which is .* its GPUs are 0 \\(GPU-00000000-"
+    with pytest.raises(UnavailableError, match=message):
         list_devices([name])
 
 
@@ -71,7 +72,7 @@ def test_one_that_may_not_be_used_is_left_out(gpus, error):
 
 def test_an_error_of_another_kind_is_told(gpus):
     gpus(PLAIN, {"error": "Unknown"})
-    with pytest.raises(UnavailableError, match="driver does not tell of a GPU"):
+    with pytest.raises(UnavailableError, match="driver does not describe a GPU"):
         list_devices()
 
 

@@ -90,7 +90,7 @@ def test_a_host_without_gpus(gpus, tmp_path):
     seats, reason = find_seats(environment={}, root=tmp_path)
     assert seats == () and "NVML Shared Library Not Found" in reason
     gpus()
-    assert find_seats(environment={}, root=tmp_path) == ((), "NVIDIA's driver knows of none")
+    assert find_seats(environment={}, root=tmp_path) == ((), "NVIDIA's driver reports none")
 
 
 def test_gpus_that_nobody_can_ask_about(tree, monkeypatch):

@@ -160,7 +160,7 @@ ODD, UPPER, TAKEN, TWICE = Named(), Upper(), Taken(), Twice()
         ("gone", "dask_fabric.errors:PROVIDER", "PROVIDER"),
         ("even", f"{__name__}:ODD", "its name is 'odd'"),
         ("Upper", f"{__name__}:UPPER", "lower-case"),
-        ("limits", f"{__name__}:TAKEN", "none of ours"),
+        ("limits", f"{__name__}:TAKEN", "is reserved"),
         ("cma", f"{__name__}:TWICE", "another package has a path of this name"),
     ],
 )

@@ -19,7 +19,7 @@ ndarray = numpy.ndarray
 cdef object make_dtype = numpy.dtype
 cdef object require = numpy.require
 
-cdef dict spelling_by_dtype = {}    # dtype -> bytes, empty where distributed has to do it
+cdef dict spelling_by_dtype = {}    # dtype -> its text; empty if distributed must serialize it
 
 
 cdef class ArrayFrame:
@@ -46,7 +46,7 @@ cdef bytes learn_spelling(object dtype):
 
 
 cdef bint is_read_back(object dtype) except -1:
-    """Whether its text names it: dtypes of extensions may borrow kind and text of another."""
+    """Whether NumPy reads the text as the same dtype: an extension's may copy another's text."""
     try:
         return make_dtype(dtype.str) == dtype
     except TypeError:
@@ -85,7 +85,7 @@ cdef bytes array_entry(Py_buffer *view, bytes spelling, object array):
     cdef int axis
     data[0] = KIND_ARRAY
     data[1] = 0
-    # An array that only warns when written to is exported as readonly: ask again.
+    # An array that only warns when written to is exported as readonly: ask the array.
     if not view.readonly or array.flags.writeable:
         data[1] |= FLAG_WRITEABLE
     if not PyBuffer_IsContiguous(view, b"C"):
@@ -131,7 +131,7 @@ cdef int check_size(Entry *entry, Py_ssize_t frame_nbytes) except -1:
     for axis in range(entry.ndim):
         length = get(entry.body + 8 * axis, 8)
         if not length:
-            is_empty = True     # numpy wants the product of the others to be possible even so
+            is_empty = True     # numpy still requires that the product of the others is possible
         elif length > limit // nbytes:
             raise ProtocolError("an array's shape is larger than any memory")
         else:
@@ -154,7 +154,7 @@ cdef object build_array(Entry *entry, object frame):
     if not entry.flags & FLAG_WRITEABLE:
         array.flags.writeable = False
     elif not array.flags.writeable:
-        array = require(array, requirements=["W"])      # the frame came in readonly memory
+        array = require(array, requirements=["W"])      # a copy: the frame's memory is readonly
     return array
 
 

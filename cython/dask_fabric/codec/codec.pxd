@@ -24,19 +24,19 @@ cdef class Packing:
 
 
 cdef class Encoding:
-    """A message under way: packed, its payloads perhaps not serialized yet."""
+    """A message being encoded: packed, its payloads perhaps not serialized yet."""
     cdef Codec codec
     cdef object message
-    cdef public object serializers  # until it is finished
+    cdef public object serializers  # may be changed before `finish`
     cdef object on_error
     cdef object context
     cdef bytes main
     cdef readonly list payloads
-    cdef readonly object saved_bytes    # by compression, as far as it is known; when finished
-    cdef bint compresses            # these are known while finishing
+    cdef readonly object saved_bytes    # by compression, as far as known; set by `finish`
+    cdef bint compresses            # these two are set in `finish`
     cdef bint is_metered
     cdef Py_ssize_t inline_nbytes   # of pickles in the header
-    cdef Py_ssize_t parts_left      # while estimating
+    cdef Py_ssize_t parts_left      # budget of one estimate
 
     cdef bint will_compress(self) except -1
     cdef tuple assemble(self)

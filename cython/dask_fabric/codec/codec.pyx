@@ -26,7 +26,7 @@ cdef object packb = msgpack.packb
 cdef enum:
     MAX_IDLE_PACKINGS = 8
     MAX_KEPT_PACKED_NBYTES = 1 << 20    # a packer's buffer never shrinks
-    MAX_COST_PARTS = 100                # of one payload, looked at here and not by dask's sizeof
+    MAX_COST_PARTS = 100                # parts of a payload to estimate; more is left to sizeof
 
 cdef frozenset FREE_KINDS = frozenset(
     [type(None), bool, int, float, complex, type, FunctionType, BuiltinFunctionType])
@@ -54,12 +54,12 @@ cdef class Packing:
 
 
 cdef class Codec:
-    """Messages to ``(header, frames)`` and back, for any number of comms and threads.
+    """Converts messages to ``(header, frames)`` and back, for any number of comms and threads.
 
     Parameters
     ----------
     dialect : dask_fabric.codec.dialect.Dialect
-        What ``distributed`` decides.
+        The functions and settings of ``distributed``.
     """
 
     def __init__(self, dialect):
@@ -76,16 +76,16 @@ cdef class Codec:
         ----------
         message : object
         serializers : sequence of str, optional
-            Families in the order in which they are tried; None for distributed's default.
+            Families to try, in this order; None for distributed's default.
         on_error : {"message", "raise"}
-            What to do with a payload that cannot be serialized.
+            How to handle a payload that cannot be serialized.
         context : dict, optional
             ``sender``, ``recipient`` and the options of the handshake, as under ``tcp``.
 
         Returns
         -------
         Encoding
-            Offload its ``finish`` if its ``offload_bytes`` are many.
+            Call its ``finish`` in a thread if its ``offload_bytes`` are many.
         """
         cdef Encoding encoding = Encoding.__new__(Encoding)
         encoding.codec = self
@@ -128,7 +128,7 @@ cdef class Codec:
                 and len(self.idle_packings) < MAX_IDLE_PACKINGS):
             self.idle_packings.append(packing)
         else:
-            packing.packer = None       # the cycle would keep its buffer until some collection
+            packing.packer = None       # break the cycle, which would keep the packer's buffer
         return 0
 
     cdef bytes pack_or_pickle(self, Packing packing, object message, list payloads):
@@ -145,15 +145,15 @@ cdef class Codec:
         return main
 
     def offload_bytes(self, header, list frames, bint deserialize=True):
-        """Estimate how much work ``decode`` is: bytes that are not merely taken by reference.
+        """Estimate the work of ``decode``: bytes that are not merely passed by reference.
 
-        What was pickled is unpickled also where nothing else is deserialized. Zero where header and
-        frames do not fit each other, which ``decode`` will say at once.
+        Pickles count even without `deserialize`, because they are always unpickled. Zero if header
+        and frames do not fit each other: then ``decode`` fails at once.
         """
         if not holds_payloads(header):
             return 0
         if not frames:
-            return len(header)      # what was pickled stands in the header
+            return len(header)      # pickles without frames are in the header
         try:
             return Decoding(self.dialect, self.unpack_options, header, frames).offload_bytes(
                 deserialize)
@@ -168,26 +168,26 @@ cdef class Codec:
         ----------
         header : bytes or memoryview
         frames : list of bytes-like
-            Each with a lifetime of its own; arrays come to lie over them. Or device memory.
+            Each with a lifetime of its own, because arrays are built over them; or device memory.
         deserialize : bool
-            Whether what was serialized is deserialized, or passed on as ``Serialized``.
+            Whether to deserialize serialized objects, or to return them as ``Serialized``.
         deserializers : collection of str, optional
             The families that are allowed.
         limit_bytes : int, optional
-            What the message may have, with its frames decompressed.
+            The limit of the message's size, with its frames decompressed.
 
         Raises
         ------
         dask_fabric.errors.LimitError
-            It would have more; that was not allocated.
+            The message would exceed the limit; nothing above it was allocated.
         dask_fabric.errors.ProtocolError
-            Header and frames contradict themselves or each other, and nothing was unpickled; or
-            the msgpack in the header cannot be decoded.
+            Header and frames are inconsistent, and nothing was unpickled; or the msgpack in the
+            header cannot be decoded.
         """
         try:
             return self.unpack(header, frames, deserialize, deserializers, limit_bytes)
         except MessageTooLargeError:
-            raise       # of the sender, who has logged it
+            raise       # sent by the peer instead of a message, and logged there
         except Exception as error:
             log_decoding_failure(self.dialect, frames, error)
             raise
@@ -206,11 +206,11 @@ cdef class Codec:
 
 
 cdef class Encoding:
-    """A message under way, made by ``Codec.begin``."""
+    """A message being encoded, made by ``Codec.begin``."""
 
     @property
     def offload_bytes(self):
-        """Estimate how much work ``finish`` is: bytes that are not merely passed by reference."""
+        """Estimate the work of ``finish``: bytes that are not merely passed by reference."""
         if not self.payloads:
             return 0
         cdef bint compresses = self.will_compress()
@@ -228,8 +228,8 @@ cdef class Encoding:
         -------
         header : bytes
         frames : list of bytes, bytearray or memoryview
-            Contiguous and of one dimension, the objects' own memory wherever possible; what lies
-            on a device, or belongs there, is the object that the serializer made.
+            Contiguous and one-dimensional, the objects' own memory wherever possible. A device
+            frame is the object that the serializer made.
         """
         if not self.payloads:
             return self.main, []
@@ -315,14 +315,14 @@ cdef class Encoding:
                           pickled if is_inline else b"")
 
     cdef bint is_inline(self, Py_ssize_t nbytes) noexcept:
-        """Whether a pickle stands in the header, which is not to grow large by many of them."""
+        """Whether to put a pickle into the header; many of them must not make the header large."""
         if nbytes > (LESSER_NBYTES if self.inline_nbytes > MANY_NBYTES else LARGE_NBYTES):
             return False
         self.inline_nbytes += nbytes
         return True
 
     cdef tuple compress(self, list made, object known):
-        """Compress frames in place as negotiated; returns the names of the compressions."""
+        """Compress the frames of the list, as negotiated; returns the names of the compressions."""
         cdef Py_ssize_t i
         cdef list names = list(known) if known else [None] * len(made)
         if not self.compresses and not self.is_metered:
@@ -385,7 +385,7 @@ cdef object log_encoding_failure(object dialect, object message, object error):
 
 cdef object log_decoding_failure(object dialect, list frames, object error):
     if isinstance(error, ProtocolError):
-        return      # any stranger may send it: for whoever ends the connection, on one line
+        return      # any stranger may cause it: the comm that closes logs it, on one line
     dialect.protocol_logger.critical("Failed to deserialize", exc_info=True)
     if isinstance(error, EOFError):
         nbytes = sum([nbytes_of(frame) for frame in frames if span_of(frame) is None])

@@ -1,4 +1,4 @@
-"""A received header and its frames, checked against each other before anything is built."""
+"""Decodes a received header and its frames; checks them before any object is made."""
 
 from cpython.buffer cimport Py_buffer
 
@@ -17,12 +17,12 @@ cdef class Decoding:
     cdef Py_ssize_t payload_count
     cdef Py_ssize_t main_offset
     cdef bint is_special            # see scan
-    cdef list headers               # of the payloads that have one, else None
+    cdef list headers               # by payload; None for payloads without a header
     cdef bint deserialize
     cdef object deserializers
     cdef bint is_metered
-    cdef object limit_bytes         # of the message when it is decompressed, or None
-    cdef object total_bytes         # that it has so far; None until something is decompressed
+    cdef object limit_bytes         # of the decompressed message
+    cdef object total_bytes         # its size so far; None until something is decompressed
 
     cdef int read_table(self) except -1
     cdef int check_main(self) except -1

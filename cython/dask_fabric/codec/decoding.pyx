@@ -35,7 +35,7 @@ cdef bint holds_payloads(object header) except -1:
 
 
 cdef class Hook:
-    """Calls a hook of msgpack, and knows whether it was the hook that failed."""
+    """Calls msgpack's object hook, and records whether an exception came from the hook."""
     cdef object function
     cdef bint failed
 
@@ -47,12 +47,12 @@ cdef class Hook:
 
 
 cdef object unpack_msgpack(object data, object function, dict options):
-    """Decode a message's own structure; only the hook, where objects are made, fails as it likes.
+    """Decode the structure of a message. Exceptions of the hook, which makes objects, propagate.
 
     Raises
     ------
     ProtocolError
-        msgpack refuses: nested too deep, keys that cannot be keys, text that is no UTF-8...
+        msgpack refuses it: nested too deep, unhashable keys, invalid UTF-8...
     """
     cdef Hook hook = None
     if function is not None:
@@ -70,7 +70,7 @@ cdef object unpack_msgpack(object data, object function, dict options):
 
 
 cdef dict unpack_map(Entry *entry, object function, dict options):
-    """The header of one payload."""
+    """Decode the header of one payload."""
     cdef bint special
     cdef ScanResult result = scan(entry.body, entry.body_nbytes, 0, &special)
     if result != SCAN_OK:
@@ -131,7 +131,7 @@ cdef class Decoding:
         self.deserializers = deserializers
         self.limit_bytes = NO_LIMIT if limit_bytes is None else limit_bytes
         self.is_metered = bool(self.dialect.metered())
-        # All of them before any object is made.
+        # Check all headers before any object is made.
         self.headers = [self.read_header(&self.entries[i]) for i in range(self.payload_count)]
         main = PyMemoryView_FromMemory(
             <char *>self.view.buf + self.main_offset, self.view.len - self.main_offset, PyBUF_READ)
@@ -152,7 +152,7 @@ cdef class Decoding:
         return None
 
     def __call__(self, dict item):
-        """Put a payload in the place of a reference to it."""
+        """Replace a reference by its payload: the object hook of msgpack."""
         if len(item) == 1:
             index = item.get("__Payload__")
             if type(index) is int and 0 < index <= self.payload_count:
@@ -161,7 +161,7 @@ cdef class Decoding:
 
     cdef object decode_payload(self, Py_ssize_t index):
         cdef Entry *entry = &self.entries[index]
-        if entry.is_decoded:        # a few bytes each would have it decompressed again
+        if entry.is_decoded:        # each reference of a few bytes would decompress it again
             raise ProtocolError(f"the message refers to payload {index + 1} twice")
         entry.is_decoded = True
         if entry.kind == KIND_ARRAY:
@@ -188,7 +188,7 @@ cdef class Decoding:
         return array
 
     cdef object decode_serialized(self, dict header, list frames):
-        header["num-sub-frames"] = len(frames)  # where distributed itself looks for it
+        header["num-sub-frames"] = len(frames)  # read by distributed
         if not self.deserialize:
             return self.dialect.Serialized(header, frames)
         return self.dialect.merge_and_deserialize(
@@ -215,7 +215,7 @@ cdef class Decoding:
         return made
 
     cdef object host_bytes(self):
-        """Of the message as it came."""
+        """The size of the message as received, without device frames."""
         return self.view.len + sum(
             [nbytes_of(frame) for frame in self.frames if not belongs_on_device(frame)])
 
@@ -227,16 +227,16 @@ cdef class Decoding:
             if self.entries[index].kind == KIND_SERIALIZED and not deserialize:
                 continue
             if self.may_be_compressed(&self.entries[index]):
-                return MUCH_WORK        # a thousand times the bytes that came, or more
+                return MUCH_WORK        # it may expand a thousandfold or more
             total += self.entries[index].body_nbytes
             for i in range(self.entries[index].frame_count):
                 frame = self.frames[self.entries[index].frame_start + i]
-                if not belongs_on_device(frame):    # which is wrapped, not read
+                if not belongs_on_device(frame):    # a device frame is wrapped, not read
                     total += nbytes_of(frame)
         return total
 
     cdef bint may_be_compressed(self, Entry *entry) except -1:
-        """Whether the header of a payload names a compression, or has one of these words."""
+        """Whether the header of a payload contains the name of a compression."""
         if not entry.frame_count or entry.kind not in (KIND_SERIALIZED, KIND_PICKLED):
             return False
         body = entry.body[:entry.body_nbytes]

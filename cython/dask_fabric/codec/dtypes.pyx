@@ -1,12 +1,12 @@
 """A grammar of ``dtype.str``.
 
-NumPy's own parser takes much more than it writes, and some of that ends the process: it divides
-by the 0 of ``<m8[s/0]``. So a peer's text is matched here first, byte by byte::
+NumPy's own parser accepts much more than NumPy writes, and some of that crashes the process: it
+divides by the 0 of ``<m8[s/0]``. So a peer's text is matched here first, byte by byte::
 
     text   = order kind size [unit]
-    order  = "<" | ">", or "|" where items have one byte or are bytes themselves (S)
+    order  = "<" | ">", or "|" if items have one byte or are bytes themselves (S)
     kind   = "b" | "i" | "u" | "f" | "c" | "m" | "M" | "S" | "U"
-    size   = one of those that the kind has; for S and U 1 to what a C int counts in bytes
+    size   = a size that the kind has; for S and U from 1, up to as many bytes as fit a C int
     unit   = "[" [2 ... 2**31 - 1] name "]", for m and M
 """
 
@@ -43,7 +43,7 @@ cdef Py_ssize_t itemsize_of(const unsigned char *text, Py_ssize_t nbytes) noexce
 
 
 cdef uint64_t read_number(const unsigned char *text, Py_ssize_t nbytes, Py_ssize_t *at) noexcept:
-    """A number from 1 to INT_MAX without leading zeros, else 0."""
+    """Read a number from 1 to INT_MAX without leading zeros; 0 for anything else."""
     cdef uint64_t number = 0
     if at[0] < nbytes and text[at[0]] == c"0":
         return 0
@@ -87,7 +87,7 @@ cdef bint is_unit(const unsigned char *text, Py_ssize_t nbytes) noexcept:
     length = nbytes - 1 - at
     if length != 1 and length != 2:
         return False
-    while name[1]:      # each name stands between blanks
+    while name[1]:      # each name is between blanks
         if (memcmp(name + 1, text + at, length) == 0 and name[0] == c" "
                 and name[1 + length] == c" "):
             return True
@@ -96,7 +96,7 @@ cdef bint is_unit(const unsigned char *text, Py_ssize_t nbytes) noexcept:
 
 
 cdef object dtype_of(const unsigned char *text, Py_ssize_t nbytes):
-    """The dtype of a text that has an item size by `itemsize_of`."""
+    """The dtype of a text that `itemsize_of` has accepted."""
     cdef bytes spelling = text[:nbytes]
     dtype = dtype_by_text.get(spelling)
     if dtype is not None:

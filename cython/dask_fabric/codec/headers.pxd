@@ -1,7 +1,7 @@
-"""What distributed's functions look at in a payload's header, checked before they do."""
+"""Checks of a payload's header, before distributed's functions use it."""
 
-# Raises ProtocolError where they would take a wrong type, or one frame for many.
+# Raises ProtocolError for values of a wrong type, or if one frame would be used many times.
 cdef int check_serialized(dict header, Py_ssize_t frame_count) except -1
 cdef int check_pickled(dict header, Py_ssize_t frame_count) except -1
-# Raises TypeError for the text of a dtype that NumPy would not write.
+# Raises TypeError for a dtype text that NumPy would not write.
 cdef int check_dtype_texts(dict header, const unsigned char *packed, Py_ssize_t nbytes) except -1

@@ -3,7 +3,7 @@ from dask_fabric.codec.dtypes cimport itemsize_of
 from dask_fabric.errors import ProtocolError
 
 cdef frozenset COLLECTIONS = frozenset(["tuple", "list", "set", "dict"])
-cdef tuple DTYPE_KEYS = ("dtype", "typestr")    # of NumPy's arrays, and those of GPUs
+cdef tuple DTYPE_KEYS = ("dtype", "typestr")    # of NumPy arrays, and of device arrays
 
 
 cdef int check_serialized(dict header, Py_ssize_t frame_count) except -1:
@@ -36,7 +36,7 @@ cdef int check_compressions(dict header, Py_ssize_t frame_count) except -1:
 
 
 cdef int check_offsets(object counts, object offsets, Py_ssize_t frame_count) except -1:
-    """The parts of frames follow each other: none is taken twice, and so copied twice."""
+    """Check that the parts of frames follow each other, so that none is copied twice."""
     if len(counts) != len(offsets):
         raise ProtocolError(f"{len(counts)} frames in parts begin at {len(offsets)} offsets")
     cdef object at = 0
@@ -87,7 +87,7 @@ cdef object sequence_of(dict header, str name):
 
 cdef int check_dtype_texts(dict header, const unsigned char *packed, Py_ssize_t nbytes) except -1:
     cdef Py_ssize_t i
-    # Only a unit can harm, and hardly any header has one: so most are not walked through.
+    # Only texts with a unit are dangerous, and hardly any header has one: skip the walk otherwise.
     for i in range(1, nbytes):
         if packed[i] == c"[" and (packed[i - 1] == c"8" or packed[i - 1] == c"4"):
             return check_texts(header, False)

@@ -1,11 +1,11 @@
-"""Bytes and text that are too much for a header: they leave the msgpack and become payloads."""
+"""Moves large bytes and text out of a message's msgpack: they become payloads."""
 
 cdef enum:
-    LARGE_NBYTES = 1 << 16          # from here on, where the header has more than this
-    MANY_NBYTES = 1 << 20           # what is left of the header: above, smaller ones leave too
-    LESSER_NBYTES = 1 << 12
+    LARGE_NBYTES = 1 << 16          # the smallest item that is moved, and header that is searched
+    MANY_NBYTES = 1 << 20           # if the header is still larger than this,
+    LESSER_NBYTES = 1 << 12         # items from this size on are moved too
 
-# Packed msgpack of our own, with references in the place of what was appended to payloads.
+# Replace large items of our own msgpack by references, and append them to payloads.
 cdef bytes cut_large(bytes main, list payloads, object make_payload)
 
 

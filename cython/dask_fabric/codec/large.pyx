@@ -11,10 +11,10 @@ cdef object packb = msgpack.packb
 
 
 cdef class Large:
-    """Bytes or text of a message; its pickle is one that every peer turns into the same type.
+    """Bytes or text of a message; every peer unpickles it as bytes or str.
 
-    It exports its part of the message itself: a memoryview that another one refers to, in a cycle
-    that the collector frees, ends a process of Python 3.11 (python/cpython#77894).
+    It exports its part of the message itself. A memoryview of a memoryview, in a cycle that the
+    collector frees, crashes Python 3.11 (python/cpython#77894).
     """
 
     def __getbuffer__(self, Py_buffer *buffer, int flags):

@@ -1,4 +1,4 @@
-"""The table of payloads in a header: its bytes, written and read (see docs/codec.md)."""
+"""Reads and writes the table of payloads in a header (see docs/codec.md)."""
 
 from cpython.buffer cimport Py_buffer
 from libc.stdint cimport uint64_t
@@ -16,10 +16,10 @@ cdef enum:
 
 cdef enum Kind:
     KIND_ARRAY = 1
-    KIND_SERIALIZED = 2         # its msgpack header stands in the entry
-    KIND_PICKLE = 3             # the pickle stands in the entry, its buffers are frames
-    KIND_FRAMED_PICKLE = 4      # the pickle is the first frame, its buffers are the others
-    KIND_PICKLED = 5            # its msgpack header stands in the entry
+    KIND_SERIALIZED = 2         # the entry holds its msgpack header
+    KIND_PICKLE = 3             # the entry holds the pickle; the frames are its buffers
+    KIND_FRAMED_PICKLE = 4      # the first frame is the pickle; the others are its buffers
+    KIND_PICKLED = 5            # the entry holds its msgpack header
 
 cdef enum ArrayFlag:
     FLAG_WRITEABLE = 1
@@ -32,9 +32,9 @@ cdef struct Entry:
     Py_ssize_t frame_start
     Py_ssize_t frame_count
     bint is_decoded
-    int flags                   # these are an array's
+    int flags                   # this and the next ones only for arrays
     int ndim
-    const unsigned char *dtype  # its text, matched against the grammar of dtypes.pxd
+    const unsigned char *dtype  # its text, which matches the grammar of dtypes.pyx
     int dtype_nbytes
     Py_ssize_t itemsize
 
@@ -50,5 +50,5 @@ cdef bytes prefix(Py_ssize_t payload_count)
 cdef bytes body_entry(Kind kind, Py_ssize_t frame_count, bytes body)
 cdef Py_ssize_t nbytes_of(object frame) except -1
 
-# Append what was made to the frames, as contiguous bytes of one dimension, or as it is on a device.
+# Append the buffers to the frames, as contiguous one-dimensional bytes; device frames unchanged.
 cdef int append_frames(object dialect, list made, list frames) except -1

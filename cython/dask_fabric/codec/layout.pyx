@@ -64,7 +64,7 @@ cdef Py_ssize_t nbytes_of(object frame) except -1:
     if PyByteArray_CheckExact(frame):
         return PyByteArray_GET_SIZE(frame)
     if span_of(frame) is not None:
-        raise ProtocolError("a frame of device memory came where host memory was due")
+        raise ProtocolError("a frame of device memory where host memory is required")
     return memoryview(frame).nbytes
 
 
@@ -76,7 +76,7 @@ cdef int append_frames(object dialect, list made, list frames) except -1:
 
 
 cdef bint is_frame(object buffer) noexcept:
-    """Whether a buffer needs no cast to be contiguous bytes of one dimension."""
+    """Whether a buffer already is contiguous one-dimensional bytes."""
     if not PyMemoryView_Check(buffer):
         return PyBytes_CheckExact(buffer) or PyByteArray_CheckExact(buffer)
     cdef Py_buffer *view = PyMemoryView_GET_BUFFER(buffer)

@@ -11,8 +11,8 @@ cdef enum Kind:
     MAP
     INVALID
 
-# By the first byte of an item: its kind, the bytes of its number (a value, a length or a count),
-# the number itself where the first byte holds it, and the bytes besides (the type of an ext).
+# By the first byte of an item: its kind, the width of its number (a value, length or count), the
+# number itself if the first byte holds it, and the bytes besides (the type of an ext).
 cdef unsigned char KIND[256]
 cdef unsigned char WIDTH[256]
 cdef unsigned char NUMBER[256]
@@ -76,7 +76,7 @@ cdef ScanResult scan(const unsigned char *data, Py_ssize_t nbytes, uint64_t payl
     cdef Py_ssize_t at = 0
     cdef uint64_t pending = 1, number
     cdef unsigned char tag
-    # 1 behind the head of a map of one item, 2 behind the key that makes it a reference
+    # 1 behind the head of a map with one item, 2 behind the key that makes it a reference
     cdef int reference = 0, next_reference
     special[0] = False
     while pending:
@@ -140,4 +140,4 @@ cdef object scan_error(ScanResult result):
         return ProtocolError("the message goes on behind its msgpack")
     if result == SCAN_INVALID:
         return ProtocolError("the message holds the byte 0xc1, which msgpack never uses")
-    return ProtocolError("the message refers to a payload that its header does not have")
+    return ProtocolError("the message refers to a payload that is not in its header")

@@ -1,17 +1,17 @@
-"""Busy polling: an event loop stays awake where answers come at once."""
+"""Busy polling: an event loop does not sleep while it expects a quick reply."""
 
 from libc.stdint cimport int64_t
 
 cdef class BusyPoll:
     cdef object loop
-    cdef object awaited             # while the loop stays awake for it: a future or waiter
-    cdef int64_t limit_ns           # of any wait
-    cdef int64_t patience_ns        # of this wait
-    cdef int64_t begin_ns           # of this wait; 0 where nothing is awaited
-    cdef int64_t times_ns[2]        # that answers took lately: asleep, and awake
-    cdef bint is_awake              # in this wait
-    cdef int trial_interval         # waits between two trials of what is slower now
-    cdef int until_trial
+    cdef object awaited             # the future or waiter that the loop polls for, or None
+    cdef int64_t limit_ns           # longest wait for any reply
+    cdef int64_t patience_ns        # longest wait for this reply
+    cdef int64_t begin_ns           # of this wait; 0 if no reply is awaited
+    cdef int64_t times_ns[2]        # moving averages of reply times: sleeping, and awake
+    cdef bint is_awake              # polls in this wait
+    cdef int trial_interval         # waits between two trials of the slower mode
+    cdef int until_trial            # waits until the next trial
 
     cpdef wait(self, awaited)
     cpdef answered(self)

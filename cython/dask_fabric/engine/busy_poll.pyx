@@ -1,9 +1,9 @@
-"""Busy polling: an event loop stays awake where answers come at once.
+"""Busy polling: an event loop does not sleep while it expects a quick reply.
 
-To wake a thread takes longer than a peer on the same host needs to answer. So for some microseconds
-after a question the loop makes its rounds without sleeping; sockets, timers and other tasks have
-their turn in each. Whether that is quicker is learned from each peer, again and again: it is not
-where both share a CPU, or where an answer is the result of work.
+Waking a thread takes longer than a peer on the same host needs to reply. So for some microseconds
+after a send the loop iterates without sleeping; sockets, timers and other tasks run as usual. It
+measures continually, for each peer, whether that is quicker. It is not if both share a CPU, or if
+the reply takes work.
 """
 
 cimport cython
@@ -15,42 +15,42 @@ cdef enum:
     AWAKE = 1
     TRIAL_INTERVAL = 16
     TRIAL_INTERVAL_LIMIT = 8192
-    PATIENCE_FACTOR = 4         # of the time that answers took lately
+    PATIENCE_FACTOR = 4         # times the average reply time
 
 
 @cython.auto_pickle(False)
 @cython.final
 cdef class BusyPoll:
-    """Keeps a loop awake for the answers of one peer.
+    """Keeps a loop awake for the replies of one peer.
 
     Parameters
     ----------
     loop : asyncio.AbstractEventLoop
     limit_seconds : float
-        How long for one answer at most; 0 for never.
+        The longest wait for one reply; 0 turns busy polling off.
     """
 
     def __init__(self, loop, limit_seconds):
         self.loop = loop
         self.limit_ns = <int64_t> (limit_seconds * 1e9)
         self.times_ns[ASLEEP] = self.limit_ns
-        self.times_ns[AWAKE] = self.limit_ns >> 1       # a few answers too late will tell
+        self.times_ns[AWAKE] = self.limit_ns >> 1       # optimistic: late replies correct it soon
         self.trial_interval = self.until_trial = TRIAL_INTERVAL
 
     cpdef wait(self, awaited):
-        """Stay awake for an answer, if that is likely to be quicker.
+        """Keep the loop awake for a reply, if that is likely to be quicker.
 
         Parameters
         ----------
         awaited : asyncio.Future or Waiter
-            Done when the answer is here.
+            Done when the reply is here.
         """
         if self.limit_ns == 0:
             return
         self.is_awake = self._decide()
         self.patience_ns = self.limit_ns
         if self.is_awake:
-            # What mostly comes at once and does not now may need the CPU of who waits.
+            # If replies are usually fast and this one is late, stop: the peer may need this CPU.
             self.patience_ns = min(self.limit_ns, PATIENCE_FACTOR * self.times_ns[AWAKE])
         self.begin_ns = now_ns()
         if self.is_awake:
@@ -59,7 +59,7 @@ cdef class BusyPoll:
             self.awaited = awaited
 
     cpdef answered(self):
-        """The answer is here: learn from the time that it took."""
+        """The reply is here: update the averages."""
         cdef int64_t taken_ns
         if self.begin_ns:
             taken_ns = min(now_ns() - self.begin_ns, self.patience_ns)
@@ -70,13 +70,13 @@ cdef class BusyPoll:
                 and not self._is_quicker(self.times_ns[AWAKE])
             ):
                 self.trial_interval = TRIAL_INTERVAL
-                self.until_trial = 1    # better than was thought: once more, at once
+                self.until_trial = 1    # better than the average: try once more, at once
 
     cdef bint _is_quicker(self, int64_t awake_ns) noexcept:
         return awake_ns * 9 < self.times_ns[ASLEEP] * 8
 
     cdef bint _decide(self) noexcept:
-        """Mostly what has been quicker; now and then the other, to know that it still is slower."""
+        """Choose the mode that was quicker; now and then try the other one."""
         cdef bint is_quicker = self._is_quicker(self.times_ns[AWAKE])
         self.until_trial -= 1
         if self.until_trial > 0:
@@ -93,5 +93,5 @@ cdef class BusyPoll:
             if now_ns() - self.begin_ns < self.patience_ns:
                 self.loop.call_soon(self._round)
                 return
-            self.answered()         # too late to be of use
+            self.answered()         # too late: counts as a slow reply
         self.awaited = None

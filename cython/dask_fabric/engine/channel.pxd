@@ -13,30 +13,30 @@ from dask_fabric.wire.receive_buffer cimport ReceiveBuffer
 
 cdef class Channel:
     cdef readonly object loop
-    cdef bint is_asyncio                # the loop is asyncio's own, and not uvloop's
+    cdef bint is_asyncio                # the loop is asyncio's own, not uvloop's
     cdef readonly Connection core
     cdef ReceiveBuffer incoming         # of the core
     cdef readonly Transport transport
-    cdef CompletionQueue queue          # None where the channel is not, or no longer, its user
+    cdef CompletionQueue queue          # None before `_begin`, and once closed
     cdef object __weakref__
 
     cdef object handshake
-    cdef object negotiator              # until both sides have agreed on the paths
-    cdef public object choice           # what they agreed on
+    cdef object negotiator              # None once both sides have agreed on the paths
+    cdef public object choice           # the paths that they agreed on
 
-    # the end
+    # closing
     cdef readonly bint closed
-    cdef readonly object error          # why it is closed, if for a reason
-    cdef object drained                 # the future of close(), done when the peer has everything
+    cdef readonly object error          # why it is closed; None for a local close
+    cdef object drained                 # future of close(): nothing is queued or in flight
     cdef public object on_closed        # called once, with the channel
-    cdef public object on_active        # called once, when anything may be counted, and then None
-    cdef bint is_socket_in_use          # by a thread that is stuck; it is in quarantine
+    cdef public object on_active        # called once, before anything is moved, then None
+    cdef bint is_socket_in_use          # by a stuck thread: the socket is in quarantine
 
-    # what users see
+    # addresses
     cdef readonly object local_sockname
     cdef readonly object peer_sockname
-    cdef public object name_ends        # (channel) -> the two addresses, as users see them,
-    cdef public object ends             # until these are settled
+    cdef public object name_ends        # (channel) -> the two addresses as users see them;
+    cdef public object ends             # used until these are set
 
     # reading
     cdef bint watching_readable
@@ -44,22 +44,22 @@ cdef class Channel:
     cdef uint64_t receive_job_count
     cdef object waiter                  # of a pending receive(), or of open()
     cdef BusyPoll busy_poll
-    cdef bint goes_on                   # soon, with a message of very many frames
-    cdef double stalled_seconds         # how long a message that has begun may stand still; or 0
+    cdef bint goes_on                   # `_go_on` is scheduled
+    cdef double stalled_seconds         # how long the peer may pause within a message; 0: no limit
     cdef object stall_timer
     cdef uint64_t stall_bytes           # received when the timer was set
 
     # writing
     cdef bint watching_writable
-    cdef int64_t blocked_ns             # since when it watches for room in the socket
+    cdef int64_t blocked_ns             # when it began to wait for room in the socket
     cdef SocketJob send_job
     cdef uint64_t send_job_count
-    cdef bint corked                    # what is sent waits for the end of this turn of the loop
-    cdef int64_t flushed_ns             # when something was last sent
+    cdef bint corked                    # the queue is flushed at the end of this turn of the loop
+    cdef int64_t flushed_ns             # when it was last flushed
     cdef object uncork_callback
 
     # fetching
-    cdef Transfer transfer              # under way, or waiting for memory of a device
+    cdef Transfer transfer              # in progress, or waiting for device memory
     cdef object tend_timer
     cdef int sender_fd                  # of the peer's process, while frames are requested; or -1
 
@@ -110,7 +110,7 @@ cdef class Channel:
     cdef _why_closed(self)
     cdef _become_active(self)
     cdef bint _peer_has_gone(self) noexcept
-    cdef _let_end_follow(self)
+    cdef _cork_until_end(self)
     cdef _end_sending(self)
     cdef _fail(self, error)
     cdef _broken(self, error)
@@ -119,4 +119,4 @@ cdef class Channel:
     cdef _release(self)
     cdef _stop_jobs(self)
     cdef _settle(self)
-    cdef _tell_owner(self)
+    cdef _notify_owner(self)

@@ -2,19 +2,30 @@
 
 Theory of operation
 -------------------
-The protocol is a `Connection` (`core`), which has no socket. The channel drives it: it watches the
-socket, moves bytes between it and the core, starts transfers of frames and reports their ends, and
-wakes the task that reads. After each call of the core it serves what that `wants`.
+The protocol is a `Connection` (`core`), which does no I/O. The channel drives it: it watches the
+socket, moves bytes between socket and core, runs the transfers, and wakes the task that awaits
+`receive`. After each call of the core it serves the bits of `core.wants`.
 
-The loop itself reads and writes what is small, with the GIL held: a call that moves some KiB takes
-microseconds, and after the GIL was released it may take 5 ms to get it back
-(dask/distributed#6325). What is large is one job of native threads, which costs one wake-up of the
-loop when all of it is there. Where the socket is inside TLS, the loop moves everything
-(`transport`).
+Small data is read and written by the loop itself, with the GIL held: moving some KiB takes
+microseconds, but a released GIL may take 5 ms to get back (dask/distributed#6325). Large data is
+one job of native threads, which wakes the loop once, when all bytes have moved. Inside TLS the loop
+moves everything (`transport`). At most one receive job, one send job and one transfer run at a
+time; their completions call `_job_ended`.
 
-At the end (`_fail`) the order matters: jobs are stopped first; where frames are on offer, the
-stream is ended visibly before their memory is freed, for the peer looks for that end after it has
-read them; then the socket is closed, and at last whoever waits is woken.
+Writes of one turn of the loop leave together: the first is sent at once, others soon after it are
+corked until the turn ends. Answers are corked too, so that they leave with the reader's reply.
+
+Backpressure on the peer: without a pending `receive`, the channel watches the socket until the
+staging buffer is full, and only processes control records.
+
+The order at the end (`_fail`, `_release`) matters:
+
+1. Send what is queued, once, without waiting.
+2. Stop the jobs. Memory that a stuck thread still uses goes to quarantine.
+3. If frames are on offer, end the stream visibly. The peer checks for that end after it has read
+   the frames, so it must come before their memory is freed.
+4. Stop watching the socket, then close it.
+5. Release the leases, and fail the pending `receive`.
 """
 
 import asyncio
@@ -56,22 +67,22 @@ from dask_fabric.jobs.completions import queue_of
 from dask_fabric.wire.records import error_record, paths_record, violation
 
 cdef extern from "Python.h":
-    bint Py_IsInitialized()     # not so any more while modules are torn down
+    bint Py_IsInitialized()     # false while the interpreter is torn down
 
 logger = logging.getLogger(__name__)
 
 cdef enum:
-    TURN_BYTES = 1 << 20        # what the loop moves itself before it sees to others
-    DRAIN_COUNT = 16            # reads that make room for a reply to be received
-    JUST_NS = 50_000            # what is awaited so soon after it is taken for an answer
-    BURST_NS = 20_000           # a message so soon after another waits for those that follow
-    TCP_INFO_BYTES = 256        # more than any kernel gives
+    TURN_BYTES = 1 << 20        # the most that the loop moves in one turn
+    DRAIN_COUNT = 16            # reads before a faulty connection is closed: see `_drain`
+    JUST_NS = 50_000            # a `receive` this soon after a send awaits the reply to it
+    BURST_NS = 20_000           # a message this soon after another is corked
+    TCP_INFO_BYTES = 256        # larger than any kernel's struct tcp_info
 
 _channels = weakref.WeakSet()
 
 
 def _after_fork_in_child():
-    """Close the child's copies of the sockets, so that peers see the parent's end and not ours."""
+    """Close the child's copies of the sockets: they would keep the parent's connections open."""
     for channel in list(_channels):
         (<Channel> channel)._forked()
     _channels.clear()
@@ -90,7 +101,7 @@ cdef class Channel:
     loop : asyncio.AbstractEventLoop
         The running loop; every method is called in its thread.
     transport : Transport
-        Of the socket; belongs to the channel from now on.
+        Owns the socket; owned by the channel from now on.
     handshake : dask_fabric.wire.handshake.Handshake
     settings : dask_fabric.config.Settings
     negotiator : dask_fabric.comm.channels.negotiator.Negotiator, optional
@@ -99,30 +110,30 @@ cdef class Channel:
     Attributes
     ----------
     closed : bool
-        Whether either side has closed, noticed without a read.
+        Whether either side has closed. No read is needed to notice that.
     error : Exception or None
-        What ended the channel, where it was not a request of this side.
+        Why the channel has ended; None for a local close.
     choice : dask_fabric.paths.negotiation.Choice or None
-        What was chosen, after `open`; a server may learn of more from the client's first record.
+        The chosen paths, after `open`. At a server more may follow with the client's first record.
     local_sockname, peer_sockname : tuple or str
-        As `socket.getsockname` and `socket.getpeername` gave them.
+        As from `socket.getsockname` and `socket.getpeername`.
     ends : tuple of str or None
-        The local and the peer's address, once they are settled.
+        The local and the peer's address, once they are known.
     name_ends : callable or None
-        Gives, for the channel, its local and its peer's address as users see them.
+        Returns both addresses of the channel as users see them.
     on_closed : callable or None
-        Called once, with the channel, when it is closed; it must not keep its owner alive.
+        Called once, with the channel, when it is closed. It must not keep its owner alive.
     on_active : callable or None
-        Called once, before the channel moves anything, and is None then until it is set again.
+        Called once, before the channel moves anything, and then reset to None.
 
     Notes
     -----
-    Messages that came before the end of the peer stay readable when `closed` is true.
+    Messages that were received before the peer's end stay readable when `closed` is true.
     """
 
     def __cinit__(self, *args, **kwargs):
         self.sender_fd = -1
-        self.closed = True      # until `_begin`: what is not whole is not torn down either
+        self.closed = True      # until `_begin`: an incomplete channel needs no teardown
 
     def __init__(self, loop, Transport transport not None, handshake, settings, negotiator=None):
         self.loop = loop
@@ -143,7 +154,7 @@ cdef class Channel:
         self._begin()
 
     cdef _begin(self):
-        """Everything is in place; `open` starts to watch the socket."""
+        """Register with the loop's completion queue. `open` starts watching the socket."""
         queue = <CompletionQueue> queue_of(self.loop)
         start()
         queue.open()
@@ -155,25 +166,25 @@ cdef class Channel:
         if Py_IsInitialized():
             self._fail(None)
         elif not self.closed:
-            # The interpreter is being taken apart, and the loop with it; the memory of jobs too.
+            # At interpreter shutdown the loop cannot be used, but threads must not write on.
             self._stop_jobs()
 
     # ------------------------------------------------------------ opening
 
     async def open(self, timeout_seconds=None):
-        """Exchange hellos with the peer. A channel that fails is closed.
+        """Exchange hellos with the peer. On an error the channel is closed.
 
         Parameters
         ----------
         timeout_seconds : float, optional
-            How long to wait for the peer's.
+            How long to wait for the peer's hello.
 
         Raises
         ------
         ProtocolError
-            The peer is no fabric peer of this version, or refuses.
+            The peer is not a fabric peer of this version, or refuses.
         ChannelClosedError
-            The peer closed the connection, or the time is over.
+            The peer closed the connection, or did not answer in time.
         OSError
             The connection broke (``ssl.SSLError`` is one).
         """
@@ -193,19 +204,19 @@ cdef class Channel:
                 timer.cancel()
 
     def _open_nowait(self):
-        """Send what is due, and say whether the peer's hello was there already."""
+        """Start the handshake; True if the peer's hello was there already."""
         greeting = self.handshake.data_to_send()
         if greeting:
             self.core.outgoing.put_bytes(greeting)
             self._flush()
         else:
-            self._on_readable()     # a client's hello is mostly there when it is accepted
+            self._on_readable()     # a client's hello has usually arrived before the accept
             self._process_handshake()
         self._check_open()
         return self.handshake.done
 
     async def _opened(self):
-        """Secure the socket, if that is to be done, then exchange hellos."""
+        """Complete the TLS handshake, if any, then wait for the hello."""
         self._watch_readable(True)
         if not self.transport.is_secure:
             self.waiter = waiter = Waiter(self.loop)
@@ -225,7 +236,7 @@ cdef class Channel:
             else:
                 self._watch_writable(self.transport.read_wants_write)
         except OSError as error:
-            # The waiter gets the error about the certificate, not only that the channel is closed.
+            # The waiter gets this error, for example about the certificate, and not `_why_closed`.
             waiter, self.waiter = self.waiter, None
             waiter.set_exception(error)
             self._fail(error)
@@ -237,14 +248,14 @@ cdef class Channel:
             waiter.set_result(None)
 
     def give_up(self, timeout_seconds):
-        """End the handshake, which has taken so long."""
+        """Fail the handshake: it has taken longer than *timeout_seconds*."""
         self._fail(TimeoutError(
             f"no handshake within {timeout_seconds} seconds (fabric.timeouts.handshake in Dask's "
             "configuration)"
         ))
 
     cdef _process_handshake(self):
-        """Give the handshake what has arrived, and send its answer."""
+        """Pass the received bytes to the handshake, and queue its answer."""
         cdef ReceiveBuffer incoming = self.incoming
         cdef Py_ssize_t staged = incoming.staged_bytes()
         if self.core.is_open():
@@ -256,17 +267,16 @@ cdef class Channel:
             incoming.release_staging()
         if self.handshake.done:
             self.core.opened()
-            # A server's hello leaves with its first message, and a client's first message with
-            # what else it says, where the one who opened goes on in the same turn.
+            # If the task continues in this turn, a server's hello leaves with its first message,
+            # and a client's first messages leave together.
             answer = self.handshake.data_to_send()
             self.core.outgoing.put_bytes(answer)
             self.corked = not answer
             self.loop.call_soon(self._begin_turns)
-            self._finish_opening()      # last: whoever waits goes on in it
+            self._finish_opening()      # last: it resumes the task that awaits `open`
 
     def _begin_turns(self):
-        """One loop iteration after `open`: watch the socket, and flush what was corked meanwhile.
-        """
+        """One loop iteration after `open`: watch the socket, and flush the corked data."""
         if not self.closed:
             if self.receive_job is None and not self.incoming.staging_is_full():
                 self._watch_readable(True)
@@ -280,7 +290,7 @@ cdef class Channel:
         self.core.outgoing.header_bytes_limit = _limit(limits, "header")
         self.core.outgoing.message_bytes_limit = _limit(limits, "message")
         if self.negotiator is None or self.choice is not None:
-            return                      # the client's record came with its hello
+            return                      # the client's PATHS record came with its hello
         if self.handshake.server_side:
             self.negotiator.await_client(self)
         else:
@@ -288,12 +298,12 @@ cdef class Channel:
             negotiator.complete_as_client(self)
 
     def use(self, Path path not None, devices=None):
-        """Let large frames travel by one more path, in both directions.
+        """Use one more path for large frames, in both directions.
 
         Parameters
         ----------
         path : dask_fabric.wire.path.Path
-            Less preferred than those that are used already.
+            Less preferred than the paths in use.
         devices : dask_fabric.comm.device.direct.Devices, optional
             For frames of device memory, if the path takes them.
         """
@@ -302,12 +312,12 @@ cdef class Channel:
         self.core.use(path, devices)
 
     def tell_paths(self, content):
-        """Complete the negotiation, as the client: with the next message, or soon."""
+        """Complete the negotiation, as the client: queue the PATHS record."""
         self.core.answer(paths_record(content))
         self._settle_turn()
 
     cdef _complete_negotiation(self, content):
-        """The client has sent what it found out."""
+        """Handle the client's PATHS record, as the server."""
         negotiator, self.negotiator = self.negotiator, None
         if negotiator is None or not self.handshake.server_side:
             raise violation("paths that nobody asked for")
@@ -325,7 +335,7 @@ cdef class Channel:
         ----------
         header : bytes or memoryview
         frames : list of contiguous buffers
-            Those above the inline limit are sent from their own memory, later; they must not
+            Frames above the inline limit are sent later, from their own memory, which must not
             change until then.
 
         Returns
@@ -352,7 +362,7 @@ cdef class Channel:
         return nbytes
 
     def check_limits(self, frame_count, header_bytes, nbytes):
-        """Raise `MessageTooLargeError` for a message that the peer has said that it refuses."""
+        """Raise `MessageTooLargeError` for a message above the limits that the peer announced."""
         self.core.outgoing.check_limits(frame_count, header_bytes, nbytes)
 
     cdef _cork(self):
@@ -367,7 +377,7 @@ cdef class Channel:
             self.flushed_ns = now_ns()
 
     cdef _flush(self):
-        """Send what is queued: here and now, as far as the socket has room, or by native threads.
+        """Send the queue: small data at once, as far as the socket has room, large data by a job.
         """
         cdef Py_ssize_t pending_bytes = self.core.outgoing.pending_bytes
         if pending_bytes == 0 or self.send_job is not None or self.watching_writable:
@@ -403,7 +413,7 @@ cdef class Channel:
             self._after_write()
 
     cdef _after_write(self):
-        """Watch for room if something is left; a close that waits for nothing more goes on."""
+        """Watch for room if bytes are left; if the core is idle, let a pending close continue."""
         if self.core.outgoing.pending_bytes:
             if self.send_job is None and not self.transport.write_wants_read:
                 self._watch_writable(True)
@@ -423,7 +433,7 @@ cdef class Channel:
             self._write_on()
 
     cdef _write_on(self):
-        """Send on, and stay watching between two turns: to stop and start costs system calls."""
+        """Continue sending. Keep watching between turns: each change costs a system call."""
         if self.core.outgoing.pending_bytes > self.transport.bulk_bytes:
             self._watch_writable(False)
             self._flush()
@@ -440,7 +450,7 @@ cdef class Channel:
     # ------------------------------------------------------------ receiving
 
     def receive_nowait(self):
-        """The next message, where it is here already.
+        """Return the next message if it is here already.
 
         Returns
         -------
@@ -460,18 +470,19 @@ cdef class Channel:
         Returns
         -------
         awaitable
-            Of header and frames, as from `receive_nowait`. Who cancels it must abort the channel.
+            Of header and frames, as from `receive_nowait`. After a cancellation the caller must
+            abort the channel.
 
         Raises
         ------
         ChannelClosedError
-            The channel is closed and every message that came before was received.
+            The channel is closed, and all messages received before were taken.
         """
         if self.waiter is not None and not self.closed:
             raise RuntimeError("another receive() of this channel is pending")
         message = self._take()
         if message is None and self.core.peer_closes() and not self.closed:
-            self._on_readable()         # the end of the stream is mostly there too
+            self._on_readable()         # the end of the stream has usually arrived too
             message = self._take()
         if message is None:
             self._check_open()
@@ -485,12 +496,12 @@ cdef class Channel:
         if self.corked or now_ns() - self.flushed_ns < JUST_NS:
             self.busy_poll.wait(waiter)
         else:
-            self.busy_poll.begin_ns = 0     # of a wait that was cancelled
+            self.busy_poll.begin_ns = 0     # forget a wait that was cancelled
         return waiter
 
     cdef _take(self):
         if self.closed and self.error is None:
-            raise self._why_closed()    # this side closed, and wants to read no more
+            raise self._why_closed()    # nothing is delivered after a local close
         if self.on_active is not None:
             self._become_active()
         try:
@@ -500,7 +511,7 @@ cdef class Channel:
             raise
 
     cdef _take_anyway(self):
-        """The next message, after whatever has to be done for it."""
+        """Take the next message, and serve the core's wants."""
         cdef Connection core = self.core
         message = core.next_message()
         while core.wants & (WANT_FETCH | WANT_ATTENTION):
@@ -511,13 +522,13 @@ cdef class Channel:
             core.wants &= ~WANT_LOOK
             self.loop.call_soon(self._look_ahead)
         if core.wants & WANT_END:
-            self._fail(None)            # the peer does not acknowledge any more
+            self._fail(None)            # the peer has closed and will not acknowledge
         self._settle_turn()
         return message
 
     def _look_ahead(self):
-        """The peer's CLOSE may be buffered behind a message that was just delivered, and no further
-        event of the socket will announce it."""
+        """Process control records: the peer's CLOSE may already be buffered behind the message just
+        delivered, and no further read event will announce it."""
         if not self.closed and self.waiter is None:
             try:
                 self._process_unawaited()
@@ -525,16 +536,16 @@ cdef class Channel:
                 self._fail(error)
 
     cdef _serve(self):
-        """Do what the core wants before it goes on."""
+        """Serve a want that the core needs before it can continue."""
         if self.core.wants & WANT_ATTENTION:
             self._attend()
         elif self.core.wants & WANT_FETCH:
             self._fetch()
 
     cdef _settle_turn(self):
-        """What the core has queued leaves with what else is sent in this turn of the loop.
+        """Cork the answers that the core has queued: they leave at the end of this turn.
 
-        After the reader was woken, so that an answer goes with what that one sends.
+        So an answer shares a packet with the messages that the reader sends in this turn.
         """
         if self.sender_fd >= 0 and self.core.inbox.requested is None:
             self._unwatch_sender()
@@ -547,7 +558,7 @@ cdef class Channel:
             self._after_write()
 
     cdef _process(self):
-        """Do what the bytes that have arrived allow."""
+        """Process the bytes that have arrived."""
         cdef Waiter waiter
         if self.waiter is None or self.transfer is not None:
             self._process_unawaited()
@@ -564,11 +575,11 @@ cdef class Channel:
                 waiter, self.waiter = self.waiter, None
                 self.busy_poll.answered()
                 waiter.put(message)
-                message = None      # its memory is the task's alone, which goes on now
-                waiter.go_on()
+                message = None      # from now on the task alone keeps the memory alive
+                waiter.resume()
 
     cdef _process_unawaited(self):
-        """No `receive` is pending; but answers are for this side's own frames."""
+        """Process control records while no `receive` is pending: they release our own frames."""
         cdef Connection core = self.core
         if not core.is_open():
             return
@@ -577,7 +588,7 @@ cdef class Channel:
             self._serve()
             core.read_unawaited()
         if core.wants & WANT_END:
-            self._fail(None)            # the peer does not acknowledge any more
+            self._fail(None)            # the peer has closed and will not acknowledge
             return
         self._settle_turn()
         if core.discards():
@@ -590,7 +601,7 @@ cdef class Channel:
             self._read_bulk()
 
     cdef _go_on_later(self):
-        """A message of very many frames is put together in several turns of the loop."""
+        """Schedule the next part of a message of very many frames, which takes several turns."""
         if self.core.reader.has_more_work() and not self.goes_on and not self.closed:
             self.goes_on = True
             self.loop.call_soon(self._go_on)
@@ -598,13 +609,13 @@ cdef class Channel:
     def _go_on(self):
         self.goes_on = False
         if self.closed or not (self.waiter is not None or self.core.discards()):
-            return                      # the next reader goes on with it
+            return                      # the next `receive` continues it
         try:
             self._process()
         except Exception as error:
             self._fail(error)
 
-    # ------------------------------------------------------------ bytes that come
+    # ------------------------------------------------------------ reading the socket
 
     def _on_readable(self):
         if not self.transport.is_secure:
@@ -651,7 +662,7 @@ cdef class Channel:
             self._fail(error)
 
     cdef Py_ssize_t _read_some(self) except -2:
-        """Read once; 0 at the end of the stream, -1 where nothing is there yet."""
+        """Read once; 0 at the end of the stream, -1 if nothing is there yet."""
         cdef Py_ssize_t room_bytes = 0
         cdef char *room = self.incoming.room(&room_bytes)
         cdef Py_ssize_t moved = self.transport.read(room, min(room_bytes, <Py_ssize_t> TURN_BYTES))
@@ -662,8 +673,7 @@ cdef class Channel:
         return moved
 
     cdef _read_bulk(self):
-        """A reader waits: let native threads fetch what is large, or the loop watch for the rest.
-        """
+        """Receive the rest of the message: by a job if it is large, else by watching the socket."""
         if self.receive_job is not None or self.transfer is not None or self.closed:
             return
         if self.incoming.missing_bytes <= self.transport.bulk_bytes:
@@ -691,7 +701,7 @@ cdef class Channel:
             raise OSError(error, os.strerror(error))
 
     cdef _read_rest(self):
-        """Nothing can be sent any more; what the peer sent before that is still of use."""
+        """Read what the peer sent before the connection broke."""
         cdef Py_ssize_t moved = 1
         while moved > 0 and self.receive_job is None and not self.closed:
             moved = self._read_some()
@@ -705,18 +715,18 @@ cdef class Channel:
             self.handshake.receive_eof()
         self._fail(self.core.end_of_stream())
 
-    # ------------------------------------------------------------ a peer that stands still
+    # ------------------------------------------------------------ a stalled peer
 
     cdef bint _is_in_message(self) noexcept:
         return self.core.is_in_message(self.waiter is not None)
 
     cdef uint64_t _received_bytes(self) noexcept:
-        """By the stream; a job has moved more than is counted."""
+        """Bytes received on the stream, with those of a running job."""
         cdef uint64_t moved = 0 if self.receive_job is None else self.receive_job.moved_bytes()
         return self.core.metrics.counts.bytes_received + moved
 
     cdef _watch_for_stall(self):
-        """Part of a message is here: the peer must not hold its memory for ever."""
+        """Bound the time for which an incomplete message occupies memory."""
         if self.stall_timer is None and self.stalled_seconds > 0 and not self.closed:
             self.stall_bytes = self._received_bytes()
             self.stall_timer = self.loop.call_later(self.stalled_seconds, self._check_stall)
@@ -739,7 +749,7 @@ cdef class Channel:
     cdef _fetch(self):
         """Begin the next transfer."""
         cdef Transfer transfer
-        if self.closed:                 # what came before the end is readable, but not fetchable
+        if self.closed:                 # nothing can be fetched any more
             self.core.drop_unready()
             raise self._why_closed()
         transfer = self.core.next_transfer()
@@ -757,7 +767,7 @@ cdef class Channel:
             self._start(transfer)
 
     def _prepared(self, Transfer transfer, future):
-        """Nothing uses the device memory any more for which frames are on offer."""
+        """The device memory for the offered frames is idle: start the transfer into it."""
         if transfer is not self.transfer:
             return                      # closed meanwhile
         transfer.path.counting().allocated(transfer.begin_ns)
@@ -778,7 +788,10 @@ cdef class Channel:
             self._transfer_ended(transfer, 0 if outcome == FETCHED else transfer.error, None)
 
     cdef _transfer_ended(self, Transfer transfer, int error, Job job):
-        """Frames are valid only if the peer, who may free them when it goes, is still there."""
+        """Complete a transfer, after a check that the sender still lives if the path needs that.
+
+        A sender that has gone may have freed the memory before it was read.
+        """
         cdef Path path = transfer.path
         self.transfer = None
         self._stop_tending()
@@ -795,7 +808,7 @@ cdef class Channel:
             self._watch_sender(path)
 
     cdef _go_on_after_transfer(self):
-        """A transfer has ended by itself: go on with the next, or with what waited for it."""
+        """After the end of a transfer: start the next, or continue reading messages."""
         if self.core.wants & WANT_FETCH:
             self._fetch()               # the next window of the same message
         if self.transfer is None and not self.closed:
@@ -804,7 +817,7 @@ cdef class Channel:
             self._settle_turn()
 
     cdef _tend_again(self):
-        """Look after the transfer that is under way."""
+        """Check the progress of the current transfer."""
         cdef Transfer transfer = self.transfer
         cdef double delay = transfer.path.tend(transfer)
         if delay > 0:
@@ -814,12 +827,12 @@ cdef class Channel:
             self._go_on_after_transfer()
         elif delay == ABANDON:
             transfer.path.cancel(transfer)
-            self.core.window_was_taken(transfer)
+            self.core.abandon_window(transfer)
             self._transfer_ended(transfer, transfer.error, None)
             self._go_on_after_transfer()
         elif delay < 0:
             raise ChannelClosedError(
-                f"the path {transfer.path.name} neither brings frames nor gives their memory back"
+                f"the path {transfer.path.name} neither brings frames nor returns their memory"
             )
 
     def _tend(self):
@@ -835,8 +848,8 @@ cdef class Channel:
             self.tend_timer = None
 
     cdef _watch_sender(self, Path path):
-        """Frames are requested of a process whose end the stream need not tell: another process may
-        have its socket too."""
+        """Watch the sender's process while its frames are requested. The stream may not show its
+        end: another process may hold the same socket."""
         cdef int fd = path.sender_fd()
         if fd >= 0:
             self.sender_fd = fd
@@ -880,10 +893,10 @@ cdef class Channel:
     # ------------------------------------------------------------ what the core reports
 
     cdef _attend(self):
-        """See to what the core has noticed about paths.
+        """Handle the notices of the core.
 
-        Nothing is sent here: where that fails, messages are delivered, and the caller may be about
-        to deliver the one before them.
+        Nothing is sent here. A failed send reads and delivers messages, and the caller may be about
+        to deliver an earlier one.
         """
         notices, self.core.notices = self.core.notices, None
         self.core.wants &= ~WANT_ATTENTION
@@ -893,19 +906,20 @@ cdef class Channel:
             elif kind == NOTICE_FELL_BACK:
                 logger.log(
                     logging.WARNING if subject == 1 else logging.DEBUG,
-                    "Frames from %s to %s cannot be fetched by the path %s; they are sent",
+                    "Frames from %s to %s cannot be fetched by the path %s; they are sent on the "
+                    "stream",
                     *self.addresses(), path.name,
                 )
             elif kind == NOTICE_BROKEN:
                 logger.warning(
-                    "Frames from %s to %s go by the stream from now on: the path %s is broken",
+                    "Frames from %s to %s go on the stream from now on: the path %s is broken",
                     *self.addresses(), path.name,
                 )
             else:
                 self._stage(subject)
 
     cdef _stage(self, lease):
-        """Bring frames of devices to host memory, to be sent on the stream."""
+        """Copy device frames to host memory, to be sent on the stream."""
         frames = [_frame_of(view) for view in (<Lease> lease).frames.frames]
         future = self.loop.run_in_executor(None, self.core.devices.copy_to_host, frames)
         future.add_done_callback(partial(self._staged, lease))
@@ -931,7 +945,7 @@ cdef class Channel:
             self.loop.call_soon(self._on_pending)
 
     cdef _watch_on(self):
-        """Watch on for what may be left to read: libuv forgets a socket once it has an error."""
+        """Renew the watch on uvloop: libuv stops watching a socket once that has an error."""
         cdef pollfd state = pollfd(self.transport.fd, 0, 0)
         if self.watching_readable and not self.is_asyncio and poll(&state, 1, 0) > 0:
             self._watch_readable(False)
@@ -947,19 +961,19 @@ cdef class Channel:
         self.watching_writable = watch
 
     cdef bint _peer_has_gone(self) noexcept:
-        """Whether the peer has closed, however much of what it sent is still unread."""
+        """Whether the peer has closed its end, even if received bytes are still unread."""
         cdef pollfd state = pollfd(self.transport.fd, POLLRDHUP, 0)
         return poll(&state, 1, 0) > 0 and state.revents & (POLLRDHUP | POLLHUP | POLLERR)
 
     # ------------------------------------------------------------ closing
 
     async def close(self, timeout_seconds):
-        """Send what is queued and the close record, then close.
+        """Send the queue and the CLOSE record, wait until nothing is in flight, then close.
 
         Parameters
         ----------
         timeout_seconds : float
-            The channel is aborted when the peer has taken nothing for so long.
+            Abort after this time without progress.
         """
         if self.closed:
             return
@@ -968,7 +982,7 @@ cdef class Channel:
             if self.drained is None:
                 self.drained = self.loop.create_future()
                 self.core.close()
-                self._let_end_follow()
+                self._cork_until_end()
                 self._flush()
                 if self.core.outbox.unanswered_count:
                     self._process()
@@ -978,7 +992,7 @@ cdef class Channel:
         finally:
             self.abort()
         if is_awaited:
-            # One turn of the loop: who waits in `receive` knows of the end when this returns.
+            # One turn of the loop, in which the pending `receive` fails.
             await asyncio.sleep(0)
 
     async def _drained(self, timeout_seconds):
@@ -994,19 +1008,19 @@ cdef class Channel:
 
     def _warn_of_unsent(self, left_bytes, timeout_seconds):
         logger.warning(
-            "The comm from %s to %s is closed with %d bytes unsent: the peer took nothing for %s s "
+            "The comm from %s to %s is closed with %d bytes unsent: no progress for %s s "
             "(fabric.timeouts.close in Dask's configuration)",
             *self.addresses(), left_bytes, timeout_seconds,
         )
 
     def _left_bytes(self):
-        """What the peer has not fetched and the kernel not taken."""
-        # A job has moved more than the buffer knows.
+        """Bytes in flight or queued."""
+        # The buffer does not know yet what a running job has sent.
         moved = 0 if self.send_job is None else self.send_job.moved_bytes()
         return self.core.outbox.in_flight_bytes + self.core.outgoing.pending_bytes - moved
 
-    cdef _let_end_follow(self):
-        """What is sent from now on leaves with the end of the stream, if one segment holds it."""
+    cdef _cork_until_end(self):
+        """Hold back the last segment, so that the end of the stream (FIN) leaves with it."""
         if (
             type(self.local_sockname) is tuple and not self.closed
             and not self.core.outbox.unanswered_count
@@ -1014,7 +1028,7 @@ cdef class Channel:
             self.transport.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
 
     cdef _end_sending(self):
-        # Before the socket is closed: closing with unread bytes drops what has not left.
+        # Before the socket is closed: closing with unread bytes discards unsent data.
         if type(self.local_sockname) is tuple and not self.closed:
             try:
                 self.transport.sock.shutdown(socket.SHUT_WR)
@@ -1022,21 +1036,21 @@ cdef class Channel:
                 pass
 
     def abort(self, error=None):
-        """Close at once; what is queued is lost, and a pending `receive` fails.
+        """Close at once. Queued data is lost, and a pending `receive` fails.
 
         Parameters
         ----------
         error : BaseException, optional
-            Why, for the next who uses the channel.
+            The reason, raised by later calls.
         """
         self._fail(error)
 
     cdef _broken(self, error):
-        """The peer has gone, or its process has. What it sent before stays readable."""
+        """The connection broke, or the peer's process ended. Keep what it sent before readable."""
         try:
             self._read_rest()
         except Exception:
-            pass        # the end of reading too, which `error` tells
+            pass        # reading fails for the same reason: `error` reports it
         self._fail(error)
 
     cdef _fail(self, error):
@@ -1050,16 +1064,16 @@ cdef class Channel:
             self.error = None if error is None else _without_traceback(error)
             try:
                 self._release()
-                self._tell_owner()
+                self._notify_owner()
             finally:
-                self._settle()          # whatever failed above: a pending `receive` ends
+                self._settle()          # in any case: a pending `receive` must not hang
 
     cdef _send_last(self, bytes reply):
-        """What was sent in this turn and held back, and the reply to a faulty peer: one try."""
+        """Try once to send the corked data, and the ERROR record for a faulty peer."""
         if self.send_job is not None or self.watching_writable:
             return
         if self.core.local >= CLOSING:
-            reply = b""                 # nothing but what was requested follows the close record
+            reply = b""                 # only FRAMES records may follow the CLOSE record
         if reply:
             self.core.outgoing.put_bytes(reply)
         try:
@@ -1070,14 +1084,16 @@ cdef class Channel:
             pass
 
     cdef _drain(self):
-        """Closing with unread bytes resets the connection, and a reset can destroy the reply."""
+        """Read some input before the close: unread input causes a reset, which can destroy the
+        reply."""
         self.transport.sock.shutdown(socket.SHUT_WR)
         for _ in range(DRAIN_COUNT):
             if self._read_some() <= 0:
                 return
 
     cdef _release(self):
-        """Stop the jobs, then stop to watch the socket, then close it: nothing uses it then."""
+        """Stop the jobs, then stop watching the socket, then close it: in this order nothing uses
+        a closed socket."""
         self._stop_jobs()
         if not self.loop.is_closed():
             self._watch_readable(False)
@@ -1102,28 +1118,28 @@ cdef class Channel:
                 memory, partial(_close_late, self.transport.sock)
             )
             if self.is_socket_in_use:
-                # The thread may send from it: it must not be given to the next comm.
+                # The thread may still send from the chunk: the next comm must not reuse it.
                 self.core.outgoing.chunk = None
         self.receive_job = self.send_job = self.transfer = None
         self.core.outbox.cancel_pins()
         for path in self.core.paths:
             path.close()
         if self.core.outbox.unanswered_count and not self.is_socket_in_use:
-            # Seen by the peer before the frames are freed, whoever else has this socket open: the
-            # end of TCP would wait behind what the peer has not read.
+            # The peer must see the end before the frames are freed. A reset takes effect even if
+            # another process holds this socket; an orderly end would queue behind unread bytes.
             reset(self.transport.fd)
             try:
                 self.transport.sock.shutdown(socket.SHUT_RDWR)
             except OSError:
                 pass
 
-    cdef _tell_owner(self):
+    cdef _notify_owner(self):
         on_closed, self.on_closed = self.on_closed, None
         if on_closed is not None:
             on_closed(self)
 
     cdef _settle(self):
-        """Drop what is of no use any more, and wake whoever waits."""
+        """Release the leases, stop the timers, and fail the pending `receive`."""
         self.core.end(
             CLOSED_HERE if self.error is None else FAILED_OUTCOME,
             isinstance(self.error, ProtocolError),
@@ -1140,7 +1156,7 @@ cdef class Channel:
         self.waiter = None
 
     def _forked(self):
-        """In a forked child: drop the socket, and leave the loop, which is the parent's, alone."""
+        """In a forked child: close the socket, and do not touch the loop, which is the parent's."""
         self.closed = True
         self.core.outcome = FORKED
         self.error = ForkedError(
@@ -1150,7 +1166,7 @@ cdef class Channel:
         self.transport.fd = -1
         self.transport.sock.close()
 
-    # ------------------------------------------------------------ what is so
+    # ------------------------------------------------------------ state
 
     cdef _become_active(self):
         on_active, self.on_active = self.on_active, None
@@ -1161,7 +1177,7 @@ cdef class Channel:
             raise self._why_closed()
 
     def check_open(self):
-        """Raise why the channel is closed, if it is.
+        """Raise an error if the channel is closed.
 
         Raises
         ------
@@ -1170,11 +1186,11 @@ cdef class Channel:
         self._check_open()
 
     def ended(self):
-        """Whether either side has closed, also where much of what the peer sent is unread."""
+        """Whether either side has closed, even if received bytes are still unread."""
         return self.closed or (not self.watching_readable and self._peer_has_gone())
 
     cdef _why_closed(self):
-        """A new exception: one that is raised again and again collects tracebacks."""
+        """The error for a closed channel: a new one each time, because raising adds tracebacks."""
         if self.error is None:
             return ChannelClosedError("the comm was closed on this side")
         if isinstance(self.error, (ChannelClosedError, ProtocolError)):
@@ -1186,7 +1202,7 @@ cdef class Channel:
     def addresses(self):
         """The local and the peer's address as users see them, also in logs.
 
-        Without `ends` and `name_ends` they are the names of the sockets.
+        Without `ends` and `name_ends` these are the socket addresses.
         """
         if self.ends is not None:
             return self.ends
@@ -1195,39 +1211,39 @@ cdef class Channel:
         return self.name_ends(self)
 
     def tcp_info(self):
-        """What the kernel says of the connection (``struct tcp_info``); empty if it is no TCP."""
+        """The kernel's ``struct tcp_info`` of the connection; empty if it is not TCP."""
         if self.closed or type(self.local_sockname) is not tuple:
             return b""
         return self.transport.sock.getsockopt(IPPROTO_TCP, TCP_INFO, TCP_INFO_BYTES)
 
     @property
     def peer(self):
-        """What the peer said of itself (`dask_fabric.wire.hello.Hello`), after `open`."""
+        """The peer's hello (`dask_fabric.wire.hello.Hello`), after `open`."""
         return self.handshake.peer
 
     @property
     def server_side(self):
-        """Whether the peer has connected to this process, and not the other way round."""
+        """Whether the peer connected to this process."""
         return self.handshake.server_side
 
     @property
     def pending_bytes(self):
-        """Bytes that were sent here and that the kernel has not yet taken."""
+        """Bytes that are queued, and not yet accepted by the kernel."""
         return self.core.outgoing.pending_bytes
 
     @property
     def in_flight_bytes(self):
-        """Bytes of frames that are on offer and that the peer has not fetched yet."""
+        """Bytes of frames on offer that the peer has not answered yet."""
         return self.core.outbox.in_flight_bytes
 
     @property
     def sends_devices(self):
-        """Whether `send` takes frames of device memory now; else they are to be brought to host."""
+        """Whether `send` takes device frames now; otherwise stage them in host memory first."""
         return self.core.outgoing.span_of is not None
 
     @property
     def receives_devices(self):
-        """Whether the peer may offer frames of device memory; some may come to host memory yet."""
+        """Whether the peer may offer device frames; some may still arrive in host memory."""
         return self.core.devices is not None
 
     @property
@@ -1241,21 +1257,20 @@ cdef class Channel:
 
     @property
     def stream(self):
-        """What was counted of the stream (`dask_fabric.wire.metrics.Metrics`)."""
+        """The metrics of the stream (`dask_fabric.wire.metrics.Metrics`)."""
         return self.core.metrics
 
     def statistics(self):
-        """What this channel has moved.
+        """The statistics of this channel.
 
         Returns
         -------
         dict
-            Counts of messages, bytes and engine jobs by direction; ``pending_bytes`` the kernel has
-            not taken and ``unacknowledged_bytes`` the peer has not fetched; ``fallbacks_*``,
-            messages whose frames had to go by the stream instead. ``sends_by`` is the path that
-            large frames of this side take now, and ``sends_devices`` tells whether those of device
-            memory have one of their own. ``traffic`` has, for the stream and for each path that was
-            chosen beside it, what `dask_fabric.wire.metrics.Metrics.as_dict` gives.
+            Counts of messages, bytes and engine jobs by direction. ``pending_bytes`` are queued,
+            ``unacknowledged_bytes`` are in flight; ``fallbacks_*`` count messages whose frames were
+            sent on the stream instead. ``sends_by`` is the path that large frames of this side take
+            now; ``sends_devices`` is true if a path takes device frames. ``traffic`` maps the
+            stream and each chosen path to its `dask_fabric.wire.metrics.Metrics.as_dict`.
         """
         cdef Counts *stream = &self.core.metrics.counts
         cdef Metrics beside = Metrics()
@@ -1284,42 +1299,42 @@ cdef class Channel:
         }
 
     def figures(self):
-        """What was counted of the stream, and of each path that was chosen beside it.
+        """The metrics of the stream, and of each chosen path.
 
         Returns
         -------
         dict of str to Metrics
-            Copies. Messages, their sizes and their serialization count with the stream, which
+            Copies. Messages, their sizes and serialization times count for the stream, which
             carries their headers.
         """
         cdef Metrics copied
         cdef Path path
-        cdef dict found = {"stream": self.core.metrics.copy()}
+        cdef dict metrics_by_path = {"stream": self.core.metrics.copy()}
         for path in self.core.paths:
             copied = Metrics() if path.metrics is None else path.metrics.copy()
             copied.counts.unacknowledged_bytes = self.core.outbox.in_flight_bytes_by(path.number)
-            found[path.name] = copied
-        return found
+            metrics_by_path[path.name] = copied
+        return metrics_by_path
 
 
 cdef Py_ssize_t _limit(limits, name):
-    """What the peer says that it accepts; without a word, everything."""
+    """The limit that the peer announced; without one, everything is accepted."""
     return min(limits.get(name, PY_SSIZE_T_MAX), PY_SSIZE_T_MAX)
 
 
 def _without_traceback(error):
-    """Copy an exception: its traceback would keep whole frames, and what they received, alive.
+    """Copy an exception without its traceback, which would keep stack frames and messages alive.
 
-    The exception itself keeps it: it may be on its way to the caller.
+    The original keeps its traceback: it may be propagating to the caller.
     """
     try:
         return copy.copy(error)
-    except Exception:       # not every exception of others can be copied
+    except Exception:       # some exception classes cannot be copied
         return ChannelClosedError(f"{type(error).__name__}: {error}")
 
 
 def _close_late(sock):
-    """Close a socket whose lock a stuck thread has had: before, every call would have waited."""
+    """Close a socket whose kernel lock a stuck thread held: any earlier call would have blocked."""
     reset(sock.fileno())
     sock.close()
 

@@ -9,7 +9,7 @@ from dask_fabric.paths.stream cimport Direction
 cdef class SocketJob(Job):
     cdef int fd
     cdef Direction direction
-    cdef iovec *vectors             # read at its begin only
+    cdef iovec *vectors             # copied when the job begins
     cdef size_t vector_count
     cdef int64_t begin_ns
 

@@ -1,11 +1,27 @@
 """Jobs of native threads that move bytes through sockets, without the GIL.
 
-Each direction has one epoll set and a few threads that wait on it. A job is one transfer on one
-socket; its socket is in the set, one-shot, while the job waits, so a thread is only ever given a
-socket that can move bytes, and thousands of jobs share the threads by slices of `SLICE_BYTES`.
+Theory of operation
+-------------------
+The problem: thousands of sockets, large messages, and threads that must never block on one peer.
+Each direction has one epoll set and a few threads that wait on it. A job is one transfer through
+one socket. While it waits, its socket is in the set, one-shot: epoll hands a socket that can move
+bytes to exactly one thread. The thread moves at most `SLICE_BYTES`, then watches the socket again,
+so that many jobs share the threads.
 
-Nothing here holds the GIL or touches a Python object; a job is named by an integer, the slot in
-its lower half and a generation in the upper, so that a late event of an ended job finds nothing.
+A job (`NativeJob`) is FREE, WAITING for its socket, or RUNNING in a thread. Threads hold no GIL and
+touch no Python object. They know a job by its name, an integer: the slot in the lower half and a
+generation in the upper. A late event of an ended job finds no job of that name, and is ignored.
+
+Completion: the thread removes the socket from the set, posts a `Completion` to the job's mailbox,
+and frees the slot. The completion queue of the event loop calls the owner (`jobs.completions`).
+
+Cancellation waits until no thread runs the job. Receiving threads write to our own memory, so that
+wait is short and has no limit. A sending thread may be stuck on a page that is slow to read (swap,
+a file on a network): after a few milliseconds the job is *abandoned*. Its memory and socket stay in
+use, in quarantine, until the thread returns and frees the slot. Meanwhile an extra thread stands in
+for it (`_thread_goal_of`), and exits when the stuck one is back.
+
+The receiving threads also trim the buffer pool when they time out.
 """
 
 import os
@@ -21,7 +37,7 @@ from posix.time cimport timespec
 from dask_fabric.atomics cimport add_relaxed, relaxed
 from dask_fabric.clock cimport now_ns
 from dask_fabric.jobs.completions cimport Job
-from dask_fabric.jobs.mailbox cimport Completion, Ended, Mailbox, post
+from dask_fabric.jobs.mailbox cimport Completion, CompletionNode, Mailbox, post
 from dask_fabric.jobs.native cimport (
     THREAD_COUNT_LIMIT, prepare_thread, start_thread, thread_goal, wait_limit,
 )
@@ -38,8 +54,8 @@ from dask_fabric.paths.stream cimport (
 )
 
 cdef enum:
-    SLICE_BYTES = 4 << 20       # some milliseconds: what a job may move before others get a turn
-    STUCK_NS = 1_000_000_000    # in a slice: a page of the memory that is sent is slow to read
+    SLICE_BYTES = 4 << 20       # moved per turn of a job: some milliseconds
+    STUCK_NS = 1_000_000_000    # a thread this long in a slice waits for a page of its source
     TRIM_INTERVAL_MS = 1000
     IDLE_INTERVAL_MS = 10_000
 
@@ -48,26 +64,26 @@ cdef enum JobState:
     WAITING = 1                 # for its socket
     RUNNING = 2                 # in a thread
 
-cdef struct Move:
+cdef struct NativeJob:
     JobState state
     bint cancelled
-    bint abandoned              # cancelled, and the thread in its slice is not waited for
+    bint abandoned              # cancelled while a thread is stuck in its slice
     uint64_t name
     uint64_t tag
     SocketTransfer transfer
     int64_t begin_ns            # of the slice
-    int64_t busy_ns             # in slices, and not waiting for the socket
+    int64_t busy_ns             # in slices, without waiting for the socket
     iovec *vectors              # owned; transfer.vectors points into it
     Mailbox *mailbox
-    Ended *ended                # owned until it is posted
+    CompletionNode *node        # owned until it is posted
 
 cdef struct Engine:
     pthread_mutex_t mutex       # guards everything below and every job's state
     pthread_cond_t stopped_running
     int epolls[2]               # by direction
-    Py_ssize_t thread_counts[2]     # threads look at these two without the mutex
+    Py_ssize_t thread_counts[2]     # these two are read without the mutex, as atomics
     Py_ssize_t running_counts[2]    # of jobs
-    Move **jobs                  # by slot; reused, never freed
+    NativeJob **jobs            # by slot; reused, never freed
     uint32_t slot_count
     uint32_t *free_slots
     uint32_t free_count
@@ -76,7 +92,8 @@ cdef Engine engine
 
 
 cdef void _reset() noexcept nogil:
-    """The engine of a fresh process; a forked child starts here too, without its parent's jobs."""
+    """Initialize the engine, also in a forked child: its parent's jobs and threads are not there.
+    """
     memset(&engine, 0, sizeof(engine))
     pthread_mutex_init(&engine.mutex, NULL)
     pthread_cond_init(&engine.stopped_running, NULL)
@@ -95,7 +112,7 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def statistics():
-    """Threads and jobs of the engine of this process.
+    """Count the threads and jobs of this process's engine.
 
     Returns
     -------
@@ -103,26 +120,27 @@ def statistics():
         ``receive_thread_count``, ``send_thread_count`` and ``job_count`` (in flight).
     """
     pthread_mutex_lock(&engine.mutex)
-    told = {
+    counts = {
         "receive_thread_count": engine.thread_counts[<int> RECEIVE],
         "send_thread_count": engine.thread_counts[<int> SEND],
         "job_count": engine.slot_count - engine.free_count,
     }
     pthread_mutex_unlock(&engine.mutex)
-    return told
+    return counts
 
 
 # ---------------------------------------------------------------- jobs
 
 cdef int start() except -1:
-    """Have at least the thread that trims the pool: comms that need no jobs fill it too."""
+    """Start at least one receiving thread: it also trims the buffer pool, which comms without jobs
+    fill too."""
     return _ensure_threads(RECEIVE)
 
 
 @cython.auto_pickle(False)
 @cython.final
 cdef class SocketJob(Job):
-    """The transfer of some vectors' bytes through one socket."""
+    """Moves the bytes of some vectors through one socket."""
 
     cdef uint64_t _start(self, Mailbox *mailbox) except 0:
         return _submit(
@@ -130,7 +148,7 @@ cdef class SocketJob(Job):
         )
 
     cdef bint _end(self) noexcept:
-        """True if a thread is stuck in memory that is slow: it uses the socket, too."""
+        """True if a thread is stuck on slow memory: it still uses the memory and the socket."""
         cdef bint is_stuck
         with nogil:
             is_stuck = _cancel(self.name)
@@ -140,16 +158,16 @@ cdef class SocketJob(Job):
         return _is_moving(self.name)
 
     cdef size_t moved_bytes(self) noexcept:
-        """How far it is; 0 where it has ended."""
+        """The bytes moved so far; 0 once it has ended."""
         return _moved_bytes(self.name)
 
 
 cdef SocketJob new_socket_job(
     int fd, Direction direction, iovec *vectors, size_t vector_count
 ):
-    """A job for these vectors, which are copied when it begins.
+    """Make a job for these vectors, which are copied when it begins.
 
-    The memory that they name must live until the end or the cancellation.
+    Their memory must live until the job has ended or was cancelled.
     """
     cdef SocketJob job = SocketJob.__new__(SocketJob)
     job.fd = fd
@@ -165,16 +183,16 @@ cdef uint64_t _submit(
     size_t vector_count
 ) except 0:
     cdef uint64_t name = 0
-    cdef Move *job
+    cdef NativeJob *job
     cdef int error = ENOMEM
     cdef iovec *copies
-    cdef Ended *ended
+    cdef CompletionNode *node
     _ensure_threads(direction)
     copies = <iovec *> malloc(vector_count * sizeof(iovec))
-    ended = <Ended *> malloc(sizeof(Ended))
-    if copies == NULL or ended == NULL:
+    node = <CompletionNode *> malloc(sizeof(CompletionNode))
+    if copies == NULL or node == NULL:
         free(copies)
-        free(ended)
+        free(node)
         raise MemoryError()
     memcpy(copies, vectors, vector_count * sizeof(iovec))
     pthread_mutex_lock(&engine.mutex)
@@ -182,7 +200,7 @@ cdef uint64_t _submit(
     if job != NULL:
         name = job.name
         job.vectors = copies
-        job.ended = ended
+        job.node = node
         job.transfer = new_transfer(fd, direction, copies, vector_count)
         job.mailbox = mailbox
         job.tag = tag
@@ -192,23 +210,23 @@ cdef uint64_t _submit(
             _free_job(job)
     else:
         free(copies)
-        free(ended)
+        free(node)
     pthread_mutex_unlock(&engine.mutex)
     if error:
-        raise OSError(error, f"the engine cannot take a transfer: {os.strerror(error)}")
+        raise OSError(error, f"the engine cannot start a transfer: {os.strerror(error)}")
     return name
 
 
 cdef bint _cancel(uint64_t name) noexcept nogil:
-    """End a job now, if it has not ended already.
+    """Cancel a job, unless it has ended.
 
     Returns
     -------
     bool
-        Whether a thread still uses its memory and its socket, because a page of that memory is slow
-        to read. Both must live on until `_is_moving` is false.
+        Whether a thread still uses its memory and socket, because a page is slow to read. Both must
+        live until `_is_moving` is false.
     """
-    cdef Move *job
+    cdef NativeJob *job
     cdef bint is_over = False, is_stuck = False
     cdef timespec until = wait_limit()
     pthread_mutex_lock(&engine.mutex)
@@ -216,7 +234,7 @@ cdef bint _cancel(uint64_t name) noexcept nogil:
     if job != NULL:
         job.cancelled = True
         while job.state == RUNNING and not is_over:
-            if job.transfer.direction == RECEIVE:   # into memory of ours, which is never slow
+            if job.transfer.direction == RECEIVE:   # writes to our own memory are never slow
                 pthread_cond_wait(&engine.stopped_running, &engine.mutex)
             else:
                 is_over = pthread_cond_timedwait(
@@ -232,7 +250,7 @@ cdef bint _cancel(uint64_t name) noexcept nogil:
 
 cdef bint _is_moving(uint64_t name) noexcept nogil:
     """Whether a thread is stuck in a slice of a cancelled job."""
-    cdef Move *job
+    cdef NativeJob *job
     pthread_mutex_lock(&engine.mutex)
     job = _find_job(name)
     pthread_mutex_unlock(&engine.mutex)
@@ -240,8 +258,8 @@ cdef bint _is_moving(uint64_t name) noexcept nogil:
 
 
 cdef size_t _moved_bytes(uint64_t name) noexcept nogil:
-    """How far a job is; 0 where it has ended."""
-    cdef Move *job
+    """The bytes that a job has moved so far; 0 once it has ended."""
+    cdef NativeJob *job
     cdef size_t nbytes = 0
     pthread_mutex_lock(&engine.mutex)
     job = _find_job(name)
@@ -251,14 +269,14 @@ cdef size_t _moved_bytes(uint64_t name) noexcept nogil:
     return nbytes
 
 
-cdef Move *_take_job() noexcept nogil:
-    cdef Move *job
+cdef NativeJob *_take_job() noexcept nogil:
+    cdef NativeJob *job
     if engine.free_count == 0 and not _grow():
         return NULL
     engine.free_count -= 1
     job = engine.jobs[engine.free_slots[engine.free_count]]
     job.name += <uint64_t> 1 << 32
-    if job.name >> 32 == 0:     # 0 is the name of none
+    if job.name >> 32 == 0:     # 0 is not a valid name
         job.name += <uint64_t> 1 << 32
     job.cancelled = job.abandoned = False
     job.state = WAITING
@@ -266,11 +284,11 @@ cdef Move *_take_job() noexcept nogil:
 
 
 cdef bint _grow() noexcept nogil:
-    """Double the slots; False where memory is short."""
+    """Double the slots; False if memory is short."""
     cdef uint32_t capacity = max(<uint32_t> 64, 2 * engine.slot_count)
-    cdef Move **jobs = <Move **> realloc(engine.jobs, capacity * sizeof(Move *))
+    cdef NativeJob **jobs = <NativeJob **> realloc(engine.jobs, capacity * sizeof(NativeJob *))
     cdef uint32_t *free_slots
-    cdef Move *job
+    cdef NativeJob *job
     if jobs == NULL:
         return False
     engine.jobs = jobs
@@ -279,7 +297,7 @@ cdef bint _grow() noexcept nogil:
         return False
     engine.free_slots = free_slots
     while engine.slot_count < capacity:
-        job = <Move *> calloc(1, sizeof(Move))
+        job = <NativeJob *> calloc(1, sizeof(NativeJob))
         if job == NULL:
             break
         job.name = engine.slot_count
@@ -290,28 +308,28 @@ cdef bint _grow() noexcept nogil:
     return engine.free_count > 0
 
 
-cdef Move *_find_job(uint64_t name) noexcept nogil:
+cdef NativeJob *_find_job(uint64_t name) noexcept nogil:
     """The job of that name, unless it has ended."""
     cdef uint32_t slot = <uint32_t> name
     if slot >= engine.slot_count:
         return NULL
-    cdef Move *job = engine.jobs[slot]
+    cdef NativeJob *job = engine.jobs[slot]
     if job.name != name or job.state == FREE:
         return NULL
     return job
 
 
-cdef void _free_job(Move *job) noexcept nogil:
+cdef void _free_job(NativeJob *job) noexcept nogil:
     free(job.vectors)
-    free(job.ended)
+    free(job.node)
     job.vectors = NULL
-    job.ended = NULL
+    job.node = NULL
     job.state = FREE
     engine.free_slots[engine.free_count] = <uint32_t> job.name
     engine.free_count += 1
 
 
-cdef int _watch(int operation, Move *job) noexcept nogil:
+cdef int _watch(int operation, NativeJob *job) noexcept nogil:
     cdef epoll_event event
     raise_low_water(&job.transfer)
     event.events = EPOLLONESHOT | (EPOLLIN if job.transfer.direction == RECEIVE else EPOLLOUT)
@@ -321,7 +339,7 @@ cdef int _watch(int operation, Move *job) noexcept nogil:
     )
 
 
-cdef void _unwatch(Move *job) noexcept nogil:
+cdef void _unwatch(NativeJob *job) noexcept nogil:
     reset_low_water(&job.transfer)
     epoll_ctl(engine.epolls[<int> job.transfer.direction], EPOLL_CTL_DEL, job.transfer.fd, NULL)
 
@@ -348,7 +366,7 @@ cdef int _ensure_threads(Direction direction) except -1:
 
 
 cdef void _replace_stuck(Direction direction) noexcept nogil:
-    """Start a thread for each that is stuck: other jobs may wait for one, and none is submitted."""
+    """Start a thread for each stuck one: jobs may wait, and only a new job would start a thread."""
     pthread_mutex_lock(&engine.mutex)
     while (
         0 < engine.thread_counts[<int> direction] < _thread_goal_of(direction)
@@ -359,10 +377,10 @@ cdef void _replace_stuck(Direction direction) noexcept nogil:
 
 
 cdef int _thread_goal_of(Direction direction) noexcept nogil:
-    """The threads that are wanted, and one for each that is stuck."""
+    """The configured number of threads, plus one for each stuck thread."""
     cdef int count = thread_goal()
     cdef int64_t stuck_since_ns = now_ns() - STUCK_NS
-    cdef Move *job
+    cdef NativeJob *job
     cdef uint32_t slot
     if engine.running_counts[<int> direction] < engine.thread_counts[<int> direction]:
         return count            # nearly always
@@ -376,7 +394,7 @@ cdef int _thread_goal_of(Direction direction) noexcept nogil:
 
 
 cdef bint _is_surplus(Direction direction) noexcept nogil:
-    """Whether this thread has stood in for one that is not stuck any more."""
+    """Whether this thread should exit: it stood in for a thread that is not stuck any more."""
     cdef bint surplus
     if relaxed(&engine.thread_counts[<int> direction]) <= thread_goal():
         return False            # nearly always, and then without the mutex
@@ -409,18 +427,20 @@ cdef void *_thread_main(void *argument) noexcept nogil:
 
 
 cdef int _timeout_ms(Direction direction) noexcept nogil:
-    """Receiving threads trim the pool once a second while something is idle, and look now and then
-    whether it is: comms that need no jobs fill it too."""
+    """The time until the next trim of the pool, by a receiving thread; -1 for none.
+
+    An empty pool is checked too, less often: comms without jobs fill it.
+    """
     if direction == SEND:
         return -1
     if relaxed(&engine.running_counts[<int> SEND]) > 0:
-        return TRIM_INTERVAL_MS     # a page may be slow to read: see `_replace_stuck`
+        return TRIM_INTERVAL_MS     # a sending thread may be stuck: see `_replace_stuck`
     return TRIM_INTERVAL_MS if has_idle_memory() else IDLE_INTERVAL_MS
 
 
 cdef void _run(uint64_t name) noexcept nogil:
-    """Give a job one slice; then watch its socket again, or put the job into its mailbox."""
-    cdef Move *job
+    """Run one slice of a job. Then watch its socket again, or post its completion."""
+    cdef NativeJob *job
     cdef Progress progress
     pthread_mutex_lock(&engine.mutex)
     job = _find_job(name)
@@ -451,12 +471,12 @@ cdef void _run(uint64_t name) noexcept nogil:
     pthread_mutex_unlock(&engine.mutex)
 
 
-cdef void _end(Move *job, Progress progress) noexcept nogil:
-    cdef Ended *ended = job.ended
+cdef void _end(NativeJob *job, Progress progress) noexcept nogil:
+    cdef CompletionNode *node = job.node
     _unwatch(job)
-    ended.completion = Completion(
+    node.completion = Completion(
         job.tag, progress, job.transfer.error, job.transfer.moved_bytes, job.busy_ns, 0
     )
-    job.ended = NULL
-    post(job.mailbox, ended)
+    job.node = NULL
+    post(job.mailbox, node)
     _free_job(job)

@@ -1,8 +1,8 @@
-"""How the bytes of a connection go through its socket inside TLS.
+"""Moves the bytes of a connection through its socket inside TLS.
 
-The bytes go through OpenSSL as Python has it, a record of 16 KiB a call, so they are moved by the
-loop and never by native threads. OpenSSL has the socket itself: with full packets and few wake-ups
-that is faster than memory BIOs (1.66 against 1.44 GB/s between two processes; without them 1.26).
+Python's OpenSSL moves one record of 16 KiB per call and needs the GIL, so the loop moves the bytes,
+never native threads. OpenSSL uses the socket itself: with full packets and few wake-ups that is
+faster than memory BIOs (1.66 against 1.44 GB/s between two processes; without these two 1.26).
 """
 
 import ssl
@@ -17,9 +17,9 @@ from dask_fabric.paths.stream cimport LOW_WATER_BYTES, cork, set_low_water
 from dask_fabric.wire.send_buffer cimport PY_SSIZE_T_MAX, SendBuffer
 
 cdef enum:
-    TURN_BYTES = 1 << 20        # what is sent before the loop sees to others
+    TURN_BYTES = 1 << 20        # the most that the loop sends in one turn
     RECORD_BYTES = 16 << 10
-    # More than OpenSSL can hold of a message beside what is still to come by the socket.
+    # More than OpenSSL can buffer of the missing bytes; the others must still arrive on the socket.
     HELD_BYTES = 4 * RECORD_BYTES
     LOW_WATER_PART = 4
 
@@ -27,7 +27,7 @@ cdef enum:
 @cython.auto_pickle(False)
 @cython.final
 cdef class TLSTransport(Transport):
-    """The bytes of one socket inside TLS.
+    """Moves bytes through one socket inside TLS.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ cdef class TLSTransport(Transport):
         For the client, where the context checks host names.
     """
 
-    cdef int low_water_bytes        # below it the socket does not count as readable
+    cdef int low_water_bytes        # SO_RCVLOWAT: with fewer bytes the socket is not readable
     cdef object recv_into           # methods of the socket, looked up once
     cdef object send_from
 
@@ -62,7 +62,7 @@ cdef class TLSTransport(Transport):
             self.read_wants_write = True
             return False
         self.is_secure = True
-        # Kept, for the socket may be gone when somebody asks.
+        # Kept here, because statistics may be read after the socket is closed.
         self.peer_certificate = self.sock.getpeercert()
         self.cipher = self.sock.cipher()
         return True
@@ -80,7 +80,7 @@ cdef class TLSTransport(Transport):
 
     cdef write(self, SendBuffer outgoing):
         cdef bint corked = outgoing.pending_bytes > RECORD_BYTES
-        # One record is one call, but packets may be larger: see `cork`.
+        # Each record is one send, but a packet may hold several: see `cork`.
         if corked:
             cork(self.fd, True)
         try:
@@ -106,14 +106,15 @@ cdef class TLSTransport(Transport):
             turn_bytes += moved
 
     cdef bint has_pending(self) except -1:
-        # What OpenSSL has decrypted and not handed out is not seen in the socket.
+        # Bytes that OpenSSL has decrypted do not make the socket readable.
         return self.is_secure and self.sock.pending() > 0
 
     cdef await_bytes(self, Py_ssize_t missing_bytes):
-        """While much is missing, be woken for many records and not for each.
+        """While much is missing, wake up once for many records.
 
-        Only for bytes that must still come by the socket, as those in OpenSSL wake nobody; and for
-        a part of them, so that this side decrypts while the other encrypts.
+        The low-water mark counts only bytes that must still arrive on the socket, because those
+        buffered in OpenSSL cause no wake-up. It is a part of them, so that this side decrypts while
+        the peer encrypts.
         """
         cdef Py_ssize_t due_bytes = missing_bytes - HELD_BYTES
         cdef int wanted_bytes = max(1, min(due_bytes // LOW_WATER_PART, LOW_WATER_BYTES))

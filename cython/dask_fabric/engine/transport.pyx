@@ -1,4 +1,4 @@
-"""How the bytes of a connection go through its socket, where no TLS is needed."""
+"""Moves the bytes of a connection through its socket, without TLS."""
 
 import os
 
@@ -12,54 +12,54 @@ from dask_fabric.paths.stream cimport (
 from dask_fabric.wire.send_buffer cimport SendBuffer
 
 cdef enum:
-    TURN_BYTES = 1 << 20        # what is sent before the loop sees to others
+    TURN_BYTES = 1 << 20        # the most that the loop sends in one turn
 
 
 @cython.auto_pickle(False)
 cdef class Transport:
-    """The bytes of one socket; the base of those with TLS and without.
+    """Base class: moves bytes through one socket, with or without TLS.
 
     Attributes
     ----------
     sock : socket.socket
-        Connected and non-blocking; belongs to the channel that has the transport.
+        Connected and non-blocking; owned by the channel that has the transport.
     peer_certificate : dict or None
-        As `ssl.SSLSocket.getpeercert` gives it.
+        As from `ssl.SSLSocket.getpeercert`.
     cipher : tuple or None
         Name, protocol and secret bits of the cipher in use.
     """
 
     cdef bint secure(self) except -1:
-        """Go on to secure the socket; True when that is done."""
+        """Continue the TLS handshake, if any; True when it is complete."""
         return True
 
     cdef Py_ssize_t read(self, char *room, Py_ssize_t nbytes) except -2:
-        """Read once; 0 at the end of the stream, -1 where nothing is there yet."""
+        """Read once; 0 at the end of the stream, -1 if nothing is there yet."""
         raise NotImplementedError
 
     cdef write(self, SendBuffer outgoing):
-        """Write what the socket takes now, and not so much that others have to wait."""
+        """Write as much as the socket accepts, up to the budget of one turn."""
         raise NotImplementedError
 
     cdef bint has_pending(self) except -1:
-        """Whether bytes are there that the loop cannot see in the socket."""
+        """Whether received bytes are buffered where the loop does not see them, in OpenSSL."""
         return False
 
     cdef await_bytes(self, Py_ssize_t missing_bytes):
-        """The loop is about to wait for so many bytes."""
+        """The loop is about to wait for this many bytes of a message."""
 
 
 @cython.auto_pickle(False)
 @cython.final
 cdef class PlainTransport(Transport):
-    """The bytes of one socket as they are.
+    """Moves bytes through one socket without TLS.
 
     Parameters
     ----------
     sock : socket.socket
-        Connected and non-blocking; belongs to the transport from now on.
+        Connected and non-blocking; owned by the transport from now on.
     bulk_bytes : int
-        Above it, bytes are moved by native threads.
+        Larger amounts are moved by native threads.
     """
 
     def __init__(self, sock, bulk_bytes):

@@ -1,8 +1,8 @@
-"""What a reader waits for, in the place of an asyncio future."""
+"""An awaitable for the next message, in place of an asyncio future."""
 
 cdef class Waiter:
     cdef object loop
-    cdef object message             # until it is taken: nobody else keeps its frames alive
+    cdef object message             # until the task takes it: the only reference to its frames
     cdef object error
     cdef object callback
     cdef object context
@@ -10,5 +10,5 @@ cdef class Waiter:
     cdef public bint _asyncio_future_blocking
 
     cdef put(self, message)
-    cdef go_on(self)
+    cdef resume(self)
     cdef _wake(self)

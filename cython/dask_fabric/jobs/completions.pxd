@@ -1,4 +1,4 @@
-"""Jobs of native threads: how an event loop learns of their ends, and how they are cancelled."""
+"""Jobs of native threads: the delivery of their completions, cancellation, and quarantine."""
 
 from libc.stdint cimport int64_t, uint64_t
 
@@ -7,28 +7,28 @@ from dask_fabric.jobs.mailbox cimport Mailbox
 cdef class CompletionQueue
 
 cdef class Job:
-    cdef uint64_t name          # as its native threads know it; 0 before it begins
-    cdef uint64_t tag           # as its completion queue knows it
-    cdef CompletionQueue queue  # None when nothing is awaited any more
-    cdef object owner           # weak reference, to whom `_job_ended` belongs
-    cdef object subject         # what the owner knows it by
-    cdef int64_t waited_ns      # when it has ended: how long it waited for the loop,
-    cdef int64_t busy_ns        # and how long it moved bytes; 0 where nobody knows
+    cdef uint64_t name          # identifies it to its native threads; 0 before it begins
+    cdef uint64_t tag           # identifies it to its completion queue
+    cdef CompletionQueue queue  # None once it has completed or was cancelled
+    cdef object owner           # weak reference to the object whose `_job_ended` is called
+    cdef object subject         # identifies it to the owner
+    cdef int64_t waited_ns      # after its end: how long the completion waited for the loop,
+    cdef int64_t busy_ns        # and how long the job moved bytes; 0 if unknown
 
     cdef begin(self, CompletionQueue queue, object owner)
     cdef bint cancel(self, object memory=*, object free=*) except -1
 
-    # what each kind of job does by itself
+    # implemented by each kind of job
     cdef uint64_t _start(self, Mailbox *mailbox) except 0
     cdef bint _end(self) noexcept
     cdef bint _is_in_use(self) except -1
 
 cdef class CompletionQueue:
     cdef object loop                # weak reference
-    cdef Mailbox *mailbox           # NULL while nobody uses the queue
-    cdef dict jobs                  # tag -> the job whose end is awaited
+    cdef Mailbox *mailbox           # NULL while the queue has no users
+    cdef dict jobs                  # tag -> running job
     cdef Py_ssize_t user_count
-    cdef bint reaps                 # soon
+    cdef bint is_reap_scheduled
 
     cdef open(self)
     cdef close(self)

@@ -1,15 +1,24 @@
-"""Jobs of native threads: how an event loop learns of their ends, and how they are cancelled.
+"""Jobs of native threads: the delivery of their completions, cancellation, and quarantine.
 
 Theory of operation
 -------------------
-A `Job` is something that native threads do for one owner, a channel. Its end is posted to the
-mailbox of a `CompletionQueue`, of which each event loop has one; the loop watches the event fd of
-the mailbox, one wake-up hands over every job that ended, and the owner of each is called.
+A `Job` is work that native threads do for one owner, a channel. Each event loop has one
+`CompletionQueue`, with a mailbox. What a job goes through:
 
-A job can be cancelled at any time; then its owner is not called. A thread that waits in the kernel
-for a page, of another process or of a file that some server does not bring, cannot be interrupted;
-and a network library may keep memory although its operation was cancelled. A comm ends all the
-same, and memory that is still in use stays in *quarantine*.
+1. `begin` gives the job a tag and starts it (`_start`, in the subclass).
+2. A native thread posts a `Completion` with that tag to the mailbox, without the GIL. This makes
+   the mailbox's event fd readable, which the loop watches. One wake-up collects all completions.
+3. The queue looks the tag up and calls the owner's `_job_ended`.
+
+`cancel` ends a job at any time, and its owner is not called. A completion that was already posted
+finds no job of its tag, and is ignored: tags are never reused. The order in `cancel` matters: the
+queue forgets the job first, then the native side ends it (`_end`).
+
+Cancelling cannot always free the job's memory. A thread may wait in the kernel for a page of
+another process, or of a file on a slow server, and cannot be interrupted. A network library may
+keep memory of a cancelled operation. The comm closes all the same. The memory, and whatever else
+the job uses, goes to *quarantine*: the list keeps it alive, and `reap` polls each entry
+(`_is_in_use`) and frees it once nothing uses it.
 """
 
 import os
@@ -27,9 +36,9 @@ from dask_fabric.linux cimport eventfd_read, eventfd_write
 REAP_SECONDS = 0.1
 
 _queues = weakref.WeakKeyDictionary()
-_quarantine = []                # (job, what owns its memory, what to call in the end or None)
+_quarantine = []                # (job, owner of its memory, function to call in the end or None)
 
-cdef uint64_t last_tag = 0      # of all queues together: no job is ever taken for another
+cdef uint64_t last_tag = 0      # shared by all queues: tags are unique in the process
 
 
 def _after_fork_in_child():
@@ -42,7 +51,7 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def queue_of(loop):
-    """The completion queue of an event loop, made at the first call.
+    """Return the completion queue of an event loop; made at the first call.
 
     Parameters
     ----------
@@ -61,10 +70,10 @@ def queue_of(loop):
 @cython.auto_pickle(False)
 @cython.final
 cdef class CompletionQueue:
-    """Jobs of one event loop, and the owners that await their ends.
+    """Collects the completions of one event loop's jobs, and calls the jobs' owners.
 
-    The loop watches the queue only while it has users, so that a loop without comms has no file
-    descriptor of ours.
+    The loop watches the queue only while it has users: a loop without comms has no file descriptor
+    of ours.
     """
 
     def __cinit__(self, loop):
@@ -72,7 +81,7 @@ cdef class CompletionQueue:
         self.jobs = {}
 
     def __del__(self):
-        # Before anything in a cycle is taken apart: native threads may be using its memory.
+        # In __del__, because native threads may use memory that __dealloc__ finds cleared.
         for job in list(self.jobs.values()):
             (<Job> job).cancel()
 
@@ -81,7 +90,7 @@ cdef class CompletionQueue:
             close_mailbox(self.mailbox)
 
     cdef open(self):
-        """Count one more user; for the first the loop begins to watch the queue."""
+        """Add a user. The loop starts watching the queue with the first one."""
         if self.user_count == 0:
             if self.mailbox == NULL:
                 self.mailbox = open_mailbox()
@@ -89,7 +98,7 @@ cdef class CompletionQueue:
         self.user_count += 1
 
     cdef close(self):
-        """Count one user less; with the last, whose jobs have ended, the event fd is closed."""
+        """Remove a user, whose jobs have ended. With the last one the event fd is closed."""
         self.user_count -= 1
         if self.user_count > 0:
             return
@@ -100,7 +109,7 @@ cdef class CompletionQueue:
         self.mailbox = NULL
 
     cdef expect(self, Job job):
-        """Give a job that is about to start its tag, and await its end."""
+        """Register a job that is about to start, and set its tag."""
         global last_tag
         last_tag += 1
         job.tag = last_tag
@@ -108,19 +117,19 @@ cdef class CompletionQueue:
         self.jobs[job.tag] = job
 
     cdef bint forget(self, Job job) except -1:
-        """Call nobody at the job's end; False where it has ended and its owner was called."""
+        """Do not call the owner at the job's end; False if it was called already."""
         job.queue = None
         return self.jobs.pop(job.tag, None) is not None
 
     cdef reap_later(self):
-        """Look after the quarantine soon, and again while it is not empty."""
+        """Schedule `reap`, repeated while the quarantine is not empty."""
         loop = self.loop()
-        if not self.reaps and loop is not None and not loop.is_closed():
-            self.reaps = True
+        if not self.is_reap_scheduled and loop is not None and not loop.is_closed():
+            self.is_reap_scheduled = True
             loop.call_later(REAP_SECONDS, self._reap)
 
     def _reap(self):
-        self.reaps = False
+        self.is_reap_scheduled = False
         if reap():
             self.reap_later()
 
@@ -152,7 +161,7 @@ cdef class CompletionQueue:
             try:
                 owner._job_ended(job, completion.progress, completion.error, completion.moved_bytes)
             except BaseException:
-                # The event fd is read already; the other completions must not wait for the next.
+                # The event fd is reset already: set it again for the remaining completions.
                 if self.mailbox != NULL:
                     eventfd_write(self.mailbox.event_fd, 1)
                 raise
@@ -162,9 +171,9 @@ cdef class CompletionQueue:
 
 @cython.auto_pickle(False)
 cdef class Job:
-    """What native threads do; its end is reported by a completion queue, or it is cancelled.
+    """Work of native threads; it ends with a completion, or by cancellation.
 
-    A subclass has its parameters, and starts it in the threads of its kind.
+    A subclass holds the parameters, and starts the work in its native threads.
     """
 
     cdef begin(self, CompletionQueue queue, object owner):
@@ -173,8 +182,8 @@ cdef class Job:
         Parameters
         ----------
         owner : weakref.ref
-            The owner is not kept alive: it reaches the loop, and would live for ever where the loop
-            is closed before the end. One that dies cancels its jobs.
+            Weak, because the owner refers to the loop: if the loop is closed before the job ends,
+            it would never be freed. An owner that dies cancels its jobs.
         """
         self.owner = owner
         queue.expect(self)
@@ -185,19 +194,19 @@ cdef class Job:
             raise
 
     cdef bint cancel(self, object memory=None, object free=None) except -1:
-        """End the job, unless it has ended; its owner hears no more of it.
+        """Cancel the job, unless it has ended. Its owner is not called.
 
         Parameters
         ----------
         memory : object
-            What owns the memory that the job uses.
+            The owner of the memory that the job uses.
         free : callable, optional
-            Called when that is in use no more, if it still is now.
+            Called when the memory leaves quarantine, if it goes there.
 
         Returns
         -------
         bool
-            Whether something may still use the memory: then it stays in quarantine.
+            Whether the memory may still be in use, and is in quarantine.
         """
         cdef CompletionQueue queue = self.queue
         self.subject = None
@@ -208,37 +217,37 @@ cdef class Job:
         return True
 
     cdef uint64_t _start(self, Mailbox *mailbox) except 0:
-        """Start it in native threads, which post `tag` to the mailbox; give their name for it."""
+        """Start it in native threads, which post `tag` to the mailbox; return its name there."""
         raise NotImplementedError
 
     cdef bint _end(self) noexcept:
-        """End it in the native threads; True if they may still use its memory."""
+        """Cancel it in the native threads; True if they may still use its memory."""
         return False
 
     cdef bint _is_in_use(self) except -1:
-        """Whether the memory of a job that was cancelled is still in use."""
+        """Whether the memory of a cancelled job is still in use."""
         return False
 
 # ---------------------------------------------------------------- quarantine
 
 def statistics():
-    """What is in quarantine.
+    """Count the jobs in quarantine.
 
     Returns
     -------
     dict
-        ``quarantined_count``, of cancelled jobs whose memory is still in use.
+        ``quarantined_count``: cancelled jobs whose memory is still in use.
     """
     return {"quarantined_count": len(_quarantine)}
 
 
 cpdef bint reap() except -1:
-    """Free what nothing uses any more, and say whether something is left."""
+    """Free the entries of the quarantine that are not in use any more; True if some are left."""
     if not _quarantine:
         return False
-    ended = [kept for kept in _quarantine if not (<Job> kept[0])._is_in_use()]
-    for kept in ended:
-        _quarantine.remove(kept)
-        if kept[2] is not None:
-            kept[2]()
+    ended = [entry for entry in _quarantine if not (<Job> entry[0])._is_in_use()]
+    for entry in ended:
+        _quarantine.remove(entry)
+        if entry[2] is not None:
+            entry[2]()
     return bool(_quarantine)

@@ -1,4 +1,4 @@
-"""A mailbox: where native threads put the ends of jobs, for one event loop to collect."""
+"""A mailbox: native threads post completions to it, and one event loop collects them."""
 
 import os
 
@@ -25,7 +25,7 @@ cdef Mailbox *open_mailbox() except NULL:
 
 
 cdef void close_mailbox(Mailbox *mailbox) noexcept nogil:
-    """Free a mailbox; the caller has cancelled or seen the end of every job that names it."""
+    """Free a mailbox. Every job that refers to it must have ended or been cancelled."""
     cdef Completion unread
     while next_completion(mailbox, &unread):
         pass
@@ -34,37 +34,37 @@ cdef void close_mailbox(Mailbox *mailbox) noexcept nogil:
     free(mailbox)
 
 
-cdef void post(Mailbox *mailbox, Ended *ended) noexcept nogil:
-    """Put in the end of a job, which belongs to the mailbox from now on, and wake its loop."""
-    ended.next = NULL
-    ended.completion.posted_ns = now_ns()
+cdef void post(Mailbox *mailbox, CompletionNode *node) noexcept nogil:
+    """Append a completion, which the mailbox owns from now on, and wake the loop."""
+    node.next = NULL
+    node.completion.posted_ns = now_ns()
     pthread_mutex_lock(&mailbox.mutex)
     if mailbox.last == NULL:
-        mailbox.first = ended
+        mailbox.first = node
     else:
-        mailbox.last.next = ended
-    mailbox.last = ended
-    # Under the mutex: who has collected the last end may close the mailbox.
+        mailbox.last.next = node
+    mailbox.last = node
+    # Under the mutex: once the loop has collected the last completion, it may free the mailbox.
     eventfd_write(mailbox.event_fd, 1)
     pthread_mutex_unlock(&mailbox.mutex)
 
 
 cdef bint next_completion(Mailbox *mailbox, Completion *completion) noexcept nogil:
-    """Take the oldest end out of the mailbox; False where there is none."""
-    cdef Ended *ended
+    """Remove the oldest completion; False if there is none."""
+    cdef CompletionNode *node
     pthread_mutex_lock(&mailbox.mutex)
-    ended = mailbox.first
-    if ended != NULL:
-        mailbox.first = ended.next
+    node = mailbox.first
+    if node != NULL:
+        mailbox.first = node.next
         if mailbox.first == NULL:
             mailbox.last = NULL
-        completion[0] = ended.completion
+        completion[0] = node.completion
     pthread_mutex_unlock(&mailbox.mutex)
-    free(ended)
-    return ended != NULL
+    free(node)
+    return node != NULL
 
 
 cdef void forget_all(Mailbox *mailbox) noexcept nogil:
-    """In a forked child: what is in it is the parent's, and so is a mutex that may be locked."""
+    """In a forked child: drop the parent's completions, and renew the mutex, maybe left locked."""
     mailbox.first = mailbox.last = NULL
     pthread_mutex_init(&mailbox.mutex, NULL)

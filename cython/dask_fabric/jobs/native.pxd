@@ -1,4 +1,4 @@
-"""Native threads: starting them, and how many there shall be."""
+"""Native threads: starting them, and how many to start."""
 
 from posix.time cimport timespec
 

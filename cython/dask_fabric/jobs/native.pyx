@@ -1,4 +1,4 @@
-"""Native threads: starting them, and how many there shall be."""
+"""Native threads: starting them, and how many to start."""
 
 from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 
@@ -9,13 +9,13 @@ from dask_fabric.linux cimport (
 )
 
 cdef enum:
-    CANCEL_NS = 5_000_000       # what a cancellation waits for a thread at most
+    CANCEL_NS = 5_000_000       # longest wait of a cancellation for a thread
 
 cdef Py_ssize_t thread_count_goal = 1
 
 
 def configure(int thread_count):
-    """Set the number of native threads of each kind; threads that run already stay.
+    """Set the number of native threads of each kind; running threads are not stopped.
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ def configure(int thread_count):
 
 
 cdef timespec wait_limit() noexcept nogil:
-    """The time until which a cancellation waits, in an event loop, for a thread."""
+    """The deadline of a cancellation, which runs in an event loop."""
     cdef timespec until
     clock_gettime(CLOCK_REALTIME, &until)
     until.tv_nsec += CANCEL_NS
@@ -43,7 +43,7 @@ cdef int thread_goal() noexcept nogil:
 
 
 cdef int start_thread(ThreadMain main, void *argument) noexcept nogil:
-    """Start a thread that nobody waits for; 0, or the errno."""
+    """Start a detached thread; 0, or the errno."""
     cdef pthread_t thread
     cdef int error = pthread_create(&thread, NULL, main, argument)
     if error == 0:
@@ -52,7 +52,7 @@ cdef int start_thread(ThreadMain main, void *argument) noexcept nogil:
 
 
 cdef void prepare_thread(const char *name) noexcept nogil:
-    """What a thread does first: signals are for Python's main thread."""
+    """Name the current thread, and block all signals: Python's main thread handles them."""
     cdef sigset_t signals
     sigfillset(&signals)
     pthread_sigmask(SIG_SETMASK, &signals, NULL)

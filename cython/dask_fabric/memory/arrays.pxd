@@ -1,4 +1,4 @@
-"""NumPy arrays that own memory of the pool: what large frames are received into."""
+"""NumPy arrays that own memory of the pool: the destination of large frames."""
 
 from libc.stdint cimport uint64_t
 
@@ -7,6 +7,6 @@ from dask_fabric.memory.pool cimport Buffer
 cpdef object new_array(Py_ssize_t nbytes, uint64_t like=*)
 
 cdef object array_of(Buffer buffer)
-cdef void keep_small(char *data) noexcept
+cdef void prefer_small_pages(char *data) noexcept
 cdef char *data_of(object array) noexcept
 cpdef bint pin(object array, object pin_memory) except -1

@@ -1,12 +1,12 @@
 """NumPy arrays that own memory of the pool.
 
 Code that looks for the owner of an array's memory (distributed's own does) follows ``base`` and
-``obj`` and accepts the end of that chain only if it is bytes, bytearray or an array that owns its
-memory. So the owner must be an array, and NumPy asks for its memory and frees it through a handler
-of ours (NEP 49), which is in force during that one allocation only.
+``obj``, and accepts the end of that chain only if it is bytes, bytearray or an array that owns its
+memory. So the owner must be an array. NumPy allocates and frees its memory through our handler (NEP
+49), which is set during that one allocation only.
 
-All of this happens under the GIL. What frees memory uses C structures alone: arrays die at any
-time, also while the interpreter ends or an exception is on its way.
+Everything here needs the GIL. The functions that free memory use C structures only: an array may
+die at any time, also while the interpreter ends or an exception propagates.
 """
 
 cimport numpy as cnp
@@ -26,20 +26,20 @@ cdef extern from *:
 
 cdef enum:
     BUCKET_BITS = 13
-    BUCKET_COUNT = 1 << BUCKET_BITS     # for 100,000 live arrays still short chains
+    BUCKET_COUNT = 1 << BUCKET_BITS     # short chains even with 100,000 live arrays
 
-# The buffers whose memory arrays own, by its address; each holds a reference.
+# Hash table of the buffers that arrays own, by address. Each entry holds a reference.
 cdef PyObject *buckets[BUCKET_COUNT]
-cdef Buffer offered = None              # for the next allocation of its size
+cdef Buffer next_buffer = None          # for the next allocation of its size by NumPy
 
 
 cdef inline PyObject **bucket_of(const void *data) noexcept:
-    # Fibonacci hashing: the low bits of aligned addresses are all alike.
+    # Fibonacci hashing: the low bits of aligned addresses are all equal.
     return &buckets[(<uintptr_t>data * <uint64_t>0x9E3779B97F4A7C15) >> (64 - BUCKET_BITS)]
 
 
 cdef PyObject **link_to(const void *data) noexcept:
-    """The link that holds the buffer of this memory; NULL for memory that is not the pool's."""
+    """The link to the buffer of this memory; NULL if the memory is not the pool's."""
     cdef PyObject **link = bucket_of(data)
     while link[0] != NULL:
         if (<Buffer>link[0]).data == data:
@@ -51,12 +51,12 @@ cdef PyObject **link_to(const void *data) noexcept:
 # ---------------------------------------------------------------- NumPy's memory handler
 
 cdef void *take(void *context, size_t nbytes) noexcept:
-    """The memory on offer; else, as to a finalizer that runs in between, plain memory."""
-    global offered
-    cdef Buffer buffer = offered
+    """Hand out `next_buffer`; plain memory for others, such as a finalizer that runs meanwhile."""
+    global next_buffer
+    cdef Buffer buffer = next_buffer
     if buffer is None or <size_t>buffer.nbytes != nbytes:
         return malloc(nbytes)
-    offered = None
+    next_buffer = None
     return adopt(buffer)
 
 
@@ -157,7 +157,7 @@ def share_results():
 # ---------------------------------------------------------------- arrays
 
 cpdef object new_array(Py_ssize_t nbytes, uint64_t like=0):
-    """An array that owns memory of the pool and hands it back when it dies.
+    """Make an array that owns memory of the pool, and returns it when it dies.
 
     Parameters
     ----------
@@ -183,21 +183,20 @@ cpdef object new_array(Py_ssize_t nbytes, uint64_t like=0):
 
 cdef object array_of(Buffer buffer):
     """An array of bytes that owns the memory of a buffer."""
-    global offered
+    global next_buffer
     cdef cnp.npy_intp length = buffer.nbytes
     previous = cnp.PyDataMem_SetHandler(handler_capsule)
     try:
-        offered = buffer
+        next_buffer = buffer
         return cnp.PyArray_SimpleNew(1, &length, cnp.NPY_UINT8)
     finally:
-        if offered is buffer:
-            offered = None
+        if next_buffer is buffer:
+            next_buffer = None
         cnp.PyDataMem_SetHandler(previous)
 
 
-cdef void keep_small(char *data) noexcept:
-    """Let only what is written become resident of an array from `new_array` with this memory, which
-    is not written yet."""
+cdef void prefer_small_pages(char *data) noexcept:
+    """Forgo huge pages for an array from `new_array`, by its address, before it is written to."""
     cdef PyObject **link = link_to(data)
     if link != NULL:
         use_small_pages(<Buffer>link[0])
@@ -208,14 +207,14 @@ cdef char *data_of(object array) noexcept:
 
 
 cpdef bint pin(object array, object pin_memory) except -1:
-    """Pin the memory of an array once: the pool keeps it as it is for whoever comes next.
+    """Pin the memory of an array; it stays pinned when the pool recycles it.
 
     Parameters
     ----------
     array : object
-        What `new_array` gave; anything else is left alone.
+        From `new_array`; any other object is ignored.
     pin_memory : callable
-        ``(address, nbytes)``; what it raises passes, and nothing is pinned.
+        ``(address, nbytes)``; its exceptions propagate, and nothing is pinned then.
 
     Returns
     -------

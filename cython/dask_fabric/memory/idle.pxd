@@ -1,4 +1,4 @@
-"""The idle memory of the pool, and its figures."""
+"""The idle slabs of the pool, and its statistics."""
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
@@ -6,18 +6,19 @@ cdef Py_ssize_t LARGEST_BYTES       # the address space of a process
 cdef int64_t NEVER_NS
 
 cdef struct Slab:
-    # Idle memory. The node lies apart from it: a late write into freed memory harms no list.
+    # Idle memory. The list node is kept out of band, so that a use-after-free cannot corrupt a
+    # list.
     char *data
     Py_ssize_t capacity_bytes
     int size_class
-    bint is_pinned          # is in its stack alone: it has no age, and is never given back
+    bint is_pinned          # never freed: it is only in the stack of its class, not in the list
     bint has_small_pages    # for its last frame; see `pool.use_small_pages`
     uint32_t number         # of the memory file; 0 elsewhere
     int64_t released_ns
     uint64_t release_number
-    Slab *newer             # among all idle slabs
+    Slab *newer             # in the list of all idle slabs, by age
     Slab *older
-    Slab *above             # in the stack of its class
+    Slab *above             # in the stack (free list) of its class
     Slab *below
 
 cdef struct Figures:        # as a dict, the statistics
@@ -35,11 +36,11 @@ cdef struct Figures:        # as a dict, the statistics
     Py_ssize_t pressure_limit_bytes
     double idle_seconds
 
-# Of these, `snapshot` adds those of buffers in use, hits, misses and pinned_bytes from `usage`. All
-# others change under the lock, and the limits under the GIL too.
+# `snapshot` fills the fields that are also in `Usage`. The others change under the lock; the limits
+# also need the GIL.
 cdef Figures figures
 
-cdef struct Usage:          # changes under the GIL, without the lock: read and written as atomics
+cdef struct Usage:          # changes under the GIL, not the lock: read and written as atomics
     Py_ssize_t in_use_bytes
     Py_ssize_t in_use_count
     Py_ssize_t hits_count
@@ -49,7 +50,7 @@ cdef struct Usage:          # changes under the GIL, without the lock: read and 
 cdef Usage usage
 
 cdef enum:
-    STEP_COUNT = 32         # classes per doubling, so that a slab has 1/32 more than its frame
+    STEP_COUNT = 32         # classes per doubling: a slab exceeds its frame by at most 1/32
 
 cdef inline Py_ssize_t class_bytes(int size_class) noexcept nogil:
     return <Py_ssize_t>(STEP_COUNT + size_class % STEP_COUNT) << (11 + size_class // STEP_COUNT)

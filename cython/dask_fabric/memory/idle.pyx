@@ -1,4 +1,4 @@
-"""Idle slabs: kept for a while, the most recently used on top, and given back oldest first.
+"""Idle slabs: a free list per size class, most recently used on top, and a list of all by age.
 
 A lock guards them, because native threads trim them without the GIL. No memory is mapped or
 unmapped under the lock, and no file is read.
@@ -22,8 +22,8 @@ cdef extern from "<pthread.h>" nogil:
 
 cdef enum:
     CLASS_COUNT = 31 * STEP_COUNT + 1       # 64 KiB to LARGEST_BYTES
-    BATCH_COUNT = 64        # slabs given up in one go, so that no thread waits long
-    EXPIRED_COUNT = 2       # the same in passing, on allocation and release
+    BATCH_COUNT = 64        # slabs detached under the lock at once, so that no thread waits long
+    EXPIRED_COUNT = 2       # slabs trimmed in passing, by an allocation or release
 
 LARGEST_BYTES = <Py_ssize_t>1 << 47
 NEVER_NS = -1
@@ -75,7 +75,7 @@ cdef bint has_idle() noexcept nogil:
 
 
 renew_lock()
-# The lock is held across a fork: the child must not inherit lists that a native thread is changing.
+# The lock is held across a fork: the child must not inherit half-changed lists.
 if pthread_atfork(lock, unlock, renew_lock):
     raise MemoryError("cannot register the handlers that keep the buffer pool usable after a fork")
 
@@ -132,40 +132,40 @@ cdef inline int64_t expiry(int64_t now_ns) noexcept nogil:
     return now_ns - <int64_t>(figures.idle_seconds * 1e9)
 
 
-cdef Py_ssize_t detach(Slab **doomed, Py_ssize_t target_bytes, int64_t expiry_ns,
+cdef Py_ssize_t detach(Slab **victims, Py_ssize_t target_bytes, int64_t expiry_ns,
                        int limit_count) noexcept nogil:
-    """Move the oldest slabs to the chain `doomed` while more than target_bytes are idle, or while
-    they were released at expiry_ns or before, but no more than limit_count. Returns their bytes."""
+    """Move the oldest slabs to the chain `victims`, while more than target_bytes are idle or they
+    were released at or before expiry_ns, at most limit_count of them. Returns their bytes."""
     cdef Py_ssize_t before_bytes = figures.idle_bytes
     cdef Slab *slab = oldest
     while slab != NULL and limit_count > 0 and (
             figures.idle_bytes > target_bytes or slab.released_ns <= expiry_ns):
         unlink(slab)
-        slab.below = doomed[0]
-        doomed[0] = slab
+        slab.below = victims[0]
+        victims[0] = slab
         slab = oldest
         limit_count -= 1
     return before_bytes - figures.idle_bytes
 
 
 cdef Slab *warmest(int size_class, Py_ssize_t most_bytes) noexcept nogil:
-    """The most recently released slab of this class or a larger one, up to most_bytes: the fewer
-    slabs take turns, the more of them is in the caches."""
-    cdef Slab *found = top[size_class]
+    """The most recently released slab of this class or a larger one, up to most_bytes: its memory
+    is the most likely to be in the caches."""
+    cdef Slab *slab = top[size_class]
     cdef Slab *other
     size_class += 1
     while size_class < CLASS_COUNT and class_bytes(size_class) <= most_bytes:
         other = top[size_class]
-        if other != NULL and (found == NULL or other.release_number > found.release_number):
-            found = other
+        if other != NULL and (slab == NULL or other.release_number > slab.release_number):
+            slab = other
         size_class += 1
-    return found
+    return slab
 
 
 # ---------------------------------------------------------------- without the lock
 
 cdef bint is_under_pressure(int64_t now_ns) noexcept nogil:
-    """Whether the process is above the limit, as seen some time ago at most."""
+    """Whether the process's RSS is above the limit; measured once per `RSS_INTERVAL_NS`."""
     global next_rss_ns, is_rss_high
     cdef Py_ssize_t limit_bytes
     cdef bint is_due, is_high
@@ -173,7 +173,7 @@ cdef bint is_under_pressure(int64_t now_ns) noexcept nogil:
     limit_bytes = figures.pressure_limit_bytes
     is_due = limit_bytes > 0 and now_ns >= next_rss_ns
     is_high = limit_bytes > 0 and is_rss_high
-    if is_due:              # by this thread; others go by what was seen last
+    if is_due:              # this thread measures, others use the last result
         next_rss_ns = now_ns + RSS_INTERVAL_NS
     unlock()
     if not is_due:
@@ -187,7 +187,7 @@ cdef bint is_under_pressure(int64_t now_ns) noexcept nogil:
 
 
 cdef void destroy(Slab *slab) noexcept nogil:
-    """Give the memory of a whole chain back to the system."""
+    """Return the memory of a whole chain to the system."""
     cdef Slab *following
     while slab != NULL:
         following = slab.below
@@ -200,41 +200,42 @@ cdef void destroy(Slab *slab) noexcept nogil:
 
 
 cdef Py_ssize_t trim_to(Py_ssize_t target_bytes, int64_t expiry_ns) noexcept nogil:
-    """As `detach`, but without a limit: batch by batch. Returns the bytes given back."""
+    """As `detach`, batch by batch without a limit, and free the slabs. Returns the bytes freed."""
     cdef Py_ssize_t freed_bytes = 0, step_bytes
-    cdef Slab *doomed
+    cdef Slab *victims
     while True:
-        doomed = NULL
+        victims = NULL
         lock()
-        step_bytes = detach(&doomed, target_bytes, expiry_ns, BATCH_COUNT)
+        step_bytes = detach(&victims, target_bytes, expiry_ns, BATCH_COUNT)
         figures.trimmed_bytes += step_bytes
         unlock()
-        if doomed == NULL:
+        if victims == NULL:
             return freed_bytes
-        destroy(doomed)
+        destroy(victims)
         freed_bytes += step_bytes
 
 
 cdef Slab *take_idle(int size_class, Py_ssize_t most_bytes) noexcept nogil:
-    """A slab of this class, or else of up to most_bytes; NULL where none is idle."""
-    cdef Slab *doomed = NULL
+    """Take an idle slab of this class, or of a larger one up to most_bytes; NULL if there is none.
+    """
+    cdef Slab *victims = NULL
     cdef Slab *slab
     lock()
     slab = warmest(size_class, most_bytes)
     if slab != NULL:
         unlink(slab)
-    figures.trimmed_bytes += detach(&doomed, ANY_BYTES, expiry(coarse_ns()), EXPIRED_COUNT)
+    figures.trimmed_bytes += detach(&victims, ANY_BYTES, expiry(coarse_ns()), EXPIRED_COUNT)
     unlock()
-    destroy(doomed)
+    destroy(victims)
     return slab
 
 
 cdef void keep_idle(Slab *slab) noexcept nogil:
-    """Make the slab idle, or give it back where the bound or the pressure forbid that.
+    """Make the slab idle, or free it if the bound or memory pressure forbids that.
 
-    Pinned memory is kept: pinning costs more than all else, and only its owner can undo it.
+    A pinned slab is always kept: pinning is expensive, and only its owner can undo it.
     """
-    cdef Slab *doomed = NULL
+    cdef Slab *victims = NULL
     cdef Py_ssize_t room_bytes = -1
     cdef int64_t now_ns = coarse_ns()
     cdef bint is_pressed = is_under_pressure(now_ns)
@@ -246,21 +247,21 @@ cdef void keep_idle(Slab *slab) noexcept nogil:
     if not is_pressed:
         room_bytes = figures.max_idle_bytes - slab.capacity_bytes
     if room_bytes >= 0:
-        figures.evicted_bytes += detach(&doomed, room_bytes, NEVER_NS, BATCH_COUNT)
-    # Many small slabs may leave too little room after one batch: then both sides give way.
+        figures.evicted_bytes += detach(&victims, room_bytes, NEVER_NS, BATCH_COUNT)
+    # One batch of small slabs may not make enough room: then this slab is freed as well.
     if figures.idle_bytes <= room_bytes:
         push(slab, now_ns)
     else:
         figures.evicted_bytes += slab.capacity_bytes
-        slab.below = doomed
-        doomed = slab
-    figures.trimmed_bytes += detach(&doomed, ANY_BYTES, expiry(now_ns), EXPIRED_COUNT)
+        slab.below = victims
+        victims = slab
+    figures.trimmed_bytes += detach(&victims, ANY_BYTES, expiry(now_ns), EXPIRED_COUNT)
     unlock()
-    destroy(doomed)
+    destroy(victims)
 
 
 cdef void trim_expired() noexcept nogil:
-    """Give back what was idle for too long; under memory pressure, all that is idle."""
+    """Free slabs that were idle for too long; under memory pressure, all idle slabs."""
     cdef int64_t expiry_ns, now_ns = coarse_ns()
     cdef Py_ssize_t target_bytes = 0 if is_under_pressure(now_ns) else ANY_BYTES
     lock()
@@ -271,7 +272,7 @@ cdef void trim_expired() noexcept nogil:
 
 cdef void set_limits(Py_ssize_t max_idle_bytes, double idle_seconds,
                      Py_ssize_t pressure_limit_bytes) noexcept nogil:
-    """Change what `pool.configure` changes; the new bound holds at once."""
+    """Change the settings of `pool.configure`; the new bound is enforced at once."""
     global next_rss_ns
     lock()
     figures.max_idle_bytes = max_idle_bytes

@@ -1,12 +1,27 @@
-"""The one pool of receive buffers of this process.
+"""The pool of receive buffers of this process.
 
-Below ``SMALL_BYTES`` a buffer is plain malloc. From there up it is a slab of a size class (32 per
-doubling), which comes back to an idle list when its buffer dies and is handed out again, the most
-recently used first.
+Theory of operation
+-------------------
+The problem: the kernel hands out fresh memory page by page, each cleared first, which costs more
+than the copy into it. But memory that is kept idle counts as resident, and Dask spills, pauses and
+kills workers by resident memory.
 
-What is resident stays near what was asked for, since Dask spills, pauses and kills by that: a slab
-has 1/32 more than its frame at most. It may come from a larger class, up to a quarter more, while
-what all buffers in use have borrowed so is little.
+* Buffers below ``SMALL_BYTES`` are plain malloc. Larger ones are *slabs*, in size classes (32 per
+  doubling, so that a slab exceeds its frame by at most 1/32). Frames above the pool's bound are
+  allocated and freed each time.
+* When a buffer's last view dies, its slab becomes *idle* (``memory.idle``): it goes on the free
+  list of its class. `allocate` takes the most recently used slab, whose memory is still in the
+  caches.
+* If its class has no idle slab, a buffer may borrow one of a larger class, up to a quarter larger.
+  The sum of what all buffers in use borrow is bounded (`most_bytes`).
+* Idle slabs are bounded in bytes and in time, and freed at once under memory pressure. The oldest
+  go first. Allocation and release free a few in passing, and native threads trim the rest.
+* A slab may be *pinned*, for copies to and from a device. It then stays in the pool until the
+  process ends.
+* Writing one byte makes a whole huge page resident. So a buffer may forgo huge pages until it is
+  recycled (`use_small_pages`): its pages then become resident as they are written.
+
+The GIL guards buffers in use. A lock guards idle slabs, because threads without the GIL trim them.
 """
 
 import operator
@@ -39,13 +54,14 @@ cdef enum:
     SMALL_BYTES = 64 << 10
     NOT_POOLED = -1
     NOT_CACHED = -2
-    STEP_BYTES = 16             # what every type is aligned to
-    MOST_SECONDS = 1000000000   # in ns they still fit 64 bits
+    STEP_BYTES = 16             # the largest alignment of any type
+    MOST_SECONDS = 1000000000   # fits 64 bits in nanoseconds
     PINNED_LIMIT_BYTES = 256 << 20
-    BORROWED_PART = 64          # of what is in use, or
+    # The bound of what all buffers borrow: this part of the bytes in use, or if more, these bytes.
+    BORROWED_PART = 64
     BORROWED_BYTES = 32 << 20
 
-# What the slabs in use have more than their own classes have.
+# By how much the slabs in use exceed the size classes of their buffers, in total.
 cdef Py_ssize_t borrowed_bytes = 0
 
 
@@ -57,14 +73,14 @@ cdef inline int class_of(Py_ssize_t nbytes) noexcept nogil:
 
 
 cdef inline Py_ssize_t most_bytes(Py_ssize_t nbytes) noexcept:
-    """How large a slab for so many bytes may be, where its own class has none."""
+    """The largest slab that a buffer may borrow if its own class has none idle."""
     cdef Py_ssize_t bound_bytes = max(<Py_ssize_t>BORROWED_BYTES,
                                       usage.in_use_bytes // BORROWED_PART)
     return nbytes + min(nbytes // 4, bound_bytes - borrowed_bytes)
 
 
 cdef void release(Buffer buffer) noexcept:
-    """Make the slab of a buffer idle."""
+    """Return a buffer's slab to the pool: it becomes idle."""
     global borrowed_bytes
     cdef char *data = buffer.data - buffer.lead_bytes
     cdef Slab *slab
@@ -122,7 +138,7 @@ cdef void reclaim() noexcept nogil:
 @cython.freelist(64)
 @cython.auto_pickle(False)      # a copy would free the same memory once more
 cdef class Buffer:
-    """Contiguous writeable host memory, handed back to the pool when its last view dies.
+    """Contiguous writeable host memory, returned to the pool when its last view dies.
 
     Made by `allocate` only. Its content is undefined until it is written. It exports a
     one-dimensional buffer of format ``B``.
@@ -130,7 +146,7 @@ cdef class Buffer:
     Attributes
     ----------
     nbytes : int
-        Length in bytes, as asked for.
+        Length in bytes, as requested.
     """
 
     def __init__(self):
@@ -151,7 +167,7 @@ cdef class Buffer:
 
 
 cdef void count_use(Buffer buffer, int sign) noexcept:
-    """Count a buffer as in use (1) or not (-1), as one that is kept for whoever needs it next."""
+    """Count a buffer as in use (1), or not (-1): freed, or a spare that some module keeps."""
     add_relaxed(&usage.in_use_bytes, sign * buffer.nbytes)
     add_relaxed(&usage.in_use_count, sign)
 
@@ -171,7 +187,7 @@ cdef void reuse(Buffer buffer, Slab *slab) noexcept:
 
 
 cdef void fill(Buffer buffer, Py_ssize_t nbytes) noexcept:
-    """Give the buffer a slab, of the idle ones if one fits; its data stay NULL without memory."""
+    """Give the buffer a slab, idle or new; `data` stays NULL if memory is short."""
     global borrowed_bytes
     cdef Slab *slab
     cdef int size_class = class_of(nbytes)
@@ -204,14 +220,14 @@ cdef void fill(Buffer buffer, Py_ssize_t nbytes) noexcept:
 
 
 cpdef Buffer allocate(Py_ssize_t nbytes, uint64_t like=0):
-    """Hand out memory for one frame.
+    """Allocate memory for one frame.
 
     Parameters
     ----------
     nbytes : int
         Length in bytes; 0 is allowed.
     like : int
-        An address; a pooled buffer lies in its cache line as what is there, in steps of 16 bytes.
+        An address: a pooled buffer gets the same offset within a cache line, in steps of 16 bytes.
 
     Returns
     -------
@@ -254,9 +270,10 @@ cdef Buffer buffer_on(Mapping *mapping, char *data, Py_ssize_t nbytes):
 
 
 cdef bint pin_slab(Buffer buffer, object pin) except -1:
-    """Have the slab of a buffer pinned, from now until the end of the process.
+    """Pin the slab of a buffer until the end of the process.
 
-    Returns whether it is: small ones share their pages with others, and all have a bound.
+    Returns whether it is pinned. Small slabs are not, because they share pages with others, and the
+    total is bounded.
     """
     if buffer.is_pinned:
         return True
@@ -274,9 +291,9 @@ cdef bint pin_slab(Buffer buffer, object pin) except -1:
 
 
 cdef void use_small_pages(Buffer buffer) noexcept:
-    """Let only what is written become resident, until the slab is handed out again.
+    """Forgo huge pages until the slab is recycled, so that only written pages become resident.
 
-    Before it is written: fresh memory loses its content.
+    Call this before writing to the buffer: a fresh slab loses its content.
     """
     if (buffer.size_class != NOT_POOLED and buffer.capacity_bytes >= HUGE_BYTES
             and not buffer.is_pinned and not buffer.slab):
@@ -292,19 +309,19 @@ cpdef bint has_idle_memory() noexcept nogil:
 
 
 cpdef void trim_idle() noexcept nogil:
-    """Give back what was idle for too long; under memory pressure, all that is idle."""
+    """Free slabs that were idle for too long; under memory pressure, all idle slabs."""
     if needs_care():
         reclaim()
     trim_expired()
 
 
 def trim(target_bytes=0):
-    """Give the longest idle memory back until at most target_bytes are idle (0: all of it).
+    """Free the longest idle slabs until at most target_bytes are idle (0: all of them).
 
     Returns
     -------
     int
-        Bytes given back.
+        Bytes freed.
     """
     cdef Py_ssize_t freed_bytes, target = checked_bytes("target_bytes", target_bytes)
     with nogil:
@@ -328,21 +345,21 @@ def checked_bytes(name, value):
 
 
 def configure(*, max_idle_bytes=None, idle_seconds=None, pressure_limit_bytes=None):
-    """Change settings of the pool, all or none; what is None stays as it is.
+    """Change settings of the pool, all or none; None leaves a setting unchanged.
 
     Parameters
     ----------
     max_idle_bytes : int, optional
-        Bound of the memory kept for later; 1 GiB at first. Larger frames are not cached.
+        Bound of the idle memory; initially 1 GiB. Larger frames are not cached.
     idle_seconds : float, optional
-        How long memory is kept unused; 10 at first.
+        How long memory may stay idle; initially 10.
     pressure_limit_bytes : int, optional
-        RSS of this process above which nothing is kept; 0, as at first, means no limit.
+        RSS of this process above which nothing stays idle; 0, the initial value, means no limit.
 
     Raises
     ------
     ConfigError
-        A value is not usable; the message names it.
+        A value is invalid; the message names it.
     """
     cdef Figures new = snapshot()
     if max_idle_bytes is not None:
@@ -356,16 +373,16 @@ def configure(*, max_idle_bytes=None, idle_seconds=None, pressure_limit_bytes=No
 
 
 def set_pressure_limit(rss_bytes):
-    """Keep nothing while the RSS of this process is above rss_bytes; 0 means no limit."""
+    """Keep nothing idle while the RSS of this process is above rss_bytes; 0 means no limit."""
     configure(pressure_limit_bytes=rss_bytes)
 
 
 def statistics():
-    """Figures of the pool, as a dict.
+    """Statistics of the pool, as a dict.
 
-    ``in_use_*`` is what live buffers were asked for; ``idle_*``, ``evicted_bytes`` (no room
-    within the bound, or under pressure) and ``trimmed_bytes`` (idle too long, or trimmed on
-    request) are whole slabs, and so is ``pinned_bytes``, idle or not. ``hits_count`` and
-    ``misses_count`` leave out small buffers.
+    ``in_use_*`` sum the requested sizes of live buffers. ``idle_*``, ``evicted_bytes`` (over the
+    bound, or under pressure), ``trimmed_bytes`` (idle too long, or trimmed on request) and
+    ``pinned_bytes`` (idle or not) sum whole slabs. ``hits_count`` and ``misses_count`` leave out
+    small buffers.
     """
     return snapshot()

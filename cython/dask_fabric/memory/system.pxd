@@ -1,4 +1,4 @@
-"""What the pool asks of the operating system: memory, the time, and how much is resident."""
+"""The pool's calls of the operating system: memory, time, and resident size."""
 
 from libc.stdint cimport int64_t
 
@@ -11,11 +11,11 @@ cdef Py_ssize_t PAGE_BYTES
 cdef inline Py_ssize_t whole_pages(Py_ssize_t nbytes) noexcept nogil:
     return (nbytes + PAGE_BYTES - 1) // PAGE_BYTES * PAGE_BYTES
 
-# Memory aligned to cache lines, with room for one more behind its capacity, which from HUGE_BYTES
-# up is of whole pages. Under the GIL.
+# Allocate memory aligned to cache lines, with one more cache line behind its capacity. From
+# HUGE_BYTES up the capacity must be whole pages. Needs the GIL.
 cdef char *obtain(Py_ssize_t capacity_bytes) noexcept
 cdef void give_back(char *data, Py_ssize_t capacity_bytes) noexcept nogil
-# For memory from HUGE_BYTES up.
+# Only for memory of HUGE_BYTES or more.
 cdef void prefer_huge_pages(char *data, Py_ssize_t capacity_bytes) noexcept nogil
 cdef void forgo_huge_pages(char *data, Py_ssize_t capacity_bytes, bint is_fresh) noexcept nogil
 cdef int64_t coarse_ns() noexcept nogil

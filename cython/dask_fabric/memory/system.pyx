@@ -1,9 +1,9 @@
-"""What the pool asks of the operating system; only `obtain` needs the GIL, and nothing a lock.
+"""The pool's calls of the operating system. Only `obtain` needs the GIL, none needs a lock.
 
-Memory of less than 2 MiB comes from the C library; more is mapped, of huge pages: fresh ones cost
-a third of the time. The first byte that is written into a huge page makes all of it resident.
-Therefore neighbours share their huge pages: memory is cut from a run, one piece after the other,
-and each piece is unmapped by itself.
+Memory below 2 MiB comes from the C library. Larger memory is mapped with huge pages, which cost a
+third of the time when they are fresh. Writing one byte makes a whole huge page resident, so
+neighbouring slabs share the pages at their borders: they are cut one after the other from a *run*,
+a mapping of 128 MiB, and each is unmapped separately.
 """
 
 from libc.stdint cimport int64_t, uintptr_t
@@ -20,18 +20,18 @@ from posix.unistd cimport _SC_PAGESIZE, close, read, sysconf
 
 cdef enum:
     RUN_BYTES = 128 << 20
-    SHARED_BYTES = 32 << 20     # what is larger is a mapping of its own
-    ROUNDED_PART = 64           # it may have so much more, to end with a huge page
+    SHARED_BYTES = 32 << 20     # larger memory gets a mapping of its own,
+    ROUNDED_PART = 64           # rounded up to whole huge pages if that adds at most 1/64
 
 PAGE_BYTES = sysconf(_SC_PAGESIZE)
 
-# What is left of the run.
+# The unused rest of the current run.
 cdef char *run = NULL
 cdef Py_ssize_t run_bytes = 0
 
 
 cdef Py_ssize_t mapped_bytes(Py_ssize_t capacity_bytes) noexcept nogil:
-    """How much is mapped for memory of `HUGE_BYTES` and more, with the room behind it."""
+    """The size of the mapping for memory of `HUGE_BYTES` or more, with the room behind it."""
     cdef Py_ssize_t least_bytes = capacity_bytes + PAGE_BYTES
     cdef Py_ssize_t huge_bytes = (least_bytes + HUGE_BYTES - 1) // HUGE_BYTES * HUGE_BYTES
     cdef Py_ssize_t most_bytes = least_bytes + capacity_bytes // ROUNDED_PART
@@ -39,8 +39,8 @@ cdef Py_ssize_t mapped_bytes(Py_ssize_t capacity_bytes) noexcept nogil:
 
 
 cdef char *map_huge(Py_ssize_t nbytes) noexcept nogil:
-    """Map memory that begins with a huge page."""
-    # Kernels differ in what they align by themselves.
+    """Map memory that is aligned to a huge page."""
+    # Kernels differ in which mappings they align by themselves.
     cdef Py_ssize_t lead_bytes
     cdef char *data = <char *>mmap(NULL, nbytes + HUGE_BYTES, PROT_READ | PROT_WRITE,
                                    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
@@ -56,7 +56,7 @@ cdef char *map_huge(Py_ssize_t nbytes) noexcept nogil:
 
 
 cdef char *cut(Py_ssize_t nbytes) noexcept:
-    """The next piece of the run; of a new one where too little is left of it."""
+    """Cut the next piece off the run; start a new run if too little is left."""
     global run, run_bytes
     cdef char *data
     if run_bytes < nbytes:
@@ -73,15 +73,14 @@ cdef char *cut(Py_ssize_t nbytes) noexcept:
 
 
 cdef void prefer_huge_pages(char *data, Py_ssize_t capacity_bytes) noexcept nogil:
-    """Let what is not yet resident be of huge pages, as at first."""
+    """Use huge pages again for pages that are not resident yet."""
     madvise(data, mapped_bytes(capacity_bytes), MADV_HUGEPAGE)
 
 
 cdef void forgo_huge_pages(char *data, Py_ssize_t capacity_bytes, bint is_fresh) noexcept nogil:
-    """Let only what is written become resident from now on.
+    """Use small pages from now on, so that only written pages become resident.
 
-    What neighbours have made resident of fresh memory, by huge pages that it shares with them, goes
-    back.
+    A neighbour's huge page may have made a part of fresh memory resident already: that is freed.
     """
     cdef Py_ssize_t nbytes = mapped_bytes(capacity_bytes)
     madvise(data, nbytes, MADV_NOHUGEPAGE)
@@ -106,7 +105,7 @@ cdef void give_back(char *data, Py_ssize_t capacity_bytes) noexcept nogil:
         if munmap(data, mapped_bytes(capacity_bytes)):      # no more mappings: vm.max_map_count
             madvise(data, mapped_bytes(capacity_bytes), MADV_DONTNEED)
         return
-    # free() keeps what lies in the middle of its heap; the pages are to go to the system now.
+    # free() may keep the memory in its heap: return the pages to the system now.
     first = whole_pages(<uintptr_t>data)
     end = (<uintptr_t>data + capacity_bytes) // PAGE_BYTES * PAGE_BYTES
     if end > first:
@@ -121,7 +120,7 @@ cdef int64_t coarse_ns() noexcept nogil:
 
 
 cdef Py_ssize_t resident_bytes() noexcept nogil:
-    """RSS of this process; 0 where /proc cannot be read. Opened anew, since a fork changes it."""
+    """RSS of this process; 0 if /proc cannot be read. Opened each time: it changes with a fork."""
     cdef char text[128]
     cdef long page_count = 0
     cdef Py_ssize_t length

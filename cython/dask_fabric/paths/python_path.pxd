@@ -4,7 +4,7 @@ from dask_fabric.jobs.completions cimport Job
 from dask_fabric.wire.path cimport Path
 
 cdef class ThreadJob(Job):
-    cdef object work                # what a thread calls
+    cdef object work                # called in a thread
     cdef object loop
     cdef object future
 

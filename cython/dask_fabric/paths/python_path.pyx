@@ -1,7 +1,7 @@
-"""Paths that are written in Python: the base of those of third parties.
+"""The base class for paths written in Python, such as those of third parties.
 
-A Python method per transfer costs microseconds, and frames are fetched by threads that hold the
-GIL now and then. That is enough to try a path; a fast one derives from `Path` in Cython.
+Each transfer calls Python methods, which costs microseconds, and its threads need the GIL from time
+to time. That is enough to try a path out; a fast one derives from `Path` in Cython.
 """
 
 from functools import partial
@@ -26,7 +26,7 @@ from dask_fabric.wire.records cimport HOST_MEMORY, OFFER_BYTES
 @cython.auto_pickle(False)
 @cython.final
 cdef class ThreadJob(Job):
-    """Work of a thread of the loop's default executor."""
+    """A call in a thread of the loop's default executor."""
 
     cdef uint64_t _start(self, Mailbox *mailbox) except 0:
         self.future = self.loop.run_in_executor(None, self.work)
@@ -63,18 +63,18 @@ cdef class PythonPath(Path):
         Of the comm.
     name : str
     number : int
-        From 16 to 31; both ends must mean the same path by it.
+        From 16 to 31, the same at both ends.
     descriptor_bytes : int
-        The size of what `describe_frame` gives, at most 24.
+        The size of the descriptors that `describe_frame` returns, at most 24.
     least_bytes : int, optional
-        From which size on a frame is offered; 64 KiB, or more.
+        The smallest frame that is offered; at least 64 KiB.
     """
 
     def __init__(self, loop, name, number, descriptor_bytes, least_bytes=OFFER_BYTES):
         Path.__init__(self, name, number, 1 << HOST_MEMORY, descriptor_bytes, least_bytes)
         self.loop = loop
 
-    # ------------------------------------------------------------ what a path does by itself
+    # ------------------------------------------------------------ implemented by each path
 
     def describe_frame(self, memory):
         """Make a frame available to the peer. Called in the event loop, when it is sent.
@@ -82,45 +82,45 @@ cdef class PythonPath(Path):
         Parameters
         ----------
         memory : memoryview
-            Its bytes, which stay as they are until the frame is released.
+            Its bytes, which do not change until the frame is released.
 
         Returns
         -------
         bytes
-            By which the peer finds it.
+            The descriptor by which the peer finds it.
         """
         raise NotImplementedError
 
     def fetch_frame(self, descriptor, memory):
-        """Bring a frame of the peer. Called in a thread.
+        """Fetch a frame of the peer. Called in a thread.
 
         Parameters
         ----------
         descriptor : bytes
-            As the peer has sent it: it is not to be trusted.
+            As received from the peer; do not trust it.
         memory : memoryview
-            Where the frame belongs.
+            The destination, to be filled completely.
 
         Raises
         ------
         OSError
-            It cannot be fetched: it is requested on the stream.
+            The frame cannot be fetched: it will be requested over the stream.
         """
         raise NotImplementedError
 
     def release_frame(self, descriptor):
-        """Nobody fetches a frame any more that `describe_frame` was called for.
+        """Release a frame that was described: the peer will not fetch it any more.
 
-        Its memory must stay as it is: if the peer could not fetch it, it is about to be sent on the
+        Do not change its memory: if the peer could not fetch it, it is about to be sent on the
         stream.
         """
 
     def patience_seconds(self, nbytes):
-        """How long a transfer of so many bytes may take; 0: as long as the connection lives."""
+        """How long a transfer of *nbytes* may take; 0 for no limit."""
         return 0.0
 
     def is_hopeless(self):
-        """Whether the comm must end where a transfer took too long; else frames are requested."""
+        """Whether the comm must end after a transfer timed out; otherwise frames are requested."""
         return False
 
     def closed(self):

@@ -1,4 +1,4 @@
-"""The `stream` path: frames travel on the control stream, from their own memory into their own."""
+"""The `stream` path: frames move on the control stream, from and to their final memory."""
 
 from dask_fabric.linux cimport iovec
 
@@ -12,7 +12,7 @@ cdef enum Direction:
 cdef enum Progress:
     COMPLETE = 0        # every byte has moved
     BLOCKED = 1         # the socket has no more bytes, or no more room
-    UNFINISHED = 2      # the budget is used up: come again, others want their turn
+    UNFINISHED = 2      # the budget is used up: call again after a turn of the other jobs
     END_OF_STREAM = 3
     FAILED = 4          # `error` holds the errno
 
@@ -25,7 +25,7 @@ cdef struct SocketTransfer:
     size_t moved_bytes
     int error
     size_t total_bytes
-    int low_water_bytes         # of the socket; 0 where it was never set
+    int low_water_bytes         # of the socket; 0 if it was never set
 
 cdef SocketTransfer new_transfer(
     int fd, Direction direction, iovec *vectors, size_t vector_count

@@ -1,4 +1,4 @@
-"""The `stream` path: frames travel on the control stream, from their own memory into their own."""
+"""The `stream` path: frames move on the control stream, from and to their final memory."""
 
 import os
 import re
@@ -15,16 +15,16 @@ from dask_fabric.linux cimport (
 
 
 def is_low_water_sound(release):
-    """Whether a kernel wakes a reader that waits for much, also where memory is short.
+    """Whether a kernel's SO_RCVLOWAT is reliable.
 
-    Before 5.12 it may never do so, with a message half received: small packets fill the receive
-    buffer first (mended in 5.7 by 24adbc1676af), or the kernel's memory for TCP is used up
-    (mended by "tcp: fix SO_RCVLOWAT related hangs under mem pressure").
+    Before 5.12 a reader may never be woken, in the middle of a message: small packets fill the
+    receive buffer first (fixed in 5.7 by 24adbc1676af), or the kernel's memory for TCP is used up
+    (fixed by "tcp: fix SO_RCVLOWAT related hangs under mem pressure").
 
     Parameters
     ----------
     release : str
-        As `os.uname` gives it, such as ``5.14.0-503.el9.x86_64``. What is no version is not sound.
+        As from `os.uname`, such as ``5.14.0-503.el9.x86_64``. False if it is not a version.
     """
     return tuple(int(part) for part in re.findall(r"\d+", release)[:2]) >= (5, 12)
 
@@ -38,7 +38,7 @@ cdef enum:
 cdef SocketTransfer new_transfer(
     int fd, Direction direction, iovec *vectors, size_t vector_count
 ) noexcept nogil:
-    """A transfer of all the vectors' bytes, of which none has moved."""
+    """Make a transfer of all the vectors' bytes, none of them moved yet."""
     cdef size_t total_bytes = 0
     cdef size_t index
     for index in range(vector_count):
@@ -69,7 +69,7 @@ cdef Progress advance(SocketTransfer *transfer, size_t budget_bytes) noexcept no
 
 
 cdef void raise_low_water(SocketTransfer *transfer) noexcept nogil:
-    """Let the socket count as readable only when much has arrived, or all that is missing.
+    """Make the socket readable only when much, or everything that is missing, has arrived.
 
     Fewer and larger copies: on loopback a sixth less CPU time and a sixth more bandwidth at 100 MB
     (512 KiB against none; benchmarks/comm.py). Sockets without the option are readable at once.
@@ -79,7 +79,7 @@ cdef void raise_low_water(SocketTransfer *transfer) noexcept nogil:
 
 
 cdef void reset_low_water(SocketTransfer *transfer) noexcept nogil:
-    """Let any byte make the socket readable again."""
+    """Make the socket readable by any byte again."""
     if transfer.low_water_bytes:
         _set_low_water(transfer, 1)
 
@@ -91,13 +91,13 @@ cdef void _set_low_water(SocketTransfer *transfer, int nbytes) noexcept nogil:
 
 
 cdef void set_low_water(int fd, int nbytes) noexcept nogil:
-    """Let the socket count as readable with so many bytes, where the kernel does that well."""
+    """Set the socket's SO_RCVLOWAT, if the kernel's is reliable."""
     if has_sound_low_water:
         setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &nbytes, sizeof(nbytes))
 
 
 cdef void reset(int fd) noexcept nogil:
-    """End a connection of TCP at once, in every process that has the socket; nothing else ends."""
+    """Reset a TCP connection at once, whichever processes hold the socket. No effect on others."""
     cdef sockaddr nowhere
     memset(&nowhere, 0, sizeof(nowhere))
     nowhere.sa_family = AF_UNSPEC
@@ -105,7 +105,7 @@ cdef void reset(int fd) noexcept nogil:
 
 
 cdef void cork(int fd, bint corked) noexcept nogil:
-    """Hold packets of TCP back until they are full, or until the cork is taken off."""
+    """Hold back TCP packets until they are full, or until uncorked."""
     cdef int value = corked
     setsockopt(fd, IPPROTO_TCP, TCP_CORK, &value, sizeof(value))
 
@@ -127,9 +127,9 @@ cdef ssize_t _call(SocketTransfer *transfer) noexcept nogil:
 
 
 cdef void _consume(SocketTransfer *transfer, size_t moved_bytes) noexcept nogil:
-    """Cut `moved_bytes` off the front of the vectors; empty ones go too."""
+    """Advance the vectors by `moved_bytes`, past empty ones too."""
     cdef iovec *vector
-    add_relaxed(<Py_ssize_t *> &transfer.moved_bytes, moved_bytes)  # others look how far it is
+    add_relaxed(<Py_ssize_t *> &transfer.moved_bytes, moved_bytes)  # other threads read it
     while transfer.vector_index < transfer.vector_count:
         vector = transfer.vectors + transfer.vector_index
         if moved_bytes < vector.iov_len:

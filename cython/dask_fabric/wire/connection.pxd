@@ -12,19 +12,19 @@ from dask_fabric.wire.path cimport Path, Transfer
 from dask_fabric.wire.receive_buffer cimport ReceiveBuffer
 from dask_fabric.wire.send_buffer cimport SendBuffer
 
-# What the owner of a connection has to do, as bits of `wants`; it clears what it has done.
+# What the owner of a connection has to do next, as bits of `wants`. The owner clears each bit.
 cdef enum:
     WANT_FETCH = 1              # call `next_transfer`
-    WANT_ANSWER = 2             # send what is queued: answers, with what else is sent in this turn
-    WANT_LOOK = 4               # call `read_unawaited` soon: no further bytes may come to prompt it
-    WANT_ATTENTION = 8          # see to `notices`
-    WANT_END = 16               # nothing more will come: the peer has closed, and does not answer
+    WANT_ANSWER = 2             # flush the queued answers, at the latest at the end of this turn
+    WANT_LOOK = 4               # call `read_unawaited` soon: perhaps no read event will prompt it
+    WANT_ATTENTION = 8          # handle `notices`
+    WANT_END = 16               # close: the peer has closed and will not acknowledge
 
-cdef enum NoticeKind:
-    NOTICE_PATHS = 0            # the peer has completed the negotiation: its record
-    NOTICE_FELL_BACK = 1        # it could not fetch: how often so far, and the path in doubt
+cdef enum NoticeKind:           # with its subject
+    NOTICE_PATHS = 0            # the peer's PATHS record, which completes the negotiation
+    NOTICE_FELL_BACK = 1        # the peer could not fetch: how often so far, and by which path
     NOTICE_BROKEN = 2           # nothing is offered by this path any more
-    NOTICE_STAGE = 3            # a lease, of which frames of devices are to be brought to the host
+    NOTICE_STAGE = 3            # a lease whose device frames must be copied to host memory
 
 cdef class Connection:
     cdef readonly int local             # the state of this side's half, as `states.Half`
@@ -38,42 +38,42 @@ cdef class Connection:
     cdef readonly Outbox outbox
     cdef readonly Metrics metrics       # of the stream
     cdef readonly list paths            # in order of preference
-    cdef object devices                 # what is asked of device memory; None without it
+    cdef object devices                 # operations on device memory; None without it
     cdef Py_ssize_t message_bytes_limit
     cdef bint has_discarded             # messages, while this side was closing
 
-    # what is so
+    # state
     cpdef bint is_open(self) noexcept
     cpdef bint is_busy(self) noexcept
     cpdef bint discards(self) noexcept
     cpdef bint is_in_message(self, bint is_awaited) noexcept
     cdef bint peer_closes(self) noexcept
 
-    # what has happened
+    # events
     cpdef opened(self)
     cpdef use(self, Path path, devices=*)
     cdef transfer_ended(self, Transfer transfer, int error)
-    cdef window_was_taken(self, Transfer transfer)
+    cdef abandon_window(self, Transfer transfer)
     cdef unpin(self, Lease lease, Job job, Path path, int error)
     cdef staged(self, Lease lease, list frames)
     cdef end_of_stream(self)
     cpdef end(self, int outcome, bint is_violated=*)
     cpdef drop_unready(self)
 
-    # what the application wants
+    # requests of the application
     cpdef Py_ssize_t send(self, header, list frames) except -1
     cpdef next_message(self)
     cpdef read_unawaited(self)
     cpdef look_ahead(self)
     cpdef close(self)
 
-    # what is to be done
+    # work for the owner
     cpdef Transfer next_transfer(self)
     cdef answer(self, bytes record)
 
     cdef _next(self)
     cdef bint _take_record(self) except -1
-    cdef _keep(self, record)
+    cdef _accept(self, record)
     cdef _take_answers(self)
     cdef _discard(self)
     cdef _on_control(self, Control control)

@@ -2,23 +2,29 @@
 
 Theory of operation
 -------------------
-The protocol is a rendezvous that the receiver drives, over an eager stream. Small frames follow
-their message on the stream. Large ones may be *offered*: the message names a path by which the
-receiver *fetches* them, and their memory is under a *lease* until it *acknowledges* the message. If
-it cannot fetch, it *requests* the frames, which are then sent on the stream.
+The protocol is a receiver-driven rendezvous over an eager stream. Small frames follow their message
+on the stream (eager). Large frames may be *offered* (rendezvous): the message names a path by which
+the receiver *fetches* them, and their memory is under a *lease* until the receiver *acknowledges*
+the message. If it cannot fetch, it *requests* the frames, and the sender writes them to the stream.
 
-`Connection` has no file descriptor and no thread, looks at the clock for its metrics alone, and
-calls nobody but the paths that it was given. Its owner (`dask_fabric.engine.channel`) moves the
-bytes and runs the transfers:
+`Connection` does no I/O: it has no file descriptor and no thread, reads the clock for its metrics
+only, and calls nothing but its paths. Its owner (`dask_fabric.engine.channel`) moves the bytes and
+runs the transfers:
 
-* it puts received bytes into `incoming` and takes messages by `next_message`; what nobody reads
-  stays in the stream, so that the peer's sending is limited by this side's reading. Answers about
-  its own frames are processed also where nobody reads (`read_unawaited`);
-* `send`, `close` and answers put bytes into `outgoing`, which the owner writes;
-* after each call the bits of `wants` tell what else is to be done.
+* The owner puts received bytes into `incoming` and takes messages by `next_message`. While no
+  `receive` is pending, it calls `read_unawaited`: control records release our own frames, so they
+  are processed anyway. Messages stay in the stream, which is the backpressure on the peer.
+* `send`, `close` and answers queue bytes in `outgoing`. The owner writes them.
+* After each call the owner serves the bits of `wants`.
 
-Messages are delivered in order. One that has frames to fetch waits in the `inbox`, and so does what
-came behind it; one message at a time is fetched, and at most one is requested.
+A received message is OFFERED, FETCHING, REQUESTED or READY (`wire.inbox`). Messages are delivered
+in order: one that still lacks frames waits in the `inbox`, with everything behind it. One message
+at a time is fetched, and at most one is requested. Very many frames are fetched in windows, so
+that memory is committed little by little.
+
+A close waits until the peer has acknowledged all offers, or has closed itself. A CLOSE record may
+be buffered behind messages that no one reads, so the connection looks ahead for it. `end` then
+releases the leases, drops messages that can never become whole, and keeps whole ones readable.
 """
 
 cimport cython
@@ -46,7 +52,7 @@ from dask_fabric.errors import ChannelClosedError
 from dask_fabric.wire.records import close_record, violation
 
 cdef enum:
-    MESSAGE_COST_BYTES = 1 << 10    # of a message in the inbox, beside its frames
+    MESSAGE_COST_BYTES = 1 << 10    # objects of a message in the inbox, without its frames
 
 
 @cython.auto_pickle(False)
@@ -57,9 +63,10 @@ cdef class Connection:
     Parameters
     ----------
     header_bytes_limit, message_bytes_limit, frame_count_limit : int
-        What one message of the peer may claim; see `dask_fabric.wire.record_reader.RecordReader`.
+        Limits of one message of the peer; see `dask_fabric.wire.record_reader.RecordReader`.
     inline_bytes : int
-        Up to this size a message that is sent is copied; larger frames are sent from their memory.
+        A message up to this size is copied when it is sent. Frames of larger ones are sent from
+        their own memory.
     """
 
     def __cinit__(
@@ -77,7 +84,7 @@ cdef class Connection:
     # ------------------------------------------------------------ for owners in Python: simulation
 
     def feed(self, data):
-        """Put bytes that were received where they belong.
+        """Store received bytes, as far as they fit into the current buffer.
 
         Parameters
         ----------
@@ -86,7 +93,7 @@ cdef class Connection:
         Returns
         -------
         int
-            How many of them; the rest belongs elsewhere, after `next_message`.
+            The number of bytes stored. Call `next_message` before feeding the rest.
         """
         cdef const char *source = data
         cdef Py_ssize_t room_bytes = 0
@@ -97,7 +104,7 @@ cdef class Connection:
         return room_bytes
 
     def take_outgoing(self, Py_ssize_t nbytes):
-        """Take the first of the bytes that are to be written; at most so many."""
+        """Remove and return up to *nbytes* from the front of the send buffer."""
         cdef list taken = []
         cdef iovec *vector
         cdef Py_ssize_t part_bytes
@@ -117,23 +124,23 @@ cdef class Connection:
         transfer : Transfer
         error : int
         is_stuck : bool
-            Whether something may still write to its memory.
+            Whether its memory may still be written to.
         """
         if is_stuck:
-            self.window_was_taken(transfer)
+            self.abandon_window(transfer)
         self.transfer_ended(transfer, error)
 
     def lose_stream(self):
-        """The peer's end of the stream was read, or is lost; give what that means."""
+        """Handle the end of the peer's stream; return the error that describes it."""
         return self.end_of_stream()
 
     def take_notices(self):
-        """Take what was noticed: (kind, subject, path) of each."""
+        """Remove and return the pending notices: (kind, subject, path) of each."""
         notices, self.notices = self.notices, None
         self.wants &= ~WANT_ATTENTION
         return notices or []
 
-    # ------------------------------------------------------------ what is so
+    # ------------------------------------------------------------ state
 
     @property
     def remote(self):
@@ -145,40 +152,41 @@ cdef class Connection:
         return self.reader.records.remote != GREETING
 
     cpdef bint is_busy(self) noexcept:
-        """Whether something is still to leave, or is still needed by who fetches it."""
+        """Whether bytes are queued or leases are open."""
         return self.outgoing.pending_bytes > 0 or len(self.outbox.leases) > 0
 
     cpdef bint discards(self) noexcept:
-        """Whether messages of the peer only stand before its answers about frames on offer."""
+        """Whether messages are dropped unread: this side closes, and only awaits answers."""
         return self.local == CLOSING and self.outbox.unanswered_count > 0
 
     cdef bint peer_closes(self) noexcept:
-        """Whether the peer sends no more messages than are here."""
+        """Whether the peer's CLOSE record was processed: no further message will arrive."""
         return self.reader.records.remote >= CLOSING
 
     cpdef bint is_in_message(self, bint is_awaited) noexcept:
-        """Whether the peer has to send more of what it has begun, or was asked for.
+        """Whether the peer owes the rest of a message, or frames that were requested.
 
-        Where nobody awaits a message, or frames are being fetched, whole ones may be there too.
+        Without a pending `receive`, or during a fetch, staged bytes may be whole messages: they do
+        not count.
         """
         if self.inbox.requested is not None or self.incoming.missing_bytes > 0:
             return True
         return is_awaited and self.inbox.fetching is None and self.incoming.staged_bytes() > 0
 
-    # ------------------------------------------------------------ what has happened
+    # ------------------------------------------------------------ events
 
     cpdef opened(self):
-        """Both hellos were exchanged: records follow."""
+        """Both hellos are exchanged: records follow."""
         self.local = after(self.local, HELLO_DONE)
-        self.reader.records.happened(HELLO_DONE)
+        self.reader.records.advance_state(HELLO_DONE)
 
     cpdef use(self, Path path, devices=None):
-        """Let large frames travel by one more path, in both directions.
+        """Use one more path for large frames, in both directions.
 
         Parameters
         ----------
         path : Path
-            Less preferred than those that are used already.
+            Less preferred than the paths in use.
         devices : dask_fabric.comm.device.direct.Devices, optional
             For frames of device memory, if the path takes them.
         """
@@ -189,16 +197,16 @@ cdef class Connection:
         self._update_paths()
 
     cdef _update_paths(self):
-        """Offer frames by the paths that are not broken."""
+        """Offer frames by the paths that still work."""
         cdef Path path
         offering = [path for path in self.paths if path.offers]
         if len(offering) == len(self.paths):
-            offering = self.paths       # one list for all, of each of very many comms
+            offering = self.paths       # share the list: a process may have very many comms
         takes_devices = any([path.memory_kinds >> CUDA_MEMORY & 1 for path in offering])
         self.outgoing.use(offering, self.devices.span_of if takes_devices else None)
 
     cdef unpin(self, Lease lease, Job job, Path path, int error):
-        """A path has ended its sending of frames; after an error it is not used any more."""
+        """A path's send job has ended. After an error nothing is offered by the path any more."""
         path.counting().sent(lease.frames.begin_ns, job.waited_ns, job.busy_ns)
         if self.outbox.unpin(lease, job):
             self._released(lease)
@@ -206,23 +214,23 @@ cdef class Connection:
             self.stop_offering(path)
 
     cdef staged(self, Lease lease, list frames):
-        """Frames that are to be sent on the stream are in host memory now."""
+        """The device frames of a lease were copied to host memory: send them on the stream."""
         lease.frames.frames = frames
         self.outgoing.put_frames(lease.frames)
         if self.outbox.staging_ended(lease):
             self._released(lease)
 
     cdef end_of_stream(self):
-        """The peer's end of the stream was read, or is lost.
+        """Handle the end of the peer's stream, in order or by a loss.
 
         Returns
         -------
         ChannelClosedError
-            What that means.
+            Whether the peer closed, or was lost, and at which point.
         """
         cdef bint was_closing = self.peer_closes() or self.reader.ends_in_close()
         if not self.incoming.staged_bytes():
-            self.reader.records.happened(END_OF_STREAM)     # else it is behind what is still unread
+            self.reader.records.advance_state(END_OF_STREAM)    # else unread records precede it
         if was_closing:
             return ChannelClosedError("the peer closed the connection")
         if (
@@ -235,15 +243,15 @@ cdef class Connection:
         )
 
     cpdef end(self, int outcome, bint is_violated=False):
-        """The connection has ended: drop what cannot be of use any more.
+        """End the connection: release all leases and drop messages that cannot become whole.
 
-        Messages that came before, with all their frames, can still be taken.
+        Whole messages can still be taken.
 
         Parameters
         ----------
         outcome : int
         is_violated : bool
-            Whether the peer broke the protocol: then what is unread is behind that, and dropped.
+            Whether the peer broke the protocol: then everything unread is dropped too.
         """
         cdef Lease lease
         self.outcome = outcome
@@ -252,16 +260,16 @@ cdef class Connection:
             self._released(lease)
         self.reader.abandon()
         if is_violated:
-            self.reader.forget()
+            self.reader.discard()
         self.inbox.fetching = self.inbox.requested = None
         self.drop_unready()
         self.outgoing.clear()
         self.outbox.clear()
 
     cpdef drop_unready(self):
-        """Drop messages that will never have their frames, and what came behind them."""
+        """Drop messages whose frames are lost, and everything behind them, to keep the order."""
         if self.inbox.drop_unready():
-            self.reader.forget()
+            self.reader.discard()
 
     # ------------------------------------------------------------ sending
 
@@ -272,7 +280,7 @@ cdef class Connection:
         ----------
         header : bytes or memoryview
         frames : list of contiguous buffers
-            Those above the inline limit are sent from their own memory, later; they must not
+            Frames above the inline limit are sent later, from their own memory, which must not
             change until then.
 
         Returns
@@ -293,7 +301,7 @@ cdef class Connection:
         return nbytes
 
     cdef _lease(self, FrameSet frames):
-        """Keep frames that were offered, and have their paths send them if they do that."""
+        """Take a lease on the offered frames; some paths also start to send them here."""
         cdef Lease lease
         cdef FrameSet part
         cdef Path path
@@ -309,20 +317,20 @@ cdef class Connection:
                 path.offer(lease, part)
 
     cdef _released(self, Lease lease):
-        """Nobody needs the frames of a lease any more."""
+        """A lease has ended: inform the paths of its frames."""
         cdef Path path
         for path in self.paths:
             if lease.frames.paths >> path.number & 1:
                 path.released(lease.frames)
 
     cdef answer(self, bytes record):
-        """Queue a record about frames of the peer."""
-        if self.local == OPEN:          # no answer follows the close record
+        """Queue an answer about frames that the peer has offered."""
+        if self.local == OPEN:          # answers are not allowed behind the CLOSE record
             self.outgoing.put_bytes(record)
             self.wants |= WANT_ANSWER
 
     cpdef close(self):
-        """Queue the close record: nothing more is sent but frames that the peer requests."""
+        """Queue the CLOSE record. Only frames that the peer requests may follow it."""
         if self.local == OPEN:
             self.outgoing.put_bytes(close_record())
             self.local = after(self.local, CLOSE_SENT)
@@ -332,13 +340,13 @@ cdef class Connection:
     # ------------------------------------------------------------ records
 
     cpdef next_message(self):
-        """The next message that is whole and fetched.
+        """Take the next message, if all its frames are here.
 
         Returns
         -------
         tuple of (bytes or memoryview, list of memoryview) or None
-            None also where frames are to be fetched first (`WANT_FETCH`), and where messages were
-            dropped (`discards`): none is delivered from behind one that is lost.
+            Also None if frames must be fetched first (`WANT_FETCH`), and after a message was
+            dropped (`discards`): no message behind a lost one is delivered.
 
         Raises
         ------
@@ -350,7 +358,7 @@ cdef class Connection:
             return None
         message = self._next()
         while message is None and self.outcome != LIVE and self.reader.has_more_work():
-            message = self._next()      # nothing else will call for the rest of it
+            message = self._next()      # no event of the ended socket will resume it
         if self.incoming.staged_bytes():
             self._take_answers()
             if self.wants & WANT_ATTENTION or self.reader.ends_in_close():
@@ -360,9 +368,10 @@ cdef class Connection:
         return message
 
     cpdef read_unawaited(self):
-        """Process what is not a message for a reader: answers, and the peer's close record.
+        """Process control records without a pending `receive`, and look for the peer's CLOSE.
 
-        A peer that closes waits, not for long, until what it offered is fetched.
+        When the peer closes, fetch ahead of the reader: it waits, for a limited time, until its
+        frames are fetched.
         """
         if self.discards():
             while self._take_record():
@@ -377,18 +386,18 @@ cdef class Connection:
             self._take_answers()
 
     cdef _discard(self):
-        """Drop what has come, for it stands before answers; nothing behind it is delivered."""
+        """Drop the messages read so far: this side is closing, and answers follow them."""
         if len(self.inbox):
             self.has_discarded = True
             self.inbox.clear()
 
     cpdef look_ahead(self):
-        """Fetch for messages that nobody awaits yet."""
+        """Ask for a fetch although no `receive` is pending."""
         if self.inbox.next_to_fetch() is not None:
             self.wants |= WANT_FETCH
 
     cdef _take_answers(self):
-        """Process the control records that stand next, as far as they are whole."""
+        """Process control records up to the next message or incomplete record."""
         while self.reader.control_is_next() and self._take_record():
             pass
 
@@ -400,7 +409,7 @@ cdef class Connection:
                 return None
             if type(record) is tuple and self.reader.offered is None:
                 return record           # nearly always
-            self._keep(record)
+            self._accept(record)
         while True:
             if self.inbox.messages:
                 first = self.inbox.messages[0]
@@ -415,19 +424,19 @@ cdef class Connection:
                 return None
 
     cdef bint _take_record(self) except -1:
-        """Act on the next record, or put it off if it is a message; False where none is whole.
+        """Process the next record; a message goes to the inbox. False if none is complete.
 
-        Also where the owner has to see to a notice first: it may let the frames of the next record
-        come by one more path.
+        Also False while notices are pending: a notice may add the path by which the next message
+        offers its frames.
         """
         if self.wants & WANT_ATTENTION:
             return False
         record = self.reader.next_record()
         if record is not None:
-            self._keep(record)
+            self._accept(record)
         return record is not None
 
-    cdef _keep(self, record):
+    cdef _accept(self, record):
         cdef InboundMessage message
         if type(record) is not tuple:
             self._on_control(record)
@@ -451,7 +460,7 @@ cdef class Connection:
         if control.kind == FRAMES:
             self._take_requested()
             return
-        if self.outcome != LIVE:        # nothing is on offer any more
+        if self.outcome != LIVE:        # the leases have ended
             return
         if control.kind != ACKNOWLEDGE and control.kind != REQUEST:
             self._notice(NOTICE_PATHS, control.content, None)
@@ -476,20 +485,20 @@ cdef class Connection:
     # ------------------------------------------------------------ frames that the peer cannot fetch
 
     cdef _fall_back(self, Lease lease):
-        """Send frames of a lease on the stream, as the peer has requested."""
+        """Send the frames of a lease on the stream: the peer requested them."""
         cdef FrameSet frames = lease.frames
-        cdef Path path, doubted = None
+        cdef Path path, suspect = None
         cdef Metrics counted
         for path in self.paths:
             if frames.paths >> path.number & 1:
                 path.counting().fell_back(frames.part(path.number))
-                doubted = path          # where there are two, it was the last that was tried
-        counted = doubted.counting()
+                suspect = path          # of several paths, the peer tried the last one last
+        counted = suspect.counting()
         counted.counts.fallbacks_sent += 1
         self.metrics.offered(frames)
-        self._notice(NOTICE_FELL_BACK, counted.counts.fallbacks_sent, doubted)
-        if doubted.fell_back() and self.stop_offering(doubted):
-            doubted.fail()
+        self._notice(NOTICE_FELL_BACK, counted.counts.fallbacks_sent, suspect)
+        if suspect.fell_back() and self.stop_offering(suspect):
+            suspect.fail()
         if frames.any_of_device:
             lease.is_staging = True
             self._notice(NOTICE_STAGE, lease, None)
@@ -498,9 +507,9 @@ cdef class Connection:
             self.wants |= WANT_ANSWER
 
     cpdef bint stop_offering(self, Path path) except -1:
-        """The path is broken: the stream has to do, until this connection ends.
+        """Mark a path as broken: until this connection ends, nothing more is offered by it.
 
-        False where that was known.
+        Returns False if it was marked before.
         """
         if not path.offers:
             return False
@@ -512,9 +521,9 @@ cdef class Connection:
     # ------------------------------------------------------------ fetching
 
     cpdef Transfer next_transfer(self):
-        """The next frames to fetch, which have their memory now; None where there are none.
+        """Allocate memory for the next frames to fetch; None if there are none.
 
-        The caller runs it by `Path.fetch` and reports its end to `transfer_ended`.
+        The caller runs the transfer by `Path.fetch` and reports its end to `transfer_ended`.
         """
         cdef InboundMessage message = self.inbox.next_to_fetch()
         cdef Transfer transfer
@@ -530,7 +539,7 @@ cdef class Connection:
         return transfer
 
     cdef Path _next_path(self, InboundMessage message):
-        """The first of the paths by which frames of the message are still to be fetched."""
+        """The most preferred path by which frames of the message are still to be fetched."""
         cdef Path path
         for path in self.paths:
             if message.paths_left >> path.number & 1:
@@ -538,7 +547,7 @@ cdef class Connection:
         return None
 
     cdef _place_window(self, Transfer transfer):
-        """Give memory to the next frames by this path, not far ahead of what has been fetched."""
+        """Allocate the next frames of this path, in proportion to what was fetched so far."""
         cdef InboundMessage message = transfer.message
         cdef FrameSet offered = message.offered
         cdef list frames = message.message[1]
@@ -553,13 +562,13 @@ cdef class Connection:
                 frames[slot.index] = offered.frames[index]
                 cost_bytes += UNFILLED_COST_BYTES
                 if slot.memory != HOST_MEMORY:
-                    cost_bytes += slot.nbytes       # that of devices is taken at once
+                    cost_bytes += slot.nbytes       # device memory is committed at once
             index += 1
         message.next_index = index
         transfer.frames = offered.between(transfer.path.number, transfer.begin, index)
 
-    cdef window_was_taken(self, Transfer transfer):
-        """Something may still write to the memory of a transfer: it must not be used again."""
+    cdef abandon_window(self, Transfer transfer):
+        """Forget the memory of a cancelled transfer, because it may still be written to."""
         cdef FrameSet offered = transfer.message.offered
         cdef uint32_t index
         for index in range(transfer.begin, transfer.message.next_index):
@@ -568,9 +577,9 @@ cdef class Connection:
                 offered.frames[index] = None
 
     cdef transfer_ended(self, Transfer transfer, int error):
-        """Frames are here, or, with an errno, cannot be fetched: then they are requested.
+        """Complete a transfer; with an errno, request the frames over the stream instead.
 
-        The caller has made sure that the sender was still there, if that is needed.
+        If the path requires it, the caller has checked that the sender still lives.
         """
         cdef Metrics counted
         cdef InboundMessage message = transfer.message
@@ -602,13 +611,13 @@ cdef class Connection:
         return message.paths_left != 0
 
     cdef _request(self, InboundMessage message):
-        """Ask for the frames on the stream: their pages or a permission make them unreadable."""
+        """Request the frames over the stream: the path could not read them."""
         message.state = REQUESTED
         self.inbox.requested = message
         self.answer(plain_record(REQUEST, message.offered.sequence))
 
     cdef _take_requested(self):
-        """What could not be fetched has come by the stream, and is in host memory."""
+        """The requested frames have arrived on the stream, in host memory."""
         cdef InboundMessage message = self.inbox.requested
         cdef FrameSet offered = message.offered
         cdef list frames = message.message[1]

@@ -1,13 +1,13 @@
-"""Frames that are offered by one side and fetched by the other."""
+"""Frames that one side offers and the other fetches."""
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from dask_fabric.wire.records cimport DESCRIPTOR_BYTES_LIMIT
 
 cdef enum:
-    POOLED_BYTES = 64 << 10     # from which on a frame's memory is of the pool
+    POOLED_BYTES = 64 << 10     # smallest frame that is allocated from the pool
 
-# One frame on offer: where it lies, or belongs, in this process, and how its path describes it.
+# One frame on offer: its memory in this process, source or destination, and its descriptor.
 cdef struct Slot:
     char *data                  # NULL while it has no memory
     uint64_t nbytes
@@ -17,10 +17,10 @@ cdef struct Slot:
     char descriptor[DESCRIPTOR_BYTES_LIMIT]
 
 cdef class FrameSet:
-    """The frames of one message that its receiver is to fetch; both sides keep them so."""
+    """The frames on offer of one message; used by both sides."""
     cdef readonly uint64_t sequence
     cdef readonly uint64_t nbytes
-    cdef int paths                  # set of those by which they are on offer, mostly of one
+    cdef int paths                  # set of the paths that offer them, usually one
     cdef bint any_of_device
     cdef Slot *slots
     cdef readonly uint32_t count
@@ -34,7 +34,7 @@ cdef class FrameSet:
     cdef list frames_of_device(self)
 
 cdef class Control:
-    """A record that is no message: an answer about offered frames, or what paths there are."""
+    """A record that is not a message: an answer about offered frames, or a PATHS record."""
     cdef readonly int kind
     cdef readonly uint64_t sequence
     cdef readonly bytes content

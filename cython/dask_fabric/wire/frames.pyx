@@ -1,4 +1,4 @@
-"""Frames that are offered by one side and fetched by the other, and the records about them."""
+"""Frames that one side offers and the other fetches, and the records about them."""
 
 cimport cython
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndSize
@@ -14,13 +14,13 @@ from dask_fabric.wire.records cimport DESCRIPTOR_BYTES_LIMIT, HOST_MEMORY
 @cython.auto_pickle(False)
 @cython.final
 cdef class Control:
-    """A record that is no message: an answer about offered frames, or what paths there are."""
+    """A record that is not a message: an answer about offered frames, or a PATHS record."""
 
 
 @cython.auto_pickle(False)
 @cython.final
 cdef class FrameSet:
-    """The frames of one message that its receiver is to fetch; both sides keep them so."""
+    """The frames on offer of one message; used by both sides."""
 
     def __cinit__(self, sequence):
         self.sequence = sequence
@@ -30,7 +30,7 @@ cdef class FrameSet:
         free(self.slots)
 
     def views(self):
-        """Give what there is, for paths and tests in Python.
+        """Describe the frames, for paths and tests in Python.
 
         Returns
         -------
@@ -70,11 +70,11 @@ cdef class FrameSet:
             self.any_of_device = True
 
     cdef FrameSet part(self, int path):
-        """Those by one path."""
+        """The frames of one path."""
         return self.between(path, 0, self.count)
 
     cdef FrameSet between(self, int path, uint32_t begin, uint32_t end):
-        """Those by one path whose indices here are from `begin` to before `end`."""
+        """The frames of one path among those from index `begin` up to `end`, exclusive."""
         cdef FrameSet part
         cdef uint32_t index
         if self.paths == 1 << path and begin == 0 and end == self.count:
@@ -87,7 +87,7 @@ cdef class FrameSet:
         return part
 
     cdef list frames_of_device(self):
-        """Those whose memory is not that of the host."""
+        """The frames in device memory."""
         cdef uint32_t index
         return [
             self.frames[index] for index in range(self.count)
@@ -104,7 +104,7 @@ cdef Control new_control(int kind, uint64_t sequence, bytes content):
 
 
 cdef new_frame(Py_ssize_t nbytes, char **memory, uint64_t like):
-    """Writeable memory for one frame: of the pool where it is large, else as Python has it."""
+    """Allocate a writeable frame: from the pool if it is large, else a bytearray."""
     if nbytes >= POOLED_BYTES:
         array = new_array(nbytes, like)
         memory[0] = data_of(array)

@@ -1,23 +1,23 @@
-"""Messages that have come and are not delivered yet, in their order."""
+"""The receive queue: messages that wait for their frames or for a reader, in order."""
 
 from libc.stdint cimport uint32_t, uint64_t
 
 from dask_fabric.wire.frames cimport FrameSet
 
-cdef enum Arrival:              # of a message that has come by the stream
-    OFFERED = 0                 # its frames are still to be fetched
+cdef enum Arrival:              # the state of a message whose header has arrived
+    OFFERED = 0                 # frames are still to be fetched
     FETCHING = 1
-    REQUESTED = 2               # they could not be fetched, and are awaited on the stream
-    READY = 3                   # everything is here
+    REQUESTED = 2               # the fetch failed, and the frames will arrive on the stream
+    READY = 3                   # all frames are here
 
 cdef class InboundMessage:
     cdef Arrival state
     cdef tuple message              # header and frames
-    cdef FrameSet offered           # None where it is ready
-    cdef int paths_left             # set of those by which frames are still to be fetched
-    cdef uint32_t next_index        # in `offered`, of the first not looked at for this path
+    cdef FrameSet offered           # None once it is ready
+    cdef int paths_left             # set of the paths by which frames are still to be fetched
+    cdef uint32_t next_index        # in `offered`: where the path's next window begins
     cdef uint64_t fetched_bytes
-    cdef Py_ssize_t nbytes          # what it counts for
+    cdef Py_ssize_t nbytes          # its part of `Inbox.nbytes`
 
 cdef class Inbox:
     cdef object messages            # deque of InboundMessage, or None

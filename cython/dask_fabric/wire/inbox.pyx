@@ -1,7 +1,7 @@
-"""Messages that have come and are not delivered yet, in their order.
+"""The receive queue: messages that wait for their frames or for a reader, in order.
 
-Mostly there are none: a message without frames on offer is delivered as it is read. Those with such
-frames wait here until these are fetched, and so does what came behind them.
+Usually it is empty: a message without frames on offer is delivered as it is read. A message with
+such frames waits here until they are fetched, and so do the messages behind it.
 """
 
 from collections import deque
@@ -19,7 +19,7 @@ cdef class InboundMessage:
 @cython.auto_pickle(False)
 @cython.final
 cdef class Inbox:
-    """The messages of a connection that are not delivered."""
+    """The messages of a connection that are not delivered yet."""
 
     def __len__(self):
         return 0 if self.messages is None else len(self.messages)
@@ -36,13 +36,13 @@ cdef class Inbox:
         self.messages.append(message)
 
     cdef tuple pop(self):
-        """Deliver the first message, which is ready."""
+        """Remove and return the first message, which must be READY."""
         cdef InboundMessage first = self.messages.popleft()
         self.nbytes -= first.nbytes
         return first.message
 
     cdef InboundMessage next_to_fetch(self):
-        """The first message whose frames are neither here nor under way; None while some are."""
+        """The first message in state OFFERED; None while one is being fetched or requested."""
         cdef InboundMessage message
         if self.fetching is not None or self.requested is not None:
             return None
@@ -52,7 +52,7 @@ cdef class Inbox:
         return None
 
     cdef bint drop_unready(self) except -1:
-        """Drop the first message that is not ready and all behind it, which would be out of order.
+        """Drop the first message that is not ready, and all behind it, to keep the order.
 
         Returns
         -------

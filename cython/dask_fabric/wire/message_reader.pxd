@@ -1,4 +1,4 @@
-"""Putting messages together from the records that arrive."""
+"""Assembles messages from the records that arrive."""
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
@@ -11,9 +11,9 @@ from dask_fabric.wire.record_reader cimport Record, RecordReader
 from dask_fabric.wire.records cimport Entry
 
 cdef enum:
-    # The memory that a claim may cost before its bytes arrive; and then as much as has arrived.
+    # Memory that may be committed ahead of the bytes that have arrived.
     AHEAD_BYTES = 1 << 20
-    # Of a large frame that is still empty: objects, and the first page of its memory.
+    # What a large frame costs before it is filled: objects, and the first page of its memory.
     UNFILLED_COST_BYTES = 8 << 10
 
 cdef class MessageReader:
@@ -21,23 +21,23 @@ cdef class MessageReader:
     cdef readonly RecordReader records
     cdef readonly Inbox inbox
     cdef readonly Metrics metrics   # of the stream
-    cdef object devices             # what makes memory for frames of devices
-    cdef uint64_t message_bytes     # of the message that `next_record` gave last, with its frames
+    cdef object devices             # allocates device frames
+    cdef uint64_t message_bytes     # of the last message that `next_record` returned, with frames
 
     # The message that is being filled in its final memory, if any.
     cdef object header
     cdef list frames
-    cdef FrameSet offered           # its frames on offer; also of the message that was given last
-    cdef char *table                # of it, and the descriptors behind it
+    cdef FrameSet offered           # frames on offer of this message, or of the last one returned
+    cdef char *table                # copy of its table and descriptors
     cdef Py_ssize_t table_bytes
     cdef const char *entry          # of the next frame
     cdef const char *descriptor
-    cdef Py_ssize_t frame_count     # of those that have no memory yet
-    cdef Py_ssize_t filled_bytes    # of those that have it, and are filled from the stream
+    cdef Py_ssize_t frame_count     # frames without memory so far
+    cdef Py_ssize_t filled_bytes    # of eager frames that have memory
 
-    # Or the frames that were requested, and are being filled.
+    # Or the requested frames that are being filled.
     cdef bint is_filling_requested
-    cdef uint32_t requested_count   # of those that are not being filled yet
+    cdef uint32_t requested_count   # frames whose filling has not begun
 
     cdef next_record(self)
     cdef FrameSet take_offered(self)
@@ -47,12 +47,12 @@ cdef class MessageReader:
     cdef bint ends_in_close(self) noexcept
     cdef bint control_is_next(self) noexcept
     cdef void abandon(self) noexcept
-    cdef void forget(self) noexcept
+    cdef void discard(self) noexcept
 
     cdef bint _rest_is_staged(self) noexcept
-    cdef _go_on(self)
+    cdef _continue_filling(self)
     cdef _parse(self)
-    cdef _whole(self)
+    cdef _complete(self)
     cdef void _count_message(self, uint64_t nbytes) noexcept
     cdef tuple _copy_out(self, Record *record)
     cdef char *_place_next(
@@ -63,5 +63,5 @@ cdef class MessageReader:
     cdef _begin_requested(self, Record *record)
     cdef _fill_requested(self)
     cdef _end_of_record(self, Record *record)
-    cdef _keep_table(self, const char *table, Py_ssize_t nbytes)
+    cdef _copy_table(self, const char *table, Py_ssize_t nbytes)
     cdef void _free_table(self) noexcept

@@ -1,7 +1,7 @@
-"""Putting messages together from the records that arrive, with larger frames received in place.
+"""Assembles messages from the records that arrive; larger frames are received in place.
 
-The memory and the time that a claim costs stay in proportion to the bytes that arrived: frames get
-their memory little by little, and one call handles at most `TURN_FRAMES` of them.
+Memory and time are committed in proportion to the bytes that have arrived, not to the sizes that
+the peer claims: frames are allocated little by little, at most `TURN_FRAMES` per call.
 """
 
 cimport cython
@@ -28,12 +28,12 @@ from dask_fabric.errors import ProtocolError
 from dask_fabric.wire.text import one_line
 
 cdef enum:
-    # A message up to this is awaited whole in the staging buffer and copied out of it.
+    # A message up to this size is collected in the staging buffer, then copied out of it.
     COPIED_BYTES = 64 << 10
-    FRAME_COST_BYTES = 256      # of a frame's Python objects
-    TURN_FRAMES = 4096          # some milliseconds: what one call gives memory to
+    FRAME_COST_BYTES = 256      # the Python objects of a frame
+    TURN_FRAMES = 4096          # allocations per call: some milliseconds
 
-# Frames without content share this memory: nothing can be written to it.
+# Shared by all empty frames: there is nothing to write to.
 cdef object EMPTY = PyMemoryView_FromObject(bytearray())
 
 
@@ -49,10 +49,9 @@ cdef class MessageReader:
 
     Notes
     -----
-    The owner puts bytes where `ReceiveBuffer.room` says and reports them to its `received`;
-    `next_record` gives messages as they become whole. While `has_more_work`, the owner calls it
-    again without waiting for bytes. Frames on offer get no memory here: the owner calls `place` for
-    each before it fetches it (`take_offered`).
+    The owner writes received bytes to `ReceiveBuffer.room`, reports them by `received`, and calls
+    `next_record`. While `has_more_work`, it calls that again without further bytes. Frames on offer
+    get no memory here: the owner takes them (`take_offered`) and calls `place` before each fetch.
     """
 
     def __cinit__(self, header_bytes_limit, message_bytes_limit, frame_count_limit):
@@ -67,7 +66,7 @@ cdef class MessageReader:
         self._free_table()
 
     def __sizeof__(self):
-        """With its own buffers, and without what is being received in place."""
+        """Includes its own buffers, but not the frames received in place."""
         return object.__sizeof__(self) + self.table_bytes + self.buffer.__sizeof__()
 
     # ------------------------------------------------------------ for Python
@@ -84,12 +83,12 @@ cdef class MessageReader:
             memory, or raises `MemoryError`; ``span_of(frame)`` gives its address first;
             ``stage(memory)`` makes a frame over host memory that belongs on a device.
         """
-        self.records.happened(HELLO_DONE)
+        self.records.advance_state(HELLO_DONE)
         self.records.use(list(paths))
         self.devices = devices
 
     def receive_data(self, data):
-        """Take bytes that arrived, and give the records that they complete.
+        """Process received bytes, and return the records that they complete.
 
         Parameters
         ----------
@@ -123,12 +122,12 @@ cdef class MessageReader:
         return records
 
     def place_offered(self, frames):
-        """Give memory to the frames on offer of the message that was given last.
+        """Allocate the offered frames of the last message.
 
         Parameters
         ----------
         frames : list
-            Of that message; None where a frame is on offer.
+            The frames of that message, None for those on offer; these are replaced.
         """
         cdef FrameSet offered = self.take_offered()
         cdef uint32_t index
@@ -143,30 +142,30 @@ cdef class MessageReader:
     # ------------------------------------------------------------ for the connection
 
     cpdef bint has_more_work(self) noexcept:
-        """Whether `next_record` can go on without further bytes."""
+        """Whether `next_record` can continue without further bytes."""
         return self.buffer.missing_bytes == 0 and (
             self.frame_count > 0 or self.requested_count > 0
         )
 
     cdef bint is_in_message(self) noexcept:
-        """Whether a message, or what was requested for one, is being filled."""
+        """Whether a message, or the requested frames of one, are being filled."""
         return self.frames is not None or self.is_filling_requested
 
     cdef bint ends_in_close(self) noexcept:
-        """Whether the whole records that nobody has read yet end with a CLOSE record."""
+        """Whether the staged records end with a CLOSE record."""
         return not self.is_in_message() and self.records.ends_in_close()
 
     cdef bint control_is_next(self) noexcept:
-        """Whether the next record answers this side, so that nobody has to read messages for it."""
+        """Whether the next buffered record is a control record: it needs no pending `receive`."""
         return not self.is_in_message() and self.records.control_is_next()
 
     cdef FrameSet take_offered(self):
-        """What is to be fetched before the message that `next_record` gave is whole, or None."""
+        """Take the frames on offer of the message that `next_record` returned; None without any."""
         offered, self.offered = self.offered, None
         return offered
 
     cdef void abandon(self) noexcept:
-        """Drop the message that will never be whole; those that are stay."""
+        """Drop a message that cannot become whole; keep those that are staged whole."""
         if self.is_filling_requested or (self.is_in_message() and not self._rest_is_staged()):
             self.buffer.filled()
             self.frame_count = 0
@@ -177,7 +176,7 @@ cdef class MessageReader:
         self.buffer.release_staging()
 
     cdef bint _rest_is_staged(self) noexcept:
-        """Whether what is missing of the message being filled has arrived."""
+        """Whether all missing bytes of the message being filled are staged."""
         cdef Entry entry
         cdef Py_ssize_t index, left_bytes = self.buffer.staged_bytes()
         if self.buffer.missing_bytes > 0:
@@ -190,8 +189,8 @@ cdef class MessageReader:
                 return False
         return True
 
-    cdef void forget(self) noexcept:
-        """Drop all that has arrived and was not given, after `abandon`."""
+    cdef void discard(self) noexcept:
+        """Drop everything that was received and not returned; called after `abandon`."""
         self.buffer.filled()
         self.frame_count = self.records.checked_count = 0
         self.header = self.frames = self.offered = None
@@ -199,7 +198,7 @@ cdef class MessageReader:
         self.buffer.release_staging()
 
     cdef next_record(self):
-        """The next whole record, or None while bytes are missing.
+        """The next complete record, or None while bytes are missing.
 
         Returns
         -------
@@ -213,19 +212,19 @@ cdef class MessageReader:
         LimitError
             The peer claims more than the configuration allows.
         """
-        return self._go_on() if self.is_in_message() else self._parse()
+        return self._continue_filling() if self.is_in_message() else self._parse()
 
-    cdef _go_on(self):
-        """Fill on, and give what has become whole by that."""
+    cdef _continue_filling(self):
+        """Continue the record being filled; return it if that completes it."""
         if self.buffer.missing_bytes == 0 and self.frame_count > 0:
             self._fill_more()
         elif self.buffer.missing_bytes == 0 and self.requested_count > 0:
             self._fill_requested()
         if self.buffer.missing_bytes > 0 or self.frame_count > 0 or self.requested_count > 0:
             return None
-        return self._whole()
+        return self._complete()
 
-    cdef _whole(self):
+    cdef _complete(self):
         if self.is_filling_requested:
             self.is_filling_requested = False
             return new_control(FRAMES, self.inbox.requested.offered.sequence, b"")
@@ -254,7 +253,7 @@ cdef class MessageReader:
             PREFIX_BYTES + record.table_bytes + body_bytes > COPIED_BYTES and staged >= begin_bytes
         ):
             self._begin_filling(&record)
-            return self._go_on()
+            return self._continue_filling()
         return None
 
     cdef void _count_message(self, uint64_t nbytes) noexcept:
@@ -263,7 +262,7 @@ cdef class MessageReader:
         note(&self.metrics.counts.received_message_bytes, nbytes)
 
     cdef tuple _copy_out(self, Record *record):
-        """A message that is whole in the staging buffer."""
+        """Copy a message out of the staging buffer, where it is complete."""
         cdef const char *descriptor = record.table + record.table_bytes
         cdef char *data = <char *> descriptor + record.descriptor_bytes
         cdef Entry entry
@@ -279,7 +278,7 @@ cdef class MessageReader:
                 memcpy(memory, data, entry.nbytes)
                 data += entry.nbytes
         self.buffer.start = data - self.buffer.staging.data
-        self.records.leave(record)
+        self.records.finish_table(record)
         self.buffer.release_staging()
         self.message_bytes = record.nbytes
         self._count_message(record.nbytes)
@@ -288,7 +287,7 @@ cdef class MessageReader:
     cdef char *_place_next(
         self, list frames, const Entry *entry, const char **descriptor
     ) except? NULL:
-        """Memory for the next frame; if it is on offer, it goes into `offered` without any."""
+        """Allocate the next frame. A frame on offer goes to `offered` instead: no memory yet."""
         cdef Slot slot
         cdef int64_t begin_ns = 0
         slot.data = NULL
@@ -318,7 +317,7 @@ cdef class MessageReader:
         return slot.data
 
     cdef place(self, FrameSet frames, uint32_t index):
-        """Give a frame on offer its memory, before it is fetched."""
+        """Allocate a frame on offer, before it is fetched."""
         cdef Slot *slot = &frames.slots[index]
         cdef Path path = self.records.path_of(slot.path)
         cdef int64_t begin_ns = now_ns()
@@ -329,7 +328,10 @@ cdef class MessageReader:
         path.counting().allocated(begin_ns)
 
     cdef _new_device_frame(self, Slot *slot):
-        """Memory of a device; where that has no more, of the host: whoever reads may make room."""
+        """Allocate device memory; if the device is full, stage in host memory.
+
+        The application can then free device memory before it copies the frame there.
+        """
         try:
             frame = self.devices.allocate(slot.nbytes)
         except MemoryError:
@@ -339,13 +341,13 @@ cdef class MessageReader:
         return frame
 
     cdef _begin_filling(self, Record *record):
-        """Give the header of a larger message its memory."""
+        """Start receiving a larger message in place: allocate its header and first frames."""
         cdef char *memory = NULL
-        self._keep_table(record.table, record.table_bytes + record.descriptor_bytes)
+        self._copy_table(record.table, record.table_bytes + record.descriptor_bytes)
         self.entry = self.table
         self.descriptor = self.table + record.table_bytes
         self.buffer.start += PREFIX_BYTES + record.table_bytes + record.descriptor_bytes
-        self.records.leave(record)
+        self.records.finish_table(record)
         self.message_bytes = record.nbytes
         self.buffer.begin_vectors()
         self.header = new_frame(record.prefix.header_bytes, &memory, 0)
@@ -356,7 +358,7 @@ cdef class MessageReader:
         self._fill_more()
 
     cdef _fill_more(self):
-        """Give the next frames their memory, not far ahead of the bytes that arrive."""
+        """Allocate the next frames, in proportion to the bytes that have arrived."""
         cdef Entry entry
         cdef char *memory
         cdef Py_ssize_t cost_bytes = 0, count = 0, filled_bytes = 0
@@ -379,17 +381,17 @@ cdef class MessageReader:
             self._count_message(self.message_bytes)
 
     cdef _begin_requested(self, Record *record):
-        """Fill from the stream, in host memory, what could not be fetched."""
+        """Start receiving requested frames from the stream, into host memory."""
         self.buffer.start += PREFIX_BYTES + record.table_bytes
-        self.records.leave(record)
+        self.records.finish_table(record)
         self.is_filling_requested = True
         self.requested_count = record.prefix.frame_count
         self.metrics.counts.frames_received += record.prefix.frame_count
         self.filled_bytes = 0
-        return self._go_on()
+        return self._continue_filling()
 
     cdef _fill_requested(self):
-        """Have the next of the requested frames filled, as `_fill_more`."""
+        """Allocate the next requested frames, as `_fill_more`."""
         cdef FrameSet requested = self.inbox.requested.offered
         cdef Slot *slot
         cdef uint32_t index
@@ -414,7 +416,7 @@ cdef class MessageReader:
     cdef _end_of_record(self, Record *record):
         """Act on a record that is not a message."""
         self.buffer.start += PREFIX_BYTES
-        self.records.leave(record)
+        self.records.finish_table(record)
         content = self.buffer.take_staged(record.prefix.header_bytes)
         self.buffer.release_staging()
         if record.prefix.kind == ERROR:
@@ -422,9 +424,9 @@ cdef class MessageReader:
             raise ProtocolError(f"the peer ended the connection: {text}")
         if record.prefix.kind != CLOSE:
             return new_control(record.prefix.kind, record.prefix.sequence, content)
-        return self._parse()        # only what was requested may follow
+        return self._parse()        # only requested frames may follow
 
-    cdef _keep_table(self, const char *table, Py_ssize_t nbytes):
+    cdef _copy_table(self, const char *table, Py_ssize_t nbytes):
         self._free_table()
         self.table = <char *> malloc(nbytes + 1)
         if self.table == NULL:

@@ -1,11 +1,11 @@
-"""What has moved by one path, and what it had to wait for."""
+"""Counters and times of one path: how much it moved, and what it waited for."""
 
 from libc.stdint cimport int64_t, uint64_t
 
 from dask_fabric.histogram cimport Histogram
 from dask_fabric.wire.frames cimport FrameSet
 
-# Nothing but integers of 64 bits: they are added as one array.
+# Only 64-bit integers: they are added as one array.
 cdef struct Counts:
     uint64_t messages_sent
     uint64_t messages_received
@@ -13,11 +13,11 @@ cdef struct Counts:
     uint64_t bytes_received
     uint64_t frames_sent
     uint64_t frames_received
-    uint64_t fallbacks_sent         # messages whose frames had to go by the stream instead
+    uint64_t fallbacks_sent         # messages whose frames were sent on the stream instead
     uint64_t fallbacks_received
-    uint64_t fallback_bytes         # of those sent: offered so, and sent by the stream after all
-    uint64_t unacknowledged_bytes   # of now, and not ever: filled in where somebody asks
-    int64_t loop_ns                 # from the end of a job until the loop took notice
+    uint64_t fallback_bytes         # of `fallbacks_sent`
+    uint64_t unacknowledged_bytes   # a current value, not a sum: filled in when copied
+    int64_t loop_ns                 # from the end of a job until the loop handled it
     int64_t allocate_ns
     int64_t wire_ns
     int64_t peer_ns
@@ -26,16 +26,16 @@ cdef struct Counts:
     Histogram sent_message_bytes
     Histogram received_message_bytes
 
-# Of large messages alone: most comms have none.
+# For large messages only: most comms have none.
 cdef struct Times:
-    Histogram send_ns               # a job that sends, from its start until the loop knows its end
+    Histogram send_ns               # of send jobs, from the start until the loop handled the end
     Histogram receive_ns
-    Histogram answer_ns             # from the offer of frames until the peer has answered
+    Histogram answer_ns             # from the offer of frames to the peer's answer
 
 
 cdef class Metrics:
     cdef Counts counts
-    cdef Times *times               # NULL until one is noted
+    cdef Times *times               # allocated at the first use
 
     cdef Times *_timed(self) noexcept
     cdef void offered(self, FrameSet frames) noexcept

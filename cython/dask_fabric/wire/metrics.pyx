@@ -1,6 +1,6 @@
-"""What has moved by one path, of one comm or of several together, and what it had to wait for.
+"""Counters and times of one path, of one comm or summed over several.
 
-Always on: a small message costs additions to integers and no look at the clock.
+Always on: a small message costs some integer additions, and no call of the clock.
 """
 
 cimport cython
@@ -37,13 +37,13 @@ cdef class Metrics:
         free(self.times)
 
     cdef Times *_timed(self) noexcept:
-        """Give room for times; they are lost where there is no memory."""
+        """Allocate the times at the first use; NULL if memory is short."""
         if self.times == NULL:
             self.times = <Times *> calloc(1, sizeof(Times))
         return self.times
 
     def add(self, Metrics other):
-        """Add what another object has counted."""
+        """Add the counts of another object."""
         _add(<uint64_t *> &self.counts, <const uint64_t *> &other.counts, COUNT_OF_COUNTS)
         if other.times != NULL and self._timed() != NULL:
             _add(
@@ -52,7 +52,7 @@ cdef class Metrics:
             )
 
     def packed(self):
-        """Give what is counted in a few bytes: of each number that is not 0, its place and value.
+        """Encode all counts compactly: the place and value of each number that is not 0.
 
         Returns
         -------
@@ -71,7 +71,7 @@ cdef class Metrics:
         return (<char *> &out[0])[: used * sizeof(Packed)]
 
     def subtract(self, bytes packed):
-        """Subtract what `packed` gave, so that what was counted since is left."""
+        """Subtract counts that `packed` returned earlier, which leaves those since then."""
         cdef uint64_t *numbers = <uint64_t *> &self.counts
         cdef const Packed *entries = <const Packed *> <const char *> packed
         cdef Py_ssize_t index
@@ -84,7 +84,7 @@ cdef class Metrics:
                 (<uint64_t *> self.times)[place - COUNT_OF_COUNTS] -= entries[index].value
 
     def copy(self):
-        """Give another object with the same counts."""
+        """Return another object with the same counts."""
         cdef Metrics other = Metrics.__new__(Metrics)
         other.counts = self.counts
         if self.times != NULL and other._timed() != NULL:
@@ -92,39 +92,39 @@ cdef class Metrics:
         return other
 
     def serialized(self, int64_t spent_ns):
-        """Count the time that it took to serialize a message that was not tiny."""
+        """Add the time that serializing a message took; tiny ones are not measured."""
         self.counts.serialize_ns += spent_ns
 
     def deserialized(self, int64_t spent_ns):
-        """Count the time that it took to deserialize a message that was not tiny."""
+        """Add the time that deserializing a message took; tiny ones are not measured."""
         self.counts.deserialize_ns += spent_ns
 
     def let_go(self):
-        """The comm has ended, and holds nothing for its peer any more."""
+        """The comm has ended, and with it all leases: nothing is unacknowledged any more."""
         self.counts.unacknowledged_bytes = 0
 
     cdef void offered(self, FrameSet frames) noexcept:
-        """Frames are there for the peer to fetch."""
+        """Count frames that are offered to the peer."""
         self.counts.bytes_sent += frames.nbytes
         self.counts.frames_sent += frames.count
 
     cdef void fell_back(self, FrameSet frames) noexcept:
-        """Frames that were offered so are to be sent instead."""
+        """Count offered frames that are sent on the stream instead."""
         self.counts.fallback_bytes += frames.nbytes
 
     cdef void fetched(self, FrameSet frames) noexcept:
-        """Frames that the peer has offered are here."""
+        """Count frames that were fetched."""
         self.counts.bytes_received += frames.nbytes
         self.counts.frames_received += frames.count
 
     cdef void allocated(self, int64_t begin_ns) noexcept:
-        """Memory that was asked for then may be used."""
+        """Add the time since `begin_ns` as time of allocation."""
         self.counts.allocate_ns += now_ns() - begin_ns
 
     cdef void sent(self, int64_t begin_ns, int64_t waited_ns, int64_t busy_ns) noexcept:
-        """Count a job that sent: when it began, what it waited for the loop, and how long it moved.
+        """Count a send job, with the times that it waited for the loop and moved bytes.
 
-        A job that does not say how long it moved bytes (0) did so all the time.
+        With `busy_ns` 0 (unknown), the job counts as busy all the time.
         """
         cdef int64_t spent_ns = now_ns() - begin_ns
         if self._timed() != NULL:
@@ -132,14 +132,15 @@ cdef class Metrics:
         self._moved(spent_ns, waited_ns, busy_ns)
 
     cdef void received(self, int64_t begin_ns, int64_t waited_ns, int64_t busy_ns) noexcept:
-        """Count a job that received, as `sent`."""
+        """Count a receive job, as `sent`."""
         cdef int64_t spent_ns = now_ns() - begin_ns
         if self._timed() != NULL:
             note(&self.times.receive_ns, spent_ns)
         self._moved(spent_ns, waited_ns, busy_ns)
 
     cdef void _moved(self, int64_t spent_ns, int64_t waited_ns, int64_t busy_ns) noexcept:
-        """Split the time of a job: the rest of it, it waited for its peer."""
+        """Split the time of a job into waiting for the loop, moving bytes, and (the rest) waiting
+        for the peer."""
         cdef int64_t moving_ns = max(<int64_t> 0, spent_ns - waited_ns)
         if busy_ns == 0 or busy_ns > moving_ns:
             busy_ns = moving_ns
@@ -154,7 +155,7 @@ cdef class Metrics:
         self.counts.peer_ns += spent_ns
 
     def brief(self):
-        """Give bytes and seconds alone.
+        """Return only bytes and seconds.
 
         Returns
         -------
@@ -171,14 +172,14 @@ cdef class Metrics:
         )
 
     def as_dict(self):
-        """Give everything by its name.
+        """Return everything by name.
 
         Returns
         -------
         dict
-            Counts, ``*_seconds``, ``unacknowledged_bytes`` of the time of the copy, and under
-            ``histograms`` for each the ``counts`` (the one with the index i is of values up to 2**i
-            and above 2**(i - 1); without zeros at the end) and the ``sum`` of the values.
+            Counts, ``*_seconds``, ``unacknowledged_bytes`` at the time of the copy, and
+            ``histograms``: each has ``counts`` (bucket i counts values above 2**(i - 1) and up to
+            2**i; trailing zeros are left out) and the ``sum`` of the values.
         """
         cdef Counts *counts = &self.counts
         cdef const Times *times = &NO_TIMES if self.times == NULL else self.times
@@ -245,7 +246,7 @@ def histogram_of(values):
 
 
 def time_of_counting(int64_t count):
-    """Measure what the counting adds to one small message, in either direction.
+    """Measure what counting costs per small message, in either direction.
 
     Parameters
     ----------
@@ -255,10 +256,10 @@ def time_of_counting(int64_t count):
     Returns
     -------
     float
-        Nanoseconds for one.
+        Nanoseconds per message.
     """
     cdef Metrics metrics = Metrics()
-    cdef volatile uint64_t nbytes = 100     # so that the compiler counts each
+    cdef volatile uint64_t nbytes = 100     # keeps the compiler from merging the additions
     cdef int64_t begin_ns = now_ns()
     for _ in range(count):
         note(&metrics.counts.sent_message_bytes, nbytes)

@@ -1,21 +1,21 @@
-"""What a connection has sent and must still keep: the frames that its peer may fetch."""
+"""Leases: frames that were offered, and must stay in memory until the peer has fetched them."""
 
 from dask_fabric.jobs.completions cimport Job
 from dask_fabric.wire.frames cimport FrameSet
 
 cdef class Lease:
-    """The frames of one message that are on offer, until nobody needs their memory any more."""
+    """Keeps the offered frames of one message in memory."""
     cdef readonly FrameSet frames
     cdef list pins                      # jobs of paths that still read the memory, or None
-    cdef readonly bint is_answered      # the peer has acknowledged, or requested on the stream
-    cdef readonly bint is_staging       # frames of devices are on their way to host memory
+    cdef readonly bint is_answered      # the peer has acknowledged or requested the frames
+    cdef readonly bint is_staging       # device frames are being copied to host memory
 
     cdef pin(self, Job job)
     cdef bint _is_over(self) noexcept
 
 cdef class Outbox:
     cdef dict leases                    # number of the message -> lease
-    cdef readonly Py_ssize_t in_flight_bytes    # of those that are not answered
+    cdef readonly Py_ssize_t in_flight_bytes    # of leases that are not answered
     cdef readonly Py_ssize_t unanswered_count
 
     cdef Lease lease(self, FrameSet frames)

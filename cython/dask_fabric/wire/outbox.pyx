@@ -1,7 +1,7 @@
-"""What a connection has sent and must still keep: the frames that its peer may fetch.
+"""Leases: frames that were offered, and must stay in memory until the peer has fetched them.
 
-Each message with frames on offer has a *lease* on their memory. It ends when the peer has answered,
-and no path sends from the memory any more.
+Each message with frames on offer has a *lease* on their memory. It ends when the peer has answered
+and no job of this side reads the memory any more.
 """
 
 cimport cython
@@ -15,10 +15,10 @@ from dask_fabric.wire.records import violation
 @cython.auto_pickle(False)
 @cython.final
 cdef class Lease:
-    """The frames of one message that are on offer, until nobody needs their memory any more."""
+    """Keeps the offered frames of one message in memory."""
 
     cdef pin(self, Job job):
-        """A job reads the memory from now on, whatever the peer answers."""
+        """Hold the lease until the job has ended, even if the peer answers earlier."""
         if self.pins is None:
             self.pins = []
         self.pins.append(job)
@@ -39,7 +39,7 @@ cdef class Outbox:
         return len(self.leases)
 
     cdef Lease lease(self, FrameSet frames):
-        """Keep frames that are on offer from now on."""
+        """Take a lease on frames that are about to be offered."""
         cdef Lease lease = Lease.__new__(Lease)
         lease.frames = frames
         self.leases[frames.sequence] = lease
@@ -48,12 +48,12 @@ cdef class Outbox:
         return lease
 
     cdef Lease answered(self, sequence):
-        """The peer has answered; the caller calls `release` when it has done its own part.
+        """The peer has answered. The caller calls `release` after it has handled the answer.
 
         Raises
         ------
         ProtocolError
-            Nothing of that message is on offer.
+            No frame of that message is on offer.
         """
         cdef Lease lease = self.leases.get(sequence)
         if lease is None or lease.is_answered:
@@ -64,17 +64,17 @@ cdef class Outbox:
         return lease
 
     cdef bint staging_ended(self, Lease lease) except -1:
-        """The memory is not read any more to bring it to the host; as `release`."""
+        """The copy to host memory has ended; returns what `release` does."""
         lease.is_staging = False
         return self.release(lease)
 
     cdef bint unpin(self, Lease lease, Job job) except -1:
-        """A job has ended, and does not read the memory any more; as `release`."""
+        """A job has ended; returns what `release` does."""
         lease.pins.remove(job)
         return self.release(lease)
 
     cdef cancel_pins(self):
-        """End all jobs that read the memory; what is in use nevertheless stays in quarantine."""
+        """Cancel all jobs that read the memory; memory that stays in use goes to quarantine."""
         cdef Lease lease
         cdef Job job
         for lease in self.leases.values():
@@ -82,13 +82,13 @@ cdef class Outbox:
                 job.cancel(lease.frames)
 
     cdef bint release(self, Lease lease) except -1:
-        """End a lease, if nobody needs it any more; True where that is so now."""
+        """End a lease if nothing needs it any more; True if that ended it."""
         if not lease._is_over():
             return False
         return self.leases.pop(lease.frames.sequence, None) is not None
 
     cdef Py_ssize_t in_flight_bytes_by(self, int path) except -1:
-        """What is on offer by one path, and not answered."""
+        """The bytes in flight that are offered by one path."""
         cdef Lease lease
         cdef Py_ssize_t nbytes = 0
         for lease in list(self.leases.values()):    # also called by other threads

@@ -1,4 +1,4 @@
-"""What a path is: the interface that each path implements."""
+"""The interface that each path implements."""
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
@@ -11,42 +11,42 @@ from dask_fabric.wire.outbox cimport Lease
 cdef enum Fetch:
     FETCH_FAULT = -1            # an exception was raised
     FETCHED = 0
-    STARTED = 1                 # a job of the transfer ends it
+    STARTED = 1                 # the transfer ends with its job
     NOT_FETCHED = 2             # `error` of the transfer says why
 
-# What `tend` gives instead of a time.
+# Returned by `tend` instead of a delay.
 cdef enum:
-    ABANDON = -1                # cancel the transfer, and request the frames on the stream
-    HOPELESS = -2               # the memory cannot be used again: the connection must end
+    ABANDON = -1                # cancel the transfer, and request the frames over the stream
+    HOPELESS = -2               # the path will not return the memory: the connection must end
     ARRIVED = -4                # the frames are here
 
 cdef class Transfer:
     cdef readonly Path path
-    cdef readonly FrameSet frames       # all by the path, in a window of the message's
+    cdef readonly FrameSet frames       # of the path, within a window of the message's frames
     cdef InboundMessage message
     cdef uint32_t begin                 # of the window
-    cdef object job                     # what the path has started for it
+    cdef object job                     # started by the path, if any
     cdef int error                      # errno
     cdef int64_t begin_ns
-    cdef int64_t moved_bytes            # when that was last looked at,
-    cdef int64_t moved_ns               # and when it last grew
-    cdef int stage                      # as the path counts them, from 0
+    cdef int64_t moved_bytes            # progress at the last check,
+    cdef int64_t moved_ns               # and the time of the last progress
+    cdef int stage                      # private to the path, initially 0
 
 cdef class Path:
     cdef readonly str name
     cdef readonly int number            # on the wire
-    cdef readonly int memory_kinds      # set of those that frames may be in, by what was agreed
+    cdef readonly int memory_kinds      # set of the kinds of memory that both sides agreed on
     cdef readonly uint32_t descriptor_bytes
-    cdef readonly Py_ssize_t least_bytes    # of a frame of host memory that is offered
+    cdef readonly Py_ssize_t least_bytes    # smallest frame of host memory that is offered
     cdef readonly bint needs_living_sender
-    cdef public bint offers             # whether this side offers frames by it, still
+    cdef public bint offers             # false once the path is broken
     cdef Metrics metrics                # None until something is counted
-    cdef CompletionQueue queue          # where the ends of its jobs are posted,
-    cdef object owner                   # and a weak reference to the channel that awaits them
+    cdef CompletionQueue queue          # for the completions of its jobs
+    cdef object owner                   # weak reference to the channel, which handles them
 
     cdef Metrics counting(self)
 
-    # of the side that sends
+    # the sending side
     cdef bint takes(self, const Slot *slot) noexcept
     cdef int describe(self, Slot *slot) except -1
     cdef int offer(self, Lease lease, FrameSet frames) except -1
@@ -54,7 +54,7 @@ cdef class Path:
     cdef int released(self, FrameSet frames) except -1
     cdef bint fell_back(self) noexcept
 
-    # of the side that receives
+    # the receiving side
     cdef object place(self, Slot *slot)
     cdef Fetch fetch(self, Transfer transfer) except FETCH_FAULT
     cdef double tend(self, Transfer transfer) except? -3.0

@@ -1,15 +1,27 @@
-"""What a path is: the interface that each path implements.
+"""The interface that each path implements.
 
 Theory of operation
 -------------------
-A *path* here is one end of the way that large frames of one comm take instead of the stream. The
-sender *offers* a frame: its entry in the message names the path and is followed by a *descriptor*,
-some bytes by which the receiver's end finds the frame. The receiver gives it memory (`place`) and
-*fetches* it; then it acknowledges the message, and the sender frees it. Where a fetch fails, the
-receiver requests the frames, and they are sent on the stream.
+A path carries large frames beside the stream. A `Path` object is one end of it, for one comm. What
+a frame goes through, with the methods that are called:
 
-A path serves one connection, in one event loop. It never blocks that loop: what may take long is a
-job of native threads, whose end is posted to `queue` and handed to the channel.
+1. Sender, in `send`: `takes` chooses the first path that accepts the frame. `describe` writes its
+   *descriptor*, some bytes by which the receiver finds the frame. The message is queued, then
+   `offer` is called: the frame is under a lease. A path may start a send job here and pin the
+   lease.
+2. Receiver: `place` allocates the frame's memory. `fetch` fills it at once, or starts a job.
+3. While the job runs, `tend` is called after each delay that it returned. It reports that a
+   transfer is stuck (`ABANDON`, `HOPELESS`). `cancel` ends a transfer early.
+4. If `needs_living_sender`, the channel checks after the transfer that the sender still lives:
+   otherwise the bytes may not be the frame's.
+5. The receiver acknowledges the message, or requests its frames over the stream. At the sender
+   this calls `acknowledged` or `fell_back`, and `released` when the lease ends.
+
+A path serves one connection in one event loop, and never blocks that loop. Work that may take long
+is a job of native threads. Its completion is posted to `queue` and handed to the channel.
+
+`fail` is called when the path is found broken: it ends all its jobs with errors. `close` is called
+once, at the end of the connection.
 """
 
 cimport cython
@@ -20,18 +32,18 @@ from dask_fabric.wire.metrics cimport Metrics
 from dask_fabric.wire.outbox cimport Lease
 from dask_fabric.wire.records cimport HOST_MEMORY, OFFER_BYTES
 
-NO_PATHS = []       # of every comm that has only the stream; it stays empty
+NO_PATHS = []       # shared by all comms that have only the stream; always empty
 
 
 @cython.auto_pickle(False)
 @cython.final
 cdef class Transfer:
-    """One movement of frames by one path: all of a message, or the next of very many."""
+    """One movement of frames by one path: all frames of a message, or the next window of many."""
 
 
 @cython.auto_pickle(False)
 cdef class Path:
-    """One end of a comm's frames beside the stream.
+    """One end of a path, for the frames of one comm.
 
     Parameters
     ----------
@@ -42,18 +54,17 @@ cdef class Path:
     ----------
     name : str
     number : int
-        What the path is on the wire, from 1 to 31.
+        Its number on the wire, from 1 to 31.
     memory_kinds : int
         Set (``1 << kind``) of the kinds of memory that frames may be in.
     descriptor_bytes : int
         The size of the descriptor of a frame.
     least_bytes : int
-        The size from which on frames of host memory are offered; those of devices are, unless they
-        are empty.
+        The smallest frame of host memory that is offered. Of device frames all but empty ones are.
     needs_living_sender : bool
-        Whether a frame that was fetched is valid only if the sender was still there afterwards.
+        Whether a fetched frame is valid only if the sender still lives after the fetch.
     offers : bool
-        Whether this side offers frames; false where the path turned out to be broken.
+        Whether this side offers frames; false once the path is broken.
     """
 
     def __init__(self, name, number, memory_kinds=1, descriptor_bytes=0, least_bytes=OFFER_BYTES):
@@ -67,15 +78,15 @@ cdef class Path:
         self.needs_living_sender = True
 
     cdef Metrics counting(self):
-        """Give what counts the frames of this path; most comms never need it."""
+        """The metrics of this path, made at the first use: most comms never need them."""
         if self.metrics is None:
             self.metrics = Metrics()
         return self.metrics
 
-    # ------------------------------------------------------------ of the side that sends
+    # ------------------------------------------------------------ the sending side
 
     cdef bint takes(self, const Slot *slot) noexcept:
-        """Whether a frame is to be offered by this path."""
+        """Whether to offer a frame by this path."""
         if not self.offers or not self.memory_kinds >> slot.memory & 1:
             return False
         if slot.memory == HOST_MEMORY:
@@ -87,63 +98,61 @@ cdef class Path:
         return 0
 
     cdef int offer(self, Lease lease, FrameSet frames) except -1:
-        """Frames are on offer from now on; a job that starts to send them pins the lease."""
+        """Frames are on offer now. A path that starts to send them pins the lease for its job."""
         return 0
 
     cdef void acknowledged(self) noexcept:
-        """The receiver has fetched a message of frames."""
+        """The receiver has fetched and acknowledged the frames of a message."""
 
     cdef int released(self, FrameSet frames) except -1:
-        """Nobody needs frames any more that were on offer; those by other paths are among them."""
+        """A lease has ended. Its frames may include those of other paths."""
         return 0
 
     cdef bint fell_back(self) noexcept:
-        """The receiver could not fetch; give whether nothing more is to be offered by this path."""
+        """The receiver could not fetch. Returns whether to offer nothing more by this path."""
         return False
 
-    # ------------------------------------------------------------ of the side that receives
+    # ------------------------------------------------------------ the receiving side
 
     cdef object place(self, Slot *slot):
-        """Give a frame of host memory its memory, and write where that is into `data`.
+        """Allocate a frame in host memory, and store its address in `slot.data`.
 
-        A path that maps frames may leave that to `fetch`, and give None.
+        A path that maps frames may leave that to `fetch`, and return None.
         """
         return new_frame(slot.nbytes, &slot.data, 0)
 
     cdef Fetch fetch(self, Transfer transfer) except FETCH_FAULT:
-        """Fetch frames that have memory, here and now or by a job."""
+        """Fetch frames into the memory that `place` gave them, at once or by a job."""
         raise NotImplementedError
 
     cdef double tend(self, Transfer transfer) except? -3.0:
-        """Look after a transfer that was started.
+        """Check the progress of a transfer.
 
-        Called first when it has started, and then after the time that it gave before.
+        Called when the transfer has started, and then after each delay that it returned.
 
         Returns
         -------
         float
-            After how many seconds to look again, 0 for never; `ABANDON`, `HOPELESS` or `ARRIVED`.
+            Seconds until the next check, 0 for none; `ABANDON`, `HOPELESS` or `ARRIVED`.
         """
         return 0.0
 
     cdef bint cancel(self, Transfer transfer) except -1:
-        """End a transfer; True if something may still write to its memory, which then lives on."""
+        """Cancel a transfer. True if its memory may still be written to: it is in quarantine."""
         return False
 
     cdef bint has_lost_sender(self) noexcept:
-        """Whether this path knows that the sender's process has ended, beside what the stream says.
-        """
+        """Whether the sender's process is known to have ended, though its stream may be open."""
         return False
 
     cdef int sender_fd(self) except -2:
-        """A new descriptor that is readable when the sender's process has ended; -1: there is none.
-        """
+        """A new file descriptor, readable once the sender's process has ended; -1 for none."""
         return -1
 
     # ------------------------------------------------------------ both
 
     cdef void fail(self) noexcept:
-        """The path is broken: end what is under way, with errors."""
+        """The path is broken: end its jobs with errors."""
 
     cdef void close(self) noexcept:
-        """The connection ends, and so does whatever was started for what it sends."""
+        """The connection ends: end the jobs that send its frames."""

@@ -1,4 +1,4 @@
-"""Where the bytes of a stream are received: in a staging buffer, or in their final memory."""
+"""The memory that a stream is received into: a staging buffer, or the final memory of frames."""
 
 cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
@@ -6,29 +6,29 @@ from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memmove
 
 from dask_fabric.linux cimport iovec
-from dask_fabric.memory.arrays cimport keep_small
+from dask_fabric.memory.arrays cimport prefer_small_pages
 from dask_fabric.memory.pool cimport Buffer, allocate, count_use
 
 cdef enum:
     STAGING_BYTES = 128 << 10
     READ_BYTES = 16 << 10
     KEPT_VECTOR_COUNT = 64
-    # The first byte of a huge page makes all of it resident, also the part of a frame that has not
-    # arrived: up to two pages, at its begin and at its end. So only this many comms at a time
-    # receive into huge pages: 64 MiB together that a peer may claim and not send.
+    # Writing one byte makes a whole huge page resident. So a frame may cost up to two huge pages,
+    # at its begin and its end, for bytes that the peer claims and never sends. Only this many
+    # comms at a time receive into huge pages, which bounds that to 64 MiB.
     HUGE_BYTES = 2 << 20
-    AHEAD_COUNT = 16
+    HUGE_PAGE_USER_LIMIT = 16
 
-cdef int ahead_count = 0
-cdef Buffer spare_staging = None    # an empty one, for whichever comm reads next
+cdef int huge_page_user_count = 0
+cdef Buffer spare_staging = None    # an empty buffer for the next comm that reads
 
 
 @cython.auto_pickle(False)
 @cython.final
 cdef class ReceiveBuffer:
-    """The staging buffer, and the vectors of what is being received in place.
+    """A staging buffer, and the vectors of frames that are received in place.
 
-    Whoever reads puts bytes where `room` says, and reports them to `received`.
+    The reader writes bytes to `room` and reports them by `received`.
     """
 
     def __cinit__(self):
@@ -39,14 +39,14 @@ cdef class ReceiveBuffer:
         free(self.vectors)
 
     def __sizeof__(self):
-        """With its own buffers, and without what is being received in place."""
+        """Includes its own buffers, but not the frames received in place."""
         cdef Py_ssize_t nbytes = self.vector_capacity * sizeof(iovec)
         if self.staging is not None:
             nbytes += self.staging.nbytes
         return object.__sizeof__(self) + nbytes
 
     cdef char *room(self, Py_ssize_t *nbytes) except NULL:
-        """Where the next bytes belong, and how many; never none."""
+        """The address for the next bytes, and how many fit there: at least one."""
         if self.missing_bytes > 0:
             nbytes[0] = self.vectors[self.vector_index].iov_len
             return <char *> self.vectors[self.vector_index].iov_base
@@ -60,12 +60,12 @@ cdef class ReceiveBuffer:
         return self.staging.data + self.end
 
     cdef void received(self, Py_ssize_t nbytes) noexcept:
-        """`nbytes` were put where `room` said."""
+        """`nbytes` were written to `room`."""
         cdef iovec *vector
         if self.missing_bytes == 0:
             self.end += nbytes
-            # Small messages in numbers are read in large pieces; else little is read, so that most
-            # of a large message goes to its own memory at once.
+            # Adaptive read size: a full read means many small messages, so read 128 KiB next.
+            # Otherwise read 16 KiB, so that most of a large message is received in place.
             self.next_read_bytes = STAGING_BYTES if nbytes == self.next_read_bytes else READ_BYTES
             return
         vector = &self.vectors[self.vector_index]
@@ -84,13 +84,13 @@ cdef class ReceiveBuffer:
         return self.end - self.start >= STAGING_BYTES
 
     cdef take_staged(self, Py_ssize_t nbytes):
-        """Remove the first bytes that arrived: those of the handshake."""
+        """Remove and return the first staged bytes."""
         taken = PyBytes_FromStringAndSize(self.staging.data + self.start, nbytes)
         self.start += nbytes
         return taken
 
     cdef void release_staging(self) noexcept:
-        """Pass the staging buffer on if it is empty: an idle comm needs none."""
+        """Release the staging buffer if it is empty: an idle comm needs none."""
         global spare_staging
         if self.start != self.end or self.staging is None:
             return
@@ -100,33 +100,33 @@ cdef class ReceiveBuffer:
         self.staging = None
 
     cdef void filled(self) noexcept:
-        """No bytes are missing any more in the vectors."""
-        global ahead_count
+        """The vectors are filled, or abandoned: reset them."""
+        global huge_page_user_count
         self.missing_bytes = 0
-        ahead_count -= self.is_ahead
-        self.is_ahead = False
+        huge_page_user_count -= self.uses_huge_pages
+        self.uses_huge_pages = False
         if self.vector_capacity > KEPT_VECTOR_COUNT:
             free(self.vectors)
             self.vectors = NULL
             self.vector_capacity = 0
             self.begin_vectors()
 
-    cdef bint _may_be_ahead(self) noexcept:
-        """Whether this comm may receive into huge pages, which it then may until it is filled."""
-        global ahead_count
-        if not self.is_ahead and ahead_count < AHEAD_COUNT:
-            self.is_ahead = True
-            ahead_count += 1
-        return self.is_ahead
+    cdef bint _may_use_huge_pages(self) noexcept:
+        """Whether this comm may receive into huge pages; if so, it counts until it is filled."""
+        global huge_page_user_count
+        if not self.uses_huge_pages and huge_page_user_count < HUGE_PAGE_USER_LIMIT:
+            self.uses_huge_pages = True
+            huge_page_user_count += 1
+        return self.uses_huge_pages
 
     cdef void begin_vectors(self) noexcept:
         self.vector_count = self.vector_index = 0
 
     cdef give(self, char *data, Py_ssize_t nbytes):
-        """Fill a buffer from the staged bytes; what they cannot fill becomes a vector."""
+        """Fill a buffer from the staged bytes; a vector receives the rest."""
         cdef Py_ssize_t staged = min(nbytes, self.end - self.start)
-        if nbytes >= HUGE_BYTES and not self._may_be_ahead():
-            keep_small(data)
+        if nbytes >= HUGE_BYTES and not self._may_use_huge_pages():
+            prefer_small_pages(data)
         if staged:
             memcpy(data, self.staging.data + self.start, staged)
             self.start += staged
@@ -150,12 +150,12 @@ cdef class ReceiveBuffer:
         self.vector_capacity = capacity
 
     cdef void _make_room(self) except *:
-        """Room for more staged bytes, by moving them to the front or to more memory."""
+        """Make room for more staged bytes: move them to the front, or to a larger buffer."""
         cdef Py_ssize_t staged = self.end - self.start
         cdef Buffer old = self.staging
         cdef Buffer grown = old
         if staged == old.nbytes:
-            # Twice what has arrived, not what is claimed.
+            # In proportion to the bytes that have arrived, not to those that the peer claims.
             grown = allocate(2 * old.nbytes)
         memmove(grown.data, old.data + self.start, staged)
         self.staging = grown

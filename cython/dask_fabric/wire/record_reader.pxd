@@ -1,4 +1,4 @@
-"""Reading records from the bytes that arrive, and checking them."""
+"""Parses and checks the records in a receive buffer."""
 
 from libc.stdint cimport uint16_t, uint64_t
 
@@ -7,37 +7,37 @@ from dask_fabric.wire.path cimport Path
 from dask_fabric.wire.receive_buffer cimport ReceiveBuffer
 from dask_fabric.wire.records cimport Entry, Prefix
 
-# A record whose table has arrived and was checked: what is to become of its bytes.
+# A record whose table was received and checked.
 cdef struct Record:
     Prefix prefix
-    const char *table               # in the staging buffer, and valid until that is read into
+    const char *table               # in the staging buffer, valid until the next read
     Py_ssize_t table_bytes
     Py_ssize_t descriptor_bytes     # behind the table
-    Py_ssize_t stream_bytes         # behind those: header, and frames that come by the stream
-    uint64_t nbytes                 # all, with the frames on offer
+    Py_ssize_t stream_bytes         # behind the descriptors: header and eager frames
+    uint64_t nbytes                 # total, with the frames on offer
 
 cdef class RecordReader:
     cdef readonly ReceiveBuffer buffer
     cdef readonly int remote        # the state of the peer's half: a `dask_fabric.wire.states.Half`
-    cdef Inbox inbox                # which knows the frames that were requested
+    cdef Inbox inbox                # for the frames that were requested
     cdef list paths                 # by which the peer may offer frames
-    cdef bint takes_devices         # some of them frames of devices
+    cdef bint takes_devices         # whether one of the paths takes device frames
     cdef Py_ssize_t header_bytes_limit
     cdef Py_ssize_t message_bytes_limit
     cdef Py_ssize_t frame_count_limit
-    cdef readonly uint64_t message_count    # of those that have left the staging buffer
+    cdef readonly uint64_t message_count    # messages that have left the staging buffer
 
-    # The table of the record that stands next, as far as it was checked.
+    # How much of the next record's table was checked, and the sums over these entries.
     cdef Py_ssize_t checked_count
-    cdef uint64_t checked_bytes             # of header and frames
-    cdef Py_ssize_t checked_stream_bytes    # of those that come by the stream
+    cdef uint64_t checked_bytes             # header and frames
+    cdef Py_ssize_t checked_stream_bytes    # header and eager frames
     cdef Py_ssize_t checked_descriptor_bytes
 
     cdef bint next(self, Record *record) except -1
-    cdef void leave(self, Record *record) noexcept
+    cdef void finish_table(self, Record *record) noexcept
     cdef use(self, list paths)
     cdef Path path_of(self, int number)
-    cdef void happened(self, int event) noexcept
+    cdef void advance_state(self, int event) noexcept
     cdef bint ends_in_close(self) noexcept
     cdef bint control_is_next(self) noexcept
 

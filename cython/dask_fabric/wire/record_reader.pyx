@@ -1,10 +1,10 @@
-"""Reading records from the bytes that arrive, and checking them.
+"""Parses and checks the records in a receive buffer.
 
-Sans-I/O. The format is written down in docs/wire-protocol.md: a prefix of 24 bytes, a table with an
-entry of 16 bytes a frame, descriptors of frames on offer, the header, and the frames.
+Sans-I/O. The format is documented in docs/wire-protocol.md: a prefix of 24 bytes, a table with an
+entry of 16 bytes per frame, descriptors of frames on offer, the header, and the frames.
 
-Nothing is allocated here: a record is described to the caller once its table has arrived, and
-nothing that it claims is believed before.
+Nothing is allocated here. A record is described to the caller once its whole table has arrived and
+was checked against the limits and the peer's state.
 """
 
 cimport cython
@@ -29,7 +29,7 @@ from dask_fabric.wire.path import NO_PATHS
 cdef enum:
     KIND_COUNT = 8
 
-# What a record of each kind is to its sender's half of the connection.
+# The event that a record of each kind is for its sender's half of the connection.
 cdef int[KIND_COUNT] EVENT_OF_KIND = [
     UNKNOWN_EVENT, MESSAGE_SENT, ANSWER_SENT, ERROR_SENT, CLOSE_SENT, ANSWER_SENT, FRAMES_SENT,
     PATHS_SENT,
@@ -46,9 +46,9 @@ cdef class RecordReader:
     buffer : ReceiveBuffer
     inbox : Inbox
     header_bytes_limit, message_bytes_limit : int
-        What one header, and one message with its frames, may claim, in bytes.
+        The most bytes of one header, and of one message with its frames.
     frame_count_limit : int
-        What one message may claim.
+        The most frames of one message.
 
     Notes
     -----
@@ -69,7 +69,7 @@ cdef class RecordReader:
         self.frame_count_limit = frame_count_limit
 
     cdef bint next(self, Record *record) except -1:
-        """Describe the record that stands next; False where its table has not arrived whole.
+        """Describe the next record; False if its table is incomplete.
 
         Raises
         ------
@@ -88,20 +88,20 @@ cdef class RecordReader:
         record.table = buffer.staging.data + buffer.start + PREFIX_BYTES
         self._check_table(&record.prefix, record.table, min(staged, table_end) - PREFIX_BYTES)
         if staged < table_end:
-            return False            # `room` makes more of it as bytes really arrive
+            return False            # `ReceiveBuffer.room` grows as bytes actually arrive
         record.table_bytes = table_end - PREFIX_BYTES
         record.descriptor_bytes = self.checked_descriptor_bytes
         record.stream_bytes = self.checked_stream_bytes
         record.nbytes = table_end + self.checked_bytes
         return True
 
-    cdef void leave(self, Record *record) noexcept:
-        """The table of the record has been used; the next record begins behind its prefix."""
+    cdef void finish_table(self, Record *record) noexcept:
+        """The caller has used the table: reset the checks for the next record."""
         self.checked_count = 0
-        self.happened(EVENT_OF_KIND[record.prefix.kind])
+        self.advance_state(EVENT_OF_KIND[record.prefix.kind])
 
-    cdef void happened(self, int event) noexcept:
-        """The peer has done what its state allows."""
+    cdef void advance_state(self, int event) noexcept:
+        """Apply an event to the peer's half; the caller has checked that its state allows it."""
         self.remote = after(self.remote, event)
 
     cdef use(self, list paths):
@@ -114,7 +114,7 @@ cdef class RecordReader:
                 self.takes_devices = True
 
     cdef Path path_of(self, int number):
-        """The path of that number, if frames may come by it."""
+        """The path of that number; None if it was not negotiated."""
         cdef Path path
         for path in self.paths:
             if path.number == number:
@@ -122,7 +122,7 @@ cdef class RecordReader:
         return None
 
     cdef bint ends_in_close(self) noexcept:
-        """Whether the whole records that nobody has read yet end with a CLOSE record."""
+        """Whether the staged records end with a CLOSE record."""
         cdef ReceiveBuffer buffer = self.buffer
         cdef char close[PREFIX_BYTES]
         cdef Py_ssize_t at = buffer.start
@@ -131,13 +131,13 @@ cdef class RecordReader:
         pack_prefix(close, CLOSE, 0, 0, 0)
         if memcmp(buffer.staging.data + buffer.end - PREFIX_BYTES, close, PREFIX_BYTES) != 0:
             return False            # nearly always
-        # These bytes may also be the last ones of a frame.
+        # These bytes may also be the end of a frame: walk over the records to be sure.
         while at < buffer.end - PREFIX_BYTES:
             at += self._record_bytes(at)
         return at == buffer.end - PREFIX_BYTES
 
     cdef Py_ssize_t _record_bytes(self, Py_ssize_t at) noexcept:
-        """The bytes of the record that stands at `at`; all that is left where it is not whole."""
+        """The size of the record at `at`; all remaining bytes if it is incomplete."""
         cdef Prefix prefix
         cdef Entry entry
         cdef uint64_t nbytes, staged_bytes = self.buffer.end - at
@@ -162,7 +162,7 @@ cdef class RecordReader:
         return nbytes
 
     cdef bint control_is_next(self) noexcept:
-        """Whether the next record answers this side, so that nobody has to read messages for it."""
+        """Whether the next buffered record is a control record: it needs no pending `receive`."""
         cdef unsigned char kind
         if self.buffer.end - self.buffer.start < PREFIX_BYTES:
             return False
@@ -170,7 +170,7 @@ cdef class RecordReader:
         return kind == ACKNOWLEDGE or kind == REQUEST or kind == PATHS
 
     cdef Py_ssize_t _check_prefix(self, Prefix *prefix) except -1:
-        """The bytes of prefix and table, of a record that may stand here."""
+        """Check whether the record is allowed here; return the bytes of its prefix and table."""
         cdef FrameSet requested
         cdef int event = EVENT_OF_KIND[prefix.kind] if prefix.kind < KIND_COUNT else UNKNOWN_EVENT
         if after(self.remote, event) == REFUSED and self.remote != OPEN:
@@ -203,7 +203,7 @@ cdef class RecordReader:
         return PREFIX_BYTES + <Py_ssize_t> prefix.frame_count * ENTRY_BYTES
 
     cdef _check_table(self, Prefix *prefix, const char *table, Py_ssize_t table_bytes):
-        """Check the entries that have arrived and were not checked before, and sum them up."""
+        """Check the entries that arrived since the last call, and sum them up."""
         cdef Entry entry
         cdef Py_ssize_t index
         if self.checked_count == 0:
@@ -230,7 +230,7 @@ cdef class RecordReader:
         self.checked_count = table_bytes // ENTRY_BYTES
 
     cdef _check_special(self, Entry *entry, Py_ssize_t index):
-        """A frame that is on offer, or of a device: an empty one of those is not on offer."""
+        """Check a frame on offer, or an empty device frame, which is never offered."""
         cdef Path path = None
         cdef bint is_allowed = False
         if not entry.flags and entry.memory == CUDA_MEMORY and entry.nbytes == 0:
@@ -248,6 +248,6 @@ cdef class RecordReader:
     cdef _check_requested(self, Entry *entry, Py_ssize_t index):
         cdef uint64_t nbytes = self.inbox.requested.offered.slots[index].nbytes
         if entry.path or entry.memory or entry.flags or entry.descriptor_bytes:
-            raise violation("requested frames that do not come by the stream")
+            raise violation("requested frames that are not sent on the stream")
         if entry.nbytes != nbytes:
-            raise violation(f"a frame of {entry.nbytes} bytes, which was {nbytes} on offer")
+            raise violation(f"a requested frame of {entry.nbytes} bytes: {nbytes} were offered")

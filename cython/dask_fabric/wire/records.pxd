@@ -1,12 +1,12 @@
-"""Records as they stand on the stream: their layout, and packing them."""
+"""The records of the stream: their layout, and packing them."""
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
 cdef enum:
     PREFIX_BYTES = 24
     ENTRY_BYTES = 16
-    TEXT_BYTES = 4096           # the most of an ERROR or PATHS record
-    OFFER_BYTES = 64 << 10      # the least that may be offered instead of sent
+    TEXT_BYTES = 4096           # largest content of an ERROR or PATHS record
+    OFFER_BYTES = 64 << 10      # smallest frame that may be offered
 
 cdef enum RecordKind:
     MESSAGE = 1
@@ -17,8 +17,8 @@ cdef enum RecordKind:
     FRAMES = 6
     PATHS = 7
 
-# Numbers of paths, in the table of frames and, as bits (1 << path), in sets of paths. Each path but
-# the stream has its number from its provider; docs/wire-protocol.md has a list.
+# Numbers of paths, in the table of frames and, as bits (1 << path), in sets of paths. The other
+# numbers are defined by the providers; docs/wire-protocol.md lists them.
 cdef enum:
     STREAM = 0
     PATH_LIMIT = 32             # above the highest

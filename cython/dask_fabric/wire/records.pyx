@@ -1,6 +1,6 @@
-"""Records as they stand on the stream: their layout, and packing them.
+"""The records of the stream: their layout, and packing them.
 
-The format is written down in docs/wire-protocol.md. All integers are little-endian.
+The format is documented in docs/wire-protocol.md. All integers are little-endian.
 """
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
@@ -12,7 +12,7 @@ from dask_fabric.errors import LimitError, ProtocolError
 cdef void pack_prefix(
     char *out, RecordKind kind, uint32_t frame_count, uint64_t header_bytes, uint64_t sequence
 ) noexcept nogil:
-    # Copied, since what it is written to has no alignment.
+    # Copied, because the destination is not aligned.
     cdef Prefix prefix = Prefix(kind, 0, 0, frame_count, header_bytes, sequence)
     memcpy(out, &prefix, PREFIX_BYTES)
 
@@ -25,14 +25,14 @@ cdef void pack_entry(
 
 
 cdef bytes plain_record(RecordKind kind, uint64_t sequence):
-    """A record that is its prefix."""
+    """A record that consists of its prefix only."""
     cdef char out[PREFIX_BYTES]
     pack_prefix(out, kind, 0, 0, sequence)
     return PyBytes_FromStringAndSize(out, PREFIX_BYTES)
 
 
 def close_record():
-    """The record after which a side sends nothing more but answers about offered frames.
+    """Make the record that announces a close. Only FRAMES records may follow it.
 
     Returns
     -------
@@ -42,7 +42,7 @@ def close_record():
 
 
 def error_record(text):
-    """The record that tells the peer why the connection is about to be closed.
+    """Make the record that reports to the peer why the connection is about to be closed.
 
     Parameters
     ----------
@@ -57,19 +57,19 @@ def error_record(text):
 
 
 def paths_record(content):
-    """The record by which a client completes the negotiation of paths.
+    """Make the record by which a client completes the negotiation of paths.
 
     Parameters
     ----------
     content : bytes
-        As `dask_fabric.wire.negotiation.encode_refusals` makes it.
+        From `dask_fabric.paths.negotiation.encode_found`.
 
     Returns
     -------
     bytes
     """
     if len(content) > TEXT_BYTES:
-        raise ValueError(f"{len(content)} bytes of refusals; at most {TEXT_BYTES} may be")
+        raise ValueError(f"{len(content)} bytes of refusals; at most {TEXT_BYTES} are allowed")
     return _text_record(PATHS, content)
 
 
@@ -80,7 +80,7 @@ cdef bytes _text_record(RecordKind kind, bytes content):
 
 
 def violation(what):
-    """Make the error about a peer that breaks the protocol, with the record that tells it so.
+    """Make the error for a peer that breaks the protocol, with the ERROR record for that peer.
 
     Parameters
     ----------
@@ -95,14 +95,14 @@ def violation(what):
 
 
 def excess(what, size, limit, key):
-    """Make the error about a claim above a limit, as `violation`.
+    """Make the error for a size above a limit, as `violation`.
 
     Parameters
     ----------
     what : str
     size, limit : int
     key : str
-        Of the limit in the configuration.
+        The limit's key in the configuration.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""What a connection has still to send, in order."""
+"""The bytes that a connection has still to send, in order."""
 
 from libc.stdint cimport uint64_t
 
@@ -10,13 +10,13 @@ from dask_fabric.wire.path cimport Path
 cdef extern from "Python.h":
     Py_ssize_t PY_SSIZE_T_MAX
 
-# A frame of device memory, as it was given, and where it lies.
+# A frame of device memory, and its address.
 cdef class DeviceFrame:
     cdef object frame
     cdef uint64_t address
     cdef Py_ssize_t nbytes
 
-# The state of a queue, but for its chunk.
+# The state of a send buffer, without its chunk: see `_roll_back`.
 cdef struct Mark:
     size_t vector_count
     Py_ssize_t tail_bytes
@@ -29,21 +29,21 @@ cdef class SendBuffer:
     cdef size_t first
     cdef size_t last
     cdef size_t capacity
-    cdef object owners              # list: what keeps each vector's memory alive, at the same index
+    cdef object owners              # list: owners[i] keeps the memory of vectors[i] alive
     cdef Buffer chunk               # small data is copied to its end
     cdef Py_ssize_t chunk_used_bytes
     cdef bint tail_is_open          # the last vector ends where the chunk's free room begins
     cdef readonly Py_ssize_t pending_bytes
     cdef uint64_t message_count
-    cdef Py_ssize_t frame_count_limit       # what the peer accepts
+    cdef Py_ssize_t frame_count_limit       # limits that the peer announced
     cdef Py_ssize_t header_bytes_limit
     cdef Py_ssize_t message_bytes_limit
 
-    cdef Py_ssize_t inline_bytes            # up to which a message is copied whole
+    cdef Py_ssize_t inline_bytes            # a message up to this size is copied whole
     cdef list paths                         # by which frames may be offered, in order of preference
-    cdef Py_ssize_t offer_bytes             # the least that one of them takes of host memory
-    cdef object span_of             # (frame) -> address and size, where frames of devices are taken
-    cdef FrameSet offered           # of the message that was put last: frames not in the buffer
+    cdef Py_ssize_t offer_bytes             # smallest frame of host memory that a path takes
+    cdef object span_of             # (frame) -> address and size, or None; None without devices
+    cdef FrameSet offered           # frames of the last message that are offered, not queued
 
     cdef Py_ssize_t put_message(self, header, list frames) except -1
     cdef check_limits(self, Py_ssize_t frame_count, Py_ssize_t header_bytes, Py_ssize_t nbytes)

@@ -1,8 +1,8 @@
-"""What a connection has still to send, in order.
+"""The bytes that a connection has still to send, in order.
 
-Small data is copied into chunks, so that many small messages leave in one call; frames above the
+Small data is copied into chunks, so that many small messages leave in one call. Frames above the
 inline limit are sent from their own memory, which the buffer keeps alive until then. A record is
-put whole or not at all.
+queued whole or not at all.
 """
 
 cimport cython
@@ -26,18 +26,18 @@ from dask_fabric.wire.path import NO_PATHS
 
 cdef enum:
     CHUNK_BYTES = 32 << 10
-    COPIED_BYTES = 4 << 10      # of a large message, what is not worth a vector of its own
+    COPIED_BYTES = 4 << 10      # parts of a large message up to this size get no vector
     KEPT_VECTOR_COUNT = 8
 
-new_owners = list           # tests let it run out of memory
+new_owners = list           # a seam for tests, which let it run out of memory
 
-cdef Buffer spare_chunk = None  # an empty one, for whichever comm sends next
+cdef Buffer spare_chunk = None  # an empty chunk for the next comm that sends
 
 
 @cython.auto_pickle(False)
 @cython.final
 cdef class DeviceFrame:
-    """A frame of device memory, and where it lies."""
+    """A frame of device memory, and its address."""
 
 
 @cython.auto_pickle(False)
@@ -56,18 +56,18 @@ cdef class SendBuffer:
         free(self.vectors)
 
     def __sizeof__(self):
-        """With its own buffers, and without the frames."""
+        """Includes its own buffers, but not the frames."""
         cdef Py_ssize_t nbytes = self.capacity * sizeof(iovec) + self.owners.__sizeof__()
         if self.chunk is not None:
             nbytes += self.chunk.nbytes
         return object.__sizeof__(self) + nbytes
 
     cdef Py_ssize_t put_message(self, header, list frames) except -1:
-        """Queue one message: copied where all of it is within `inline_bytes`; else its frames stay
-        where they are, except those that are hardly more than their entry in a list of vectors.
+        """Queue one message.
 
-        Frames that a path takes are put into `offered` instead, for the caller to keep until the
-        peer has them.
+        Up to `inline_bytes` it is copied whole. Frames of a larger message are sent from their own
+        memory, except very small ones. Frames that a path takes go to `offered` instead: the caller
+        keeps a lease on them.
 
         Returns
         -------
@@ -98,7 +98,7 @@ cdef class SendBuffer:
                 inline_bytes = min(inline_bytes, <Py_ssize_t> COPIED_BYTES)
             self._put(header, inline_bytes)
             for view in views:
-                if type(view) is memoryview:    # of the others none is inline
+                if type(view) is memoryview:    # the others are offered, or empty device frames
                     self._put(view, inline_bytes)
         except BaseException:
             self._roll_back(&mark, chunk)
@@ -109,7 +109,7 @@ cdef class SendBuffer:
         return PREFIX_BYTES + frame_count * ENTRY_BYTES + total_bytes
 
     cdef FrameSet _put_table(self, list views, Py_ssize_t header_bytes):
-        """Queue prefix and table; frames on offer are taken out of `views`."""
+        """Queue prefix and table; frames to be offered are moved from `views` to the result."""
         cdef FrameSet offered = None
         cdef Py_ssize_t index, frame_count = len(views)
         cdef Slot slot
@@ -132,7 +132,7 @@ cdef class SendBuffer:
         return offered
 
     cdef Mark _mark(self) noexcept:
-        """How the buffer is before a record, for `_roll_back`."""
+        """The state before a record, for `_roll_back`."""
         cdef Py_ssize_t tail_bytes = 0
         if self.tail_is_open:
             tail_bytes = self.vectors[self.last - 1].iov_len
@@ -142,7 +142,7 @@ cdef class SendBuffer:
         )
 
     cdef _roll_back(self, const Mark *mark, Buffer chunk):
-        """Nothing of a record that could not be queued whole may be sent."""
+        """Remove a record that could not be queued whole."""
         self.offered = None
         while self.last - self.first > mark.vector_count:
             self.last -= 1
@@ -155,7 +155,7 @@ cdef class SendBuffer:
             self.vectors[self.last - 1].iov_len = mark.tail_bytes
 
     cdef Path _choose(self, view, Slot *slot):
-        """Say where a frame lies, and by which path it is to be offered; None for the stream."""
+        """Fill the frame's slot, and choose the path to offer it by; None for the stream."""
         cdef Path path
         slot.path = STREAM
         if type(view) is DeviceFrame:
@@ -176,7 +176,7 @@ cdef class SendBuffer:
         return None
 
     cdef use(self, list paths, span_of):
-        """Offer frames by these paths from now on, those of devices where `span_of` is not None."""
+        """Offer frames by these paths from now on; device frames only if `span_of` is given."""
         cdef Path path
         self.paths = paths
         self.span_of = span_of
@@ -186,7 +186,7 @@ cdef class SendBuffer:
                 self.offer_bytes = min(self.offer_bytes, path.least_bytes)
 
     cdef _view_of(self, frame):
-        """As `_bytes_of`, or where the device memory of a frame lies."""
+        """A view of a host frame (`_bytes_of`), or a `DeviceFrame`."""
         cdef DeviceFrame device
         span = None if PyObject_CheckBuffer(frame) else self.span_of(frame)
         if span is None:
@@ -197,7 +197,7 @@ cdef class SendBuffer:
         return device
 
     cdef check_limits(self, Py_ssize_t frame_count, Py_ssize_t header_bytes, Py_ssize_t nbytes):
-        """Do not send what the peer has said that it refuses: that would end the connection."""
+        """Raise for a message above the peer's limits: sending it would end the connection."""
         if frame_count > self.frame_count_limit:
             raise _excess("frames", frame_count, self.frame_count_limit, "frames")
         if header_bytes > self.header_bytes_limit:
@@ -206,7 +206,7 @@ cdef class SendBuffer:
             raise _excess("bytes", nbytes, self.message_bytes_limit, "message")
 
     cdef _put_descriptors(self, FrameSet frames):
-        """Queue the descriptors, which stand behind the table."""
+        """Queue the descriptors of the frames on offer, which follow the table."""
         cdef Slot *slot
         cdef Path path
         cdef uint32_t index
@@ -217,7 +217,7 @@ cdef class SendBuffer:
                     self._copy(slot.descriptor, path.descriptor_bytes)
 
     cdef put_frames(self, FrameSet frames):
-        """Queue frames that were offered and that the peer cannot fetch."""
+        """Queue offered frames that the peer has requested."""
         cdef Buffer chunk = self.chunk
         cdef Mark mark = self._mark()
         try:
@@ -238,11 +238,11 @@ cdef class SendBuffer:
             out += ENTRY_BYTES
 
     cdef put_bytes(self, bytes data):
-        """Queue bytes that are not a message."""
+        """Queue a record that is not a message."""
         self._copy(data, len(data))
 
     cdef void sent(self, Py_ssize_t nbytes) except *:
-        """The first `nbytes` have left; their memory is let go."""
+        """The first `nbytes` were sent: drop the references to their memory."""
         cdef iovec *vector
         cdef size_t vector_count = 0
         cdef Py_ssize_t left_bytes = nbytes
@@ -257,7 +257,7 @@ cdef class SendBuffer:
         self.consumed(vector_count, nbytes)
 
     cdef void consumed(self, size_t vector_count, Py_ssize_t nbytes) except *:
-        """`nbytes` have left and are cut off the vectors already: so many vectors are empty."""
+        """`nbytes` were sent, and the vectors are advanced already: drop the empty ones."""
         self.pending_bytes -= nbytes
         for _ in range(vector_count):
             self.owners[self.first] = None
@@ -268,7 +268,7 @@ cdef class SendBuffer:
             self._release_buffers()
 
     cdef _release_buffers(self):
-        """Give up the memory of an empty buffer: most comms are idle."""
+        """Release the memory of an empty buffer: most comms are idle."""
         global spare_chunk
         if spare_chunk is None and self.chunk is not None and self.chunk.nbytes == CHUNK_BYTES:
             spare_chunk = self.chunk
@@ -281,11 +281,11 @@ cdef class SendBuffer:
             self.owners = new_owners()
 
     cdef void seal(self) noexcept:
-        """The vectors of now are being sent by another thread: what comes goes into new ones."""
+        """Append no more to the last vector: a thread is about to send the current ones."""
         self.tail_is_open = False
 
     cdef clear(self):
-        """Forget everything; whoever was sending from it has stopped."""
+        """Drop everything. No thread may be sending from the buffer."""
         del self.owners[:]
         self.first = self.last = 0
         self.pending_bytes = 0
@@ -305,7 +305,7 @@ cdef class SendBuffer:
             memcpy(self._reserve(nbytes), data, nbytes)
 
     cdef char *_reserve(self, Py_ssize_t nbytes) except NULL:
-        """Queue `nbytes` whose content the caller writes at once."""
+        """Queue `nbytes` of the chunk; the caller writes them at once."""
         cdef char *out
         if self.chunk is None or self.chunk_used_bytes + nbytes > self.chunk.nbytes:
             self.chunk = new_chunk(nbytes)

@@ -3,19 +3,19 @@
 cdef enum Half:                 # what one side may still send
     GREETING = 0                # its hello
     OPEN = 1                    # everything
-    CLOSING = 2                 # the frames that it was asked for
+    CLOSING = 2                 # frames that the peer requested
     DONE = 3                    # nothing
     HALF_COUNT = 4
 
 cdef enum Event:
     HELLO_DONE = 0              # both hellos are exchanged
-    MESSAGE_SENT = 1            # and so on: by the side whose half it is
+    MESSAGE_SENT = 1            # this and the next ones: by the side that the half belongs to
     ANSWER_SENT = 2             # ACKNOWLEDGE or REQUEST
     FRAMES_SENT = 3
     PATHS_SENT = 4
     CLOSE_SENT = 5
     ERROR_SENT = 6
-    END_OF_STREAM = 7           # or the connection is ended by this process
+    END_OF_STREAM = 7           # or this process has ended the connection
     EVENT_COUNT = 8
     UNKNOWN_EVENT = -1          # allowed in no state
 
@@ -25,7 +25,7 @@ cdef enum:
 cdef enum Outcome:
     LIVE = 0
     CLOSED_HERE = 1
-    FAILED = 2                  # also: closed or left by the peer; the error has the reason
-    FORKED = 3                  # it belongs to the parent of this process
+    FAILED = 2                  # also closed or abandoned by the peer: see the channel's error
+    FORKED = 3                  # this is a forked child, the connection is its parent's
 
 cdef int after(int half, int event) noexcept nogil

@@ -1,1 +1,1 @@
-"""The benchmark suite: any scheme that Dask knows, measured by its public API."""
+"""The benchmark suite: measures any scheme that Dask knows by its public API."""

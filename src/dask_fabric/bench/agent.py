@@ -1,9 +1,9 @@
-"""One end of a pair that measures: a program of its own, and what workers of a cluster run.
+"""One end of a measuring pair: run as a program, or by the workers of a cluster.
 
-It needs Python, numpy and distributed alone, so that it also runs where this package is not
+It needs only Python, numpy and distributed, so that it also runs where this package is not
 installed: by its path under another Python, or pickled by value on a worker. As a program it reads
-its configuration, a line of JSON, from standard input. A server then prints its address, a client
-answers every line, a verb of `Asker` with its arguments; both end with their standard input.
+its configuration, a line of JSON, from standard input. A server then prints its address; a client
+answers every line, which is a verb of `Asker` with arguments. Both end when standard input ends.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from distributed.security import Security
 
 SMALL = {"op": "task-finished", "key": "x-0123456789", "nbytes": 28}
 PING = {"op": "ping"}
-_PERIOD = 251  # of the bytes of an array
-BUCKETS_PER_OCTAVE = 8  # of the histogram of latencies: 9 % each
+_PERIOD = 251  # of the bytes in an array
+BUCKETS_PER_OCTAVE = 8  # in histograms of latencies: 9 % each
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
 
@@ -53,7 +53,7 @@ def memory_bytes() -> list[int]:
 def distribution(seconds: list[float]) -> dict[str, Any]:
     """Sum, quantiles and histogram of times.
 
-    A bucket *n* of the histogram holds times from 2 to the power of n / 8 nanoseconds on.
+    Bucket *n* of the histogram counts times from 2 ** (n / 8) nanoseconds on.
     """
     times = np.maximum(np.asarray(seconds), 1e-9)
     buckets = np.floor(np.log2(times * 1e9) * BUCKETS_PER_OCTAVE).astype(int)
@@ -66,7 +66,7 @@ def distribution(seconds: list[float]) -> dict[str, Any]:
 
 
 class Arrays:
-    """Warm memory to send from: views of one array, made when it is first needed.
+    """Warm memory to send from: views of one array, made when first needed.
 
     Parameters
     ----------
@@ -86,21 +86,21 @@ class Arrays:
 
 
 def digest(array: Any) -> dict[str, str]:
-    """Say what an array holds, and in whose memory it is."""
+    """Give a digest of an array, and the module that owns its memory."""
     module = type(array).__module__.partition(".")[0]
     content = array.get() if module == "cupy" else array
     return {"digest": hashlib.sha256(content).hexdigest(), "module": module}
 
 
 class Hog:
-    """A thread that runs pure Python, and so takes the GIL as a task does."""
+    """A thread that runs pure Python, and so holds the GIL like a task."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
 
     def set(self, on: bool) -> None:
-        """Start or stop it; what is so already stays."""
+        """Start or stop the thread, unless it is in that state already."""
         if on and self._thread is None:
             self._stop.clear()
             self._thread = threading.Thread(target=self._spin, daemon=True)
@@ -118,7 +118,7 @@ class Hog:
 
 
 class Responder:
-    """Answers the measurements of one comm, with arrays that are there before they are timed."""
+    """Answers the measurements on one comm, with arrays allocated before timing starts."""
 
     def __init__(self, comm: Any, arrays: Arrays) -> None:
         self._comm, self._arrays = comm, arrays
@@ -142,7 +142,7 @@ class Responder:
                 if op == "ping":
                     await write(message)
                 elif op == "data":
-                    del message  # the receiver drops the array before it answers
+                    del message  # free the array before the answer
                     await write({"op": "ack"})
                 else:
                     await write(await others[op](message))
@@ -169,7 +169,7 @@ class Responder:
         return {"cpu_seconds": cpu_seconds()}
 
     async def _memory(self, message: dict) -> dict:
-        """Resident memory once the garbage is gone, and its peak so far, in bytes."""
+        """Resident memory after garbage collection, and its peak so far, in bytes."""
         gc.collect()
         return {"memory_bytes": memory_bytes()}
 
@@ -179,18 +179,18 @@ class Responder:
 
 
 class Asker:
-    """Measures over comms to a `Responder`; each verb gives a dict with its ``seconds``.
+    """Measures over comms to a `Responder`; each verb returns a dict with its ``seconds``.
 
     Parameters
     ----------
     address : str
-        Of the server.
+        The address of the server.
     arguments : dict
-        What `connect` needs beside.
+        Other arguments of `connect`.
     hello : dict, optional
-        What is written first on every comm, where the server must be told who comes.
+        The first message on every comm, if the server needs one.
     module : str
-        Whose arrays are sent.
+        The module of the arrays to send.
     """
 
     def __init__(
@@ -211,7 +211,7 @@ class Asker:
             await comm.close()
 
     async def comms(self, count: int) -> list[Any]:
-        """So many open comms, which stay open for the next."""
+        """Give *count* open comms, which stay open for later calls."""
         while len(self._comms) < count:
             self._comms.append(await self._connect())
         return self._comms[:count]
@@ -223,7 +223,7 @@ class Asker:
         return comm
 
     async def ask(self, message: dict) -> dict:
-        """Write one message on the first comm and read the answer."""
+        """Write one message on the first comm, and read the answer."""
         (comm,) = await self.comms(1)
         await comm.write(message)
         return await comm.read()
@@ -252,33 +252,33 @@ class Asker:
         return {"seconds": time.perf_counter() - begin}
 
     async def send(self, count: int, nbytes: int, comms: int = 1) -> dict:
-        """Arrays, each answered by a small message, on so many comms at a time."""
+        """Arrays one way, each answered by a small message, on *comms* parallel comms."""
         message = {"op": "data", "x": to_serialize(self._arrays.of(nbytes))}
         return await self._on_each(comms, count, message, None)
 
     async def exchange(self, count: int, nbytes: int, comms: int = 1) -> dict:
-        """Arrays both ways at the same time, on so many comms."""
+        """Arrays both ways at the same time, on *comms* parallel comms for each direction."""
         message = {"op": "data", "x": to_serialize(self._arrays.of(nbytes))}
         return await self._on_each(comms, count, message, {"op": "give", "nbytes": nbytes})
 
     async def fetch(self, count: int, nbytes: int, comms: int = 1) -> dict:
-        """Arrays of the other side, each asked for by a small message."""
+        """Arrays of the other side, each requested by a small message."""
         return await self._on_each(comms, count, {"op": "give", "nbytes": nbytes}, None)
 
     async def arrives(self, nbytes: int) -> dict:
-        """Whether an array arrives as it was sent, and in the same kind of memory."""
+        """Whether an array arrives unchanged, and in the same kind of memory."""
         array = self._arrays.of(nbytes)
-        told = await self.ask({"op": "digest", "x": to_serialize(array)})
-        return {"same": told == digest(array)}
+        received = await self.ask({"op": "digest", "x": to_serialize(array)})
+        return {"same": received == digest(array)}
 
     async def _on_each(self, comms: int, count: int, one: dict, other: dict | None) -> dict:
-        """Have messages answered so often on every comm; two kinds take two comms for each."""
+        """Write a message *count* times on every comm; two messages need twice as many comms."""
 
         async def repeat(comm: Any, message: dict) -> None:
             read, write = comm.read, comm.write
             for _ in range(count):
                 await write(message)
-                await read()  # what comes is dropped at once
+                await read()  # the answer is freed at once
 
         kinds = [one] if other is None else [one, other]
         opened = await self.comms(comms * len(kinds))
@@ -287,14 +287,14 @@ class Asker:
         return {"seconds": time.perf_counter() - begin}
 
     async def cpu(self, count: int, nbytes: int) -> dict:
-        """As `send`; the seconds are CPU time of both processes."""
+        """As `send`, but the seconds are CPU time of both processes."""
         before = cpu_seconds() + (await self.ask({"op": "usage"}))["cpu_seconds"]
-        told = await self.send(count, nbytes)
+        sent = await self.send(count, nbytes)
         after = cpu_seconds() + (await self.ask({"op": "usage"}))["cpu_seconds"]
-        return {"seconds": after - before, "elapsed": told["seconds"]}
+        return {"seconds": after - before, "elapsed": sent["seconds"]}
 
     async def connects(self, count: int, at_once: int = 1) -> dict:
-        """Connections, Dask's handshake included, opened and closed, so many at a time."""
+        """Connections opened (with Dask's handshake) and closed, *at_once* at a time."""
         left = iter(range(count))
 
         async def storm() -> None:
@@ -311,7 +311,7 @@ class Asker:
         return await self.ask({"op": "memory"})
 
     async def do(self, verb: str, arguments: dict, hog: Sequence[bool] = (False, False)) -> dict:
-        """Do a verb, with or without a thread of pure Python beside it on this and that side."""
+        """Run a verb, with or without a thread of pure Python on this and on the other side."""
         if not any(hog):
             return await getattr(self, verb)(**arguments)
         here, there = hog
@@ -324,17 +324,16 @@ class Asker:
             await self.ask({"op": "hog", "on": False})
 
     async def paths(self) -> dict:
-        """What the comm tells of the ways that it takes; a scheme that tells nothing, nothing."""
+        """The paths that the comm uses, as far as its scheme has statistics."""
         (comm,) = await self.comms(1)
-        told = comm.statistics() if hasattr(comm, "statistics") else {}
-        known = {
-            name: told[name] for name in ("control_stream", "paths", "refused") if name in told
-        }
+        figures = comm.statistics() if hasattr(comm, "statistics") else {}
+        names = ("control_stream", "paths", "refused")
+        known = {name: figures[name] for name in names if name in figures}
         return {**known, "encrypted": bool(comm.extra_info.get("cipher"))}
 
 
 async def serve(config: dict, answer: Any) -> None:
-    """Listen on the scheme, tell the address, and serve until standard input ends."""
+    """Listen on the scheme, print the address, and serve until standard input ends."""
     security, module = config["security"], config["module"]
     options = Security(**security).get_listen_args("scheduler") if security else {}
     address = f"{config['scheme']}://{config['host']}:0"
@@ -366,22 +365,22 @@ def run(coroutine: Any, uvloop: bool) -> None:
 
 
 def end_with_parent() -> None:
-    """Who is stopped does not see that standard input ends; see prctl(2), PR_SET_PDEATHSIG."""
+    """Have the kernel kill this process with its parent: while stopped it cannot see stdin end."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def main() -> None:
-    """Be one of the two programs, as the first line of standard input says."""
+    """Run as the server or the client, according to the first line of standard input."""
     end_with_parent()
-    told = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints must not be taken for an answer
+    output = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # output of a library must not be mistaken for an answer
 
     def answer(content: Any) -> None:
-        told.write(json.dumps(content) + "\n")
-        told.flush()
+        output.write(json.dumps(content) + "\n")
+        output.flush()
 
     config = json.loads(sys.stdin.readline())
-    Arrays(config["module"]).of(1)  # so that no measurement pays for the context of a GPU
+    Arrays(config["module"]).of(1)  # creates a GPU's context before anything is timed
     with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
         if "address" in config:
             run(measure(config, answer), config["uvloop"])

@@ -1,4 +1,4 @@
-"""A running cluster, whose workers measure among themselves."""
+"""Measurements between the workers of a running cluster."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Worker:
     Attributes
     ----------
     name : str
-        As short as it is without doubt.
+        Its name, or its address without the scheme.
     host : str
         Name of its host.
     place : str
-        The same for workers between which no network lies.
+        Equal for workers without a network between them.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Worker:
 
 @dataclass
 class Cluster:
-    """A client, the workers that were there when they were prepared, and whose arrays they send."""
+    """A client, the prepared workers, and the module of the arrays that they send."""
 
     client: Client
     workers: list[Worker]
@@ -51,11 +51,11 @@ class Cluster:
 
     @property
     def scheme(self) -> str:
-        """By which the workers talk."""
+        """The scheme of the workers' addresses."""
         return self.workers[0].address.partition("://")[0]
 
     def find(self, name: str) -> Worker:
-        """The worker of a name or an address.
+        """Give the worker with a name or address.
 
         Raises
         ------
@@ -69,7 +69,7 @@ class Cluster:
         return found[0]
 
     def two(self) -> tuple[Worker, Worker]:
-        """The first worker, and one as far from it as there is."""
+        """Give the first worker, and one on another host if there is one."""
         first, *others = self.workers
         far = [one for one in others if one.place != first.place]
         return first, (far or others)[0]
@@ -77,19 +77,19 @@ class Cluster:
 
 @contextlib.contextmanager
 def connected(where: dict[str, str | None]) -> Iterator[Client]:
-    """A client of a scheduler, as Dask's configuration encrypts it.
+    """Give a client of a scheduler, encrypted according to Dask's configuration.
 
     Parameters
     ----------
     where : dict
-        ``address`` or ``scheduler_file``, as `Client` takes them.
+        ``address`` or ``scheduler_file``, as for `Client`.
 
     Raises
     ------
     BenchError
         There is no scheduler.
     """
-    address = where.get("address") or _written_address(where["scheduler_file"])
+    address = where.get("address") or _written_address(str(where["scheduler_file"]))
     try:
         asyncio.run(reach(address, _CONNECT_SECONDS))
         client = Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
@@ -100,18 +100,18 @@ def connected(where: dict[str, str | None]) -> Iterator[Client]:
 
 
 def _written_address(scheduler_file: str) -> str:
-    """What a scheduler has written there."""
+    """Read the address in a scheduler file."""
     try:
         return str(json.loads(Path(scheduler_file).read_text())["address"])
     except (OSError, ValueError, KeyError, TypeError) as exc:
         raise BenchError(
-            f"{scheduler_file} is not what a scheduler writes with --scheduler-file"
+            f"{scheduler_file} is not a file that a scheduler wrote with --scheduler-file"
         ) from exc
 
 
 @contextlib.contextmanager
 def prepared(client: Client, module: str = "numpy") -> Iterator[Cluster]:
-    """Have all workers answer measurements for the time of the block.
+    """Have all workers answer measurements for the duration of the block.
 
     Raises
     ------
@@ -122,8 +122,8 @@ def prepared(client: Client, module: str = "numpy") -> Iterator[Cluster]:
         cloudpickle.register_pickle_by_value(sent)
     try:
         try:
-            told = client.run(workers.prepare, module, on_error="return")
-            yield Cluster(client, _named(_all_prepared(told)), module)
+            answers = client.run(workers.prepare, module, on_error="return")
+            yield Cluster(client, _named(_all_prepared(answers)), module)
         finally:
             client.run(workers.restore, on_error="ignore")
     finally:
@@ -131,45 +131,47 @@ def prepared(client: Client, module: str = "numpy") -> Iterator[Cluster]:
             cloudpickle.unregister_pickle_by_value(sent)
 
 
-def _all_prepared(told: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    for address, answer in told.items():
+def _all_prepared(answers: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    for address, answer in answers.items():
         if isinstance(answer, BaseException):
             raise BenchError(f"the worker at {address} cannot measure: {explain(answer)}")
-    if len(told) < 2:
-        raise BenchError(f"two workers are needed at least, there is {len(told) or 'none'}")
-    return told
+    if len(answers) < 2:
+        raise BenchError(f"at least two workers are needed, there is {len(answers) or 'none'}")
+    return answers
 
 
-def _named(told: dict[str, dict[str, Any]]) -> list[Worker]:
-    """In the order of their names; one that is only an address loses the scheme."""
-    found = [Worker(**{**one, "name": one["name"].rpartition("://")[2]}) for one in told.values()]
+def _named(answers: dict[str, dict[str, Any]]) -> list[Worker]:
+    """Give the workers, sorted by name; a name that is an address loses its scheme."""
+    named = ({**one, "name": one["name"].rpartition("://")[2]} for one in answers.values())
+    found = [Worker(**one) for one in named]
     return sorted(found, key=lambda one: (one.name.isdigit() and int(one.name), one.name))
 
 
 class WorkerPair:
-    """Two workers, with what a `pairs.Pair` has."""
+    """Two workers, with the interface of `pairs.Pair`."""
 
     def __init__(self, cluster: Cluster, one: Worker, other: Worker) -> None:
-        self.name, self.pids = cluster.scheme, []
+        self.name = cluster.scheme
+        self.pids: list[int] = []
         self._client, self._one, self._other = cluster.client, one, other
         self._module = cluster.module
 
     def can(self, verb: str, arguments: dict[str, Any]) -> bool:
-        """Whether this can be measured here; a comm can do all."""
+        """Whether this can be measured here; comms support everything."""
         return True
 
     def ask(self, verb: str, hog: Hog = NO_HOG, **arguments: Any) -> dict[str, Any]:
-        """Do what `agent.Asker.do` does, on comms that are opened for it."""
+        """Call `agent.Asker.do` on the first worker, on new comms."""
         question = [verb, arguments, hog]
         try:
-            told = self._client.run(
+            answers = self._client.run(
                 workers.ask, self._other.address, question, self._module, ANSWER_SECONDS,
                 workers=[self._one.address],
             )  # fmt: skip
         except Exception as exc:
             names = f"worker {self._one.name} to worker {self._other.name}"
             raise PairError(f"{names}: {exc or type(exc).__name__}") from exc
-        return told[self._one.address]
+        return answers[self._one.address]
 
     def close(self) -> None:
         """Nothing stays open between measurements."""

@@ -1,4 +1,4 @@
-"""Two results against each other: what became better, and what worse."""
+"""Comparing two results: which figures became better, and which worse."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dask_fabric.bench.results import FLOORS, Results, Row, times_better
-from dask_fabric.bench.tables import grid, number
+from dask_fabric.bench.tables import number
+from dask_fabric.wire.text import table
 
 BETTER, WORSE, NOISE = "better", "worse", "within noise"
 GONE, NEW, FAILED = "gone", "new", "failed"
@@ -17,14 +18,14 @@ HEAD = ("scenario", "figure", "unit", "column", "A", "B", "ratio", "verdict")
 
 @dataclass(frozen=True)
 class Comparison:
-    """One figure of one column in both.
+    """One figure of one column in both results.
 
     Attributes
     ----------
     before, after : float or None
         The medians.
     times_better : float or None
-        Above 1 where the second is better, whichever the direction of the figure.
+        Above 1 if the second is better, whatever the direction of the figure.
     verdict : str
     """
 
@@ -39,21 +40,22 @@ class Comparison:
 
 
 def compare(a: Results, b: Results, threshold: float = THRESHOLD) -> list[Comparison]:
-    """Compare all that either has.
+    """Compare all figures of either.
 
-    A figure is better or worse where the medians differ by more than the threshold, and the middle
-    halves of their rounds do not meet.
+    A figure is better or worse if the medians differ by more than the threshold, and the middle
+    halves of the rounds do not overlap.
     """
     before, after = _by_identity(a), _by_identity(b)
+    either = {**after, **before}
     found = []
     for identity in dict.fromkeys([*before, *after]):
-        one, other = before.get(identity), after.get(identity)
-        found += [_compare(one, other, column, threshold) for column in _columns(one, other)]
+        known, one, other = either[identity], before.get(identity), after.get(identity)
+        found += [_compare(known, one, other, column, threshold) for column in _columns(one, other)]
     return found
 
 
 def _columns(a: Row | None, b: Row | None) -> list[str]:
-    """Those of either; a floor, which no run must have, only where both have it."""
+    """Give the columns of either; floors, which are optional, only if both have them."""
     found = {column: None for row in (a, b) if row for column in (*row.rounds, *row.problems)}
     in_both = a and b and {*a.rounds} & {*b.rounds}
     return [column for column in found if column not in FLOORS or column in (in_both or ())]
@@ -63,8 +65,7 @@ def _by_identity(results: Results) -> dict[tuple[str, str], Row]:
     return {(row.scenario, row.name): row for row in results.rows}
 
 
-def _compare(a: Row | None, b: Row | None, column: str, threshold: float) -> Comparison:
-    known = a or b
+def _compare(known: Row, a: Row | None, b: Row | None, column: str, threshold: float) -> Comparison:
     before, after = a.median(column) if a else None, b.median(column) if b else None
     ratio = times_better(after, before, known.higher_is_better)
     if after is None:
@@ -79,31 +80,31 @@ def _compare(a: Row | None, b: Row | None, column: str, threshold: float) -> Com
     return Comparison(*identity, before, after, ratio, verdict)
 
 
-def _meet(a: Row, b: Row, column: str) -> bool:
-    """Whether the middle halves of the rounds have a value in common."""
-    (low, high), (other_low, other_high) = a.quartiles(column), b.quartiles(column)
-    return low <= other_high and other_low <= high
+def _meet(a: Row | None, b: Row | None, column: str) -> bool:
+    """Whether the middle halves of the rounds overlap."""
+    one, other = (row.quartiles(column) if row else None for row in (a, b))
+    return one is not None and other is not None and one[0] <= other[1] and other[0] <= one[1]
 
 
 def warnings(a: Results, b: Results) -> list[str]:
-    """What makes the two hard to compare: a machine or a version that changed, and noise."""
-    said = [
+    """List what makes the two hard to compare: other machines or versions, and noise."""
+    changed = [
         f"{name}: {a.facts.get(name)} in A, {b.facts.get(name)} in B"
         for name in dict.fromkeys([*a.facts, *b.facts])
         if name not in _CHANGING and a.facts.get(name) != b.facts.get(name)
     ]
-    return said + [f"{x}: {text}" for x, one in (("A", a), ("B", b)) for text in one.warnings]
+    return changed + [f"{x}: {text}" for x, one in (("A", a), ("B", b)) for text in one.warnings]
 
 
 def render(comparisons: Sequence[Comparison], markdown: bool) -> str:
-    """Write a line for each, and what they come to."""
-    lines = [HEAD, *map(_cells, comparisons)]
+    """Write a line for each, and a summary."""
+    lines = table([HEAD, *map(_cells, comparisons)], has_head=True, markdown=markdown)
     counts = {
         verdict: sum(one.verdict == verdict for one in comparisons)
         for verdict in (BETTER, WORSE, NOISE, FAILED, GONE, NEW)
     }
     summary = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
-    return f"{grid(lines, markdown)}\n\n{summary or 'nothing to compare'}"
+    return "\n".join([*lines, "", summary or "nothing to compare"])
 
 
 def _cells(one: Comparison) -> list[str]:

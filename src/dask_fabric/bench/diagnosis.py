@@ -1,4 +1,4 @@
-"""What is odd in a matrix: slow links and nodes, and paths that others do not take."""
+"""Finding oddities in a matrix: slow links and nodes, and unusual paths."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from dask_fabric import providers
 if TYPE_CHECKING:
     from dask_fabric.bench.cluster import Worker
 
-_SLOW = 0.5  # of what the better links have
-_LATE = 3.0  # times the round trip of the better links
-_LATE_US = 100.0  # less is no matter
+_SLOW = 0.5  # of the upper quartile's bandwidth
+_LATE = 3.0  # times the lower quartile's round trip
+_LATE_US = 100.0  # a smaller difference does not matter
 
 Ends = tuple[str, str]  # from one node to another
 
 
 @dataclass(frozen=True)
 class Link:
-    """What was measured between two workers, or why nothing was.
+    """The measurement between two workers, or an error.
 
     Attributes
     ----------
     one, other : str
         Names of the workers.
     path : str
-        The way of large frames.
+        The path of large frames.
     refused : dict of str to str
-        Why another path is not in use.
+        Why other paths are not in use.
     there_gbs, back_gbs : float
-        From the one to the other, and back.
+        Bandwidth from `one` to `other`, and back.
     """
 
     one: str
@@ -47,10 +47,10 @@ class Link:
 
 
 def diagnose(workers: Sequence[Worker], links: Sequence[Link]) -> list[str]:
-    """Say in sentences what is odd.
+    """Describe oddities in sentences.
 
-    Links within hosts and links between them are held against their own kind. Between hosts, what
-    all workers of a host have in common is said of the host.
+    Links within hosts are compared with each other, and so are links between hosts. Between hosts,
+    an oddity that all workers of a host share is attributed to the host.
     """
     place = {worker.name: worker.place for worker in workers}
     within = [link for link in links if place[link.one] == place[link.other]]
@@ -74,7 +74,7 @@ def diagnose(workers: Sequence[Worker], links: Sequence[Link]) -> list[str]:
 
 
 def suspects(links: Sequence[Link], place: Mapping[str, str]) -> list[Link]:
-    """The links that are slow or late beside others of their kind, or could not be measured."""
+    """Give links that are slow or late compared with others of their kind, or failed."""
     found = [link for link in links if link.error]
     own = {name: name for name in place}
     for within in (True, False):
@@ -87,19 +87,24 @@ def suspects(links: Sequence[Link], place: Mapping[str, str]) -> list[Link]:
 
 
 def better_of(one: Link, other: Link) -> Link:
-    """What is best of two measurements of the same link: a hiccup makes no link slow."""
+    """Combine the best values of two measurements of a link: a hiccup must not make it slow."""
     if one.error or other.error:
         return other if one.error else one
     return replace(
         other,
-        round_trip_us=min(one.round_trip_us, other.round_trip_us),
-        there_gbs=max(one.there_gbs, other.there_gbs),
-        back_gbs=max(one.back_gbs, other.back_gbs),
+        round_trip_us=_best(min, one.round_trip_us, other.round_trip_us),
+        there_gbs=_best(max, one.there_gbs, other.there_gbs),
+        back_gbs=_best(max, one.back_gbs, other.back_gbs),
     )
 
 
+def _best(choose: Callable[[list[float]], float], *values: float | None) -> float | None:
+    known = [value for value in values if value is not None]
+    return choose(known) if known else None
+
+
 def _host_names(workers: Sequence[Worker]) -> dict[str, str]:
-    """How hosts are called: by their only worker, or by their name with all."""
+    """Give the names of hosts: of their only worker, or of the host with all workers."""
     by_place: dict[str, list[Worker]] = {}
     for worker in workers:
         by_place.setdefault(worker.place, []).append(worker)
@@ -112,7 +117,7 @@ def _host_names(workers: Sequence[Worker]) -> dict[str, str]:
 
 
 def _broken(workers: Sequence[Worker], links: Sequence[Link]) -> list[str]:
-    """Links without an answer; a worker that has none is said once."""
+    """Describe failed links; a worker without any working link is described once."""
     broken = [link for link in links if link.error]
     count = Counter(name for link in broken for name in (link.one, link.other))
     alone = [w.name for w in workers if count[w.name] == len(workers) - 1 and len(workers) > 2]
@@ -128,43 +133,44 @@ def _broken(workers: Sequence[Worker], links: Sequence[Link]) -> list[str]:
 
 
 def _odd_paths(links: Sequence[Link]) -> list[str]:
-    """Paths other than that of most links; a worker that has one with all others is said once."""
-    paths = Counter(link.path for link in links)
+    """Describe unusual paths; a worker that uses one with all others is described once."""
+    ways = [(link, link.path) for link in links if link.path is not None]
+    paths = Counter(path for _, path in ways)
     if len(paths) < 2:
         return []
     usual = paths.most_common(1)[0][0]
     found = []
-    odd = [link for link in links if link.path != usual]
+    odd = [(link, path) for link, path in ways if path != usual]
     count = Counter(name for link in links for name in (link.one, link.other))
-    odd_count = Counter(name for link in odd for name in (link.one, link.other))
+    odd_count = Counter(name for link, _ in odd for name in (link.one, link.other))
     named = {name for name in count if odd_count[name] == count[name] > 1}
-    if len(named) * 2 > len(count):  # then it is nobody's in particular
+    if len(named) * 2 > len(count):  # most workers: attribute it to no worker
         named = set()
     for name in sorted(named):
-        own = [link for link in odd if name in (link.one, link.other)]
-        path, reason = own[0].path, _reason(own, usual)
-        found.append(f"worker {name} talks {_spoken(path)} to all{reason}")
+        own = [(link, path) for link, path in odd if name in (link.one, link.other)]
+        path, reason = own[0][1], _reason([link for link, _ in own], usual)
+        found.append(f"worker {name} uses {_title(path)} to all others{reason}")
     return found + [
-        f"worker {link.one} and worker {link.other} talk {_spoken(link.path)}, "
-        f"most others {_spoken(usual)}{_reason([link], usual)}"
-        for link in odd
+        f"worker {link.one} and worker {link.other} use {_title(path)}, "
+        f"most others {_title(usual)}{_reason([link], usual)}"
+        for link, path in odd
         if not {link.one, link.other} & named
     ]
 
 
-def _spoken(path: str) -> str:
+def _title(path: str) -> str:
     provider = providers.by_name().get(path)
     return "TCP" if path == "tcp" else provider.title if provider else path
 
 
 def _reason(links: Iterable[Link], usual: str) -> str:
-    """Why the usual path is not taken, as most of the links tell."""
+    """Give the most frequent reason why the links do not use the usual path."""
     reasons = Counter(link.refused[usual] for link in links if usual in link.refused)
     return f": {reasons.most_common(1)[0][0]}" if reasons else ""
 
 
 def _upper_quartile(values: Sequence[float]) -> float:
-    """What the better links have: not the median, for one slow node of three has most links."""
+    """Give the upper quartile. Not the median: one slow node of three affects most links."""
     if len(values) < 2:
         return values[0]
     return statistics.quantiles(values, n=4, method="inclusive")[2]
@@ -172,24 +178,24 @@ def _upper_quartile(values: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class _Measure:
-    """What is held against what the better links have.
+    """A value of links that is compared with the better links.
 
     Attributes
     ----------
     word : str
-        For what is odd.
+        The word for an odd value.
     both : callable
-        The values of a link, there and back.
+        Gives the values of a link, there and back.
     usual : callable
-        What the better links have.
+        Gives the quartile of the better links.
     is_odd : callable
-        Whether a value is, beside the usual one.
+        Whether a value is odd, compared with the usual one.
     written : callable
-        A value with its unit.
+        Formats a value with its unit.
     """
 
     word: str
-    both: Callable[[Link], tuple[float, float]]
+    both: Callable[[Link], tuple[float | None, float | None]]
     usual: Callable[[Sequence[float]], float]
     is_odd: Callable[[float, float], bool]
     written: Callable[[float], str]
@@ -220,7 +226,7 @@ def _odd_values(
     measure: _Measure,
     links_too: bool = True,
 ) -> tuple[list[str], set[str]]:
-    """Name the nodes of which every link is odd, and the odd links of the others."""
+    """Describe nodes whose links are all odd, and the odd links of other nodes."""
     values = _medians(links, nodes, measure)
     if not values:
         return [], set()
@@ -239,13 +245,13 @@ def _odd_values(
 
 
 def _odd_ends(values: Mapping[Ends, float], measure: _Measure) -> dict[Ends, float]:
-    """The values that are odd beside what the better links have."""
+    """Give the values that are odd compared with the better links."""
     usual = measure.usual(list(values.values())) if values else 0.0
     return {ends: value for ends, value in values.items() if measure.is_odd(value, usual)}
 
 
 def _odd_nodes(values: Mapping[Ends, float], odd: Mapping[Ends, float]) -> set[str]:
-    """Those with several links and no good one, where others have a good one."""
+    """Give nodes with several links, all odd, if other nodes have a good link."""
     good = {node for ends in values if ends not in odd for node in ends}
     peers = Counter(node for ends in values for node in ends)
     return {node for node in peers if peers[node] > 2 and node not in good} if good else set()
@@ -254,13 +260,13 @@ def _odd_nodes(values: Mapping[Ends, float], odd: Mapping[Ends, float]) -> set[s
 def _medians(
     links: Sequence[Link], nodes: Mapping[str, str], measure: _Measure
 ) -> dict[Ends, float]:
-    """Values from node to node, over the links of their workers."""
+    """Give the median values from node to node, over the links of their workers."""
     values: dict[Ends, list[float]] = {}
     for link in links:
         one, other = nodes[link.one], nodes[link.other]
-        there, back = measure.both(link)
-        values.setdefault((one, other), []).append(there)
-        values.setdefault((other, one), []).append(back)
+        for ends, value in zip(((one, other), (other, one)), measure.both(link), strict=True):
+            if value is not None:
+                values.setdefault(ends, []).append(value)
     return {ends: statistics.median(found) for ends, found in values.items()}
 
 
@@ -271,13 +277,13 @@ def _odd_link(
     measure: _Measure,
     beside: str,
 ) -> list[str]:
-    """One sentence for a link that is odd in one direction, or in both."""
+    """Describe a link that is odd in one or both directions."""
     one, other = ends
     back = odd.get((other, one))
     if back is None:
         value = measure.written(odd[ends])
         return [f"{measure.word} link: {names[one]} to {names[other]}, {value}{beside}"]
     if names[one] > names[other]:
-        return []  # it is said the other way round
+        return []  # described with the ends swapped
     value = measure.written(statistics.median([odd[ends], back]))
     return [f"{measure.word} link: {names[one]} and {names[other]}, {value}{beside}"]

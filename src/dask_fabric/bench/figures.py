@@ -1,4 +1,4 @@
-"""The scenarios between two processes: which figures they have, and how each is measured."""
+"""The scenarios between two processes: their figures, and how each is measured."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from dask_fabric.bench.pairs import NO_HOG, Hog
 from dask_fabric.bench.results import Row
 
 AT_ONCE = 32  # connections of a storm
-_GIL_BYTES = 100_000_000  # or the nearest that is measured
+_GIL_BYTES = 100_000_000  # or the nearest size measured
 _US = 1e6
 
 
 @dataclass(frozen=True)
 class Figure:
-    """What is measured at one time.
+    """One measurement, which gives one row or several.
 
     Attributes
     ----------
     scenario, name, unit : str
-        Of its row.
+        See `Row`.
     verb : str
-        Of `agent.Asker`.
+        A method of `agent.Asker`.
     arguments : dict
-        Of the verb, the count of repetitions aside.
+        Arguments of the verb, without the count of repetitions.
     moved_bytes : int
-        By each repetition.
+        Bytes per repetition.
     quantiles : tuple of str
         A row for each of these, of times in microseconds, instead of the mean.
     hog : (bool, bool)
-        Whether a thread of pure Python runs beside it, on the asking and on the answering side.
+        Whether a thread of pure Python runs, on the asking and on the answering side.
     pinned : bool
-        Whether each process is kept on a CPU of its own. What is small takes much less time where
-        both happen to share one, whatever the protocol.
+        Whether each process is pinned to a CPU of its own: small messages are much faster if both
+        happen to share one, whatever the protocol.
     """
 
     scenario: str
@@ -49,17 +49,17 @@ class Figure:
     pinned: bool = False
 
     def rows(self) -> list[Row]:
-        """Empty rows for what it measures."""
+        """Make its empty rows."""
         names = [f"{self.name}, {q}" for q in self.quantiles] or [self.name]
         parameters = {**self.arguments, "hog": list(self.hog)}
         higher = self.unit.endswith("/s")
         return [Row(self.scenario, n, self.unit, higher, parameters=parameters) for n in names]
 
-    def values(self, told: dict[str, Any], count: int) -> list[float]:
-        """What the rows hold of an answer about so many repetitions."""
-        seconds = max(told["seconds"], 1e-9)  # CPU time comes in ticks
+    def values(self, answer: dict[str, Any], count: int) -> list[float]:
+        """Give the values for the rows, from the answer after *count* repetitions."""
+        seconds = max(answer["seconds"], 1e-9)  # CPU time has the resolution of ticks
         if self.quantiles:
-            return [told["quantiles"][q] * _US for q in self.quantiles]
+            return [answer["quantiles"][q] * _US for q in self.quantiles]
         gigabytes = self.moved_bytes * count / 1e9
         by_unit: dict[str, Callable[[], float]] = {
             "us": lambda: seconds / count * _US,
@@ -71,7 +71,7 @@ class Figure:
 
 
 def size_name(size: int) -> str:
-    """A size in bytes as it was asked for, in decimal units."""
+    """Format a size in bytes in decimal units."""
     for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
         if size >= unit:
             return f"{size / unit:g} {name}"
@@ -80,18 +80,18 @@ def size_name(size: int) -> str:
 
 @dataclass(frozen=True)
 class Extent:
-    """How much of each scenario is wanted.
+    """The variants of each scenario.
 
     Attributes
     ----------
     sizes : tuple of int
-        Of the arrays, in bytes.
+        Sizes of the arrays in bytes.
     ways : tuple of str
         ``one`` and ``both``.
     comms : tuple of int
-        How many at a time.
+        Numbers of parallel comms.
     module : str
-        Whose arrays: ``numpy``, or ``cupy``.
+        The module of the arrays: ``numpy``, or ``cupy``.
     """
 
     sizes: tuple[int, ...]
@@ -100,7 +100,7 @@ class Extent:
     module: str = "numpy"
 
     def name(self, size: int) -> str:
-        """How an array of this size is called."""
+        """Give the name of an array of this size."""
         return f"{self.module} {size_name(size)}"
 
 
@@ -124,7 +124,7 @@ def _bandwidth(extent: Extent) -> list[Figure]:
 
 
 def _transfer(array: str, size: int, way: str, comms: int) -> Figure:
-    """Arrays one way are acknowledged; both ways have a comm for each, as workers have."""
+    """Arrays one way are acknowledged; both ways use a comm for each, as workers do."""
     name = f"{array}, {'acknowledged' if way == 'one' else 'both ways'}"
     if comms > 1:
         name += f", {comms} at a time"
@@ -162,7 +162,7 @@ def _cpu(extent: Extent) -> list[Figure]:
 
 
 def _floor(extent: Extent) -> list[Figure]:
-    """All that the floors can, without a protocol beside them."""
+    """All figures that the floors support, without any protocol."""
     one_way = Extent(extent.sizes, ("one",))
     makers = (_pingpong, _stream, _bandwidth, _connect)
     return [replace(one, scenario="floor") for maker in makers for one in maker(one_way)]

@@ -1,6 +1,6 @@
 """The other end of the floors: ``python -m dask_fabric.bench.floor_server sockets|memory``.
 
-As a `pairs.Program` it is given one line, prints where it is, and ends with its standard input.
+A `pairs.Program`: reads one line, prints its port or address, and ends with its standard input.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _MANY_BYTES = 65536
 
 
 def no_delay(sock: socket.socket) -> socket.socket:
-    """Have small messages leave at once."""
+    """Send small messages at once."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sock
 
 
 def recv_exactly(sock: socket.socket, view: memoryview) -> None:
-    """Fill the view from a blocking socket; EOFError where it ends early."""
+    """Fill the view from a blocking socket; raise EOFError if it ends early."""
     while view:
         count = sock.recv_into(view)
         if not count:
@@ -38,7 +38,7 @@ def recv_exactly(sock: socket.socket, view: memoryview) -> None:
 
 
 class _Connection:
-    """Answers batches on one socket, from and into warm memory."""
+    """Answers batches on one socket, with warm memory."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = no_delay(sock)
@@ -57,7 +57,7 @@ class _Connection:
     def _answer(self, kind: bytes, nbytes: int, count: int) -> None:
         if nbytes > self._buffer.size:
             self._buffer = np.ones(nbytes, "u1")
-        view = memoryview(self._buffer)[:nbytes]
+        view = self._buffer.data[:nbytes]
         if kind == RATE:
             self._take(nbytes * count)
             return
@@ -70,7 +70,7 @@ class _Connection:
                 self._sock.sendall(view)
 
     def _take(self, nbytes: int) -> None:
-        """Receive small messages as they come, many at once."""
+        """Receive small messages, many at once."""
         view = memoryview(bytearray(_MANY_BYTES))
         while nbytes:
             count = self._sock.recv_into(view[:nbytes])

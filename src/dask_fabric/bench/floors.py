@@ -1,6 +1,6 @@
-"""What the protocols are held against: the same bytes moved without Dask.
+"""The floors: the same bytes moved without Dask, for comparison with the protocols.
 
-Each has what a `pairs.Pair` has, and measures in this process against another one.
+Each has the interface of `pairs.Pair`, and measures between this process and another one.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from dask_fabric.bench.pairs import NO_HOG, Hog, Program
 from dask_fabric.errors import PairError
 
 _START_SECONDS = 30.0
-_COPY_BYTES = 1_000_000  # below, what counts is the message and not the copy
+_COPY_BYTES = 1_000_000  # for smaller sizes the cost per message dominates, not the copy
 _PERFTEST_BYTES = 10_000_000
-_PERFTEST_TOTAL_BYTES = 1_000_000_000  # most of a short run is its start
-_ATTEMPTS = 3  # on a busy machine it has printed zeros
-_THREAD_BYTES = 100_000  # what is smaller, threads would only take the GIL from each other for
+_PERFTEST_TOTAL_BYTES = 1_000_000_000  # a shorter run would mostly measure its start
+_ATTEMPTS = 3  # on a busy machine it sometimes prints zeros
+_THREAD_BYTES = 100_000  # below, threads would only compete for the GIL
 _SMALL_BYTES = len(str(SMALL))
 
 
@@ -46,7 +46,7 @@ def _server(name: str, config: Any) -> Program:
 
 
 class _Floor:
-    """What all have: a name, processes, and verbs of their own."""
+    """Base of all floors: a name, processes, and verbs."""
 
     name = ""
     verbs: dict[str, Callable[..., dict[str, Any]]]
@@ -59,15 +59,15 @@ class _Floor:
         return verb in self.verbs
 
     def ask(self, verb: str, hog: Hog = NO_HOG, **arguments: Any) -> dict[str, Any]:
-        """Do what a verb of `agent.Asker` does, without Dask, and never beside a hog."""
+        """Run the equivalent of a verb of `agent.Asker`; *hog* is ignored."""
         return self.verbs[verb](**arguments)
 
     def close(self) -> None:
-        """End the other process, where there is one."""
+        """End the other process, if there is one."""
 
 
 class Sockets(_Floor):
-    """Blocking sockets from and into warm memory: what the loopback gives to Python."""
+    """Blocking sockets with warm memory: the speed of the loopback in Python."""
 
     name = "sockets"
 
@@ -96,7 +96,7 @@ class Sockets(_Floor):
         return self._sockets[:count]
 
     def _batch(self, sock: socket.socket, kind: bytes, nbytes: int, count: int) -> Iterator[None]:
-        """Do a batch step by step; its last value is what the other side took of a CPU."""
+        """Run a batch step by step; at its end, store the CPU time of the other side."""
         view = memoryview(self._arrays.of(nbytes))
         one = memoryview(bytearray(1))
         sock.sendall(BATCH.pack(kind, nbytes, count))
@@ -136,7 +136,7 @@ class Sockets(_Floor):
         return self._together([GIVE] * comms, nbytes, count)
 
     def _together(self, kinds: list[bytes], nbytes: int, count: int) -> dict[str, Any]:
-        """Do one batch on each of some sockets: small messages in turn, large ones in threads."""
+        """Run a batch on each of several sockets: small messages in turn, large ones in threads."""
         batches = [
             self._batch(sock, kind, nbytes, count)
             for sock, kind in zip(self._connections(len(kinds)), kinds, strict=True)
@@ -154,12 +154,12 @@ class Sockets(_Floor):
 
     def _cpu(self, count: int, nbytes: int) -> dict[str, Any]:
         before = time.process_time()
-        told = self._send(count, nbytes)
+        sent = self._send(count, nbytes)
         cpu = time.process_time() - before + self._server_cpu
-        return {"seconds": cpu, "elapsed": told["seconds"]}
+        return {"seconds": cpu, "elapsed": sent["seconds"]}
 
     def _connects(self, count: int, at_once: int = 1) -> dict[str, Any]:
-        """As a comm connects and shakes hands: a byte each way."""
+        """Connect and exchange a byte each way, like the handshake of a comm."""
         left = iter(range(count))
         lock = threading.Lock()
 
@@ -197,7 +197,7 @@ class _IOVec(ctypes.Structure):
 
 
 class _Copies(_Floor):
-    """A loop of copies between warm buffers, of huge pages where numpy asks for them."""
+    """A loop of copies between warm buffers, in huge pages if numpy requests them."""
 
     def __init__(self, nbytes: int) -> None:
         super().__init__()
@@ -220,8 +220,8 @@ class _Copies(_Floor):
 
     def _cpu(self, count: int, nbytes: int) -> dict[str, Any]:
         before = time.process_time()
-        told = self._send(count, nbytes)
-        return {"seconds": time.process_time() - before, "elapsed": told["seconds"]}
+        sent = self._send(count, nbytes)
+        return {"seconds": time.process_time() - before, "elapsed": sent["seconds"]}
 
 
 class RemoteReads(_Copies):
@@ -266,7 +266,7 @@ class MemoryCopies(_Copies):
 
 
 class Perftest(_Floor):
-    """UCX's own benchmark: tags, one way, by shared memory as fabric+ucx has it."""
+    """UCX's own benchmark: tags, one way, by the shared memory that fabric+ucx uses."""
 
     name = "ucx_perftest"
     _least_bytes = _PERFTEST_BYTES
@@ -293,7 +293,7 @@ class Perftest(_Floor):
 
 
 class DevicePerftest(Perftest):
-    """The same with the memory of a GPU on both sides, by whatever UCX chooses."""
+    """The same with GPU memory on both sides, by the transport that UCX chooses."""
 
     _least_bytes = 0
     _transports = None

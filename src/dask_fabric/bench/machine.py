@@ -1,4 +1,4 @@
-"""The machine that figures come from: what it is, and what else it did meanwhile."""
+"""The machine that figures come from: its hardware and versions, and its other load."""
 
 from __future__ import annotations
 
@@ -67,17 +67,17 @@ def _own_seconds() -> float:
 
 
 class NoiseWatch:
-    """Watches from its making on what the machine does beside the measurements.
+    """Watches, from its creation on, the machine's load besides the measurements.
 
-    Every child process of this one that measures must have ended before `warnings` is called, or it
-    counts as somebody else's.
+    All measuring child processes must have ended before `warnings` is called; others are counted as
+    foreign load.
     """
 
     def __init__(self) -> None:
         self._ticks, self._own = _ticks(), _own_seconds()
 
     def warnings(self) -> list[str]:
-        """What made the figures doubtful, in sentences."""
+        """Describe load that makes the figures doubtful, in sentences."""
         now = _ticks()
         total = now.total - self._ticks.total
         if total <= 0:
@@ -85,9 +85,9 @@ class NoiseWatch:
         own = (_own_seconds() - self._own) * os.sysconf("SC_CLK_TCK")
         others = (now.busy - self._ticks.busy - own) / total
         stolen = (now.stolen - self._ticks.stolen) / total
-        said = []
+        found = []
         if others > _OTHERS_LIMIT:
-            said.append(f"other processes took {others:.0%} of the CPUs while it was measured")
+            found.append(f"other processes used {others:.0%} of the CPUs during the measurement")
         if stolen > _STEAL_LIMIT:
-            said.append(f"the hypervisor took {stolen:.0%} of the CPUs while it was measured")
-        return said
+            found.append(f"the hypervisor used {stolen:.0%} of the CPUs during the measurement")
+        return found

@@ -1,4 +1,4 @@
-"""All pairs of workers of a cluster: latency, bandwidth, and the path that each uses."""
+"""All pairs of workers of a cluster: latency, bandwidth, and path."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any, TextIO
 from dask_fabric.bench import workers
 from dask_fabric.bench.cluster import Cluster, Worker
 from dask_fabric.bench.diagnosis import Link, better_of, diagnose, suspects
-from dask_fabric.bench.progress import Progress
+from dask_fabric.bench.progress import progress
 from dask_fabric.bench.tournament import Pairing, rounds
 
-_SUSPECTS_LIMIT = 32  # more than that is no hiccup
+_SUSPECTS_LIMIT = 32  # links measured again; more cannot all be hiccups
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class Effort:
     Attributes
     ----------
     nbytes : int
-        Of each array that is sent.
+        Size of the arrays.
     seconds : float
-        About so long arrays go each way.
+        Time for arrays in each direction, approximately.
     patience_seconds : float
         A pair that takes longer counts as broken.
     """
@@ -36,22 +36,19 @@ class Effort:
 
 
 def measure(cluster: Cluster, effort: Effort, stream: TextIO) -> dict[str, Any]:
-    """Measure all pairs; give what `Results.matrix` holds."""
+    """Measure all pairs; give the content of `Results.matrix`."""
     by_address = {worker.address: worker for worker in cluster.workers}
     hosts: dict[str, list[str]] = {}
     for worker in cluster.workers:
         hosts.setdefault(worker.place, []).append(worker.address)
     links: list[Link] = []
     pairings = rounds(hosts)
-    progress = Progress(len(pairings), stream)
-    try:
+    with progress(len(pairings), stream) as tell:
         for pairing in pairings:
-            progress.say(f"{len(pairing)} pairs at a time")
+            tell(0, f"{len(pairing)} pairs at a time")
             links += _measure_round(cluster, pairing, by_address, effort)
-            progress.step()
+            tell(1)
         links = _measure_again(cluster, links, by_address, effort)
-    finally:
-        progress.close()
     return {
         "protocol": cluster.scheme,
         "nbytes": effort.nbytes,
@@ -64,7 +61,7 @@ def measure(cluster: Cluster, effort: Effort, stream: TextIO) -> dict[str, Any]:
 def _measure_again(
     cluster: Cluster, links: list[Link], by_address: dict[str, Worker], effort: Effort
 ) -> list[Link]:
-    """Measure links that seem slow once more, one after the other, and keep what was better."""
+    """Measure links that seem slow once more, one by one, and keep the better values."""
     by_name = {worker.name: worker for worker in cluster.workers}
     place = {worker.name: worker.place for worker in cluster.workers}
     kept = {(link.one, link.other): link for link in links}
@@ -78,7 +75,7 @@ def _measure_again(
 def _measure_round(
     cluster: Cluster, pairing: Pairing, by_address: dict[str, Worker], effort: Effort
 ) -> list[Link]:
-    told = cluster.client.run(
+    answers = cluster.client.run(
         workers.measure_link,
         dict(pairing),
         effort.nbytes,
@@ -90,39 +87,39 @@ def _measure_round(
     )
     found = []
     for one, other in pairing:
-        answer = told.get(one, {"error": "the worker is gone"})
+        answer = answers.get(one, {"error": "the worker is gone"})
         if isinstance(answer, BaseException):
             answer = {"error": str(answer) or type(answer).__name__}
         found.append(_link(by_address[one], by_address[other], answer))
     return found
 
 
-def _link(one: Worker, other: Worker, told: dict[str, Any]) -> Link:
-    if "error" in told:
-        return Link(one.name, other.name, error=str(told["error"]))
+def _link(one: Worker, other: Worker, answer: dict[str, Any]) -> Link:
+    if "error" in answer:
+        return Link(one.name, other.name, error=str(answer["error"]))
     return Link(
         one.name,
         other.name,
-        path=path_name(one.address.partition("://")[0], told),
-        refused={str(path): str(why) for path, why in told.get("refused", {}).items()},
-        round_trip_us=told["round_trip_seconds"] * 1e6,
-        there_gbs=told["there_bytes_per_second"] / 1e9,
-        back_gbs=told["back_bytes_per_second"] / 1e9,
+        path=path_name(one.address.partition("://")[0], answer),
+        refused={str(path): str(why) for path, why in answer.get("refused", {}).items()},
+        round_trip_us=answer["round_trip_seconds"] * 1e6,
+        there_gbs=answer["there_bytes_per_second"] / 1e9,
+        back_gbs=answer["back_bytes_per_second"] / 1e9,
     )
 
 
-def path_name(scheme: str, told: dict[str, Any]) -> str:
-    """Name the way of large frames by what a comm tells; a scheme that tells nothing is its own."""
-    path = told.get("paths", {}).get("host")
+def path_name(scheme: str, figures: dict[str, Any]) -> str:
+    """Name the path of large frames by a comm's statistics; without them it is the scheme."""
+    path = figures.get("paths", {}).get("host")
     if path is None:
         return scheme
     if path == "stream":
-        path = told.get("control_stream", "tcp")
-        return f"{path} with TLS" if told.get("encrypted") else path
+        path = figures.get("control_stream", "tcp")
+        return f"{path} with TLS" if figures.get("encrypted") else path
     return path
 
 
-def grids(matrix: dict[str, Any]) -> dict[str, list[list[str | float | None]]]:
+def grids(matrix: dict[str, Any]) -> dict[str, list[list[Any]]]:
     """Tables from row to column, in the order of the workers: bandwidth, round trip, path."""
     names = [worker["name"] for worker in matrix["workers"]]
     place = {name: number for number, name in enumerate(names)}
@@ -138,5 +135,5 @@ def grids(matrix: dict[str, Any]) -> dict[str, list[list[str | float | None]]]:
 
 
 def worker_names(matrix: dict[str, Any]) -> Sequence[str]:
-    """In the order of the grids."""
+    """Give the names of the workers, in the order of the grids."""
     return [worker["name"] for worker in matrix["workers"]]

@@ -23,7 +23,7 @@ from dask_fabric import providers
 from dask_fabric.errors import PairError
 
 _AGENT = str(Path(__file__).with_name("agent.py"))
-# Not `python agent.py`: the modules beside it must not be taken for Python's own.
+# Not `python agent.py`: the modules beside it must not shadow Python's own.
 _BOOT = "import runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__')"
 _ERROR = re.compile(r"[\w.]*(Error|Exception|Interrupt|Exit|Warning)\b")
 _START_SECONDS = 60.0
@@ -41,7 +41,7 @@ class Protocol:
     Attributes
     ----------
     name : str
-        Of the column.
+        The name of the column.
     scheme : str
         Without ``://``.
     python : str
@@ -59,13 +59,13 @@ class Protocol:
 
     @property
     def is_own(self) -> bool:
-        """Whether it is of this Python."""
+        """Whether it runs under this Python."""
         return self.python == sys.executable
 
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What all processes that measure are given.
+    """Settings for all measuring processes.
 
     Attributes
     ----------
@@ -74,9 +74,9 @@ class Surroundings:
     uvloop : bool
         Whether they run on uvloop.
     module : str
-        Whose arrays are sent: ``numpy``, or ``cupy`` for the memory of a GPU.
+        The module of the arrays: ``numpy``, or ``cupy`` for GPU memory.
     environment : dict of str to str
-        Variables beside those of this process.
+        Additional environment variables.
     """
 
     security: dict[str, Any] | None = None
@@ -87,7 +87,7 @@ class Surroundings:
 
 
 def temporary_security() -> dict[str, Any]:
-    """Certificates for this run, as keywords of `Security`."""
+    """Make certificates for this run, as keywords of `Security`."""
     security = Security.temporary()
     names = [
         "tls_ca_file",
@@ -102,11 +102,11 @@ class Program:
     Parameters
     ----------
     name : str
-        For errors.
+        Its name in errors.
     command : sequence of str
         What to run.
     config : object
-        The first line that it is given.
+        The content of its first line of input.
     """
 
     def __init__(
@@ -122,34 +122,36 @@ class Program:
             text=True,
             env=environment,
         )
+        assert self._process.stdin is not None and self._process.stdout is not None  # pipes
+        self._stdin, self._stdout = self._process.stdin, self._process.stdout
         self.pid = self._process.pid
         self._write(config)
 
     def _write(self, content: Any) -> None:
-        with contextlib.suppress(BrokenPipeError):  # it has ended: reading tells why
-            self._process.stdin.write(json.dumps(content) + "\n")
-            self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it has ended: `read` raises the error
+            self._stdin.write(json.dumps(content) + "\n")
+            self._stdin.flush()
 
     def read(self, patience_seconds: float) -> Any:
-        """Give its next answer.
+        """Read the next answer.
 
         Raises
         ------
         PairError
-            It has ended, or did not answer in time and was ended.
+            The program has ended, or did not answer in time and was killed.
         """
         expired = threading.Event()
         late = threading.Timer(patience_seconds, self._expire, [expired])
         late.start()
         try:
-            line = self._process.stdout.readline()
+            line = self._stdout.readline()
         finally:
             late.cancel()
         if not line:
             self.kill()
             if expired.is_set():
                 raise PairError(f"{self._name}: no answer within {patience_seconds:g} seconds")
-            raise PairError(f"{self._name}: {self._complaint() or 'it ended without a word'}")
+            raise PairError(f"{self._name}: {self._complaint() or 'it ended without an error'}")
         return json.loads(line)
 
     def _expire(self, expired: threading.Event) -> None:
@@ -157,12 +159,12 @@ class Program:
         self._process.kill()
 
     def ask(self, question: Any, patience_seconds: float) -> Any:
-        """Write a line, and give the answer."""
+        """Write a line, and read the answer."""
         self._write(question)
         return self.read(patience_seconds)
 
     def _complaint(self) -> str:
-        """The error that it printed last, on one line."""
+        """Give the last error that it printed, on one line."""
         self._errors.seek(0)
         lines = self._errors.read().strip().splitlines() or [""]
         starts = [i for i, line in enumerate(lines) if _ERROR.match(line)] or [len(lines) - 1]
@@ -176,19 +178,19 @@ class Program:
         self._process.send_signal(signal.SIGCONT)
 
     def end(self) -> None:
-        """Let it end by itself, and insist where it does not."""
+        """Let it end by itself; kill it if it does not."""
         self.go_on()
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
+            self._stdin.close()
         try:
             self._process.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
             self.kill()
-        self._process.stdout.close()
+        self._stdout.close()
         self._errors.close()
 
     def kill(self) -> None:
-        """End it, whatever it does."""
+        """Kill it."""
         self._process.kill()
         self._process.wait()
 
@@ -196,15 +198,15 @@ class Program:
 class Pair:
     """A server and a client of one protocol.
 
-    They are stopped while they are not asked: some protocols keep a CPU busy when nothing happens,
-    as distributed-ucxx does, and would be measured with every other one.
+    They are stopped (SIGSTOP) while not in use: some protocols, such as distributed-ucxx, keep a
+    CPU busy when idle, and would disturb the measurement of others.
 
     Attributes
     ----------
     name : str
         The column of the tables.
     pids : list of int
-        The process that asks, and the one that answers.
+        The asking and the answering process.
     """
 
     def __init__(self, protocol: Protocol, around: Surroundings) -> None:
@@ -233,11 +235,11 @@ class Pair:
         self._pause()
 
     def can(self, verb: str, arguments: dict[str, Any]) -> bool:
-        """Whether this can be measured here; a comm can do all."""
+        """Whether this can be measured here; comms support everything."""
         return True
 
     def ask(self, verb: str, hog: Hog = NO_HOG, **arguments: Any) -> dict[str, Any]:
-        """Do what `agent.Asker.do` does."""
+        """Call `agent.Asker.do` in the client."""
         self._server.go_on()
         self._client.go_on()
         try:
@@ -256,7 +258,7 @@ class Pair:
 
 
 def child_environment(around: Surroundings) -> dict[str, str]:
-    """As Dask's nannies hand on their configuration; no library writes to the standard output."""
+    """Give an environment that passes on Dask's configuration, and keeps libraries off stdout."""
     return {
         **os.environ,
         "DASK_INTERNAL_INHERIT_CONFIG": dask.config.serialize(dask.config.global_config),

@@ -1,6 +1,6 @@
 """UCX's own benchmark, ucx_perftest, as a floor.
 
-Debian has it in ucx-utils, and the wheels of libucx on PyPI bring it.
+Debian has it in ucx-utils; the wheels of libucx on PyPI contain it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import subprocess
 import time
 from pathlib import Path
 
-SHARED_MEMORY = "posix,sysv,self"  # what fabric+ucx has within a host
+SHARED_MEMORY = "posix,sysv,self"  # the transports of fabric+ucx within a host
 _PROGRAM = "ucx_perftest"
 _PATIENCE_SECONDS = 120.0
 _START_SECONDS = 10.0
@@ -22,20 +22,20 @@ _WARM_UPS = 4  # messages
 
 
 def _program() -> str | None:
-    """Find the program: on the path, or else in the wheel."""
+    """Find the program on the PATH, or else in the wheel."""
     folders = [os.environ.get("PATH", os.defpath)]
     wheel = importlib.util.find_spec("libucx")
     if wheel is not None:
-        folders += (f"{folder}/bin" for folder in wheel.submodule_search_locations)
+        folders += (f"{folder}/bin" for folder in wheel.submodule_search_locations or ())
     return shutil.which(_PROGRAM, path=os.pathsep.join(folders))
 
 
 def own_library() -> str | None:
-    """The UCX that ucx_perftest came with, or is linked to; None where there is no such program."""
+    """Give the UCX that ucx_perftest came with, or is linked to; None without ucx_perftest."""
     program = _program()
     if program is None:
         return None
-    # That of a wheel does not find its libraries by itself, or finds those of another UCX.
+    # The wheel's program does not find its libraries by itself, or finds another UCX.
     beside = Path(program).resolve().parent.parent / "lib/libucp.so.0"
     if beside.exists():
         return os.path.realpath(beside)
@@ -59,22 +59,22 @@ def bandwidth(
     library : str
         Path of the libucp to run on.
     transports : str, optional
-        For ``UCX_TLS``; UCX's own choice where left out.
+        For ``UCX_TLS``; by default UCX chooses.
     memory : str
-        Of both sides: ``host``, or ``cuda``.
+        The memory on both sides: ``host``, or ``cuda``.
     window : int
-        How many messages are in flight. One that is large has arrived when its send has ended, so
-        a window of 1 is what an acknowledgement of each comes to.
+        How many messages are in flight. The send of a large message ends when it has arrived, so a
+        window of 1 corresponds to acknowledging each message.
 
     Returns
     -------
     float or None
-        GB/s; None where this ucx_perftest does not run on the library.
+        GB/s; None if this ucx_perftest does not run with the library.
     """
     folders = (os.path.dirname(library), os.environ.get("LD_LIBRARY_PATH"))
     environment = {
         **os.environ,
-        "LD_LIBRARY_PATH": os.pathsep.join(filter(None, folders)),  # CUDA may be found by it
+        "LD_LIBRARY_PATH": os.pathsep.join(filter(None, folders)),  # kept: it may lead to CUDA
         "UCX_WARN_UNUSED_ENV_VARS": "n",
         **({"UCX_TLS": transports} if transports else {}),
     }
@@ -82,10 +82,12 @@ def bandwidth(
         *(_program() or _PROGRAM, "-t", "tag_bw", "-m", memory, "-f", "-w", str(_WARM_UPS)),
         *("-s", str(nbytes), "-n", str(count), "-O", str(window), "-p", str(_free_port())),
     ]
-    cpus = sorted(os.sched_getaffinity(0))  # both ends spin, and would starve on one
+    cpus = sorted(os.sched_getaffinity(0))  # both ends spin, and would starve each other on one CPU
     on_first, on_last = (["-c", str(cpu)] for cpu in (cpus[0], cpus[-1]))
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen([*command, *on_last], env=environment, **quiet) as server:
+    null = subprocess.DEVNULL
+    with subprocess.Popen(
+        [*command, *on_last], env=environment, stdout=null, stderr=null
+    ) as server:
         try:
             return _ask([*command, *on_first, "127.0.0.1"], environment, server)
         finally:
@@ -93,7 +95,7 @@ def bandwidth(
 
 
 def _ask(command: list[str], environment: dict[str, str], server: subprocess.Popen) -> float | None:
-    """Run the client until the server listens; give what the client measures."""
+    """Retry the client until the server listens; give its result."""
     deadline = time.monotonic() + _START_SECONDS
     while server.poll() is None and time.monotonic() < deadline:
         try:

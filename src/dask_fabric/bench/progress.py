@@ -1,47 +1,46 @@
-"""How far a run is: a bar on a terminal, nothing in a pipe."""
+"""How far a run is: click's bar on a terminal, a line every minute in a pipe."""
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import time
+from collections.abc import Callable, Iterator
 from typing import TextIO
 
-_BAR_WIDTH = 24
+import click
+
+_LINE_SECONDS = 60.0
+_BAR_COLUMNS = 50  # with the count, and the time that is left
 
 
-class Progress:
-    """A line that is written anew at every step.
+@contextlib.contextmanager
+def progress(total: int, stream: TextIO) -> Iterator[Callable[..., None]]:
+    """Give a function that is told how many more steps are done, and what is done now, if new."""
+    if stream.isatty():
+        bar = click.progressbar(
+            length=max(total, 1),
+            file=stream,
+            width=20,
+            show_pos=True,
+            item_show_func=_fitting,
+            update_min_steps=0,  # what is done now is shown before it is a step
+        )
+        with bar:
+            yield bar.update
+        return
+    done, told = 0, time.monotonic()
 
-    Parameters
-    ----------
-    total : int
-        Steps of the whole.
-    stream : text file
-        Nothing is written unless it is a terminal.
-    """
+    def tell(steps: int, text: str | None = None) -> None:
+        nonlocal done, told
+        done += steps
+        if text and time.monotonic() - told >= _LINE_SECONDS:
+            told = time.monotonic()
+            click.echo(f"{done} of {total} done, now {text}", file=stream)
 
-    def __init__(self, total: int, stream: TextIO) -> None:
-        self._total, self._stream = max(total, 1), stream
-        self._done = 0
-        self._shown = stream.isatty()
+    yield tell
 
-    def say(self, text: str) -> None:
-        """Tell what is done now."""
-        if self._shown:
-            filled = _BAR_WIDTH * min(self._done, self._total) // self._total
-            bar = "#" * filled + "." * (_BAR_WIDTH - filled)
-            width = shutil.get_terminal_size().columns - 1
-            line = f"[{bar}] {self._done}/{self._total} {text}"[:width]
-            self._write(f"\r{line:<{width}}")
 
-    def step(self, count: int = 1) -> None:
-        """Count steps as done."""
-        self._done += count
-
-    def close(self) -> None:
-        """Leave the line empty."""
-        if self._shown:
-            self._write("\r" + " " * (shutil.get_terminal_size().columns - 1) + "\r")
-
-    def _write(self, text: str) -> None:
-        self._stream.write(text)
-        self._stream.flush()
+def _fitting(text: str | None) -> str | None:
+    """As much as leaves the bar on one line, or the terminal would scroll."""
+    return text and text[: max(shutil.get_terminal_size().columns - _BAR_COLUMNS, 0)]

@@ -1,4 +1,4 @@
-"""What a run of the suite measured, in rows; what JSON holds of it."""
+"""The results of a run of the suite, in rows, and their JSON."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class Row:
     Attributes
     ----------
     scenario, name, unit : str
-        What is measured, and in what; scenario and name together are the row's identity.
+        The figure and its unit; scenario and name together identify the row.
     higher_is_better : bool
         The direction of the figure; ratios above 1 are better in both.
     rounds : dict of str to list of float
         One value per round for each protocol and each floor.
     parameters : dict
-        What was measured with, sizes in bytes.
+        The parameters of the measurement, sizes in bytes.
     histograms : dict of str to dict
-        Of latencies, where they were taken: counts by bucket (`agent.distribution`).
+        Histograms of latencies, if measured: counts by bucket (`agent.distribution`).
     problems : dict of str to str
         Why a protocol has no value.
     """
@@ -48,22 +48,22 @@ class Row:
     problems: dict[str, str] = field(default_factory=dict)
 
     def add(self, column: str, value: float) -> None:
-        """Note the value of one round."""
+        """Add the value of one round."""
         self.rounds.setdefault(column, []).append(value)
 
     def add_histogram(self, column: str, counts: dict[str, int]) -> None:
-        """Sum up the histogram of one round."""
+        """Add the histogram of one round."""
         total = self.histograms.setdefault(column, {})
         for bucket, count in counts.items():
             total[bucket] = total.get(bucket, 0) + count
 
     def median(self, column: str) -> float | None:
-        """Median over the rounds, or None where the column was not measured."""
+        """Median over the rounds; None if the column was not measured."""
         values = self.rounds.get(column)
         return statistics.median(values) if values else None
 
     def quartiles(self, column: str) -> tuple[float, float] | None:
-        """Where the middle half of the rounds lies; None where the column was not measured."""
+        """Lower and upper quartile of the rounds; None if the column was not measured."""
         values = self.rounds.get(column)
         if not values:
             return None
@@ -73,28 +73,28 @@ class Row:
         return low, high
 
     def spread(self, column: str) -> float | None:
-        """Half the distance of the quartiles, as a part of the median."""
+        """Half the distance of the quartiles, as a fraction of the median."""
         middle, ends = self.median(column), self.quartiles(column)
-        return (ends[1] - ends[0]) / 2 / abs(middle) if middle else None
+        return (ends[1] - ends[0]) / 2 / abs(middle) if middle and ends else None
 
     def times_better(self, column: str, than: str) -> float | None:
-        """How many times better one column's median is than the other's; None where unknown."""
+        """How many times better one column's median is than the other's; None if unknown."""
         return times_better(self.median(column), self.median(than), self.higher_is_better)
 
     def floor(self) -> str | None:
-        """The best of the floors between two processes: what the machine can do."""
-        known = [name for name in BETWEEN_PROCESSES if self.median(name)]
+        """The best floor between two processes: the limit of the machine."""
+        known = {name: value for name in BETWEEN_PROCESSES if (value := self.median(name))}
         best = max if self.higher_is_better else min
-        return best(known, key=self.median) if known else None
+        return best(known, key=known.__getitem__) if known else None
 
     def part_of_floor(self, column: str) -> float | None:
-        """What part of the best floor a column reaches, 1 being all of it."""
+        """The fraction of the best floor that a column reaches."""
         floor = self.floor()
         return self.times_better(column, floor) if floor else None
 
 
 def times_better(one: float | None, other: float | None, higher: bool) -> float | None:
-    """How many times better one value is than the other; None where one is missing or zero."""
+    """How many times better one value is than the other; None if one is missing or zero."""
     if not one or not other:
         return None
     return one / other if higher else other / one
@@ -109,14 +109,14 @@ class Results:
     facts : dict
         The machine and the versions.
     options : dict
-        What was asked for.
+        The options of the command.
     protocols : list of str
         In the order of the columns; the first is the baseline.
     rows : list of Row
     matrix : dict, optional
-        What `matrix.measure` found out.
+        The result of `matrix.measure`.
     warnings : list of str
-        What makes the figures doubtful.
+        Reasons to doubt the figures.
     """
 
     facts: dict[str, Any]
@@ -128,12 +128,12 @@ class Results:
 
     @property
     def scenarios(self) -> list[str]:
-        """Of the rows, in their order."""
+        """The scenarios of the rows, in order."""
         return list(dict.fromkeys(row.scenario for row in self.rows))
 
     @property
     def is_incomplete(self) -> bool:
-        """Whether something could not be measured, or came out wrong."""
+        """Whether something could not be measured, or gave a wrong result."""
         links = self.matrix["links"] if self.matrix else ()
         return any(row.problems for row in self.rows) or any(link["error"] for link in links)
 
@@ -142,7 +142,7 @@ class Results:
         return [row for row in self.rows if row.scenario == scenario]
 
     def as_json(self) -> str:
-        """All of it as JSON, with medians for who reads it by other means."""
+        """Give the JSON, with medians added for other readers."""
         document = {"format": FORMAT, "version": VERSION, **asdict(self)}
         for content, row in zip(document["rows"], self.rows, strict=True):
             content["median"] = {column: row.median(column) for column in row.rounds}
@@ -151,12 +151,12 @@ class Results:
 
 
 def read(path: str | Path) -> Results:
-    """Read what `Results.as_json` wrote.
+    """Read the JSON of `Results.as_json`.
 
     Raises
     ------
     BenchError
-        The file cannot be read, or is none of these.
+        The file cannot be read, or does not contain results.
     """
     try:
         document = json.loads(Path(path).read_text())
@@ -169,11 +169,11 @@ def read(path: str | Path) -> Results:
         raise BenchError(f"cannot read {path}: {exc.strerror or exc}") from exc
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
         raise BenchError(
-            f"{path} holds no results of dask fabric bench --json: {_said(exc)}"
+            f"{path} does not contain results of dask fabric bench --json: {_reason(exc)}"
         ) from exc
 
 
-def _said(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     return f"it has no {error}" if isinstance(error, KeyError) else str(error)
 
 
@@ -187,12 +187,12 @@ def _row(content: dict[str, Any]) -> Row:
 
 
 def noise_warnings(rows: Iterable[Row], columns: Sequence[str]) -> list[str]:
-    """Tell of rows that vary much from round to round."""
+    """Warn of rows that vary much between rounds."""
     rows = list(rows)
     noisy = [r for r in rows if any((r.spread(c) or 0) > NOISY_SPREAD for c in columns)]
     if not noisy:
         return []
     return [
         f"{len(noisy)} of {len(rows)} rows vary by more than {NOISY_SPREAD:.0%} between rounds "
-        "(half the distance of the quartiles): the machine is noisy, or --rounds are few"
+        "(half the distance of the quartiles): the machine is noisy, or --rounds is too low"
     ]

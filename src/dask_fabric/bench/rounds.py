@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from dask_fabric.bench.figures import Figure
 from dask_fabric.bench.pairs import Hog
-from dask_fabric.bench.progress import Progress
 from dask_fabric.bench.results import Row
 from dask_fabric.errors import PairError
 
@@ -33,30 +32,33 @@ class Site(Protocol):
 
 @dataclass(frozen=True)
 class Effort:
-    """How long it is measured.
+    """How long each figure is measured.
 
     Attributes
     ----------
     rounds : int
         Values of each column.
     round_seconds : float
-        About the length of each.
+        Approximate length of a round.
     """
 
     rounds: int = 5
     round_seconds: float = 0.5
 
 
-def measure(figure: Figure, sites: Sequence[Site], effort: Effort, progress: Progress) -> list[Row]:
-    """Measure one figure: in every round each column once, in turning order.
+def measure(
+    figure: Figure, sites: Sequence[Site], effort: Effort, tell: Callable[..., None]
+) -> list[Row]:
+    """Measure one figure: in every round each column once, in rotating order.
 
-    A site that fails is left out from then on; its row tells why.
+    A site that fails is left out from then on; its rows contain the reason. *tell* is from
+    `progress`.
     """
     rows = figure.rows()
     able = [site for site in sites if site.can(figure.verb, figure.arguments)]
     counts: dict[str, int] = {}
     for site in able:
-        progress.say(f"{figure.name}: {site.name}")
+        tell(0, f"{figure.name}: {site.name}")
         with _noting_failure(rows, site):
             _pin(site.pids, figure.pinned)
             counts[site.name] = _calibrate(site, figure, effort.round_seconds)
@@ -64,18 +66,18 @@ def measure(figure: Figure, sites: Sequence[Site], effort: Effort, progress: Pro
         shift = turn % max(len(able), 1)
         for site in able[shift:] + able[:shift]:
             if site.name in counts and site.name not in rows[0].problems:
-                progress.say(f"{figure.name}: round {turn + 1}, {site.name}")
+                tell(0, f"{figure.name}: round {turn + 1}, {site.name}")
                 with _noting_failure(rows, site):
                     _add_round(rows, figure, site, counts[site.name])
     for site in able:
         _pin(site.pids, False)
-    progress.step(len(able))
+    tell(len(able))
     return rows
 
 
 @contextlib.contextmanager
 def _noting_failure(rows: list[Row], site: Site) -> Iterator[None]:
-    """Turn the failure of a site into what its rows tell of it."""
+    """Store the failure of a site in its rows."""
     try:
         yield
     except PairError as exc:
@@ -85,24 +87,24 @@ def _noting_failure(rows: list[Row], site: Site) -> Iterator[None]:
 
 
 def _add_round(rows: list[Row], figure: Figure, site: Site, count: int) -> None:
-    told = site.ask(figure.verb, figure.hog, count=count, **figure.arguments)
-    for row, value in zip(rows, figure.values(told, count), strict=True):
+    answer = site.ask(figure.verb, figure.hog, count=count, **figure.arguments)
+    for row, value in zip(rows, figure.values(answer, count), strict=True):
         row.add(site.name, value)
-    if "histogram" in told:
-        rows[0].add_histogram(site.name, told["histogram"])
+    if "histogram" in answer:
+        rows[0].add_histogram(site.name, answer["histogram"])
 
 
 def _calibrate(site: Site, figure: Figure, seconds: float) -> int:
-    """Warm up, and find the count that lasts about so long."""
+    """Warm up, and find the count that takes about *seconds*."""
 
     def elapsed() -> float:
-        told = site.ask(figure.verb, figure.hog, count=count, **figure.arguments)
-        return max(told.get("elapsed", told["seconds"]), 1e-6)
+        answer = site.ask(figure.verb, figure.hog, count=count, **figure.arguments)
+        return max(answer.get("elapsed", answer["seconds"]), 1e-6)
 
     count = 1
     while True:
         lasted = elapsed()
-        if lasted > seconds / 4:  # unless that was a hiccup of the machine
+        if lasted > seconds / 4:  # or a hiccup of the machine: repeat
             lasted = min(lasted, elapsed())
         if lasted > seconds / 4:
             return max(1, round(count * seconds / lasted))
@@ -110,11 +112,11 @@ def _calibrate(site: Site, figure: Figure, seconds: float) -> int:
 
 
 def _pin(pids: Sequence[int], wanted: bool) -> None:
-    """Put all threads of one process on one CPU and those of the other on another, or let go."""
+    """Pin all threads of each process to a CPU of its own, or unpin them."""
     for pid, place in zip(pids, (0, -1), strict=False):
         cpus = {_CPUS[place]} if wanted else set(_CPUS)
         try:
             for thread in os.listdir(f"/proc/{pid}/task"):
                 os.sched_setaffinity(int(thread), cpus)
         except (FileNotFoundError, ProcessLookupError):
-            continue  # it has ended: asking tells why
+            continue  # it has ended: `ask` raises the error

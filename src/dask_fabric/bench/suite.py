@@ -1,9 +1,9 @@
-"""A run: protocols and floors side by side on this host, or a cluster that is there."""
+"""A run of the suite: protocols and floors on this host, or a running cluster."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from typing import TextIO
 
@@ -11,7 +11,7 @@ from dask_fabric.bench import cluster, floors, machine, matrix, perftest, worklo
 from dask_fabric.bench.awake import awake_cpus
 from dask_fabric.bench.figures import SCENARIOS, Extent, Figure, figures, size_name
 from dask_fabric.bench.pairs import NO_HOG, Pair, Protocol, Surroundings
-from dask_fabric.bench.progress import Progress
+from dask_fabric.bench.progress import progress
 from dask_fabric.bench.results import Results, Row, noise_warnings
 from dask_fabric.bench.rounds import Effort, Site, measure
 from dask_fabric.bench.work.catalogue import WORKLOADS
@@ -28,17 +28,17 @@ class Plan:
     Attributes
     ----------
     scenarios : tuple of str
-        Of `ALL`.
+        Some of `ALL`.
     protocols : tuple of Protocol
-        Of this host; the first is the baseline.
+        The protocols on this host; the first is the baseline.
     where : dict, optional
-        The scheduler of a running cluster, as `Client` takes it, instead of this host.
+        The scheduler of a running cluster to measure instead, as for `Client`.
     between : tuple of str, optional
-        The two workers of the cluster that measure what is no matrix.
+        The two workers of the cluster for scenarios other than the matrix.
     has_floors : bool
-        Whether floors are measured beside the protocols.
+        Whether floors are measured too.
     message_count : int
-        Of the scenario ``memory``.
+        Messages of the scenario ``memory``.
     """
 
     scenarios: tuple[str, ...]
@@ -54,23 +54,23 @@ class Plan:
     work: workloads.Work = field(default_factory=workloads.Work)
     matrix: matrix.Effort = field(default_factory=matrix.Effort)
 
-    def among(self, names: Sequence[str]) -> list[str]:
-        """Those of the scenarios that are wanted."""
+    def among(self, names: Container[str]) -> list[str]:
+        """Give the planned scenarios that are in *names*."""
         return [name for name in self.scenarios if name in names]
 
 
 def run(plan: Plan, options: dict, stream: TextIO) -> Results:
-    """Measure all that is wanted.
+    """Run the plan.
 
     Raises
     ------
     BenchError
-        Nothing of it can be measured.
+        Nothing can be measured.
     """
     results = Results(machine.facts(), options, [protocol.name for protocol in plan.protocols])
     watch = machine.NoiseWatch()
     if plan.where:
-        _on_cluster(plan, results, stream)
+        _on_cluster(plan, plan.where, results, stream)
     else:
         _on_host(plan, results, stream)
         results.warnings += watch.warnings()
@@ -80,7 +80,7 @@ def run(plan: Plan, options: dict, stream: TextIO) -> Results:
 
 def _on_host(plan: Plan, results: Results, stream: TextIO) -> None:
     if MATRIX in plan.scenarios:
-        raise BenchError("a matrix is measured on a running cluster: name its --scheduler")
+        raise BenchError("a matrix is measured on a running cluster: give its --scheduler")
     with awake_cpus(plan.awake):
         _between_processes(plan, results, stream)
         if MEMORY in plan.scenarios:
@@ -118,7 +118,7 @@ def _between_processes(plan: Plan, results: Results, stream: TextIO) -> None:
 
 
 def _right(pairs: Sequence[Site], sizes: Sequence[int], warnings: list[str]) -> list[Site]:
-    """Those that can send arrays, which must arrive as sent before it counts how fast."""
+    """Give the pairs that can send arrays; raise if an array arrives changed."""
     right = []
     for pair in pairs:
         try:
@@ -138,11 +138,11 @@ def _check(pair: Site, sizes: Sequence[int]) -> None:
             raise BenchError(f"{pair.name}://: {size_name(nbytes)} did not arrive as sent")
 
 
-def _on_cluster(plan: Plan, results: Results, stream: TextIO) -> None:
+def _on_cluster(plan: Plan, where: dict[str, str | None], results: Results, stream: TextIO) -> None:
     if unfit := plan.among((FLOOR, MEMORY)):
         raise BenchError(f"{unfit[0]} is measured on one host: leave --scheduler out")
     module = plan.extent.module
-    with cluster.connected(plan.where) as client, cluster.prepared(client, module) as found:
+    with cluster.connected(where) as client, cluster.prepared(client, module) as found:
         results.protocols = [found.scheme]
         if MATRIX in plan.scenarios:
             results.matrix = matrix.measure(found, plan.matrix, stream)
@@ -155,7 +155,7 @@ def _on_cluster(plan: Plan, results: Results, stream: TextIO) -> None:
                 _check(pair, plan.extent.sizes)
             results.rows += _measure_all(wanted, [pair], [], plan.effort, stream)
     if works := plan.among(WORKLOADS):
-        results.rows += workloads.measure_on(plan.where, works, plan.work, plan.around, stream)
+        results.rows += workloads.measure_on(where, works, plan.work, plan.around, stream)
 
 
 def _opener(protocol: Protocol, plan: Plan) -> Callable[[], Site]:
@@ -163,7 +163,7 @@ def _opener(protocol: Protocol, plan: Plan) -> Callable[[], Site]:
 
 
 def _floors(plan: Plan) -> list[Callable[[], Site]]:
-    """What is to be opened beside the protocols."""
+    """Give the functions that open the floors."""
     if not plan.has_floors and FLOOR not in plan.scenarios:
         return []
     library = perftest.own_library()
@@ -183,7 +183,7 @@ def _floors(plan: Plan) -> list[Callable[[], Site]]:
 def _open(
     stack: contextlib.ExitStack, openers: Sequence[Callable[[], Site]], warnings: list[str]
 ) -> list[Site]:
-    """Open what can be opened."""
+    """Open the sites; warn of those that fail."""
     opened = []
     for opener in openers:
         try:
@@ -204,22 +204,16 @@ def _measure_all(
     stream: TextIO,
 ) -> list[Row]:
     def sites(figure: Figure) -> list[Site]:
-        """Who takes part: in the scenario of the floors, they alone."""
+        """Give the sites for a figure; the scenario of the floors has only floors."""
         able = [*([] if figure.scenario == FLOOR else pairs), *beside]
         return [site for site in able if site.can(figure.verb, figure.arguments)]
 
-    progress = Progress(sum(len(sites(figure)) for figure in wanted), stream)
-    rows = []
-    try:
-        for figure in wanted:
-            rows += measure(figure, sites(figure), effort, progress)
-    finally:
-        progress.close()
-    return rows
+    with progress(sum(len(sites(figure)) for figure in wanted), stream) as tell:
+        return [row for figure in wanted for row in measure(figure, sites(figure), effort, tell)]
 
 
 def _memory(plan: Plan, warnings: list[str]) -> list[Row]:
-    """Memory of a fresh receiver in the first tenth of many large messages, and in all of them."""
+    """Measure the memory of a fresh receiver after a tenth of the messages, and after all."""
     nbytes, count = max(plan.extent.sizes), plan.message_count
     tenth = max(count // 10, 1)
     rows = [

@@ -8,8 +8,8 @@ from typing import Any
 
 from dask_fabric.bench.matrix import grids, worker_names
 from dask_fabric.bench.results import FLOORS, Results, Row
+from dask_fabric.wire.text import table
 
-_GAP = "  "
 _GRID_LIMIT = 12  # workers
 
 
@@ -18,9 +18,8 @@ def render(results: Results, markdown: bool) -> str:
     parts = [facts_line(results.facts)]
     for scenario in results.scenarios:
         rows = results.of(scenario)
-        columns = shown_columns(rows, results.protocols, scenario)
-        lines = [head(columns, rows), *(cells(row, columns) for row in rows)]
-        parts.append(_titled(scenario, grid(lines, markdown), markdown))
+        cells = grid(rows, results.protocols)
+        parts.append(_titled(scenario, _table(cells, markdown), markdown))
         parts += [
             f"{row.name}: {column}: {why}" for row in rows for column, why in row.problems.items()
         ]
@@ -42,33 +41,31 @@ def facts_line(facts: dict) -> str:
     )
 
 
+def _table(lines: Sequence[Sequence[str]], markdown: bool) -> str:
+    return "\n".join(table(lines, has_head=True, markdown=markdown))
+
+
 def _titled(title: str, text: str, markdown: bool) -> str:
     return f"## {title}\n\n{text}" if markdown else f"{title}\n{text}"
 
 
-def shown_columns(rows: Sequence[Row], protocols: Sequence[str], scenario: str) -> list[str]:
-    """The protocols that were measured; where there is none, the floors."""
+def grid(rows: Sequence[Row], protocols: Sequence[str]) -> list[list[str]]:
+    """The cells of a scenario's table: medians with spread, times better than the first column.
+
+    Columns are the protocols that were measured, and the floor beside them; where there is none of
+    these, all floors. The first line is the head.
+    """
     measured = {column for row in rows for column in (*row.rounds, *row.problems)}
-    found = [name for name in protocols if name in measured]
-    return found or [name for name in FLOORS if name in measured]
-
-
-def head(columns: Sequence[str], rows: Sequence[Row]) -> list[str]:
-    """The names of the columns; the floor's is there where it is measured beside others."""
-    return ["figure", "unit", *columns, *(["floor"] * _has_floor(rows, columns))]
-
-
-def _has_floor(rows: Sequence[Row], columns: Sequence[str]) -> bool:
-    return not set(columns) & set(FLOORS) and any(row.floor() for row in rows)
-
-
-def cells(row: Row, columns: Sequence[str]) -> list[str]:
-    """One line: medians with spread, times better than the first column, part of the floor."""
-    line = [row.name, row.unit, *(_cell(row, column, columns[0]) for column in columns)]
-    floor = row.floor()
-    if floor and floor not in columns:
-        line.append(f"{number(row.median(floor))} {floor}")
-    return line
+    columns = [name for name in protocols if name in measured]
+    beside = bool(columns) and any(row.floor() for row in rows)
+    columns = columns or [name for name in FLOORS if name in measured]
+    lines = [["figure", "unit", *columns, *["floor"] * beside]]
+    for row in rows:
+        floor = row.floor()
+        last = f"{number(row.median(floor))} {floor}" if floor else ""
+        values = (_cell(row, column, columns[0]) for column in columns)
+        lines.append([row.name, row.unit, *values, *[last] * beside])
+    return lines
 
 
 def _cell(row: Row, column: str, baseline: str) -> str:
@@ -96,14 +93,14 @@ def matrix_text(matrix: dict[str, Any], markdown: bool) -> str:
     found = matrix["findings"] or ["nothing odd was found"]
     parts = [_titled("matrix", "\n".join(f"- {text}" for text in found), markdown)]
     if len(names) > _GRID_LIMIT:
-        return "\n\n".join([*parts, grid(_summary(matrix), markdown)])
+        return "\n\n".join([*parts, _table(_summary(matrix), markdown)])
     for title, values in grids(matrix).items():
         unit = {"bandwidth": ", GB/s, from row to column", "round trip": ", us"}.get(title, "")
         lines = [
             [name, *(value if isinstance(value, str) else number(value) for value in line)]
             for name, line in zip(names, values, strict=True)
         ]
-        parts.append(f"{title}{unit}\n{grid([['worker', *names], *lines], markdown)}")
+        parts.append(f"{title}{unit}\n{_table([['worker', *names], *lines], markdown)}")
     return "\n\n".join(parts)
 
 
@@ -115,7 +112,7 @@ def _summary(matrix: dict[str, Any]) -> list[list[str]]:
         speeds = {names[j]: v for j, v in enumerate(found["bandwidth"][i]) if v is not None}
         trips = [value for value in found["round trip"][i] if value is not None]
         paths = sorted({value for value in found["path"][i] if value})
-        worst = min(speeds, key=speeds.get, default="")
+        worst = min(speeds, key=speeds.__getitem__, default="")
         middle = [statistics.median(v) if v else None for v in (list(speeds.values()), trips)]
         least = number(speeds.get(worst))
         lines.append([name, number(middle[0]), least, worst, number(middle[1]), ", ".join(paths)])
@@ -127,18 +124,3 @@ def number(value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
-def grid(lines: Sequence[Sequence[str]], markdown: bool) -> str:
-    """Write cells as aligned columns; the first line is their head."""
-    count = max(map(len, lines))
-    padded = [[*line, *[""] * (count - len(line))] for line in lines]
-    widths = [max(map(len, column)) for column in zip(*padded, strict=True)]
-    rule = ["-" * width for width in widths]
-    rows = [
-        [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
-        for line in (padded[0], rule, *padded[1:])
-    ]
-    if markdown:
-        return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-    return "\n".join(_GAP.join(row).rstrip() for row in rows)

@@ -1,4 +1,4 @@
-"""Which pairs are measured at the same time: those that share no host."""
+"""A schedule of pairs: pairs measured at the same time share no host."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ Pairing = list[tuple[str, str]]
 
 
 def rounds(hosts: Mapping[str, Sequence[str]]) -> list[Pairing]:
-    """Give every pair of workers once, in rounds in which no host takes part twice.
+    """Give every pair of workers once, in rounds in which each host takes part once at most.
 
-    First come the pairs within each host, one after the other, all hosts at the same time. Then the
-    hosts meet as in a tournament in which each plays against each, and while two hosts meet, the
-    pairs of their workers come one after the other.
+    First come the pairs within hosts: one at a time per host, all hosts in parallel. Then the hosts
+    meet as in a round-robin tournament, and while two hosts meet, the pairs of their workers follow
+    one by one.
 
     Parameters
     ----------
@@ -28,19 +28,19 @@ def rounds(hosts: Mapping[str, Sequence[str]]) -> list[Pairing]:
 
 
 def _side_by_side(sequences: Sequence[Pairing]) -> list[Pairing]:
-    """The first pairs of all, the second of all, and so on."""
+    """Combine the first pairs of all sequences, then the second ones, and so on."""
     return [
         [pair for pair in step if pair is not None] for step in itertools.zip_longest(*sequences)
     ]
 
 
 def tournament(players: Sequence[str]) -> list[Pairing]:
-    """Let everybody meet everybody, nobody twice in a round, in as few rounds as that takes."""
+    """Give a round-robin tournament: each meets each, in as few rounds as possible."""
     circle: list[str | None] = [*players, *([None] * (len(players) % 2))]
     found = []
     for _ in range(len(circle) - 1):
         half = len(circle) // 2
         meetings = zip(circle[:half], reversed(circle[half:]), strict=True)
         found.append([(a, b) for a, b in meetings if a is not None and b is not None])
-        circle[1:] = [circle[-1], *circle[1:-1]]  # the first stays, the others move on
+        circle[1:] = [circle[-1], *circle[1:-1]]  # the first stays, the others rotate
     return [pairing for pairing in found if pairing]

@@ -1,9 +1,8 @@
-"""What workers of a cluster run to measure among themselves.
+"""Functions that the workers of a cluster run to measure links between them.
 
-It reaches them by `Client.run`, pickled by value: they need not have this package. As `agent`, it
-therefore imports nothing else of it. Each worker answers on its own server, by a handler that is
-there as long as it is measured, so that the address, the encryption and the path are those by which
-workers fetch from each other.
+They are sent by `Client.run`, pickled by value, so workers need not have this package installed;
+therefore this module imports only `agent` from it. Each worker answers by a temporary handler of
+its own server. So address, encryption and path are the same as for fetches between workers.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ _MOST_COUNT = 20
 
 
 async def prepare(module: str, dask_worker: Any) -> dict[str, Any]:
-    """Have a worker answer, and send arrays of this module; give what tells it from the others."""
-    arrays = Arrays(module)  # of all comms: each measurement has its own
+    """Have a worker answer with arrays of this module; describe the worker."""
+    arrays = Arrays(module)  # shared by all comms: each measurement opens new ones
 
     async def respond(comm: Any) -> None:
         await Responder(comm, arrays).run()
@@ -43,14 +42,14 @@ async def prepare(module: str, dask_worker: Any) -> dict[str, Any]:
 
 
 async def restore(dask_worker: Any) -> None:
-    """Let a worker be as it was."""
+    """Undo `prepare`."""
     dask_worker.handlers.pop(OPERATION, None)
 
 
 async def ask(
     peer: str, question: list, module: str, patience_seconds: float, dask_worker: Any
 ) -> dict[str, Any]:
-    """Do what `Asker.do` does against another worker."""
+    """Call `Asker.do` with another worker."""
     return await asyncio.wait_for(_ask(peer, question, module, dask_worker), patience_seconds)
 
 
@@ -67,7 +66,7 @@ async def measure_link(
     patience_seconds: float,
     dask_worker: Any,
 ) -> dict[str, Any]:
-    """Measure the link to this worker's partner of the round, or tell why it cannot be measured."""
+    """Measure the link to this worker's partner of the round, or give an error."""
     peer = partners[dask_worker.address]
     work = _measure_link(peer, nbytes, round_trip_count, seconds, dask_worker)
     try:
@@ -75,7 +74,7 @@ async def measure_link(
     except asyncio.TimeoutError:
         return {"error": f"it was not measured within {patience_seconds:g} seconds"}
     except Exception as exc:
-        cause = exc.__cause__ or exc  # Dask's own error only says how long it tried
+        cause = exc.__cause__ or exc  # Dask's own error only has the time that it tried
         return {"error": str(cause) or type(cause).__name__}
 
 
@@ -84,9 +83,9 @@ async def _measure_link(
 ) -> dict[str, Any]:
     async with Asker(peer, dask_worker.connection_args, _HELLO) as asker:
         await asker.ping(_WARM_UP_COUNT)
-        told = await asker.ping(round_trip_count)
+        trips = await asker.ping(round_trip_count)
         return {
-            "round_trip_seconds": told["quantiles"]["p50"],
+            "round_trip_seconds": trips["quantiles"]["p50"],
             "there_bytes_per_second": nbytes / await _repeat(asker.send, nbytes, seconds),
             "back_bytes_per_second": nbytes / await _repeat(asker.fetch, nbytes, seconds),
             **await asker.paths(),
@@ -94,7 +93,7 @@ async def _measure_link(
 
 
 async def _repeat(verb: Any, nbytes: int, seconds: float) -> float:
-    """Median time of one array, about so long measured, and at least twice after a warm-up."""
+    """Give the median time of one array, over about *seconds*, after a warm-up."""
     times: list[float] = []
     deadline = time.perf_counter() + seconds
     while len(times) <= _LEAST_COUNT or (

@@ -1,16 +1,16 @@
-"""Workloads on whole clusters, protocol after protocol."""
+"""Workloads on whole clusters, one protocol after the other."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
 from dask_fabric.bench.figures import size_name
 from dask_fabric.bench.pairs import Program, Protocol, Surroundings, child_environment
-from dask_fabric.bench.progress import Progress
+from dask_fabric.bench.progress import progress
 from dask_fabric.bench.results import Row
 from dask_fabric.bench.work.catalogue import WORKLOADS
 from dask_fabric.bench.work.extent import Extent
@@ -22,19 +22,19 @@ _RUN_SECONDS = 600.0
 
 @dataclass(frozen=True)
 class Work:
-    """What clusters do, and how often.
+    """The workloads' sizes and repetitions.
 
     Attributes
     ----------
     runs : int
-        Of each workload on each cluster, after a warm-up.
+        Runs of each workload on each cluster, after a warm-up.
     rounds : int
         Fresh clusters of each protocol.
     worker_count : int
-        Of clusters that are started.
+        Workers of a new cluster.
     profile : str, optional
-        Where Dask's performance report of the last round is written; the name of the protocol is
-        put before its suffix.
+        The file for Dask's performance report of the last round; the name of the protocol is
+        inserted before its suffix.
     """
 
     runs: int = 2
@@ -59,12 +59,11 @@ def measure(
     around: Surroundings,
     stream: TextIO,
 ) -> tuple[list[Row], list[str]]:
-    """Run the workloads on new clusters, in every round one of each protocol."""
+    """Run the workloads on new clusters: in every round one of each protocol."""
     found = [_row(name, work.extent) for name in names]
     warnings = []
-    progress = Progress(len(names) * len(protocols) * work.rounds, stream)
     lost: set[str] = set()
-    try:
+    with progress(len(names) * len(protocols) * work.rounds, stream) as tell:
         for turn in range(work.rounds):
             shift = turn % len(protocols)
             for protocol in [*protocols[shift:], *protocols[:shift]]:
@@ -73,12 +72,10 @@ def measure(
                 last = turn == work.rounds - 1
                 config = {**_config(names, work, protocol.name, last), "scheme": protocol.scheme}
                 try:
-                    _on_cluster(config, protocol.name, found, around, progress)
+                    _on_cluster(config, protocol.name, found, around, tell)
                 except PairError as exc:
                     warnings.append(f"left out: {exc}")
                     lost.add(protocol.name)
-    finally:
-        progress.close()
     return found, warnings
 
 
@@ -89,20 +86,17 @@ def measure_on(
     around: Surroundings,
     stream: TextIO,
 ) -> list[Row]:
-    """Run the workloads on a cluster that is there; its protocol names the column.
+    """Run the workloads on a running cluster; its protocol names the column.
 
     Raises
     ------
     PairError
-        The cluster cannot be had.
+        The cluster cannot be used.
     """
     found = [_row(name, work.extent) for name in names]
-    progress = Progress(len(names), stream)
-    try:
+    with progress(len(names), stream) as tell:
         config = {**_config(names, work, "", True), **where}
-        _on_cluster(config, None, found, around, progress)
-    finally:
-        progress.close()
+        _on_cluster(config, None, found, around, tell)
     return found
 
 
@@ -127,22 +121,22 @@ def _on_cluster(
     column: str | None,
     found: Sequence[Row],
     around: Surroundings,
-    progress: Progress,
+    tell: Callable[..., None],
 ) -> None:
-    """Have a program run all workloads, and add what came out."""
+    """Have a program run all workloads, and add their results to the rows."""
     command = [sys.executable, "-m", "dask_fabric.bench.work.program"]
     program = Program(f"{column or 'the cluster'}", command, config, child_environment(around))
     try:
         scheme = program.read(_START_SECONDS)
         column = column or scheme
         for row in found:
-            progress.say(f"{row.name}: {column}")
-            told = program.read(_RUN_SECONDS)
-            progress.step()
-            for value in told.get("values", ()):
+            tell(0, f"{row.name}: {column}")
+            answer = program.read(_RUN_SECONDS)
+            tell(1)
+            for value in answer.get("values", ()):
                 row.add(column, value)
-            if "problem" in told:
-                row.problems[column] = told["problem"]
+            if "problem" in answer:
+                row.problems[column] = answer["problem"]
                 row.rounds.pop(column, None)
     finally:
         program.end()

@@ -1,1 +1,1 @@
-"""The command ``dask fabric``: what this host and its peers have, what they use, and why."""
+"""The command ``dask fabric``: reports on paths, traffic, history and speed, and GPU workers."""

@@ -1,4 +1,4 @@
-"""The command ``dask fabric bench``. What measures is imported when it runs."""
+"""The command ``dask fabric bench``. The benchmark suite is imported only when it runs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _SIZES = "1kB,8kB,64kB,1MB,10MB,100MB"
 
 
 class _Bench(click.Group):
-    """A group whose first argument may also be a scenario, or an option: then it runs them."""
+    """A group that runs scenarios if its first argument is not a command."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if not args or args[0] not in self.commands:
@@ -58,7 +58,7 @@ def bench() -> None:
 
 
 def _list_of(convert: Callable[[str], Any]) -> Callable[..., tuple]:
-    """A callback that reads a list of distinct values, separated by commas."""
+    """Make a callback that parses a list of distinct values, separated by commas."""
 
     def read(ctx: click.Context, parameter: click.Parameter, text: str) -> tuple:
         try:
@@ -66,7 +66,7 @@ def _list_of(convert: Callable[[str], Any]) -> Callable[..., tuple]:
         except ValueError as exc:
             raise click.BadParameter(str(exc)) from exc
         if len(set(values)) < len(values):
-            raise click.BadParameter("every value once")
+            raise click.BadParameter("a value occurs twice")
         return values
 
     return read
@@ -77,7 +77,7 @@ def _size(text: str) -> int:
 
     size = parse_bytes(text)
     if not 0 < size <= 2**40:
-        raise ValueError(f"{text} is no size of an array")
+        raise ValueError(f"{text} is not a size for an array")
     return size
 
 
@@ -92,7 +92,7 @@ def _two(
     names = text.split(",") if text else None
     if names and (len(names) != 2 or names[0] == names[1]):
         raise click.BadParameter("two workers, separated by a comma")
-    return names and (names[0].strip(), names[1].strip())
+    return (names[0].strip(), names[1].strip()) if names else None
 
 
 def _count(text: str) -> int:
@@ -112,24 +112,24 @@ def _scheme(text: str) -> str:
 
 
 def _outputs(command: Callable) -> Callable:
-    """The options of where results go."""
+    """Add the options for the output."""
     for option in (
         click.option("--html", type=_OUTPUT, help="Write a page with plots."),
         click.option("--markdown", is_flag=True, help="Print tables as Markdown."),
         click.option("--json", "json_file", type=_OUTPUT,
-                     help="Write every round there; - is standard output, without tables."),
+                     help="Write all rounds to this file; - is standard output, without tables."),
     ):  # fmt: skip
         command = option(command)
     return command
 
 
 def _cluster_options(command: Callable) -> Callable:
-    """The options of a cluster that is there."""
+    """Add the options for measuring on a running cluster."""
     for option in (
         click.option("--matrix-size", default="16MB", callback=_one_size, show_default=True,
-                     help="Of the arrays of matrix."),
+                     help="Size of the arrays of matrix."),
         click.option("--between", metavar="WORKER,WORKER", callback=_two,
-                     help="Names or addresses of the workers that measure what is no matrix."),
+                     help="Names or addresses of the two workers for scenarios except matrix."),
         click.option("--scheduler-file", type=click.Path(exists=True, dir_okay=False),
                      help="The same, by the file that its scheduler wrote."),
         click.option("--scheduler", metavar="ADDRESS",
@@ -140,16 +140,16 @@ def _cluster_options(command: Callable) -> Callable:
 
 
 def _work_options(command: Callable) -> Callable:
-    """The options of workloads, in the terms of dask-cuda's benchmarks."""
+    """Add the options for workloads, named as in dask-cuda's benchmarks."""
     for option in (
         click.option("--workers", type=click.IntRange(2, 1000), default=2, show_default=True,
-                     help="Of the clusters that are started here."),
+                     help="Workers of each cluster that is started here."),
         click.option("--profile", metavar="FILE", type=_OUTPUT,
-                     help="Write Dask's performance report of the workloads there (HTML)."),
+                     help="Write Dask's performance report of the workloads to this file (HTML)."),
         click.option("--partition-rows", type=click.IntRange(1), default=100_000,
-                     show_default=True, help="Of the dataframes."),
+                     show_default=True, help="Rows of each partition of the dataframes."),
         click.option("--partitions", type=click.IntRange(1), default=16, show_default=True,
-                     help="Of the dataframes."),
+                     help="Partitions of the dataframes."),
         click.option("--chunk-size", type=click.IntRange(1), default=1000, show_default=True,
                      help="Side of the chunks of the workloads' arrays."),
         click.option("--size", type=click.IntRange(1), default=8000, show_default=True,
@@ -157,7 +157,7 @@ def _work_options(command: Callable) -> Callable:
         click.option("--type", "kind", type=click.Choice(["cpu", "gpu"]), default="cpu",
                      show_default=True, help="numpy and pandas, or cupy and cudf."),
         click.option("--runs", type=click.IntRange(1, 1000), default=2, show_default=True,
-                     help="Of each workload on each cluster, after a warm-up."),
+                     help="Runs of each workload on each cluster, after a warm-up."),
     ):  # fmt: skip
         command = option(command)
     return command
@@ -170,13 +170,13 @@ def _work_options(command: Callable) -> Callable:
     default="tcp,fabric",
     callback=_list_of(_scheme),
     show_default=True,
-    help="Any that Dask knows; the first is the baseline.",
+    help="Any protocols that Dask knows; the first is the baseline.",
 )
 @click.option(
     "--ucxx",
     metavar="PYTHON",
     type=click.Path(exists=True, dir_okay=False),
-    help="A Python that has distributed-ucxx: its ucx is measured beside.",
+    help="A Python with distributed-ucxx: its protocol ucx is measured too.",
 )
 @click.option("--rounds", type=click.IntRange(1, 1000), default=5, show_default=True)
 @click.option("--round-seconds", type=click.FloatRange(0.01, 60), default=0.5, show_default=True)
@@ -186,7 +186,7 @@ def _work_options(command: Callable) -> Callable:
     default=_SIZES,
     callback=_list_of(_size),
     show_default=True,
-    help="Of the arrays of bandwidth; up to 1GB and more.",
+    help="Sizes of the arrays of bandwidth; 1GB and more are possible.",
 )
 @click.option("--ways", default="one,both", callback=_list_of(_way), show_default=True)
 @click.option(
@@ -194,22 +194,22 @@ def _work_options(command: Callable) -> Callable:
     default="1",
     callback=_list_of(_count),
     show_default=True,
-    help="How many comms at a time; 1,4 measures both.",
+    help="Numbers of parallel comms; 1,4 measures both.",
 )
 @click.option(
     "--messages",
     type=click.IntRange(10, 10**6),
     default=100,
     show_default=True,
-    help="Of the scenario memory.",
+    help="Messages of the scenario memory.",
 )
 @click.option("--floor/--no-floor", "has_floors", default=True, help="With or without the floors.")
-@click.option("--sleepy", is_flag=True, help="Let idle CPUs sleep meanwhile.")
-@click.option("--uvloop", is_flag=True, help="Let all processes run on uvloop.")
+@click.option("--sleepy", is_flag=True, help="Let idle CPUs sleep during the measurement.")
+@click.option("--uvloop", is_flag=True, help="Run all processes on uvloop.")
 @click.option(
     "--ucx-library",
     metavar="PATH",
-    help="Of fabric+ucx; perftest: the one that ucx_perftest is linked to.",
+    help="UCX library for fabric+ucx; perftest: the one that ucx_perftest is linked to.",
 )
 @_cluster_options
 @_work_options
@@ -217,13 +217,15 @@ def _work_options(command: Callable) -> Callable:
 def run(json_file: str | None, markdown: bool, html: str | None, **options: Any) -> None:
     """Run scenarios, and print a table of each.
 
-    Medians of some rounds, in which all protocols take turns; how many times better than the first
-    protocol; the part that they reach of what the machine can do (floor).
+    Shows medians of some rounds, in which all protocols take turns; how many times better each is
+    than the first protocol; and the fraction of what the machine can do (floor).
     """
     from dask_fabric.errors import BenchError
 
     for path in filter(None, (json_file, html, options["profile"])):
         _check_folder(path)
+    if html:
+        _check_plots()
     try:
         results = _run(options)
         _write(results, json_file, markdown, html)
@@ -233,7 +235,7 @@ def run(json_file: str | None, markdown: bool, html: str | None, **options: Any)
 
 
 _LINES = [f"  {name:13} {about}" for name, about in _ABOUT.items()]
-_LINES.append(f"Without any: {', '.join(_DEFAULT)}; work: all from tasks on")
+_LINES.append(f"Default: {', '.join(_DEFAULT)}; work: all from tasks on")
 run.epilog = "\n".join(["\b\nScenarios:", *_LINES])
 
 
@@ -246,7 +248,7 @@ def _run(options: dict[str, Any]) -> Results:
     ]  # fmt: skip
     unknown = [name for name in named if name not in suite.ALL]
     if unknown:
-        raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(suite.ALL)}, work")
+        raise click.BadParameter(f"{unknown[0]!r} is not one of {', '.join(suite.ALL)}, work")
     return suite.run(_plan(tuple(dict.fromkeys(named)), options), options, sys.stderr)
 
 
@@ -256,9 +258,9 @@ def _plan(scenarios: tuple[str, ...], options: dict[str, Any]) -> Plan:
     protocols = _protocols(options)
     where = {"address": options["scheduler"], "scheduler_file": options["scheduler_file"]}
     if all(where.values()):
-        raise click.UsageError("either --scheduler or --scheduler-file")
+        raise click.UsageError("give --scheduler or --scheduler-file, not both")
     if any(where.values()):
-        _refuse(_OF_ONE_HOST, "a running cluster has its own: leave it out")
+        _refuse(_OF_ONE_HOST, "leave it out: a running cluster has its own")
     effort = rounds.Effort(options["rounds"], options["round_seconds"])
     return suite.Plan(
         scenarios=scenarios,
@@ -279,7 +281,7 @@ def _plan(scenarios: tuple[str, ...], options: dict[str, Any]) -> Plan:
 
 
 def _refuse(names: Sequence[str], reason: str) -> None:
-    """Complain of options that were given and would mean nothing."""
+    """Reject options that were given, but would have no effect."""
     context = click.get_current_context()
     for name in names:
         if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
@@ -303,7 +305,9 @@ def _surroundings(protocols: Sequence[Protocol], options: dict[str, Any]) -> Sur
     if library == "perftest":
         library = perftest.own_library()
         if library is None:
-            raise click.BadParameter("no ucx_perftest (Debian: ucx-utils; PyPI: libucx-cu12)")
+            raise click.BadParameter(
+                "ucx_perftest is not installed (Debian: ucx-utils; PyPI: libucx-cu12)"
+            )
     encrypted = any(protocol.is_encrypted for protocol in protocols)
     return pairs.Surroundings(
         module=_MODULES[options["kind"]],
@@ -329,7 +333,6 @@ def _work(options: dict[str, Any]) -> Work:
 
 def _write(results: Results, json_file: str | None, markdown: bool, html: str | None) -> None:
     from dask_fabric.bench import tables
-    from dask_fabric.bench.page import page
 
     if json_file == "-":
         click.echo(results.as_json(), nl=False)
@@ -338,18 +341,29 @@ def _write(results: Results, json_file: str | None, markdown: bool, html: str | 
         if json_file:
             _save(json_file, results.as_json())
     if html:
+        from dask_fabric.bench.page import page
+
         _save(html, page.render(results))
 
 
 def _check_folder(path: str) -> None:
-    """Complain of a file that cannot be written before it is measured, not after."""
+    """Reject a file that cannot be written before the measurement, not after it."""
     if path != "-" and not os.access(Path(path).absolute().parent, os.W_OK):
         raise click.ClickException(f"cannot write {path}: its folder is missing or not writable")
 
 
+def _check_plots() -> None:
+    """Complain of plots that cannot be drawn before it is measured, not after."""
+    try:
+        import dask_fabric.bench.page.page  # noqa: F401
+    except ImportError as exc:
+        reason = f"--html needs bokeh: pip install 'dask-fabric[bench]' ({exc})"
+        raise click.ClickException(reason) from exc
+
+
 def _save(path: str, text: str) -> None:
     try:
-        Path(path).write_text(text)
+        Path(path).write_text(text, encoding="utf-8")
     except OSError as exc:
         raise click.ClickException(f"cannot write {path}: {exc.strerror}") from exc
     click.echo(f"written: {path}", err=True)
@@ -363,18 +377,18 @@ def _save(path: str, text: str) -> None:
     type=click.FloatRange(0),
     default=0.05,
     show_default=True,
-    help="Ratios that differ from 1 by no more are noise.",
+    help="Ratios that differ from 1 by less are noise.",
 )
 @click.option(
     "--fail-on-worse",
     is_flag=True,
-    help="Exit with status 1 where a figure is worse, has failed or is gone.",
+    help="Exit with status 1 if a figure is worse, has failed or is missing.",
 )
 @click.option("--markdown", is_flag=True, help="Print the table as Markdown.")
 def compare(before: str, after: str, threshold: float, fail_on_worse: bool, markdown: bool) -> None:
     """Compare two files of --json: how many times better B is than A, and a verdict for each row.
 
-    A figure is better or worse where the medians differ by more than the threshold and the middle
+    A figure is better or worse if the medians differ by more than the threshold and the middle
     halves of the rounds do not overlap.
     """
     from dask_fabric.bench import compare as comparing

@@ -1,4 +1,4 @@
-"""Dask's configuration as far as it decides how processes talk."""
+"""The part of Dask's configuration that concerns comms."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ SOCKET_BACKLOG = "distributed.comm.socket-backlog"
 
 @dataclass(frozen=True)
 class Configuration:
-    """What is set, and what of it cannot be used.
+    """Values that are set, and errors in them.
 
     Attributes
     ----------
     changed : dict of str to object
         Values under ``fabric:`` that are not the defaults, by their full names.
     unknown : tuple of str
-        Full names of keys under ``fabric:`` that mean nothing.
+        Full names of unknown keys under ``fabric:``.
     error : str
-        Why the section cannot be used; empty where it can.
+        Why the section is invalid, or "".
     default_scheme : str
-        What Dask takes for an address without a scheme.
+        The scheme of an address without one.
     socket_backlog_count : int
-        How many connections a listener lets wait.
+        How many connections may wait to be accepted by a listener.
     require_encryption, certificates : bool
-        Whether Dask insists on TLS, and whether it has what TLS needs.
+        Whether Dask requires TLS, and whether it has certificates.
     """
 
     changed: dict[str, Any] = field(default_factory=dict)
@@ -44,12 +44,12 @@ class Configuration:
     certificates: bool | None = None
 
     def value(self, name: str) -> Any:
-        """Give the value in effect of a key under ``fabric:``, or None where there is no such."""
+        """Give the effective value of a key under ``fabric:``, or None for an unknown key."""
         return self.changed.get(f"{config.SECTION}.{name}", config.DEFAULTS.get(name))
 
 
 def inspect_configuration() -> Configuration:
-    """Read and check what Dask's configuration says now."""
+    """Read and check Dask's current configuration."""
     given, error = _given()
     security = Security()
     return Configuration(

@@ -1,4 +1,4 @@
-"""The command ``dask fabric history``. What reads the file is imported when it runs."""
+"""The command ``dask fabric history``. The reader of the file is imported only when it runs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _OUT = click.Path(dir_okay=False, path_type=Path)
 )
 @click.pass_context
 def history(ctx: click.Context, file: Path | None) -> None:
-    """Show jobs of the past: what schedulers have kept in fabric.history.file.
+    """Show past jobs that schedulers have recorded in fabric.history.file.
 
     Without a command, lists them.
     """
@@ -59,7 +59,7 @@ def list_jobs(file: Path | None, as_json: bool = False) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def show(file: Path | None, job: int, as_json: bool) -> None:
-    """Show everything that is known of JOB, a number in the list."""
+    """Show all details of JOB, a number in the list."""
     from dask_fabric.cli.jobs import details
 
     record, now = _find(_read(file), job), time.time()
@@ -71,7 +71,7 @@ def show(file: Path | None, job: int, as_json: bool) -> None:
 @click.argument("other", metavar="B", type=_JOB)
 @click.pass_obj
 def compare(file: Path | None, one: int, other: int) -> None:
-    """Show jobs A and B beside each other; the ratio is that of B to A."""
+    """Show jobs A and B side by side, with the ratio of B to A."""
     from dask_fabric.cli.jobs import comparison
 
     records = _read(file)
@@ -88,7 +88,7 @@ def export(file: Path | None, parquet: Path | None, csv: Path | None) -> None:
     from dask_fabric.telemetry.history import export as tables
 
     if parquet == csv:
-        raise click.UsageError("name a file: --parquet FILE or --csv FILE, and not one for both")
+        raise click.UsageError("give --parquet FILE or --csv FILE, or both with different files")
     found = tables.rows(_read(file), time.time())
     if not found:
         raise click.ClickException("there are no jobs to export")
@@ -104,7 +104,7 @@ def export(file: Path | None, parquet: Path | None, csv: Path | None) -> None:
 
 
 def _is_part(path: Path, history: Path) -> bool:
-    """Whether *path* is the history, or one of the files that SQLite has beside it."""
+    """Whether *path* is the history, or one of SQLite's files beside it."""
     real = history.resolve()
     beside = {real.with_name(real.name + end) for end in ("-journal", "-shm", "-wal")}
     return path.resolve() in beside or (path.exists() and path.samefile(real))
@@ -120,8 +120,8 @@ def _path(file: Path | None) -> Path:
         raise click.ClickException(str(exc)) from exc
     if named is None:
         raise click.ClickException(
-            "no history is kept: name a file by fabric.history.file in Dask's configuration, "
-            "where schedulers read it, or an existing one by --file"
+            "no history is recorded: set fabric.history.file in the Dask configuration of "
+            "schedulers, or give an existing file by --file"
         )
     return Path(os.path.expanduser(named))
 

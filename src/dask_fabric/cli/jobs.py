@@ -1,4 +1,4 @@
-"""What ``dask fabric history`` prints of jobs."""
+"""The output of ``dask fabric history``."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from typing import Any
 
 from dask.utils import format_bytes, format_time
 
-from dask_fabric.cli.tables import table
-from dask_fabric.comm.network.reachability import printable
 from dask_fabric.telemetry.history.export import moment
 from dask_fabric.telemetry.history.file import Record
 from dask_fabric.telemetry.history.summary import PathSummary
+from dask_fabric.wire.text import printable, table
 
 _HEAD = ("job", "start", "lasted", "state", "workers", "moved", "fallbacks", "slow", "scheduler")
 _PATH_HEAD = ("path", "sent", "received", "fallbacks", "p50", "p90", "p99", "most")
@@ -48,7 +47,7 @@ def _line(record: Record, now: float) -> tuple[str, ...]:
 
 
 def details(record: Record, now: float) -> str:
-    """Give everything that is known of one job."""
+    """Give all details of one job."""
     summary = record.summary
     facts = [
         ("job", f"{record.number}, {record.state(now)}"),
@@ -58,16 +57,16 @@ def details(record: Record, now: float) -> str:
         ("lasted", format_time(_lasted(record))),
         ("workers", f"{summary.workers} at once, {summary.workers_total} in all"),
         ("hosts", str(summary.hosts)),
-        ("tell nothing", f"{summary.silent} workers"),
+        ("without a report", f"{summary.silent} workers"),
     ]
     return "\n".join([*table(facts), "", *_paths(summary.paths), *_links(record)])
 
 
 def _paths(paths: list[PathSummary]) -> Iterator[str]:
     if not paths:
-        yield "Nothing was moved that workers have told of."
+        yield "The workers reported no traffic."
         return
-    yield "Bandwidth is what all workers received together, while anything was received."
+    yield "Bandwidth of all workers together, over the intervals in which they received data."
     rows = [
         (
             one.path,
@@ -88,7 +87,7 @@ def _links(record: Record) -> Iterator[str]:
     links = record.summary.slow_links
     if links:
         yield ""
-        yield "Slow beside other links of their path"
+        yield "Slow compared with other links of the same path"
         yield from table(
             [
                 (link.worker, link.peer, link.path, format_bytes(link.bytes_moved), _speed(link))
@@ -102,19 +101,18 @@ def _speed(link: Any) -> str:
 
 
 def comparison(one: Record, other: Record, now: float) -> str:
-    """Give the figures of two jobs beside each other."""
-    rows = [("", f"job {one.number}", f"job {other.number}", "ratio")]
+    """Give the figures of two jobs side by side."""
+    rows: list[tuple[str, ...]] = [("", f"job {one.number}", f"job {other.number}", "ratio")]
     rows.append(("state", one.state(now), other.state(now), ""))
     rows.append(_compared("lasted", _lasted(one), _lasted(other), format_time))
     for name in ("workers", "hosts", "silent"):
-        values = (getattr(record.summary, name) for record in (one, other))
-        rows.append(_compared(name, *values, str))
+        rows.append(_compared(name, getattr(one.summary, name), getattr(other.summary, name), str))
     lefts = {path.path: path for path in one.summary.paths}
     rights = {path.path: path for path in other.summary.paths}
     for path in sorted(lefts.keys() | rights.keys()):
         rows += _compared_paths(path, lefts.get(path), rights.get(path))
-    counts = (len(record.summary.slow_links) for record in (one, other))
-    rows.append(_compared("slow links", *counts, str))
+    left, right = (len(record.summary.slow_links) for record in (one, other))
+    rows.append(_compared("slow links", left, right, str))
     return "\n".join(table(rows))
 
 
@@ -125,8 +123,8 @@ def _compared_paths(
     formats |= dict.fromkeys(_BANDWIDTHS, lambda rate: f"{format_bytes(int(rate))}/s")
     formats |= dict.fromkeys(_WAITS, format_time)
     for name, form in formats.items():
-        values = (0 if side is None else getattr(side, name) for side in (one, other))
-        yield _compared(f"{path} {name.replace('_', ' ')}", *values, form)
+        left, right = (0 if side is None else getattr(side, name) for side in (one, other))
+        yield _compared(f"{path} {name.replace('_', ' ')}", left, right, form)
 
 
 def _compared(name: str, one: Any, other: Any, form: Any) -> tuple[str, ...]:
@@ -142,5 +140,5 @@ def _time(seconds: float) -> str:
 
 
 def complaint(damaged: list[str]) -> str:
-    """Give what is wrong with jobs that cannot be shown."""
+    """Give the errors of jobs that cannot be shown."""
     return "\n".join(printable(text) for text in damaged)

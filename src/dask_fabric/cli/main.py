@@ -1,4 +1,4 @@
-"""The commands. Dask imports this module for each of its own commands, so it imports little."""
+"""The commands. Dask imports this module for each of its own commands: keep imports light."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PATHS = ("stream", "unix", "tls", *providers.names())
 @click.group()
 @click.version_option(package_name="dask-fabric", prog_name="dask-fabric")
 def fabric() -> None:
-    """The fabric:// communication backend: workers, and what it uses here and why."""
+    """The fabric:// communication backend: workers, reports and benchmarks."""
 
 
 fabric.add_command(bench)
@@ -48,10 +48,10 @@ fabric.add_command(worker)
     "--peer",
     "peer",
     metavar="ADDRESS",
-    help="Connect to the Dask server at this address, and explain what the two use.",
+    help="Connect to the Dask server at this address, and show which paths the two use, and why.",
 )
 def doctor(as_json: bool, required: tuple[str, ...], peer: str | None) -> None:
-    """Report how processes of this host can talk, what they cannot use, why, and the remedy.
+    """Report which paths processes of this host can use, why not the others, and remedies.
 
     Tries every path between two processes, which takes about three seconds.
     """
@@ -61,7 +61,7 @@ def doctor(as_json: bool, required: tuple[str, ...], peer: str | None) -> None:
         else:
             reasons = _report_pair(peer, as_json, required)
     for path, reason in reasons.items():
-        click.echo(f"{path} is required and not in use: {reason}", err=True)
+        click.echo(f"{path} is required, but not in use: {reason}", err=True)
     sys.exit(bool(reasons))
 
 
@@ -74,14 +74,14 @@ def doctor(as_json: bool, required: tuple[str, ...], peer: str | None) -> None:
     type=click.FloatRange(min=0.1),
     default=2.0,
     show_default=True,
-    help="Time between two looks.",
+    help="Time between two samples.",
 )
-@click.option("--once", is_flag=True, help="Print one table, of one interval, and end.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, a line for each look.")
+@click.option("--once", is_flag=True, help="Print one table, of one interval, and exit.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, a line for each interval.")
 def top(address: str, interval_seconds: float, once: bool, as_json: bool) -> None:
-    """Show what the cluster of the scheduler at ADDRESS moves right now, and by which paths.
+    """Show the current traffic of the cluster of the scheduler at ADDRESS, by path.
 
-    Works under any scheme; workers that have no dask-fabric are named.
+    Works with any scheme; workers without dask-fabric are named.
     """
     from dask_fabric.cli import top as looks
     from dask_fabric.comm.network.reachability import explain
@@ -97,7 +97,7 @@ def top(address: str, interval_seconds: float, once: bool, as_json: bool) -> Non
     with _quiet(), contextlib.suppress(KeyboardInterrupt):
         try:
             asyncio.run(looks.watch(address, interval_seconds, once, show))
-        except BrokenPipeError:  # whoever read it has seen enough
+        except BrokenPipeError:  # the reader has closed the pipe
             raise
         except Exception as exc:
             reason = f"cannot watch the cluster at {address}: {explain(exc)}"
@@ -106,7 +106,7 @@ def top(address: str, interval_seconds: float, once: bool, as_json: bool) -> Non
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the log off the terminal: the report says it all."""
+    """Keep the log off the terminal: the report contains everything."""
     logger = logging.getLogger("dask_fabric")
     before = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -137,12 +137,12 @@ def _report_host(as_json: bool, required: tuple[str, ...]) -> dict[str, str]:
 
 
 def _report_pair(address: str, as_json: bool, required: tuple[str, ...]) -> dict[str, str]:
-    """Print what the pair uses; give the reasons of required paths that it does not."""
+    """Print the paths that the pair uses; give the reasons of required paths that it does not."""
     from dask_fabric.cli.doctor.remote import ask, full_address
     from dask_fabric.cli.doctor.render import render_pair, text_width
     from dask_fabric.comm.network.reachability import explain
 
-    for name, value in providers.environment().items():  # the standard output is the report's
+    for name, value in providers.environment().items():  # standard output is for the report
         os.environ.setdefault(name, value)
     try:
         pair = asyncio.run(ask(full_address(address)))
@@ -162,10 +162,12 @@ def _report_pair(address: str, as_json: bool, required: tuple[str, ...]) -> dict
 
 def _print_json(report: Any, **more: Any) -> None:
     content = dataclasses.asdict(report)
-    content |= content.pop("details", {})  # of paths, each under its name
+    content |= content.pop("details", {})  # each path's under its name
     content |= more
     click.echo(json.dumps(content, indent=2, default=_plain))
 
 
 def _plain(value: Any) -> Any:
-    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else str(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    return str(value)

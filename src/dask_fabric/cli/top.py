@@ -1,4 +1,4 @@
-"""``dask fabric top``: what a cluster moves right now, again and again."""
+"""``dask fabric top``: the current traffic of a cluster, repeatedly."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 from dask.utils import format_bytes
 from distributed import Client
 
-from dask_fabric.cli.tables import table
-from dask_fabric.comm.network.reachability import printable, reach
+from dask_fabric.comm.network.reachability import reach
 from dask_fabric.telemetry.cluster.processes import Process, ask
 from dask_fabric.telemetry.cluster.rates import Pair, Rate, rates, slowest
+from dask_fabric.wire.text import printable, table
 
 _CONNECT_SECONDS = 10.0
 _ANSWER_SECONDS = 30.0
@@ -33,18 +33,18 @@ _WAITS = {
 async def watch(
     address: str, interval_seconds: float, once: bool, show: Callable[[dict[str, Any]], None]
 ) -> None:
-    """Ask a cluster again and again.
+    """Sample a cluster repeatedly.
 
     Parameters
     ----------
     address : str
-        Of the scheduler, with any scheme.
+        The address of the scheduler, with any scheme.
     interval_seconds : float
-        Between two looks.
+        The time between two samples.
     once : bool
-        Whether two looks are enough.
+        Whether to stop after one interval.
     show : callable
-        Called with what `summary` gives, after each look but the first.
+        Called with the `summary` of each interval.
     """
     await reach(address, _CONNECT_SECONDS)
     async with Client(
@@ -65,7 +65,7 @@ async def _look(client: Client) -> list[Process]:
 
 
 def summary(before: Sequence[Process], after: Sequence[Process], seconds: float) -> dict[str, Any]:
-    """Give rates, the slowest pairs, and the processes that tell nothing."""
+    """Give rates, the slowest pairs, and the processes without a report."""
     return {
         "seconds": seconds,
         "rates": rates(before, after, seconds),
@@ -87,7 +87,7 @@ def as_text(found: dict[str, Any], width: int) -> str:
         "",
         *_rates(found["rates"]),
         "",
-        "Slowest pairs since they began, of bulk transfers",
+        "Slowest pairs since their start, by bulk transfers",
         *_slowest(found["slowest"]),
         "",
         *_left_out(found),
@@ -118,7 +118,7 @@ def _rates(found: Sequence[Rate]) -> list[str]:
 
 def _slowest(pairs: Sequence[Pair]) -> list[str]:
     if not pairs:
-        return ["None has moved enough yet."]
+        return ["No pair has had enough traffic yet."]
     rows = [
         (
             pair.process,
@@ -133,6 +133,6 @@ def _slowest(pairs: Sequence[Pair]) -> list[str]:
 
 
 def _left_out(found: dict[str, Any]) -> list[str]:
-    lines = [f"{name} tells nothing: {reason}" for name, reason in found["silent"].items()]
+    lines = [f"{name} sends no report: {reason}" for name, reason in found["silent"].items()]
     lines += [f"{name} has had no comm of dask-fabric" for name in found["idle"]]
     return [printable(line) for line in lines]

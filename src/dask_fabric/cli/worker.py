@@ -1,4 +1,4 @@
-"""``dask fabric worker``: the options, and what is made of them."""
+"""``dask fabric worker``: its options, and how they become nannies."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from typing import Any
 import click
 
 _FILE = click.Path(exists=True, dir_okay=False, resolve_path=True)
-# Named as those of `dask worker`, and of `dask cuda worker` where they are about GPUs.
+# Named as in `dask worker`, or in `dask cuda worker` if they concern GPUs.
 _OPTIONS = (
-    click.option("--nworkers", help="Number of workers; one for each GPU, and without one 1."),
-    click.option("--nthreads", type=int, help="Threads of each; 1, and without a GPU all CPUs."),
-    click.option("--name", help="Name of the worker; where there are several: name-0, name-1, ..."),
-    click.option("--memory-limit", default="auto", show_default=True, help="Of host memory, each."),
+    click.option("--nworkers", help="Number of workers; default: one for each GPU, or 1."),
+    click.option("--nthreads", type=int, help="Threads of each; default: 1; all CPUs if no GPU."),
+    click.option("--name", help="Name of the worker; if there are several: name-0, name-1, ..."),
+    click.option("--memory-limit", default="auto", show_default=True, help="Host memory of each."),
     click.option("--resources", help='Of each worker, such as "GPU=1 MEM=10e9".'),
-    click.option("--cupy-pool-size", help="Device memory set aside for CuPy: 20GB, or 0.8 of it."),
-    click.option("--rmm-pool-size", help="The same by RMM, which CuPy takes its memory from."),
-    click.option("--scheduler-file", help="File in which the scheduler has written its address."),
-    click.option("--protocol", help="Such as fabric or fabric+tls; left out: the scheduler's."),
+    click.option("--cupy-pool-size", help="Device memory to reserve for CuPy: 20GB, or 0.8 of it."),
+    click.option("--rmm-pool-size", help="The same in RMM, from which CuPy then allocates."),
+    click.option("--scheduler-file", help="File to which the scheduler has written its address."),
+    click.option("--protocol", help="Such as fabric or fabric+tls; default: the scheduler's."),
     click.option("--host", help="Address to listen on."),
     click.option("--interface", help="Network interface to listen on, such as ib0."),
     click.option("--worker-port", help="Port, or range such as 9000:9007, of the workers."),
-    click.option("--nanny-port", help="The same of their nannies."),
+    click.option("--nanny-port", help="The same for their nannies."),
     click.option("--dashboard/--no-dashboard", default=True, help="Serve a page for each worker."),
-    click.option("--dashboard-address", default=":0", show_default=True, help="Where."),
+    click.option("--dashboard-address", default=":0", show_default=True, help="Address of pages."),
     click.option("--local-directory", help="Folder for spilled data and uploaded files."),
     click.option("--death-timeout", help="Give up after this long without a scheduler."),
     click.option("--lifetime", help="Close the workers after this long."),
-    click.option("--lifetime-stagger", help="More or less by a random part of this."),
-    click.option("--lifetime-restart", is_flag=True, default=None, help="Start them again then."),
+    click.option("--lifetime-stagger", help="Random variation of the lifetime, at most this."),
+    click.option("--lifetime-restart", is_flag=True, default=None, help="Restart workers then."),
     click.option("--preload", multiple=True, help="Module to load in each worker."),
     click.option("--preload-nanny", multiple=True, help="Module to load in each nanny."),
     click.option("--worker-class", default="distributed.Worker", show_default=True),
@@ -54,9 +54,9 @@ def _with_options(function: Callable) -> Callable:
 @click.argument("scheduler", required=False)
 @_with_options
 def worker(pid_file: str | None, **options: Any) -> None:
-    """Start one worker for each GPU of this host, or CPU workers where it has none.
+    """Start one worker for each GPU of this host, or CPU workers if it has none.
 
-    CUDA_VISIBLE_DEVICES chooses among the GPUs; set it to nothing for CPU workers.
+    CUDA_VISIBLE_DEVICES chooses the GPUs; if it is empty, CPU workers are started.
     """
     from distributed.compatibility import asyncio_run
     from distributed.config import get_loop_factory
@@ -68,13 +68,13 @@ def worker(pid_file: str | None, **options: Any) -> None:
             nannies = _plan(**options)
             asyncio_run(serve(nannies), loop_factory=get_loop_factory())
         except (TimeoutError, asyncio.TimeoutError) as exc:  # one class since Python 3.11
-            raise click.ClickException(str(exc) or "no scheduler has answered in time") from exc
+            raise click.ClickException(str(exc) or "the scheduler did not answer in time") from exc
         except Exception as exc:
             raise click.ClickException(_explain(exc)) from exc
 
 
 def _explain(error: Exception) -> str:
-    """Give the message of an error of ours: Dask says no more than that a worker has failed."""
+    """Give the message of our own error; Dask's only reports that a worker has failed."""
     from dask_fabric.errors import FabricError
 
     cause: BaseException | None = error
@@ -93,7 +93,7 @@ def _plan(
     worker_class: str,
     **options: Any,
 ) -> Callable[[], list]:
-    """Decide on the workers, say so, and give the function that makes their nannies."""
+    """Plan the workers, print the plan, and give a function that makes their nannies."""
     from distributed import Nanny
     from distributed.utils import import_term
 
@@ -129,7 +129,7 @@ def _check_scheduler(options: dict[str, Any]) -> None:
 
 
 def _sizes(gpu_count: int, nworkers: str | None, nthreads: int | None) -> tuple[int, int]:
-    """Give the number of workers and of threads of each, where they are left out as Dask does."""
+    """Give the number of workers and of threads of each, with defaults like Dask's."""
     from dask.system import CPU_COUNT
     from distributed.deploy.utils import nprocesses_nthreads
 
@@ -140,7 +140,7 @@ def _sizes(gpu_count: int, nworkers: str | None, nthreads: int | None) -> tuple[
     except ValueError:
         raise click.UsageError(f"--nworkers {nworkers}: expected a number, or auto") from None
     if count < 0 and not gpu_count:
-        count += CPU_COUNT + 1  # as of `dask worker`
+        count += CPU_COUNT + 1  # as in `dask worker`
     if count < 1:
         raise click.UsageError(f"--nworkers {nworkers}: there must be at least one worker")
     return count, nthreads or (1 if gpu_count else max(1, CPU_COUNT // count))
@@ -186,7 +186,7 @@ def _name(name: str | None, count: int, number: int) -> str | int | None:
 
 
 def _memory_limit(given: str, count: int) -> int | None:
-    """Share the host's memory out: one thread for each worker says nothing of its part."""
+    """Divide the host's memory by workers; Dask divides it by threads, of which each has one."""
     import logging
 
     from distributed.worker_memory import parse_memory_limit
@@ -201,11 +201,11 @@ def _resources(text: str | None) -> dict[str, float] | None:
         pairs = (pair.split("=") for pair in text.replace(",", " ").split())
         return {name: float(value) for name, value in pairs}
     except ValueError:
-        raise click.UsageError(f"--resources {text}: expected such as GPU=1 MEM=10e9") from None
+        raise click.UsageError(f"--resources {text}: expected a form like GPU=1 MEM=10e9") from None
 
 
 def _ports(option: str, text: str | None, count: int) -> str | None:
-    """Check a range: each worker takes the first port of it that is free."""
+    """Check a range of ports; each worker takes the first free one."""
     from distributed.utils import parse_ports
 
     try:
@@ -213,7 +213,7 @@ def _ports(option: str, text: str | None, count: int) -> str | None:
     except (ValueError, TypeError) as exc:
         raise click.UsageError(f"{option} {text}: {exc}") from None
     if ports not in ([None], [0]) and len(ports) < count:
-        raise click.UsageError(f"{option} {text}: {count} workers need so many ports")
+        raise click.UsageError(f"{option} {text}: {count} workers need {count} ports")
     return text
 
 

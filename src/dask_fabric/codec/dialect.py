@@ -1,6 +1,7 @@
-"""What the codec asks of ``distributed``, which alone decides what is serialized and how.
+"""The functions of ``distributed`` that the codec needs.
 
-The codec never imports ``distributed``; ``dask_fabric.comm.serialize.distributed`` fills this in.
+``distributed`` alone decides what is serialized and how, but the codec never imports it:
+``dask_fabric.comm.serialize.distributed`` fills in a `Dialect`.
 """
 
 from __future__ import annotations
@@ -11,31 +12,32 @@ from typing import Any, NamedTuple
 
 
 class Dialect(NamedTuple):
-    """The classes and functions of ``distributed.protocol``, under the names that it gives them.
+    """The classes and functions of ``distributed.protocol``, under their names there.
 
-    Those that are not simply taken from there:
+    The following are different or our own:
 
     Attributes
     ----------
     sends_arrays : callable
-        ``(serializers or None) -> bool``: would distributed's own function serialize a numpy array?
+        ``(serializers or None) -> bool``: whether distributed's own function would serialize a
+        numpy array.
     receives_arrays : callable
-        ``(deserializers or None) -> bool``: and deserialize it?
+        ``(deserializers or None) -> bool``: whether it would deserialize one.
     decompress : callable
         ``(names, frames, total_bytes, limit_bytes) -> list``: see
         `dask_fabric.comm.serialize.decompression`.
     growth_bytes : callable
-        ``(names, frames) -> int``: bytes that decompressing adds, as far as the frames say it.
+        ``(names, frames) -> int``: bytes that decompression adds, as far as frames state sizes.
     array_header : dict
-        What ``serialize`` puts in the header of each numpy array besides its ``sub-header``.
+        The header of each serialized numpy array, without its ``sub-header``.
     parts_of_node : callable
-        ``(GraphNode) -> list``: what a task of a graph holds, so that one need not ask ``sizeof``.
+        ``(GraphNode) -> list``: the parts of a task in a graph; cheaper than its ``sizeof``.
     sizeof : callable
-        ``(object) -> int``: bytes of an object; -1 where that cannot be found out.
+        ``(object) -> int``: bytes of an object; -1 if unknown.
     metered : callable
-        ``() -> bool``: does anybody listen to the metrics of this context?
+        ``() -> bool``: whether this context has callbacks for metrics.
     digest_metric : callable
-        ``(label, value, unit)``: tells those who listen.
+        ``(label, value, unit)``: calls them.
     protocol_logger, message_logger : logging.Logger
         Where distributed logs failures of (de)serialization, and the messages that failed.
     """

@@ -3,10 +3,10 @@ from typing import Final
 from typing_extensions import Buffer
 
 class Large(Buffer):
-    """Bytes or text of a message; its pickle is one that every peer turns into the same type.
+    """Bytes or text of a message; every peer unpickles it as bytes or str.
 
-    It exports its part of the message itself: a memoryview that another one refers to, in a cycle
-    that the collector frees, ends a process of Python 3.11 (python/cpython#77894).
+    It exports its part of the message itself. A memoryview of a memoryview, in a cycle that the
+    collector frees, crashes Python 3.11 (python/cpython#77894).
     """
 
     nbytes: Final[int]

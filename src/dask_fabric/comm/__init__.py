@@ -1,1 +1,1 @@
-"""The border to Dask: what ``distributed`` sees of dask-fabric."""
+"""The interface to Dask: the comms, listeners and connectors that ``distributed`` uses."""

@@ -1,4 +1,4 @@
-"""What ``distributed`` finds under each of our schemes (``distributed.comm.backends``)."""
+"""The backend of each scheme, found by the entry points ``distributed.comm.backends``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dask_fabric.comm.network.security import Scheme
 
 
 class FabricBackend(Backend):
-    """``fabric://``: the best that both ends have; encrypted where Dask gives a TLS context."""
+    """``fabric://``: the best paths that both ends have; encrypted if Dask passes a TLS context."""
 
     scheme: ClassVar[Scheme] = Scheme("fabric", tls="if given", fast=True)
 
@@ -37,7 +37,7 @@ class FabricBackend(Backend):
         return parse_host_port(loc)
 
     def resolve_address(self, loc: str) -> str:
-        """Replace the host of *loc* by its IP address."""
+        """Replace the host in *loc* by its IP address."""
         host, port = parse_host_port(loc)
         return unparse_host_port(resolve_blocking(host), port)
 
@@ -61,6 +61,6 @@ class TLSBackend(FabricBackend):
 
 
 class UCXBackend(FabricBackend):
-    """``fabric+ucx://``: large frames travel by UCX, or nothing does."""
+    """``fabric+ucx://``: large frames travel by UCX, or the connection fails."""
 
     scheme = Scheme("fabric+ucx", tls="never", fast=True)

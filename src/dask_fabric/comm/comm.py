@@ -1,4 +1,4 @@
-"""`FabricComm`: one open channel as Dask's ``Comm``."""
+"""`FabricComm`: Dask's ``Comm`` over one open channel."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import logging
 import sys
 from time import perf_counter_ns
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distributed.comm import utils as comm_utils
 from distributed.comm.core import Comm, CommClosedError
@@ -31,14 +31,19 @@ from dask_fabric.telemetry.tcp_info import parse_tcp_info
 from dask_fabric.wire.hello import CHUNKS
 from dask_fabric.wire.records import error_record
 
+if TYPE_CHECKING:
+    from dask_fabric.codec.codec import Encoding
+    from dask_fabric.engine.channel import Channel
+    from dask_fabric.wire.metrics import Metrics
+
 logger = logging.getLogger(__name__)
 
-# Queued and not yet taken by the kernel: above, a write gives the loop a turn.
+# Above so many queued bytes that the kernel has not taken, `write` yields to the event loop.
 _BACKLOG_BYTES = 4 << 20
 
-# What is less work to (de)serialize is not timed: the clock would be a part of it.
+# Less (de)serialization work is not timed: reading the clock would distort the figure.
 _TIMED_BYTES = 4 << 10
-# Looked up with every message.
+# Compared with every message; a global is faster than an attribute of the module.
 _MARK, _MARK_BYTES = staging_send.MARK, len(staging_send.MARK)
 
 _ENDS_COMM = (ChannelClosedError, ProtocolError, EOFError, OSError)
@@ -56,16 +61,14 @@ class FabricComm(Comm):
     deserialize : bool
         Whether messages are deserialized when read, or passed through.
     settings : dask_fabric.config.Settings
-        Those that the channel was made with.
+        The settings of the channel.
     extra_info : dict, optional
-        What the listener or connector knows of the connection (TLS: ``peercert``, ``cipher``).
+        Facts about the connection from the listener or connector (TLS: ``peercert``, ``cipher``).
     """
-
-    _channel: Any = None
 
     def __init__(
         self,
-        channel: Any,
+        channel: Channel,
         local_addr: str,
         peer_addr: str,
         deserialize: bool,
@@ -80,7 +83,7 @@ class FabricComm(Comm):
         self._limit_bytes = settings.message_bytes_limit
         self._extra = extra_info
         self._loop = asyncio.get_running_loop()
-        # Bound once: each saves a look-up in every message.
+        # Bound once, to save a look-up with every message.
         self._receive_nowait = channel.receive_nowait
         self._send = channel.send
         self._figures = channel.stream
@@ -89,7 +92,7 @@ class FabricComm(Comm):
         self._incoming: staging_receive.Incoming | None = None
         self._is_new = True  # until the peer's side of Dask's handshake has been read
         self._context: dict[str, Any] | None = None
-        self._context_options: dict[str, Any] | None = None  # with which that was made
+        self._context_options: dict[str, Any] | None = None  # that `_context` was made with
         registry.opened(self, channel)
 
     @property
@@ -102,13 +105,13 @@ class FabricComm(Comm):
 
     @property
     def same_host(self) -> bool:
-        """Whether both ends have the same IP address: asked of the socket, not of a resolver."""
+        """Whether both ends have the same IP address, according to the socket."""
         local, peer = self._channel.local_sockname, self._channel.peer_sockname
         return self.control_stream == "unix" or local[0] == peer[0]
 
     @property
     def control_stream(self) -> str:
-        """What the comm's stream is: ``unix`` or ``tcp``."""
+        """The kind of socket under the control stream: ``unix`` or ``tcp``."""
         # The name of a TCP socket is a tuple, that of a Unix socket is not.
         return "tcp" if isinstance(self._channel.local_sockname, tuple) else "unix"
 
@@ -128,15 +131,15 @@ class FabricComm(Comm):
 
     @property
     def peer_name(self) -> str:
-        """Under which the comm's figures are summed up; see `statistics.peer_name`."""
+        """The name under which the comm's figures are summed up; see `registry.peer_name`."""
         return registry.peer_name(self._peer_addr, self._channel.server_side)
 
-    def figures(self) -> dict[str, Any]:
-        """Give the channel's `Figures` by path."""
+    def figures(self) -> dict[str, Metrics]:
+        """Give the channel's `Metrics` by path."""
         return self._channel.figures()
 
     def statistics(self) -> dict[str, Any]:
-        """Give the channel's counters with the addresses, stream and paths they belong to."""
+        """Give the channel's counters, with its addresses, stream and paths."""
         return {
             "local_address": self._local_addr,
             "peer_address": self._peer_addr,
@@ -158,12 +161,12 @@ class FabricComm(Comm):
         }
 
     async def read(self, deserializers: Any = None) -> Any:
-        """Read one message; the first one is the peer's side of Dask's handshake.
+        """Read one message; the first one is the peer's half of Dask's handshake.
 
         Raises
         ------
         CommClosedError
-            The comm is closed, by either side, or broke.
+            Either side closed the comm, or the connection broke.
         Exception
             The message cannot be deserialized; the comm stays usable.
         """
@@ -200,7 +203,7 @@ class FabricComm(Comm):
             await too_large.received(self, exc)
             raise exc.with_traceback(None) from None
         except (EOFError, ProtocolError, asyncio.CancelledError) as exc:
-            # What is truncated or lost is not the sender's object that failed, but the connection.
+            # Truncation is a connection error, not one object that cannot be deserialized.
             self._end(exc)
             raise
 
@@ -224,13 +227,13 @@ class FabricComm(Comm):
         Raises
         ------
         CommClosedError
-            The comm is closed, by either side, or broke.
+            Either side closed the comm, or the connection broke.
         Exception
             The message cannot be serialized; the comm stays usable.
         """
         if self._channel.closed:
             self._raise_closed()
-        if self._context_options is not self.handshake_options:  # Dask sets them once, as the last
+        if self._context_options is not self.handshake_options:  # Dask sets these last
             self._context_options = self.handshake_options
             self._context = {
                 "sender": self.local_info,
@@ -250,7 +253,7 @@ class FabricComm(Comm):
             if frames:
                 if encoding.saved_bytes:
                     self._check_limits(header, frames, encoding.saved_bytes)
-                if self.deserialize:  # else it only passes on what it has received
+                if self.deserialize:  # else the frames were received, and no user can change them
                     frames = snapshot(msg, frames)
                 if any(map(device.belongs_on_device, frames)):
                     sources = await self._sources_of(frames)
@@ -260,7 +263,7 @@ class FabricComm(Comm):
         except too_large.REFUSALS as error:
             return await self._write_instead(msg, error, serializers, on_error)
         except Exception:
-            # Dask's server drops a reply that fails here with no more than a debug line.
+            # When a reply fails here, Dask's server logs it at level DEBUG only.
             logger.exception("Could not serialize a message in %s", self)
             raise
         try:
@@ -274,7 +277,7 @@ class FabricComm(Comm):
             self._end(exc)
             raise
         if self._channel.pending_bytes > _BACKLOG_BYTES:
-            # A coroutine that writes and writes must let the loop send, and not only queue.
+            # A coroutine that writes in a loop must let the event loop send what is queued.
             try:
                 await asyncio.sleep(0)
             except asyncio.CancelledError:
@@ -285,7 +288,7 @@ class FabricComm(Comm):
     async def _write_instead(
         self, msg: Any, error: Exception, serializers: Any, on_error: str
     ) -> int:
-        """Send what tells the peer that *msg* cannot be sent, or raise *error* to the caller."""
+        """Send an error in place of *msg*, which cannot be sent, or raise *error*."""
 
         def fits(message: Any) -> bool:
             try:
@@ -298,7 +301,7 @@ class FabricComm(Comm):
 
         instead = too_large.instead_of(msg, error, on_error, fits)
         if instead is None or len(instead) < 2:
-            # One line, and few: any peer may say that it accepts next to nothing.
+            # Rate-limited: any peer may announce limits so low that every message fails.
             kind = "messages were larger than their peers accept"
             refusals.of(self._loop).warn(kind, "Could not send a message in %s: %s", self, error)
         if instead is None:
@@ -306,7 +309,7 @@ class FabricComm(Comm):
         return sum([await self.write(part, serializers, on_error) for part in instead])
 
     def _check_limits(self, header: Any, frames: list, saved_bytes: int) -> None:
-        """Raise for what the peer would refuse, also once it is decompressed."""
+        """Raise if the message exceeds the peer's limits, counted as decompressed."""
         spans = [device.span_of(frame) for frame in frames]
         nbytes = sum(
             (memoryview(frame) if span is None else span).nbytes
@@ -319,15 +322,15 @@ class FabricComm(Comm):
         return self._takes_chunks and device.current() is not None
 
     def _is_little(self, work_bytes: int) -> bool:
-        """Whether to (de)serialize here and now, without a look at the clock."""
+        """Whether to (de)serialize in the event loop, untimed."""
         return work_bytes < _TIMED_BYTES and not self._offloads(work_bytes)
 
     def _offloads(self, work_bytes: int) -> bool:
         threshold_bytes = comm_utils.OFFLOAD_THRESHOLD  # 0 or False: never
         return bool(threshold_bytes) and self.allow_offload and work_bytes > threshold_bytes
 
-    async def _finish(self, encoding: Any, work_bytes: int) -> tuple[Any, list]:
-        """Serialize what is more than tiny, in Dask's thread for that if it is large."""
+    async def _finish(self, encoding: Encoding, work_bytes: int) -> tuple[Any, list]:
+        """Serialize and time it; large payloads go to Dask's offload thread."""
         begin_ns = perf_counter_ns()
         if self._offloads(work_bytes):
             header, frames = await offload(encoding.finish)
@@ -337,7 +340,7 @@ class FabricComm(Comm):
         return header, frames
 
     async def _sources_of(self, frames: list) -> dict[int, staging_send.Source]:
-        """Wait for what of *frames* is on a device; give what is to travel in chunks."""
+        """Wait until device frames are computed; give those to send in chunks, by index."""
         if self._takes_chunks:
             sources = await self._loop.run_in_executor(None, staging_send.sources_of, frames)
             is_direct = self._channel.sends_devices and not any(
@@ -346,10 +349,10 @@ class FabricComm(Comm):
             return {} if is_direct else sources
         if any(device.span_of(frame) is not None for frame in frames):
             raise UnavailableError(
-                f"{self._peer_addr} takes no memory of GPUs (fabric.gpu.enabled may be false in "
+                f"{self._peer_addr} does not accept GPU memory (fabric.gpu.enabled may be false in "
                 "its configuration)"
             )
-        return {}  # in host memory already: as under tcp
+        return {}  # staged in host memory already: sent as ordinary frames
 
     async def _send_staged(self, header: Any, frames: list, sources: dict) -> int:
         if self._outgoing is None:
@@ -357,7 +360,7 @@ class FabricComm(Comm):
         return await self._outgoing.send(header, frames, sources)
 
     async def _receive_staged(self, header: Any, frames: list) -> tuple[Any, list]:
-        """Take chunks until the message is there that they belong to, or any other."""
+        """Take chunks until the message that they belong to, or any other message, arrives."""
         if self._incoming is None:
             self._incoming = staging_receive.Incoming(self._settings)
         while True:
@@ -372,7 +375,7 @@ class FabricComm(Comm):
                 return message
 
     async def close(self) -> None:
-        """Flush and close, within the configured time; safe to call again, or during a `read`."""
+        """Flush and close; aborts after `fabric.timeouts.close` without progress."""
         try:
             await self._channel.close(self._settings.close_timeout_seconds)
         except _ENDS_COMM as exc:
@@ -383,7 +386,7 @@ class FabricComm(Comm):
             raise
 
     def abort(self) -> None:
-        """Close at once, losing what was not sent."""
+        """Close at once; queued bytes are lost."""
         self._channel.abort()
         if self._incoming is not None:
             self._incoming.forget()
@@ -398,23 +401,23 @@ class FabricComm(Comm):
             raise CommClosedError(f"in {self}: {exc}") from exc
 
     def _end(self, exc: BaseException) -> None:
-        """Abort because of *exc*; raise it as what Dask knows, or return if it passes unchanged."""
+        """Abort because of *exc*. Raise `CommClosedError` if it ended the comm, else return."""
         if isinstance(exc, ProtocolError) and not exc.reply:
             exc.reply = error_record(f"protocol violation: {exc}")
         self._channel.abort(exc if isinstance(exc, _ENDS_COMM) else None)
         if isinstance(exc, ProtocolError) and not self._is_new:  # else the listener logs it
             log = refusals.of(self._loop)
-            log.warn("comms were ended by what the peer sent", "Ending %s: %s", self, exc)
+            log.warn("comms were closed: the peer broke the protocol", "Closing %s: %s", self, exc)
         if isinstance(exc, _ENDS_COMM):
             raise CommClosedError(f"in {self}: {exc}") from exc
 
     def __del__(self) -> None:
-        channel = self._channel
+        channel = getattr(self, "_channel", None)  # `__init__` may have failed
         if channel is None or channel.closed or sys.is_finalizing():
             return
         logger.warning("Closing dangling channel in %r", self)
-        # The collector runs in any thread, the channel in its loop's only.
+        # Garbage collection runs in any thread, but a channel belongs to its loop's thread.
         try:
             self._loop.call_soon_threadsafe(channel.abort)
-        except RuntimeError:  # the loop is closed, and runs in no thread any more
+        except RuntimeError:  # the loop is closed: no thread runs it any more
             channel.abort()

@@ -1,4 +1,20 @@
-"""Connecting: from an address to an open comm."""
+"""Connecting: from an address to an open comm.
+
+Theory of operation
+-------------------
+`FabricConnector.connect` takes these steps:
+
+1. Start the libraries of the paths (`prepare`) and resolve the host. An address that has failed for
+   good before is tried again only after a pause (`Attempts`).
+2. Unless the connection is encrypted, dial the listener's Unix socket, if the target is this host.
+   Any doubt (no such socket, another user's, no hello in time) falls back to TCP. A Unix socket
+   that stayed silent is skipped for a minute: it must not use up Dask's connect timeout twice.
+3. Else connect by TCP to the first address that answers ("happy eyeballs"), under TLS if there is
+   an ``ssl_context``.
+4. Exchange hellos and negotiate paths (`Channel.open`), and wrap the channel in a `FabricComm`.
+
+Errors are translated to Dask's own: `FatalCommClosedError` where a retry cannot help.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +28,7 @@ import os
 import socket
 import ssl
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distributed.comm.addressing import parse_host_port
 from distributed.comm.core import Connector
@@ -29,16 +45,19 @@ from dask_fabric.comm.network.socket_options import tune
 from dask_fabric.config import Settings
 from dask_fabric.errors import FabricError
 
+if TYPE_CHECKING:
+    from dask_fabric.engine.channel import Channel
+
 logger = logging.getLogger(__name__)
 
 _IN_PROGRESS = frozenset((errno.EINPROGRESS, errno.EALREADY, errno.EWOULDBLOCK, errno.EINTR))
-# As RFC 8305 advises: the next address has its turn after this long without an answer.
+# The next address is tried after this long without an answer, as RFC 8305 advises.
 _STAGGER_SECONDS = 0.25
-# For the hello of a server at a Unix socket: well within a fifth of Dask's connect timeout.
+# Timeout for a server's hello on a Unix socket: well below a fifth of Dask's connect timeout.
 _UNIX_PATIENCE_SECONDS = 2.0
 _UNIX_PAUSE_SECONDS = 60.0
 _ANSWERED_LIMIT = 256  # listeners to remember
-# Who was cancelled earlier learned nothing of the server: an idle one answers within milliseconds.
+# A connect cancelled earlier does not mark the server as silent.
 _UNIX_SILENCE_SECONDS = 0.25
 
 
@@ -48,15 +67,16 @@ class FabricConnector(Connector):
     Parameters
     ----------
     scheme : Scheme
-        What the addresses start with, and whether to encrypt.
+        The scheme of the addresses; it also says whether to encrypt.
     """
 
     def __init__(self, scheme: Scheme) -> None:
         self.scheme = scheme
         self.prefix = scheme.prefix
         self._attempts = Attempts()
-        self._silent_until: dict[str, float] = {}  # Unix sockets that did not answer
-        self._answered_at: dict[str, float] = {}  # and when others have
+        # Both by Unix socket: when to try a silent one again, and when one answered last.
+        self._silent_until: dict[str, float] = {}
+        self._answered_at: dict[str, float] = {}
 
     async def connect(
         self, address: str, deserialize: bool = True, **connection_args: Any
@@ -70,16 +90,17 @@ class FabricConnector(Connector):
         deserialize : bool
             Passed on to the comm.
         **connection_args
-            Used are ``ssl_context``, ``require_encryption`` and ``server_hostname``.
+            ``ssl_context``, ``require_encryption`` and ``server_hostname``; others are ignored.
 
         Raises
         ------
         OSError
-            Nobody listens there, or the name is not known; trying again may help.
+            Nothing listens there, or the name is unknown; a retry may help.
         FatalCommClosedError
-            What listens there will never be a peer: another program, version or certificate.
+            Another program listens there, or the version or certificate does not fit; no retry
+            will help.
         RuntimeError
-            Encryption is required, and this would not be encrypted.
+            Encryption is required, and this connection would not be encrypted.
         """
         ssl_context = self.scheme.ssl_context(address, connection_args)
         host, port = parse_host_port(address)
@@ -93,7 +114,7 @@ class FabricConnector(Connector):
                 raise ValueError(f"a port is from 0 to 65535, not {port}")
             targets = await resolve(loop, host, port)
         except (ValueError, OverflowError) as exc:  # UnicodeError is a ValueError
-            raise OSError(f"{peer_addr} is no address that can be connected to: {exc}") from exc
+            raise OSError(f"cannot connect to {peer_addr}: invalid address: {exc}") from exc
         await self._attempts.pause(peer_addr)
         channel = None
         if self.scheme.fast and settings.unix_sockets and ssl_context is None:
@@ -120,7 +141,7 @@ class FabricConnector(Connector):
         peer_addr: str,
         ssl_context: ssl.SSLContext | None,
         server_hostname: str,
-    ) -> Any:
+    ) -> Channel:
         """Give an open channel over TCP or TLS."""
         sock = await _connect_to_any(loop, targets)
         begin = loop.time()
@@ -154,11 +175,8 @@ class FabricConnector(Connector):
         targets: Sequence[Target],
         settings: Settings,
         peer_addr: str,
-    ) -> Any:
-        """Give an open channel over a Unix socket.
-
-        None where no target has such a socket, and in any doubt about it: TCP then decides.
-        """
+    ) -> Channel | None:
+        """Give an open channel over a Unix socket, or None to use TCP instead."""
         dialled = unix.dial(targets)
         if dialled is None:
             return None
@@ -186,10 +204,10 @@ class FabricConnector(Connector):
             sock.close()
             if isinstance(exc.__cause__, TimeoutError):
                 self._silent_until[listener] = loop.time() + _UNIX_PAUSE_SECONDS
-            logger.debug("The Unix socket of %s is of no use; using TCP: %s", listener, exc)
+            logger.debug("Cannot use the Unix socket of %s; using TCP: %s", listener, exc)
             return None
         except asyncio.CancelledError:
-            # Dask was less patient: its next attempt must not wait here again.
+            # Dask's timeout was shorter: its next attempt must not wait here again.
             silent = not self._has_answered(listener, begin)
             if silent and loop.time() - begin >= _UNIX_SILENCE_SECONDS:
                 self._silent_until[listener] = loop.time() + _UNIX_PAUSE_SECONDS
@@ -203,8 +221,8 @@ class FabricConnector(Connector):
             self._answered_at.pop(next(iter(self._answered_at)))
         return channel
 
-    def _doubt(self, channel: Any, listener: str, since: float) -> None:
-        """Give up a Unix socket that does not answer, unless it is busy: with others, it has."""
+    def _doubt(self, channel: Channel, listener: str, since: float) -> None:
+        """Give up a Unix socket that does not answer, unless it answered others meanwhile."""
         if channel.closed or channel.peer is not None:
             return
         if not self._has_answered(listener, since):
@@ -220,12 +238,12 @@ class FabricConnector(Connector):
 async def _connect_to_any(
     loop: asyncio.AbstractEventLoop, targets: Sequence[Target]
 ) -> socket.socket:
-    """Connect to the first target that answers; a silent one does not hold up the next.
+    """Connect to the first target that answers; a silent one does not delay the next.
 
     Raises
     ------
     OSError
-        Of the last target tried.
+        The error of the last attempt.
     """
     if len(targets) == 1:
         return await _connect_to(loop, *targets[0])
@@ -242,9 +260,10 @@ async def _connect_to_any(
             )
             for attempt in done:
                 attempts.remove(attempt)
-                if attempt.exception() is None:
+                failure = attempt.exception()
+                if failure is None:
                     return attempt.result()
-                error = attempt.exception()
+                error = failure
         raise error
     finally:
         for attempt in attempts:
@@ -253,7 +272,7 @@ async def _connect_to_any(
 
 
 def _close_late(attempt: asyncio.Task) -> None:
-    """Close the connection of an attempt that came in second."""
+    """Close the connection of an attempt that succeeded after another."""
     if not attempt.cancelled() and attempt.exception() is None:
         attempt.result().close()
 
@@ -266,7 +285,7 @@ async def _connect_to(
         code = sock.connect_ex(sockaddr)
         tune(sock)
         if code in _IN_PROGRESS:
-            # On this host the handshake of TCP is over by now, and the second call says so.
+            # Within a host the TCP handshake is over by now: a second call returns its result.
             code = sock.connect_ex(sockaddr)
             if code in _IN_PROGRESS:
                 code = await _connected(loop, sock)
@@ -279,7 +298,7 @@ async def _connect_to(
 
 
 async def _connected(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> int:
-    """Wait for the outcome of a connect in progress; give its error number, 0 for success."""
+    """Wait for a connect in progress; give its errno, 0 for success."""
     writable = loop.create_future()
     loop.add_writer(sock, _wake, writable)
     try:

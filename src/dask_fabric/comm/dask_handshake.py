@@ -1,6 +1,6 @@
-"""Dask's own handshake, which follows ours: the first message of each side, read strictly.
+"""Dask's own handshake: the first message of each side, after our hello.
 
-Nobody has proven anything yet, so nothing is unpickled, imported or trusted for its type.
+It is parsed strictly: nothing is unpickled or imported, and the type of each value is checked.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ def decode(header: bytes | memoryview, frames: list) -> dict[str, Any]:
     Raises
     ------
     ProtocolError
-        The message is something else.
+        The message is not a valid handshake.
     """
     if frames or len(header) > _BYTES_LIMIT:
         raise violation("a first message that is too large for Dask's handshake")
     return dict(_decode(bytes(header)))
 
 
-# Most peers say the same.
+# Most peers send the same handshake.
 @functools.lru_cache(maxsize=16)
 def _decode(header: bytes) -> dict[str, Any]:
     try:

@@ -1,4 +1,20 @@
-"""Listening: from a bound socket to comms handed to Dask's handler."""
+"""Listening: from a bound socket to comms handed to Dask's handler.
+
+Theory of operation
+-------------------
+`FabricListener.start` binds one TCP socket per address family and, where the scheme allows it, an
+abstract Unix socket beside each. The event loop watches them and calls `_accept`. An accepted
+connection then passes four stages:
+
+1. `_take` or `_take_unix`. With TLS, `Arrival` peeks at the first byte: a client without TLS is
+   refused with an error that it can read. Unix sockets check the peer's user.
+2. `_begin` makes the channel and a task for it, which runs `_serve`.
+3. `_open` exchanges hellos; `_introduce` runs Dask's own handshake. Both have a time limit.
+4. The comm goes to Dask's `comm_handler`, which may run as long as the comm lives.
+
+Before stage 4 the peer is a stranger: its errors are logged through `Refusals`, which limits the
+lines per minute. Until the hellos are exchanged a connection is in `_opening`, for `stop` to drop.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +29,7 @@ import socket
 import ssl
 import weakref
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dask
 from distributed.comm.addressing import parse_host_port, unparse_host_port
@@ -48,9 +64,12 @@ from dask_fabric.errors import FabricError, ProtocolError
 from dask_fabric.telemetry import heartbeat, prometheus
 from dask_fabric.telemetry.history import recording
 
+if TYPE_CHECKING:
+    from dask_fabric.engine.channel import Channel
+
 logger = logging.getLogger(__name__)
 
-# The process, or the host, is out of descriptors or memory; the connection waits in the backlog.
+# The process or host is out of descriptors or memory; the connection stays in the backlog.
 _OUT_OF_RESOURCES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 _ACCEPT_PAUSE_SECONDS = 1.0
 
@@ -58,7 +77,7 @@ _listeners: weakref.WeakSet[FabricListener] = weakref.WeakSet()
 
 
 def _after_fork_in_child() -> None:
-    """Close the child's copies: who connected to them would wait for ever for an answer."""
+    """Close the child's copies: a client that connects to one would never get an answer."""
     for listener in list(_listeners):
         listener._forked()
     _listeners.clear()
@@ -73,26 +92,26 @@ class FabricListener(BaseListener):
     Parameters
     ----------
     scheme : Scheme
-        What the address starts with, and whether to encrypt.
+        The scheme of the address; it also says whether to encrypt.
     address : str
-        Where to listen, without scheme: ``host:port``. No host is every interface, no port any.
+        ``host:port``, without scheme. No host means every interface, no port means any free port.
     comm_handler : callable
-        Called with each comm after Dask's handshake; a function or a coroutine function. Where it
-        is a method of a worker or nanny, that server's scheduler decides what `contact_address`
-        says.
+        Called with each comm after Dask's handshake; a function or a coroutine function. If it is
+        a method of a worker or nanny, `contact_address` is on the interface that leads to that
+        server's scheduler.
     deserialize, allow_offload : bool
         Passed on to the comms.
     default_host : str, optional
         The host to advertise when listening on every interface.
     default_port : int
-        The port where *address* has none.
+        The port to use if *address* has none.
     **connection_args
-        ``ssl_context`` and ``require_encryption`` are used, the rest is not.
+        ``ssl_context`` and ``require_encryption`` are used, others ignored.
 
     Raises
     ------
     RuntimeError
-        Encryption is required, and this would not be encrypted.
+        Encryption is required, and connections would not be encrypted.
     """
 
     def __init__(
@@ -121,7 +140,7 @@ class FabricListener(BaseListener):
         self._contact_host: str | None = None
         self._stopped = False
         self._tasks: set[asyncio.Task] = set()  # the loop itself holds them weakly
-        self._opening: set[Any] = set()  # arrivals, and channels that shake hands
+        self._opening: set[Any] = set()  # arrivals, and channels in the handshake
 
     async def start(self) -> None:
         """Bind and listen.
@@ -135,7 +154,7 @@ class FabricListener(BaseListener):
         self._refusals = Refusals(logger, self._loop)
         self._settings = runtime.settings()
         if self.scheme.fast and self._ssl_context is None:
-            # To look for it, and to start it, takes a second: not while clients wait.
+            # Finding and starting a library takes a second: do it before clients connect.
             address = f"{self.prefix}{self.ip}:{self.port}"
             await prepare(self.scheme, address, self._settings, self.ip)
         server = server_of(self)
@@ -160,11 +179,11 @@ class FabricListener(BaseListener):
         for sock, address in unix.bind_beside(self._sockets, backlog_count):
             take = functools.partial(self._take_unix, address)
             self._loop.add_reader(sock, self._accept, sock, take)
-            # In front, to be closed first: no client finds the name of a port that is not ours.
+            # In front, to be closed first: its name must not outlive our claim to the port.
             self._sockets.insert(0, sock)
 
     def stop(self) -> None:
-        """Stop listening, and drop the connections that did not get through their handshake."""
+        """Stop listening, and drop the connections that are still in the handshake."""
         self._stopped = True
         runtime.unwatch_memory(self)
         sockets, self._sockets = self._sockets, []
@@ -176,7 +195,7 @@ class FabricListener(BaseListener):
         self._refusals.close()
 
     def _forked(self) -> None:
-        """In a forked child: drop the sockets, and leave the loop, which is the parent's, alone."""
+        """In a forked child: close the sockets, but leave the parent's event loop alone."""
         self._stopped = True
         self._refusals.forked()
         sockets, self._sockets = self._sockets, []
@@ -184,11 +203,11 @@ class FabricListener(BaseListener):
             sock.close()
         opening, self._opening = self._opening, set()
         for connection in opening:
-            if isinstance(connection, Arrival):  # a channel drops its own
+            if isinstance(connection, Arrival):  # a channel closes its own socket
                 connection.forked()
 
     def abort_handshaking_comms(self) -> None:
-        """Abort every comm that is still in the handshake, in Dask's or in ours."""
+        """Abort every comm that is still in Dask's handshake or ours."""
         super().abort_handshaking_comms()
         self._drop_opening()
 
@@ -198,19 +217,19 @@ class FabricListener(BaseListener):
             connection.abort()
 
     def get_host_port(self) -> tuple[str, int]:
-        """Give the host and port that it listens on."""
+        """Give the host and port that the listener is bound to."""
         if self._bound is None:
-            raise ValueError("the listener is not started: it has no address yet")
+            raise ValueError("the listener has no address before it is started")
         return host_of(self._bound), self._bound[1]
 
     @property
     def listen_address(self) -> str:
-        """The address that it listens on; a wildcard stays one."""
+        """The address that the listener is bound to; a wildcard is kept."""
         return self.prefix + unparse_host_port(*self.get_host_port())
 
     @property
     def contact_address(self) -> str:
-        """The address under which others reach it."""
+        """The address under which others reach the listener."""
         host, port = self.get_host_port()
         if host in WILDCARD_HOSTS:
             host = self._contact_host = self._contact_host or self._find_contact_host()
@@ -222,11 +241,11 @@ class FabricListener(BaseListener):
         return advertised_host(self._families, scheduler_host(server_of(self)))
 
     def _accept(self, listening: socket.socket, take: Callable) -> None:
-        """Accept one connection; called by the loop, again and again while one waits."""
+        """Accept one connection; the loop calls this while the backlog is not empty."""
         try:
             sock, sockname = listening.accept()
         except OSError as exc:
-            # Of the others, none is news: the connection was gone before it was accepted.
+            # Other errors need no log line: the connection was gone before it was accepted.
             if exc.errno in _OUT_OF_RESOURCES:
                 self._pause(listening, take, exc)
             return
@@ -239,15 +258,15 @@ class FabricListener(BaseListener):
         if self._ssl_context is None:
             self._begin(sock, peer_addr, None)
             return
-        # A client without TLS gets an answer that it can read, instead of an alert.
+        # A client without TLS gets an error that it can read, instead of a TLS alert.
         seconds = self._settings.handshake_timeout_seconds
-        said = functools.partial(self._hear, peer_addr)
-        self._opening.add(Arrival(self._loop, sock, seconds, said))
+        on_first_byte = functools.partial(self._take_first_byte, peer_addr)
+        self._opening.add(Arrival(self._loop, sock, seconds, on_first_byte))
 
     def _take_unix(self, address: str, sock: socket.socket, name: bytes) -> None:
         """Begin to serve a connection accepted by the Unix socket beside *address*."""
         if not unix.is_welcome(sock, name):
-            logger.debug("%s: a stranger at the Unix socket was turned away", self.listen_address)
+            logger.debug("%s: refused another user at the Unix socket", self.listen_address)
             sock.close()
             return
         unix.tune(sock)
@@ -255,10 +274,10 @@ class FabricListener(BaseListener):
         refuse = functools.partial(unix.refuse_client, address)
         self._begin(sock, peer_addr, None, refuse, address)
 
-    def _hear(
+    def _take_first_byte(
         self, peer_addr: str, arrival: Arrival, sock: socket.socket, first: bytes | OSError
     ) -> None:
-        """Tell a client with TLS from one without."""
+        """Serve a client that begins with TLS; refuse one that does not."""
         self._opening.discard(arrival)
         if isinstance(first, OSError):
             sock.close()
@@ -314,26 +333,26 @@ class FabricListener(BaseListener):
         if not self._stopped:
             self._loop.add_reader(listening, self._accept, listening, take)
 
-    async def _serve(self, channel: Any, peer_addr: str) -> None:
-        """Take one connection from its first byte to the handler's end."""
+    async def _serve(self, channel: Channel, peer_addr: str) -> None:
+        """Serve one connection until its handler returns."""
         comm = await self._open(channel, peer_addr)
-        del channel  # this waits for as long as the comm lives, and holds nothing else
+        del channel  # the handler runs as long as the comm lives: keep no other reference
         if comm is None or not await self._introduce(comm):
             return
         try:
             handled = self.comm_handler(comm)
             if inspect.isawaitable(handled):
                 await handled
-        except Exception as exc:  # it may only be that the peer sent what nobody can handle
+        except Exception as exc:  # the peer may have caused it, so log it with a limit
             text = "The handler of the connection from %s failed: %s"
             kind = "handlers of connections failed"
             self._refusals.warn(kind, text, comm.peer_address, describe(exc), exc=exc)
             comm.abort()
 
     async def _introduce(self, comm: FabricComm) -> bool:
-        """Go through Dask's own handshake, and say whether that went well."""
+        """Run Dask's own handshake; give whether it succeeded."""
         logger.debug("Incoming connection from %s to %s", comm.peer_address, comm.local_address)
-        # Dask itself waits without end for a client that says nothing more.
+        # Dask itself has no time limit for a silent client.
         timer = self._loop.call_later(self._settings.handshake_timeout_seconds, comm.abort)
         try:
             await self.on_connection(comm)
@@ -351,8 +370,8 @@ class FabricListener(BaseListener):
             timer.cancel()
         return True
 
-    async def _open(self, channel: Any, peer_addr: str) -> FabricComm | None:
-        """Shake hands; None where that failed, which was logged."""
+    async def _open(self, channel: Channel, peer_addr: str) -> FabricComm | None:
+        """Exchange hellos; log a failure and give None."""
         try:
             await channel.open(self._settings.handshake_timeout_seconds)
         except (FabricError, OSError) as exc:
@@ -375,7 +394,7 @@ class FabricListener(BaseListener):
 
     def _log_refusal(self, peer_addr: str, exc: Exception, received_bytes: int) -> None:
         if received_bytes == 0 and just_left(exc):
-            # Health checks and port scans connect and leave: no news for anybody.
+            # Health checks and port scans connect and leave: not worth a warning.
             logger.debug("%s connected to %s and left: %s", peer_addr, self.listen_address, exc)
         else:
             self._refuse(peer_addr, exc)

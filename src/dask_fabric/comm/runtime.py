@@ -1,4 +1,4 @@
-"""What the comms of a process share, set up from the configuration: the engine and the pool."""
+"""Process-wide state of all comms, set up from the configuration: the engine and the pool."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from dask_fabric.jobs import native
 from dask_fabric.memory import device, pool
 
 _applied: Settings | None = None
-# RSS above which the pool keeps nothing, by the server that has the memory limit.
+# RSS above which the pool keeps no idle memory, by listener of the server with the limit.
 _pressure_limits_bytes: dict[Any, int] = {}
 
 
 def _after_fork_in_child() -> None:
     global _applied
-    _applied = None  # what a path has asked of the kernel was for the parent
+    _applied = None  # settings that a path passed to the kernel do not survive a fork
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def settings() -> Settings:
-    """Give the settings of now, applied to the engine and the pool of this process.
+    """Give the current settings, after applying them to the engine and the pool.
 
     Raises
     ------
     ConfigError
-        A value is not usable; the message names its key.
+        A value is invalid; the message names its key.
     """
     global _applied
     current = config.load()
@@ -47,14 +47,14 @@ def settings() -> Settings:
 
 
 def watch_memory(listener: Any, server: Any) -> None:
-    """Let the pool keep nothing while this process is above the memory target of a worker.
+    """Have the pool keep no idle memory while the process is above a worker's memory target.
 
     Parameters
     ----------
     listener : object
-        Whose life the limit has; see `unwatch_memory`.
+        The limit holds until `unwatch_memory` is called with the same listener.
     server : object
-        Whatever listens: only a worker has a memory limit with a target.
+        The server that listens; only a worker has a memory limit with a target.
     """
     manager = getattr(server, "memory_manager", None)
     limit = getattr(manager, "memory_limit", None)
@@ -67,7 +67,7 @@ def watch_memory(listener: Any, server: Any) -> None:
 
 
 def unwatch_memory(listener: Any) -> None:
-    """Forget the limit that came with *listener*, if one did."""
+    """Remove the limit that belongs to *listener*, if there is one."""
     if _pressure_limits_bytes.pop(listener, None) is not None:
         _set_pressure_limit()
 

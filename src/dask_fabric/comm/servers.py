@@ -14,7 +14,7 @@ def server_of(listener: Any) -> Any:
     server = getattr(listener.comm_handler, "__self__", None)
     if server is not None:
         return server
-    # Its handler may have been wrapped; but it knows its listeners.
+    # The handler may have been wrapped, but every server knows its listeners.
     for candidate in (*Worker._instances, *Nanny._instances):
         if any(known is listener for known in getattr(candidate, "listeners", ())):
             return candidate
@@ -22,7 +22,7 @@ def server_of(listener: Any) -> Any:
 
 
 def scheduler_host(server: Any) -> str | None:
-    """Give the host of the scheduler with which *server* registers, if it does."""
+    """Give the host of the scheduler that *server* registers with, or None."""
     address = getattr(getattr(server, "scheduler", None), "address", None)
     if not isinstance(address, str):
         return None

@@ -1,4 +1,4 @@
-"""The configuration of dask-fabric: what stands under ``fabric:`` in Dask's, checked.
+"""The configuration of dask-fabric: the checked values under ``fabric:`` in Dask's.
 
 Importing this package adds the defaults to ``dask.config``.
 """
@@ -10,7 +10,7 @@ import functools
 import logging
 import marshal
 from collections import namedtuple
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -18,8 +18,9 @@ import dask.config
 
 from dask_fabric import providers
 from dask_fabric.config.memory import host_memory_bytes
-from dask_fabric.config.table import keys, nested_defaults, sections
+from dask_fabric.config.table import keys, nested_defaults
 from dask_fabric.errors import ConfigError
+from dask_fabric.keys import Key
 
 __all__ = ["DEFAULTS", "KEYS", "SECTION", "Settings", "given", "host_memory_bytes", "load"]
 
@@ -34,7 +35,7 @@ SECTION = "fabric"
 class Settings:
     """Checked values of all keys under ``fabric:``; the units are in the names.
 
-    ``docs/configuration.md`` says what each of them does.
+    ``docs/configuration.md`` describes each of them.
     """
 
     pool_max_idle_bytes: int
@@ -57,30 +58,30 @@ class Settings:
     handshake_timeout_seconds: float
     stalled_timeout_seconds: float
     close_timeout_seconds: float
-    paths: Any  # a named tuple of the paths, of named tuples with their own settings
+    paths: Any  # a named tuple, by path, of named tuples with the path's settings
 
     def of_path(self, name: str) -> Any:
         """Give the settings of one path."""
         return getattr(self.paths, name)
 
-    # For caches: `load` gives the same object until something changes.
+    # By identity, for caches: `load` returns the same object until something changes.
     __hash__ = object.__hash__
 
 
 def load() -> Settings:
-    """Return the settings that Dask's configuration holds now.
+    """Return the current settings.
 
     Cheap enough for every connection: values are checked again only after a change.
 
     Raises
     ------
     ConfigError
-        A value is not usable; the message names its key and what is expected.
+        A value is invalid; the message names its key and what is expected.
     """
     global _cached
     section = dask.config.get(SECTION, None)
-    # Dask changes the section in place, so neither its identity nor a reference can be kept; and
-    # unlike equality its bytes tell 1 from True.
+    # Dask changes the section in place, so compare its bytes; unlike ==, they distinguish 1 and
+    # True.
     try:
         packed = marshal.dumps(section, _WITHOUT_REFERENCES)
     except ValueError:  # a value is of no type of YAML's
@@ -93,12 +94,12 @@ def load() -> Settings:
 
 
 def given() -> dict[str, object]:
-    """Return what Dask's configuration holds under ``fabric:`` now, unchecked, by dotted name.
+    """Return the current values under ``fabric:``, unchecked, by dotted name.
 
     Raises
     ------
     ConfigError
-        A value stands where a section belongs.
+        A section is not a mapping.
     """
     return dict(_flatten(dask.config.get(SECTION, None), ""))
 
@@ -120,22 +121,22 @@ def _check(section: object) -> Settings:
 
 
 def _of_paths(parsed: dict[str, Any]) -> Any:
-    names = [one.name for one in providers.found()]
-    return _tuple("Paths", tuple(names))(*(_of_path(name, parsed) for name in names))
+    found = providers.found()
+    made = _tuple("Paths", tuple(one.name for one in found))
+    return made(*(_of_path(one.name, one.section.keys, parsed) for one in found))
 
 
-def _of_path(name: str, parsed: dict[str, Any]) -> Any:
-    section = sections()[name].keys
+def _of_path(name: str, section: Mapping[str, Key], parsed: dict[str, Any]) -> Any:
     made = _tuple(name, tuple(key.field for key in section.values()))
     return made(*(parsed[f"{name}.{part}"] for part in section))
 
 
-# The same names give the same type: values of it can be compared.
+# Cached, so that the same names give the same type.
 _tuple = functools.cache(namedtuple)
 
 
 def _flatten(value: object, name: str) -> Iterator[tuple[str, object]]:
-    """Yield dotted names below ``fabric`` with their values; `name` is that of *value*."""
+    """Yield dotted names below ``fabric`` with their values; *name* is the name of *value*."""
     if name in KEYS:
         yield name, value
     elif isinstance(value, dict):

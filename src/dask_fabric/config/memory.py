@@ -12,7 +12,7 @@ import psutil
 
 @functools.cache
 def host_memory_bytes(root: Path = Path("/")) -> int:
-    """Return the memory that this process may use: the least of host, cgroup and ``ulimit``.
+    """Return the memory that this process may use: the smallest limit of host, cgroup and ulimit.
 
     Parameters
     ----------
@@ -24,7 +24,7 @@ def host_memory_bytes(root: Path = Path("/")) -> int:
 
 
 def _resource_limits() -> Iterator[int]:
-    # Of RLIMIT_RSS the kernel takes no notice, but Dask does.
+    # The kernel ignores RLIMIT_RSS, but Dask does not.
     for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA, resource.RLIMIT_RSS):
         limit, _ = resource.getrlimit(kind)
         if limit > 0:  # RLIM_INFINITY is -1
@@ -32,7 +32,7 @@ def _resource_limits() -> Iterator[int]:
 
 
 def _cgroup_limits(root: Path) -> Iterator[int]:
-    # Each ancestor of the group limits it too, see cgroups(7).
+    # The limits of a group's ancestors apply too, see cgroups(7).
     for base, group, file in _cgroups(root):
         for ancestor in (group, *group.parents):
             try:

@@ -1,4 +1,4 @@
-"""Every key of the configuration, but for those of paths, which their providers declare."""
+"""Every key of the configuration, except those of paths, which their providers declare."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from dask_fabric.keys import (
 FRAME_COUNT_LIMIT = 2**32 - 1  # a u32 on the wire
 THREAD_COUNT_LIMIT = 64
 BUSY_POLL_SECONDS_LIMIT = 0.01
-LIMIT_BYTES_LEAST = 256  # Dask's handshake must come through, see docs/wire-protocol.md
+LIMIT_BYTES_LEAST = 256  # Dask's handshake must fit, see docs/wire-protocol.md
 ALLOCATORS = ("cupy", "rmm")  # of device memory
 CHUNK_BYTES_LEAST = 64 << 10
-HISTORY_BYTES_LEAST = 1 << 20  # there is room for the job that is written
+HISTORY_BYTES_LEAST = 1 << 20  # enough for the current job
 
 
 def _threads(value: object) -> int:
@@ -72,8 +72,8 @@ _POOL = Section(
         "idle-timeout": seconds(
             "pool_idle_timeout_seconds",
             "10s",
-            "a buffer unused for this long goes back to the system",
-            "A buffer that was unused for this long goes back to the system, at most ten seconds "
+            "a buffer unused for this long is returned to the system",
+            "A buffer that was unused for this long is returned to the system, at most ten seconds "
             "later.",
         ),
     },
@@ -86,75 +86,75 @@ _ENGINE = Section(
             None,
             "count",
             _threads,
-            f"a whole number from 1 to {THREAD_COUNT_LIMIT}, or null to choose by the CPUs",
+            f"a whole number from 1 to {THREAD_COUNT_LIMIT}, or null to use the number of CPUs",
             {"type": ["integer", "null"], "minimum": 1, "maximum": THREAD_COUNT_LIMIT},
             "native threads per direction; null: half of the CPUs, 1 to 4",
             "Native threads that move bulk data, for each direction, 1 to 64. `null`: half of the "
-            "CPUs of the process, at least 1 and at most 4. A message of 128 MiB and more is "
-            "copied out of its sender's memory by twice as many.",
+            "CPUs of the process, at least 1 and at most 4. Twice as many copy a message of "
+            "128 MiB or more by `cma`.",
         ),
         "busy-poll": seconds(
             "busy_poll_seconds",
             "300us",
-            "a loop stays awake so long for an answer that is likely to come",
-            "A loop that has sent a message does not sleep for so long while it waits for the "
-            "answer, where that has been quicker with this peer. It does all else meanwhile. At "
+            "how long an event loop stays awake for a reply that is likely to come",
+            "How long an event loop that has sent a message stays awake for the reply, if replies "
+            "of this peer have arrived sooner that way. It goes on with other work meanwhile. At "
             "most `10ms`; `0`: never.",
             most=BUSY_POLL_SECONDS_LIMIT,
-            note=f", at most {BUSY_POLL_SECONDS_LIMIT}; 0 for never",
+            note=f", at most {BUSY_POLL_SECONDS_LIMIT}; 0 means never",
         ),
     },
 )
 _STREAM = Section(
-    "The path over the connection itself.",
+    "The path `stream`: the connection itself.",
     {
         "inline": size(
             "stream_inline_bytes",
             "64 KiB",
-            "messages up to this are copied and sent by the event loop itself",
-            "Messages up to this are copied and sent by the event loop itself. At most "
+            "the event loop itself copies and sends messages up to this size",
+            "The event loop itself copies and sends messages up to this size. At most "
             "`fabric.stream.bulk`.",
         ),
         "bulk": size(
             "stream_bulk_bytes",
             "1 MiB",
-            "transfers with more than this left to move go to the engine",
-            "Transfers with more than this left to move go to the engine.",
+            "native threads move transfers with more bytes left than this",
+            "Native threads move transfers with more bytes left than this.",
         ),
     },
 )
 _UNIX_SOCKETS = switch(
     "unix_sockets",
     True,
-    "within a host, fabric:// takes a Unix socket instead of TCP",
-    "Within a host, `fabric://` without TLS takes a Unix-domain socket instead of TCP: a listener "
+    "within a host, fabric:// uses a Unix socket instead of TCP",
+    "Within a host, `fabric://` without TLS uses a Unix-domain socket instead of TCP: a listener "
     "offers one, a client prefers it. `false`: TCP only.",
 )
 _GPU = Section(
-    "Frames in the memory of GPUs, and workers that compute there.",
+    "Frames in GPU memory, and GPU workers.",
     {
         "enabled": switch_or_auto(
             "gpu_enabled",
             "true, false; auto: once the process has imported a library for it",
-            "Whether this process sends and receives [memory of GPUs](gpu.md). `auto`: once it "
-            "has imported CuPy, RMM, `numba.cuda`, or PyTorch and used its GPU. `false`: not at "
-            "all, as under `tcp`.",
+            "Whether this process sends and receives [GPU memory](gpu.md). `auto`: once it has "
+            "imported CuPy, RMM or `numba.cuda`, or used a GPU by PyTorch. `false`: never, as "
+            "under `tcp`.",
         ),
         "chunk": size(
             "gpu_chunk_bytes",
             "8 MiB",
-            "device memory goes by host memory in pieces of this size",
-            "Memory of GPUs that has to go by host memory goes in pieces of this size, copied "
-            "while the one before is on its way. At least 64 KiB; from 2 MiB on the pieces are "
-            "pinned.",
+            "device memory is staged in host memory in chunks of this size",
+            "GPU memory that is staged in host memory is sent in chunks of this size; one is "
+            "copied while the one before is in flight. At least 64 KiB; from 2 MiB on the chunks "
+            "are pinned.",
             least=CHUNK_BYTES_LEAST,
         ),
         "allocator": choice(
             "gpu_allocator",
             ALLOCATORS,
             "whose pool of device memory GPU workers use: cupy or rmm",
-            "Whose pool of device memory [GPU workers](gpu-workers.md) use: `cupy`, or `rmm` for "
-            "RMM's, which CuPy then takes its memory from.",
+            "Whose pool of device memory [GPU workers](gpu-workers.md) use: `cupy`, or `rmm`, from "
+            "which CuPy then allocates too.",
         ),
         "pool": Key(
             "gpu_pool_size",
@@ -170,29 +170,28 @@ _GPU = Section(
                     {"type": "null"},
                 ]
             },
-            "device memory that each sets aside when it starts: 20 GiB, 0.8",
-            "Device memory that each GPU worker sets aside when it starts, such as `20 GiB`, or "
-            "`0.8` of its GPU's. The pool grows beyond that where arrays need more. `null`: none.",
+            "device memory that each worker reserves when it starts: 20 GiB, 0.8",
+            "Device memory that each GPU worker reserves when it starts, such as `20 GiB`, or "
+            "`0.8` of its GPU's. The pool grows beyond that if arrays need more. `null`: none.",
         ),
     },
 )
 _LIMITS = Section(
-    "What a peer may claim for one message before it is refused.",
+    "The largest message that a peer may send.",
     {
         "frames": count(
             "frame_count_limit",
             1 << 24,
             "",
-            "Most frames of one message that is received.",
+            "Most frames of one received message.",
             most=FRAME_COUNT_LIMIT,
         ),
         "header": size(
             "header_bytes_limit",
             "1 GiB",
             "",
-            "Most bytes of the header of one message that is received: of names and numbers, "
-            "since [large bytes and text are frames](codec.md#a-message-with-payloads); at least "
-            "256.",
+            "Most bytes of the header of one received message: names and numbers, since [large "
+            "bytes and text are frames](codec.md#a-message-with-payloads); at least 256.",
             least=LIMIT_BYTES_LEAST,
         ),
         "message": Key(
@@ -204,42 +203,42 @@ _LIMITS = Section(
             f"{LIMIT_BYTES_LEAST}, or null for this process's memory",
             {"oneOf": [{"$ref": "#/$defs/size"}, {"type": "null"}]},
             "header and frames together; null: the memory limit of this process",
-            "Most bytes of one message that is received, header and frames together, "
-            "decompressed; at least 256. `null`: the memory of the process that receives: of the "
-            "host, of its cgroup, or by `ulimit`, whichever is least.",
+            "Most bytes of one received message, header and frames together, decompressed; at "
+            "least 256. `null`: the memory limit of the receiving process: the host's memory, its "
+            "cgroup's limit, or its `ulimit`, whichever is lowest.",
         ),
     },
-    "what a peer may claim, for one message",
+    "the largest message that a peer may send",
 )
 _HISTORY = Section(
-    "Summaries of jobs, kept by schedulers in a SQLite file.",
+    "Summaries of jobs that schedulers keep in a SQLite file.",
     {
         "file": full_path(
             "history_file",
             "a file",
             "a SQLite file, shared by all schedulers that name it; null: none",
             "Full path of the SQLite file in which schedulers keep a "
-            "[history](statistics.md#history) of their jobs; its owner alone may read it (0600). "
+            "[history](statistics.md#history) of their jobs; only its owner may read it (0600). "
             "`null`: no history.",
         ),
         "size": size(
             "history_size_bytes",
             "16 MiB",
             "the oldest jobs are dropped beyond this",
-            "Most bytes of that file, at least 1 MiB: jobs that were not written for the longest "
-            "time are dropped.",
+            "Most bytes of that file, at least 1 MiB. Beyond it, the jobs that were written least "
+            "recently are dropped.",
             least=HISTORY_BYTES_LEAST,
         ),
         "interval": seconds(
             "history_interval_seconds",
             "5s",
-            "the job that runs is written so often",
-            "The summary of the job that runs is written so often, at least 0.1 s apart.",
+            "how often the current job is written",
+            "How often the summary of the current job is written; at least 0.1 s apart.",
             least=0.1,
             note=", at least 0.1 s",
         ),
     },
-    "summaries of jobs, kept by the scheduler",
+    "summaries of jobs that the scheduler keeps",
 )
 _TIMEOUTS = Section(
     "How long this side waits for a peer.",
@@ -255,16 +254,16 @@ _TIMEOUTS = Section(
         "stalled": seconds(
             "stalled_timeout_seconds",
             "300s",
-            "a message that has begun may stand still for this long",
-            "A comm is closed when its peer has begun a message and sends nothing of it for this "
-            "long; 0 for no limit.",
-            note="; 0 for no limit",
+            "a partly received message may make no progress for this long",
+            "A comm is closed if its peer has begun a message and sends nothing more of it for "
+            "this long; 0 means no limit.",
+            note="; 0 means no limit",
         ),
         "close": seconds(
             "close_timeout_seconds",
             "2s",
-            "an orderly close is cut short after this",
-            "An orderly close is cut short after this.",
+            "an orderly close becomes an abort after this",
+            "An orderly close becomes an abort after this time without progress.",
         ),
     },
 )
@@ -272,7 +271,7 @@ _TIMEOUTS = Section(
 
 @functools.cache
 def sections() -> dict[str, Section | Key]:
-    """Give all sections under ``fabric:`` by name, those of paths among them, and single keys."""
+    """Give all sections (those of paths included) and single keys under ``fabric:``, by name."""
     return {
         "pool": _POOL,
         "engine": _ENGINE,
@@ -299,7 +298,7 @@ def keys() -> dict[str, Key]:
 
 
 def nested_defaults() -> dict[str, Any]:
-    """Give the defaults of all keys, as they stand in YAML."""
+    """Give the defaults of all keys, as in the YAML."""
     return {
         name: one.default
         if isinstance(one, Key)

@@ -1,30 +1,33 @@
-"""Busy polling: an event loop stays awake where answers come at once.
+"""Busy polling: an event loop does not sleep while it expects a quick reply.
 
-To wake a thread takes longer than a peer on the same host needs to answer. So for some microseconds
-after a question the loop makes its rounds without sleeping; sockets, timers and other tasks have
-their turn in each. Whether that is quicker is learned from each peer, again and again: it is not
-where both share a CPU, or where an answer is the result of work.
+Waking a thread takes longer than a peer on the same host needs to reply. So for some microseconds
+after a send the loop iterates without sleeping; sockets, timers and other tasks run as usual. It
+measures continually, for each peer, whether that is quicker. It is not if both share a CPU, or if
+the reply takes work.
 """
 
+import asyncio
 from typing import Any
 
+from dask_fabric.engine.waiter import Waiter
+
 class BusyPoll:
-    """Keeps a loop awake for the answers of one peer.
+    """Keeps a loop awake for the replies of one peer.
 
     Parameters
     ----------
     loop : asyncio.AbstractEventLoop
     limit_seconds : float
-        How long for one answer at most; 0 for never.
+        The longest wait for one reply; 0 turns busy polling off.
     """
-    def __init__(self, loop, limit_seconds): ...
-    def wait(self, awaited) -> Any:
-        """Stay awake for an answer, if that is likely to be quicker.
+    def __init__(self, loop: asyncio.AbstractEventLoop, limit_seconds: float): ...
+    def wait(self, awaited: asyncio.Future | Waiter) -> Any:
+        """Keep the loop awake for a reply, if that is likely to be quicker.
 
         Parameters
         ----------
         awaited : asyncio.Future or Waiter
-            Done when the answer is here.
+            Done when the reply is here.
         """
     def answered(self) -> Any:
-        """The answer is here: learn from the time that it took."""
+        """The reply is here: update the averages."""

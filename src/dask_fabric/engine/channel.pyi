@@ -2,26 +2,42 @@
 
 Theory of operation
 -------------------
-The protocol is a `Connection` (`core`), which has no socket. The channel drives it: it watches the
-socket, moves bytes between it and the core, starts transfers of frames and reports their ends, and
-wakes the task that reads. After each call of the core it serves what that `wants`.
+The protocol is a `Connection` (`core`), which does no I/O. The channel drives it: it watches the
+socket, moves bytes between socket and core, runs the transfers, and wakes the task that awaits
+`receive`. After each call of the core it serves the bits of `core.wants`.
 
-The loop itself reads and writes what is small, with the GIL held: a call that moves some KiB takes
-microseconds, and after the GIL was released it may take 5 ms to get it back
-(dask/distributed#6325). What is large is one job of native threads, which costs one wake-up of the
-loop when all of it is there. Where the socket is inside TLS, the loop moves everything
-(`transport`).
+Small data is read and written by the loop itself, with the GIL held: moving some KiB takes
+microseconds, but a released GIL may take 5 ms to get back (dask/distributed#6325). Large data is
+one job of native threads, which wakes the loop once, when all bytes have moved. Inside TLS the loop
+moves everything (`transport`). At most one receive job, one send job and one transfer run at a
+time; their completions call `_job_ended`.
 
-At the end (`_fail`) the order matters: jobs are stopped first; where frames are on offer, the
-stream is ended visibly before their memory is freed, for the peer looks for that end after it has
-read them; then the socket is closed, and at last whoever waits is woken.
+Writes of one turn of the loop leave together: the first is sent at once, others soon after it are
+corked until the turn ends. Answers are corked too, so that they leave with the reader's reply.
+
+Backpressure on the peer: without a pending `receive`, the channel watches the socket until the
+staging buffer is full, and only processes control records.
+
+The order at the end (`_fail`, `_release`) matters:
+
+1. Send what is queued, once, without waiting.
+2. Stop the jobs. Memory that a stuck thread still uses goes to quarantine.
+3. If frames are on offer, end the stream visibly. The peer checks for that end after it has read
+   the frames, so it must come before their memory is freed.
+4. Stop watching the socket, then close it.
+5. Release the leases, and fail the pending `receive`.
 """
 
+import asyncio
 import logging
+from collections.abc import Awaitable
 from typing import Any, Final
 
+from dask_fabric.config import Settings
 from dask_fabric.engine.transport import Transport
 from dask_fabric.wire.connection import Connection
+from dask_fabric.wire.handshake import Handshake
+from dask_fabric.wire.metrics import Metrics
 from dask_fabric.wire.path import Path
 
 logger = logging.getLogger(__name__)
@@ -34,7 +50,7 @@ class Channel:
     loop : asyncio.AbstractEventLoop
         The running loop; every method is called in its thread.
     transport : Transport
-        Of the socket; belongs to the channel from now on.
+        Owns the socket; owned by the channel from now on.
     handshake : dask_fabric.wire.handshake.Handshake
     settings : dask_fabric.config.Settings
     negotiator : dask_fabric.comm.channels.negotiator.Negotiator, optional
@@ -43,25 +59,25 @@ class Channel:
     Attributes
     ----------
     closed : bool
-        Whether either side has closed, noticed without a read.
+        Whether either side has closed. No read is needed to notice that.
     error : Exception or None
-        What ended the channel, where it was not a request of this side.
+        Why the channel has ended; None for a local close.
     choice : dask_fabric.paths.negotiation.Choice or None
-        What was chosen, after `open`; a server may learn of more from the client's first record.
+        The chosen paths, after `open`. At a server more may follow with the client's first record.
     local_sockname, peer_sockname : tuple or str
-        As `socket.getsockname` and `socket.getpeername` gave them.
+        As from `socket.getsockname` and `socket.getpeername`.
     ends : tuple of str or None
-        The local and the peer's address, once they are settled.
+        The local and the peer's address, once they are known.
     name_ends : callable or None
-        Gives, for the channel, its local and its peer's address as users see them.
+        Returns both addresses of the channel as users see them.
     on_closed : callable or None
-        Called once, with the channel, when it is closed; it must not keep its owner alive.
+        Called once, with the channel, when it is closed. It must not keep its owner alive.
     on_active : callable or None
-        Called once, before the channel moves anything, and is None then until it is set again.
+        Called once, before the channel moves anything, and then reset to None.
 
     Notes
     -----
-    Messages that came before the end of the peer stay readable when `closed` is true.
+    Messages that were received before the peer's end stay readable when `closed` is true.
     """
 
     loop: Final[Any]
@@ -77,47 +93,54 @@ class Channel:
     name_ends: Any
     ends: Any
 
-    def __init__(self, loop, transport: Transport, handshake, settings, negotiator=None): ...
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        transport: Transport,
+        handshake: Handshake,
+        settings: Settings,
+        negotiator=None,
+    ): ...
     def __del__(self): ...
-    async def open(self, timeout_seconds=None):
-        """Exchange hellos with the peer. A channel that fails is closed.
+    async def open(self, timeout_seconds: float | None = None):
+        """Exchange hellos with the peer. On an error the channel is closed.
 
         Parameters
         ----------
         timeout_seconds : float, optional
-            How long to wait for the peer's.
+            How long to wait for the peer's hello.
 
         Raises
         ------
         ProtocolError
-            The peer is no fabric peer of this version, or refuses.
+            The peer is not a fabric peer of this version, or refuses.
         ChannelClosedError
-            The peer closed the connection, or the time is over.
+            The peer closed the connection, or did not answer in time.
         OSError
             The connection broke (``ssl.SSLError`` is one).
         """
     def give_up(self, timeout_seconds):
-        """End the handshake, which has taken so long."""
+        """Fail the handshake: it has taken longer than *timeout_seconds*."""
     def use(self, path: Path, devices=None):
-        """Let large frames travel by one more path, in both directions.
+        """Use one more path for large frames, in both directions.
 
         Parameters
         ----------
         path : dask_fabric.wire.path.Path
-            Less preferred than those that are used already.
+            Less preferred than the paths in use.
         devices : dask_fabric.comm.device.direct.Devices, optional
             For frames of device memory, if the path takes them.
         """
     def tell_paths(self, content):
-        """Complete the negotiation, as the client: with the next message, or soon."""
-    def send(self, header, frames: list[Any]):
+        """Complete the negotiation, as the client: queue the PATHS record."""
+    def send(self, header: bytes | memoryview, frames: list[Any]) -> int:
         """Send one message, without waiting for the network or the peer.
 
         Parameters
         ----------
         header : bytes or memoryview
         frames : list of contiguous buffers
-            Those above the inline limit are sent from their own memory, later; they must not
+            Frames above the inline limit are sent later, from their own memory, which must not
             change until then.
 
         Returns
@@ -126,9 +149,9 @@ class Channel:
             Bytes of the message.
         """
     def check_limits(self, frame_count, header_bytes, nbytes):
-        """Raise `MessageTooLargeError` for a message that the peer has said that it refuses."""
-    def receive_nowait(self):
-        """The next message, where it is here already.
+        """Raise `MessageTooLargeError` for a message above the limits that the peer announced."""
+    def receive_nowait(self) -> tuple[bytes | memoryview, list[memoryview]] | None:
+        """Return the next message if it is here already.
 
         Returns
         -------
@@ -140,94 +163,94 @@ class Channel:
         ProtocolError
             The peer broke the protocol; the channel is closed.
         """
-    def receive(self):
+    def receive(self) -> Awaitable[Any]:
         """Wait for the next message.
 
         Returns
         -------
         awaitable
-            Of header and frames, as from `receive_nowait`. Who cancels it must abort the channel.
+            Of header and frames, as from `receive_nowait`. After a cancellation the caller must
+            abort the channel.
 
         Raises
         ------
         ChannelClosedError
-            The channel is closed and every message that came before was received.
+            The channel is closed, and all messages received before were taken.
         """
-    async def close(self, timeout_seconds):
-        """Send what is queued and the close record, then close.
+    async def close(self, timeout_seconds: float):
+        """Send the queue and the CLOSE record, wait until nothing is in flight, then close.
 
         Parameters
         ----------
         timeout_seconds : float
-            The channel is aborted when the peer has taken nothing for so long.
+            Abort after this time without progress.
         """
-    def abort(self, error=None):
-        """Close at once; what is queued is lost, and a pending `receive` fails.
+    def abort(self, error: BaseException | None = None):
+        """Close at once. Queued data is lost, and a pending `receive` fails.
 
         Parameters
         ----------
         error : BaseException, optional
-            Why, for the next who uses the channel.
+            The reason, raised by later calls.
         """
     def check_open(self):
-        """Raise why the channel is closed, if it is.
+        """Raise an error if the channel is closed.
 
         Raises
         ------
         ChannelClosedError, ProtocolError
         """
     def ended(self):
-        """Whether either side has closed, also where much of what the peer sent is unread."""
+        """Whether either side has closed, even if received bytes are still unread."""
     def addresses(self):
         """The local and the peer's address as users see them, also in logs.
 
-        Without `ends` and `name_ends` they are the names of the sockets.
+        Without `ends` and `name_ends` these are the socket addresses.
         """
     def tcp_info(self):
-        """What the kernel says of the connection (``struct tcp_info``); empty if it is no TCP."""
+        """The kernel's ``struct tcp_info`` of the connection; empty if it is not TCP."""
     @property
     def peer(self):
-        """What the peer said of itself (`dask_fabric.wire.hello.Hello`), after `open`."""
+        """The peer's hello (`dask_fabric.wire.hello.Hello`), after `open`."""
     @property
     def server_side(self):
-        """Whether the peer has connected to this process, and not the other way round."""
+        """Whether the peer connected to this process."""
     @property
     def pending_bytes(self):
-        """Bytes that were sent here and that the kernel has not yet taken."""
+        """Bytes that are queued, and not yet accepted by the kernel."""
     @property
     def in_flight_bytes(self):
-        """Bytes of frames that are on offer and that the peer has not fetched yet."""
+        """Bytes of frames on offer that the peer has not answered yet."""
     @property
     def sends_devices(self):
-        """Whether `send` takes frames of device memory now; else they are to be brought to host."""
+        """Whether `send` takes device frames now; otherwise stage them in host memory first."""
     @property
     def receives_devices(self):
-        """Whether the peer may offer frames of device memory; some may come to host memory yet."""
+        """Whether the peer may offer device frames; some may still arrive in host memory."""
     @property
     def sends_by(self):
         """The path that large frames of host memory take now."""
     @property
     def stream(self):
-        """What was counted of the stream (`dask_fabric.wire.metrics.Metrics`)."""
-    def statistics(self):
-        """What this channel has moved.
+        """The metrics of the stream (`dask_fabric.wire.metrics.Metrics`)."""
+    def statistics(self) -> dict[str, Any]:
+        """The statistics of this channel.
 
         Returns
         -------
         dict
-            Counts of messages, bytes and engine jobs by direction; ``pending_bytes`` the kernel has
-            not taken and ``unacknowledged_bytes`` the peer has not fetched; ``fallbacks_*``,
-            messages whose frames had to go by the stream instead. ``sends_by`` is the path that
-            large frames of this side take now, and ``sends_devices`` tells whether those of device
-            memory have one of their own. ``traffic`` has, for the stream and for each path that was
-            chosen beside it, what `dask_fabric.wire.metrics.Metrics.as_dict` gives.
+            Counts of messages, bytes and engine jobs by direction. ``pending_bytes`` are queued,
+            ``unacknowledged_bytes`` are in flight; ``fallbacks_*`` count messages whose frames were
+            sent on the stream instead. ``sends_by`` is the path that large frames of this side take
+            now; ``sends_devices`` is true if a path takes device frames. ``traffic`` maps the
+            stream and each chosen path to its `dask_fabric.wire.metrics.Metrics.as_dict`.
         """
-    def figures(self):
-        """What was counted of the stream, and of each path that was chosen beside it.
+    def figures(self) -> dict[str, Metrics]:
+        """The metrics of the stream, and of each chosen path.
 
         Returns
         -------
         dict of str to Metrics
-            Copies. Messages, their sizes and their serialization count with the stream, which
+            Copies. Messages, their sizes and serialization times count for the stream, which
             carries their headers.
         """

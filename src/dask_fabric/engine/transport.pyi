@@ -1,16 +1,17 @@
-"""How the bytes of a connection go through its socket, where no TLS is needed."""
+"""Moves the bytes of a connection through its socket, without TLS."""
 
+import socket
 from typing import Any, Final
 
 class Transport:
-    """The bytes of one socket; the base of those with TLS and without.
+    """Base class: moves bytes through one socket, with or without TLS.
 
     Attributes
     ----------
     sock : socket.socket
-        Connected and non-blocking; belongs to the channel that has the transport.
+        Connected and non-blocking; owned by the channel that has the transport.
     peer_certificate : dict or None
-        As `ssl.SSLSocket.getpeercert` gives it.
+        As from `ssl.SSLSocket.getpeercert`.
     cipher : tuple or None
         Name, protocol and secret bits of the cipher in use.
     """
@@ -21,13 +22,13 @@ class Transport:
     cipher: Final[Any]
 
 class PlainTransport(Transport):
-    """The bytes of one socket as they are.
+    """Moves bytes through one socket without TLS.
 
     Parameters
     ----------
     sock : socket.socket
-        Connected and non-blocking; belongs to the transport from now on.
+        Connected and non-blocking; owned by the transport from now on.
     bulk_bytes : int
-        Above it, bytes are moved by native threads.
+        Larger amounts are moved by native threads.
     """
-    def __init__(self, sock, bulk_bytes): ...
+    def __init__(self, sock: socket.socket, bulk_bytes: int): ...

@@ -1,9 +1,12 @@
-"""What a reader waits for, in the place of an asyncio future.
+"""An awaitable for the next message, in place of an asyncio future.
 
-A task that awaits a future goes on in the loop's next round, after another look at all sockets. One
-that awaits a waiter goes on at once, where the message is found: a tenth of a small message's way.
-It is what `asyncio.isfuture` takes for a future, and is awaited once, by one task.
+A task that awaits a future resumes in the loop's next iteration, after another poll of all sockets.
+A task that awaits a `Waiter` resumes at once, inside the callback that found the message: that
+saves a tenth of a small message's latency. `asyncio.isfuture` accepts it as a future. It is awaited
+once, by one task.
 """
+
+import asyncio
 
 class Waiter:
     """The next message of a channel, for the task that awaits it.
@@ -12,16 +15,16 @@ class Waiter:
     ----------
     loop : asyncio.AbstractEventLoop
     """
-    def __init__(self, loop): ...
+    def __init__(self, loop: asyncio.AbstractEventLoop): ...
     def set_result(self, message):
-        """Give the message, and go on."""
+        """Set the result and resume the task."""
     def set_exception(self, error):
-        """Give an exception, which the task sees soon."""
+        """Set an exception; the task resumes in the next iteration."""
     def __await__(self): ...
     def __iter__(self): ...
     def __next__(self): ...
     def get_loop(self):
-        """As `asyncio.Future`, like all that follows."""
+        """As in `asyncio.Future`, like the methods below."""
     def done(self): ...
     def cancelled(self): ...
     def exception(self): ...

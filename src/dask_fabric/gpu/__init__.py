@@ -1,1 +1,1 @@
-"""Workers for GPUs: which GPUs there are, what lies near them, and a worker in each one's seat."""
+"""Workers for GPUs: finding GPUs and the devices near them, and one worker in each GPU's seat."""

@@ -20,19 +20,19 @@ from dask_fabric.errors import UnavailableError
 logger = logging.getLogger(__name__)
 
 CUPY, RMM = ALLOCATORS
-_ALIGNMENT_BYTES = 512  # CuPy rounds to that, RMM to half
+_ALIGNMENT_BYTES = 512  # CuPy rounds to 512, RMM to 256
 
 
 @dataclass(frozen=True)
 class Pool:
-    """What a worker sets aside.
+    """The device memory that a worker reserves.
 
     Attributes
     ----------
     allocator : str
         ``cupy`` or ``rmm``.
     size : int, float or None
-        In bytes, or as a fraction of the device's memory; None sets nothing aside.
+        In bytes, or as a fraction of the device's memory; None reserves nothing.
     """
 
     allocator: str
@@ -40,30 +40,30 @@ class Pool:
 
     @classmethod
     def configured(cls, settings: Settings) -> Pool:
-        """Give the pool that ``fabric.gpu`` asks for."""
+        """Give the pool that ``fabric.gpu`` specifies."""
         return cls(settings.gpu_allocator, settings.gpu_pool_size)
 
     def size_bytes(self, memory_bytes: int | None) -> int | None:
-        """Give the size on a device of so much memory."""
+        """Give the size on a device with this much memory."""
         size = self.size
         if isinstance(size, float):
             if memory_bytes is None:
                 raise UnavailableError(
-                    f"fabric.gpu.pool is {size}, a fraction of the GPU's memory, whose size its "
-                    "driver does not tell; give the pool's size in bytes"
+                    f"fabric.gpu.pool is {size}, a fraction of the GPU's memory, but the driver "
+                    "does not report its size; give the pool's size in bytes"
                 )
             size = int(size * memory_bytes)
         return None if size is None else size // _ALIGNMENT_BYTES * _ALIGNMENT_BYTES
 
     def set_up(self, memory_bytes: int | None) -> None:
-        """Let CuPy take its memory from this pool, in this process; needs the CUDA context.
+        """Make CuPy allocate from this pool, in this process; needs the CUDA context.
 
-        Without CuPy and without a size there is nothing to do.
+        Does nothing without CuPy and without a size.
 
         Raises
         ------
         UnavailableError
-            The package is missing, or the device has not so much memory.
+            The package is missing, or the device has not enough free memory.
         """
         size_bytes = self.size_bytes(memory_bytes)
         if self.allocator == RMM:
@@ -75,7 +75,7 @@ class Pool:
 
 
 def usage_bytes() -> tuple[int | None, int | None]:
-    """Give what is in use of CuPy's pool, and what the pool holds; None without CuPy."""
+    """Give the used and the total bytes of CuPy's pool; None without CuPy."""
     cupy = sys.modules.get("cupy")
     if cupy is None:
         return None, None
@@ -86,16 +86,16 @@ def usage_bytes() -> tuple[int | None, int | None]:
 def _set_up_cupy(size_bytes: int) -> None:
     cupy = _import("cupy", "pip install cupy-cuda13x, or cupy-cuda12x")
     with _explained(size_bytes):
-        # Given back to the pool at once, which keeps it.
+        # Freed at once, but the pool keeps it.
         cupy.get_default_memory_pool().malloc(size_bytes)
 
 
 def _import_cupy() -> None:
-    """Import CuPy, of which must know who is to receive an array; a worker can do without."""
+    """Import CuPy, without which a process announces no device memory; failure is not fatal."""
     try:
         importlib.import_module("cupy")
-    except Exception as exc:  # whatever a broken installation raises
-        logger.warning("this worker sends and receives no memory of its GPU: CuPy fails: %s", exc)
+    except Exception as exc:  # a broken installation may raise anything
+        logger.warning("this worker cannot send or receive GPU memory: CuPy fails: %s", exc)
 
 
 def _set_up_rmm(size_bytes: int | None) -> None:
@@ -114,9 +114,9 @@ def _set_up_rmm(size_bytes: int | None) -> None:
 def _explained(size_bytes: int) -> Iterator[None]:
     try:
         yield
-    except MemoryError as exc:  # of CuPy and of RMM
+    except MemoryError as exc:  # raised by CuPy and RMM
         raise UnavailableError(
-            f"the GPU has not {format_bytes(size_bytes)} left for the pool of this worker: lower "
+            f"the GPU cannot provide {format_bytes(size_bytes)} for the pool of this worker: lower "
             f"fabric.gpu.pool ({exc})"
         ) from exc
 
@@ -126,5 +126,5 @@ def _import(name: str, remedy: str) -> Any:
         return importlib.import_module(name)
     except ImportError as exc:
         raise UnavailableError(
-            f"fabric.gpu asks for a pool of {name}, which cannot be imported ({exc}): {remedy}"
+            f"fabric.gpu specifies a pool of {name}, which cannot be imported ({exc}): {remedy}"
         ) from exc

@@ -18,36 +18,36 @@ class LocalFabricCluster(LocalCluster):
     """A ``LocalCluster`` on ``fabric://`` with one worker for each GPU of this host.
 
     Each worker sees its own GPU first (``CUDA_VISIBLE_DEVICES``), runs on the CPUs near it, has
-    the Dask resource ``GPU`` and tells of its GPU in its metrics. Without a GPU it is a
-    ``LocalCluster`` as any other; `no_gpu_reason` says why.
+    the Dask resource ``GPU``, and reports its GPU's memory in its metrics. Without a GPU this is an
+    ordinary ``LocalCluster``; `no_gpu_reason` gives the reason.
 
     Parameters
     ----------
     n_workers : int, optional
-        One for each GPU; with more, some share a GPU.
+        By default one for each GPU; with more, some share a GPU.
     threads_per_worker : int, optional
-        With GPUs 1.
+        By default 1 if there are GPUs.
     CUDA_VISIBLE_DEVICES : str, int or iterable, optional
-        The GPUs to use: indices as ``nvidia-smi`` counts, or UUIDs of GPUs or MIG instances.
-        The environment's where left out.
+        The GPUs to use: indices in the order of ``nvidia-smi``, or UUIDs of GPUs or MIG instances.
+        By default the value in the environment.
     cupy_pool_size, rmm_pool_size : int, float or str, optional
-        Device memory that each worker sets aside when it starts, in bytes or as a fraction of its
-        GPU's memory, for CuPy's pool or one of RMM; instead of ``fabric.gpu.pool``.
+        Device memory that each worker reserves when it starts, in bytes or as a fraction of its
+        GPU's memory, for CuPy's or RMM's pool; overrides ``fabric.gpu.pool``.
     protocol : str
     **options
-        As of ``LocalCluster``.
+        As in ``LocalCluster``.
 
     Attributes
     ----------
     seats : tuple of dask_fabric.gpu.seats.Seat
-        Of the GPUs.
+        The seats of the GPUs.
     no_gpu_reason : str
-        Empty where there are GPUs.
+        Empty if there are GPUs.
 
     Raises
     ------
     dask_fabric.errors.UnavailableError
-        GPUs are there, or named, that cannot be used; the message says what to do.
+        GPUs are present or named, but cannot be used; the message gives a remedy.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class LocalFabricCluster(LocalCluster):
             options["worker_class"] = Nannies(self.seats, pool, options.get("worker_class"))
             options["processes"] = True
         else:
-            logger.info("no GPU here (%s): workers for CPUs", self.no_gpu_reason)
+            logger.info("no GPU here (%s): starting CPU workers", self.no_gpu_reason)
         super().__init__(
             n_workers=n_workers,
             threads_per_worker=threads_per_worker,
@@ -81,7 +81,7 @@ class LocalFabricCluster(LocalCluster):
 
 def _check(options: dict[str, Any]) -> None:
     if options.get("processes") is False:
-        raise ValueError("processes=False with GPUs: each needs a worker process of its own")
+        raise ValueError("processes=False is not possible with GPUs: each needs its own process")
     worker_class = options.get("worker_class")
     if worker_class is not None and not issubclass(worker_class, Worker):
         raise TypeError(f"worker_class is {worker_class!r}; expected a subclass of Worker")

@@ -1,6 +1,6 @@
-"""The CUDA context of this process, through the driver's own library: no framework is needed.
+"""The CUDA context of this process, by the driver's own library, without any framework.
 
-What CuPy, PyTorch and Numba use is this same primary context.
+It is the primary context, which CuPy, PyTorch and Numba use too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _UUID_BYTES = 16
 
 
 def has_context() -> bool:
-    """Tell whether this process has a CUDA context on a GPU that it sees; makes none."""
+    """Whether this process has a CUDA context on a visible GPU; creates none."""
     try:
         driver = _Driver()
     except UnavailableError:
@@ -30,12 +30,12 @@ def has_context() -> bool:
 
 
 def make_context(expected_uuid: str) -> None:
-    """Make the context on the first visible GPU, current in this thread, kept until the end.
+    """Create the context on the first visible GPU, current in this thread, for good.
 
     Parameters
     ----------
     expected_uuid : str
-        Of the GPU or MIG instance that this must be.
+        The UUID of the GPU or MIG instance that this must be.
 
     Raises
     ------
@@ -56,15 +56,15 @@ def make_context(expected_uuid: str) -> None:
     for device in devices:
         if driver.is_active(device):
             logger.warning(
-                "a CUDA context exists before the worker has started, made by something that was "
-                "imported; GPU %d of those visible here",
+                "an imported module created a CUDA context before the worker started, on GPU %d of "
+                "those visible here",
                 device,
             )
     driver.enter(devices[0])
 
 
 class _Driver:
-    """The functions of the driver that are needed here, each status an exception."""
+    """The functions of the driver that are needed here; an error status raises."""
 
     def __init__(self) -> None:
         self._library = _load()
@@ -76,7 +76,7 @@ class _Driver:
         return [self._device(ordinal) for ordinal in range(count.value)]
 
     def uuid_of(self, device: int) -> str | None:
-        """Give the UUID as hexadecimal digits; None where the driver is too old to tell."""
+        """Give the UUID as hexadecimal digits; None if the driver is too old to report it."""
         content = (ctypes.c_ubyte * _UUID_BYTES)()
         if not hasattr(self._library, "cuDeviceGetUuid_v2"):
             return None
@@ -104,7 +104,7 @@ class _Driver:
             raise UnavailableError("CUDA sees no GPU in this process: see CUDA_VISIBLE_DEVICES")
         if status:
             raise UnavailableError(
-                f"{name} of CUDA's driver failed with status {status}; `nvidia-smi` may tell more"
+                f"{name} of CUDA's driver failed with status {status}; `nvidia-smi` may show why"
             )
 
 
@@ -114,7 +114,7 @@ def _load() -> ctypes.CDLL:
         return ctypes.CDLL(_LIBRARY)
     except OSError as exc:
         raise UnavailableError(
-            f"NVIDIA's driver is not here: {exc}. In a container: docker run --gpus all"
+            f"NVIDIA's driver is missing: {exc}. In a container: docker run --gpus all"
         ) from exc
 
 

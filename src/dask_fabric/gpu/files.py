@@ -1,4 +1,4 @@
-"""Reading what the kernel tells in files: whatever cannot be read is None, and never an error."""
+"""Reading the kernel's files in ``/proc`` and ``/sys``; unreadable values are None, not errors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def read_text(path: Path) -> str | None:
-    """Give the text of a file without the space around it, or None."""
+    """Give the stripped text of a file, or None."""
     try:
         return path.read_text(errors="replace").strip()
     except OSError:  # missing, forbidden, or a driver's file that has no value now
@@ -16,7 +16,7 @@ def read_text(path: Path) -> str | None:
 
 
 def read_int(path: Path, index: int = 0) -> int | None:
-    """Give one of the whole numbers that stand in a file, counted from *index* 0, or None."""
+    """Give the whole number at *index* among the words of a file, or None."""
     words = (read_text(path) or "").split()
     try:
         return int(words[index])
@@ -25,7 +25,7 @@ def read_int(path: Path, index: int = 0) -> int | None:
 
 
 def names_in(path: Path) -> list[str]:
-    """Give the names in a folder, in the order in which people count; none if it is not there."""
+    """Give the names in a folder in natural order (``a10`` after ``a9``); none if it is missing."""
     try:
         return sorted(os.listdir(path), key=_counting)
     except OSError:

@@ -1,4 +1,4 @@
-"""Nannies of GPU workers: each takes the seat in which the fewest sit."""
+"""Nannies of GPU workers; each gets the seat with the fewest workers."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _CLOSE_SECONDS = 10
 
 
 class Nannies:
-    """Makes nannies; to be called as ``Nanny`` is.
+    """Makes nannies; called in place of the class ``Nanny``.
 
     Parameters
     ----------
     seats : sequence of Seat
         At least one. With more workers than GPUs, some share one.
     pool : Pool
-        Of each worker.
+        The pool of each worker.
     worker_class : type
-        Of the workers.
+        The class of the workers.
     """
 
     def __init__(
@@ -47,7 +47,8 @@ class Nannies:
 
     def __call__(
         self,
-        *arguments: Any,
+        scheduler_ip: Any = None,
+        *,
         env: dict[str, Any] | None = None,
         resources: dict[str, float] | None = None,
         **options: Any,
@@ -55,7 +56,7 @@ class Nannies:
         number = self._next()
         seat = self.seats[number]
         nanny = Nanny(
-            *arguments,
+            scheduler_ip,
             env={**(env or {}), **dict(seat.environment)},
             resources={RESOURCE: 1, **(resources or {})},
             worker_class=functools.partial(make_worker, self.worker_class, seat, self.pool),
@@ -71,14 +72,14 @@ class Nannies:
 
 
 def pool_of(cupy_pool_size: str | float | None, rmm_pool_size: str | float | None) -> Pool:
-    """Give the pool that two options ask for, or the one that is configured.
+    """Give the pool that one of two options specifies, or the configured one.
 
     Raises
     ------
     UnavailableError
         Both are given.
     dask_fabric.errors.ConfigError
-        The size is not usable.
+        The size is invalid.
     """
     if cupy_pool_size is not None and rmm_pool_size is not None:
         raise UnavailableError("give either a pool of CuPy or one of RMM, not both")
@@ -91,12 +92,12 @@ def pool_of(cupy_pool_size: str | float | None, rmm_pool_size: str | float | Non
 
 
 async def serve(open_nannies: Callable[[], Sequence[Nanny]]) -> None:
-    """Run workers until they have ended, or until control-C or SIGTERM, which closes them.
+    """Run workers until they end; control-C and SIGTERM close them.
 
     Parameters
     ----------
     open_nannies : callable
-        Makes them, in the event loop that runs.
+        Makes the nannies; called in the running event loop.
     """
     nannies = open_nannies()
     with _signals() as signalled:
@@ -122,7 +123,7 @@ async def _close(nanny: Nanny) -> None:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[asyncio.Event]:
-    """Give an event that the first signal sets; a second one has its usual effect."""
+    """Give an event that the first signal sets; a second signal has its usual effect."""
     loop = asyncio.get_running_loop()
     event = asyncio.Event()
     both = (signal.SIGINT, signal.SIGTERM)

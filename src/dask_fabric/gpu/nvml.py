@@ -1,4 +1,4 @@
-"""The NVIDIA GPUs that a process may use, as their driver tells through nvidia-ml-py."""
+"""The NVIDIA GPUs that a process may use, from their driver by nvidia-ml-py."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import Any
 
 from dask_fabric.errors import UnavailableError
 
-_CPU_WORDS = 64  # of 64 bits: the driver fills what it is given room for, and Linux stops at 8192
+_CPU_WORDS = 64  # room for the driver's mask of CPUs, in words of 64 bits
 _CPUS_PER_WORD = 64
 
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU, or an instance of one that is divided (MIG); what is None is unknown.
+    """A GPU, or an instance of a partitioned GPU (MIG); None means unknown.
 
     Attributes
     ----------
     visible_name : str
-        What ``CUDA_VISIBLE_DEVICES`` calls it: an index or a UUID.
+        Its name in ``CUDA_VISIBLE_DEVICES``: an index or a UUID.
     uuid : str
         In full, such as ``GPU-9baca7f5-...`` or ``MIG-41b3359c-...``.
     address : str or None
-        On the PCI bus, as the driver writes it.
+        On the PCI bus, in the driver's notation.
     cores : tuple of int
-        The CPUs that are nearest to it; none where the driver does not tell.
+        The nearest CPUs; empty if the driver does not report them.
     """
 
     visible_name: str
@@ -39,21 +39,21 @@ class Device:
 
 
 class NoDriverError(UnavailableError):
-    """Nobody here knows of GPUs: nvidia-ml-py is not installed, or finds no driver."""
+    """GPUs cannot be listed here: nvidia-ml-py is not installed, or finds no driver."""
 
 
 def list_devices(names: Sequence[str] | None = None) -> tuple[Device, ...]:
-    """List the devices that are named, or all: of a GPU that is divided, its instances.
+    """List the named devices, or all; a partitioned GPU is listed as its instances.
 
     Parameters
     ----------
     names : sequence of str, optional
-        Indices, in the order of the PCI bus as ``nvidia-smi`` counts, or UUIDs.
+        Indices, in the order of the PCI bus (as in ``nvidia-smi``), or UUIDs.
 
     Raises
     ------
     NoDriverError
-        The driver cannot be asked.
+        The driver is not available.
     UnavailableError
         There is no such device.
     """
@@ -65,15 +65,15 @@ def list_devices(names: Sequence[str] | None = None) -> tuple[Device, ...]:
     for device in found:
         if sum(device.uuid == other.uuid for other in found) > 1:
             raise UnavailableError(
-                f"CUDA_VISIBLE_DEVICES names {device.uuid} twice, by index and UUID; name it once"
+                f"CUDA_VISIBLE_DEVICES names {device.uuid} twice: by index and by UUID"
             )
     return found
 
 
 def own_memory_bytes(uuid: str) -> int | None:
-    """Give the memory of a device that this process holds, or None where nobody knows.
+    """Give the memory of a device that this process uses, or None if unknown.
 
-    In a container the driver may call processes by other numbers.
+    In a container the driver may report the process ids of the host.
     """
     with contextlib.suppress(UnavailableError), _driver() as nvml:
         handle = nvml.nvmlDeviceGetHandleByUUID(uuid.encode())
@@ -85,35 +85,35 @@ def own_memory_bytes(uuid: str) -> int | None:
 
 @contextlib.contextmanager
 def _driver() -> Iterator[Any]:
-    """Lend the module, and let its errors out as one of ours."""
+    """Give the initialized module, and translate its errors to ours."""
     try:
         import pynvml
     except ImportError as exc:
         raise NoDriverError("nvidia-ml-py is not installed") from exc
-    # Of a driver that is older than the package, for some functions; unknown to old packages.
+    # Raised for functions that an older driver lacks; old packages do not define it.
     mismatch = getattr(pynvml, "NVMLLibraryMismatchError", pynvml.NVMLError)
     try:
         pynvml.nvmlInit()
     except (pynvml.NVMLError, mismatch) as exc:
-        raise NoDriverError(f"NVIDIA's driver cannot be asked: {exc}") from exc
+        raise NoDriverError(f"NVIDIA's driver is not available: {exc}") from exc
     try:
         yield pynvml
     except (pynvml.NVMLError, mismatch) as exc:
-        raise UnavailableError(f"NVIDIA's driver does not tell of a GPU: {exc}") from exc
+        raise UnavailableError(f"NVIDIA's driver does not describe a GPU: {exc}") from exc
     finally:
         with contextlib.suppress(pynvml.NVMLError):
             pynvml.nvmlShutdown()
 
 
 def _gpus(nvml: Any) -> Iterator[tuple[Device, list[Device] | None]]:
-    """Yield every GPU with its instances; with None where it is not divided."""
+    """Yield every GPU with its instances, or with None if it is not partitioned."""
     is_whole = True
     for index in range(nvml.nvmlDeviceGetCount()):
         try:
             handle = nvml.nvmlDeviceGetHandleByIndex(index)
         except (nvml.NVMLError_NoPermission, nvml.NVMLError_GpuIsLost):
-            # Of another job on this host, or broken: CUDA does not count it, and so by other
-            # numbers from here on.
+            # Another job's GPU, or a broken one: CUDA does not count it, so from here on its
+            # indices differ from the driver's.
             is_whole = False
             continue
         name = str(index) if is_whole else _text(nvml.nvmlDeviceGetUUID(handle))
@@ -127,12 +127,12 @@ def _instances(nvml: Any, gpu: Any) -> Iterator[Device]:
         try:
             handle = nvml.nvmlDeviceGetMigDeviceHandleByIndex(gpu, index)
         except nvml.NVMLError:
-            continue  # that place is free
+            continue  # this slot is free
         yield _device(nvml, handle, gpu, _text(nvml.nvmlDeviceGetUUID(handle)))
 
 
 def _device(nvml: Any, handle: Any, gpu: Any, name: str) -> Device:
-    """Describe a device; what its GPU alone has is asked of that."""
+    """Describe a device; PCI address and CPUs are those of its GPU."""
     return Device(
         visible_name=name,
         uuid=_text(nvml.nvmlDeviceGetUUID(handle)),
@@ -157,10 +157,10 @@ def _find(name: str, gpus: Sequence[tuple[Device, list[Device] | None]]) -> Devi
         known = ", ".join(f"{device.visible_name} ({device.uuid})" for device in everything)
         raise UnavailableError(
             f"CUDA_VISIBLE_DEVICES names {name}, which is {'several GPUs' if found else 'no GPU'} "
-            f"of this host; it has {known or 'none'}"
+            f"of this host; its GPUs are {known or 'none'}"
         )
     (device,) = found
-    # In full: shortened ones are not understood by all that read the variable.
+    # The full UUID: not all readers of the variable understand a shortened one.
     return device if name.isdecimal() else replace(device, visible_name=device.uuid)
 
 
@@ -173,7 +173,7 @@ def _cpus(words: Sequence[int]) -> tuple[int, ...]:
 def _optional(nvml: Any, ask: Callable[[], Any]) -> Any:
     try:
         return ask()
-    except nvml.NVMLError:  # most of all NVMLError_NotSupported
+    except nvml.NVMLError:  # usually NVMLError_NotSupported
         return None
 
 

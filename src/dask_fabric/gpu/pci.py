@@ -1,4 +1,4 @@
-"""Places of devices on the PCI bus, and how near two of them are."""
+"""Places of devices on the PCI bus, and the distance between two of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dask_fabric.gpu.files import read_int, read_text
 
-# The words of `nvidia-smi topo`, in ours; the nearest first.
+# The levels of `nvidia-smi topo` in plain words, the nearest first.
 NEARNESS = (
     "same PCIe switch",
     "same PCIe root",
@@ -22,18 +22,18 @@ NEARNESS = (
 
 @dataclass(frozen=True)
 class Place:
-    """Where a device is plugged in.
+    """The place of a device on the PCI bus.
 
     Attributes
     ----------
     address : str
         Such as ``0000:17:00.0``.
     bridges : tuple of str
-        What leads there, from the root of the bus, without the device itself.
+        The bridges above the device, from the root of the bus.
     numa_node : int or None
-        The memory that it is nearest to.
+        The nearest NUMA node.
     link, best_link : str or None
-        Speed and width of its PCIe link as it is, and as the device could have it.
+        Current and maximum speed and width of its PCIe link.
     """
 
     address: str
@@ -44,7 +44,7 @@ class Place:
 
 
 def place_of(device: Path, root: Path = Path("/")) -> Place | None:
-    """Give the place of a device by its folder in ``sys``, or None where it is not on PCI.
+    """Give the place of a device by its folder in ``sys``, or None if it is not on PCI.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def place_of(device: Path, root: Path = Path("/")) -> Place | None:
     addresses = [part for part in parts if re.fullmatch(r"[\da-f]{4,}:[\da-f]{2}:.*", part)]
     if not addresses or not device.exists():
         return None
-    # A network card of a virtual machine may be a child of its PCI device (virtio).
+    # In a virtual machine a network card may be a child of its PCI device (virtio).
     last = parts.index(addresses[-1])
     folder = Path(os.path.realpath(root), *parts[: last + 1])
     node = read_int(folder / "numa_node")
@@ -74,14 +74,14 @@ def place_of(device: Path, root: Path = Path("/")) -> Place | None:
 
 
 def place_at(address: str, root: Path = Path("/")) -> Place | None:
-    """Give the place at an address as drivers write it, such as ``00000000:17:00.0``."""
+    """Give the place at an address in a driver's notation, such as ``00000000:17:00.0``."""
     domain, _, rest = address.lower().partition(":")
-    # NVIDIA's driver writes eight digits of the domain, and sys four.
+    # NVIDIA's driver writes eight digits of the domain, sys four.
     return place_of(root / "sys/bus/pci/devices" / f"{domain[-4:]}:{rest}", root)
 
 
 def nearness(one: Place | None, other: Place | None) -> str:
-    """Say how near two devices are, in one of the words of `NEARNESS`."""
+    """Give the distance of two devices, as one of `NEARNESS`."""
     if one is None or other is None:
         return "unknown"
     if one.bridges[:2] == other.bridges[:2] and len(one.bridges) > 1:
@@ -96,7 +96,7 @@ def nearness(one: Place | None, other: Place | None) -> str:
 def nearest(
     place: Place | None, devices: Iterable[tuple[str, Place | None]]
 ) -> tuple[tuple[str, ...], str]:
-    """Name the devices that are nearer to a place than all others, and how near these are."""
+    """Name the devices nearest to a place, and their distance."""
     by_rank = [(NEARNESS.index(nearness(place, other)), name) for name, other in devices]
     best = min((rank for rank, _ in by_rank), default=len(NEARNESS) - 1)
     if NEARNESS[best] == "unknown":

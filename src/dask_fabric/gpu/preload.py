@@ -1,8 +1,8 @@
-"""A preload for workers that others start on GPUs, such as dask-cuda: makes the CUDA context.
+"""A preload that creates the CUDA context, for GPU workers of other tools such as dask-cuda.
 
-It does so when it is imported, since a worker listens, and so may start UCX, before ``dask_setup``
-is called. Commands import the preloads of their workers too, to see their options: there, in a
-process that is nobody's child, nothing is made. Workers of dask-fabric's own do not need it.
+The context is created at import, because a worker listens, and so may start UCX, before
+``dask_setup`` is called. Commands import the preloads of their workers too, to read their options:
+they have no parent process, and there nothing is created. dask-fabric's own workers do not need it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dask_fabric.gpu import context, nvml, visible
 
 @functools.cache
 def make_context() -> None:
-    """Make it on the first GPU that the environment names."""
+    """Create the context on the first GPU that the environment names."""
     given = os.environ.get(visible.VARIABLE)
     devices = nvml.list_devices(None if given is None else visible.names_of(given))
     if not devices:
@@ -27,7 +27,7 @@ def make_context() -> None:
 
 
 def dask_setup(worker: Any) -> None:
-    """Make it now in a worker without a nanny."""
+    """Create the context in a worker without a nanny."""
     make_context()
 
 

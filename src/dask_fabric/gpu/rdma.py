@@ -12,7 +12,7 @@ from dask_fabric.gpu.pci import Place, place_of
 
 @dataclass(frozen=True)
 class RdmaPort:
-    """One port of an RDMA device, in the kernel's words; None is unknown."""
+    """One port of an RDMA device, in the kernel's words; None means unknown."""
 
     number: int
     state: str | None
@@ -35,12 +35,12 @@ class RdmaDevice:
 
     @property
     def active(self) -> bool:
-        """Whether it has a port that can carry data."""
+        """Whether one of its ports can carry data."""
         return any(port.state == "ACTIVE" for port in self.ports)
 
 
 def inspect_rdma(root: Path = Path("/")) -> tuple[RdmaDevice, ...]:
-    """List the RDMA devices that the kernel knows."""
+    """List the RDMA devices of the kernel."""
     devices = root / "sys/class/infiniband"
     verbs = _verbs(root)
     return tuple(
@@ -77,7 +77,7 @@ def _word(text: str | None) -> str | None:
 
 
 def _verbs(root: Path) -> dict[str, str]:
-    """Give the special file by which a program uses each RDMA device, by the device's name."""
+    """Give the device file of each RDMA device, by the device's name."""
     folder = root / "sys/class/infiniband_verbs"
     found = {read_text(folder / name / "ibdev"): name for name in names_in(folder)}
     return {device: f"/dev/infiniband/{name}" for device, name in found.items() if device}

@@ -1,4 +1,4 @@
-"""Seats: for each GPU what a worker of it needs to know before it starts."""
+"""Seats: the environment, CPUs and network devices for a worker on each GPU."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NEAR = ("same PCIe switch", "same PCIe root", "same NUMA node")
 
 @dataclass(frozen=True)
 class Seat:
-    """Where one worker sits.
+    """The place of one worker.
 
     Attributes
     ----------
@@ -30,9 +30,9 @@ class Seat:
     environment : tuple of (str, str)
         Variables of the worker's process.
     cores : tuple of int
-        The CPUs that it runs on; none leaves it where it is.
+        The CPUs to run on; empty means no restriction.
     nics : tuple of str
-        The RDMA devices that are nearest to the GPU; none where there is no difference.
+        The RDMA devices nearest to the GPU; empty if all are equally near.
     """
 
     device: nvml.Device
@@ -52,21 +52,21 @@ def find_seats(
     environment: Mapping[str, str] = os.environ,
     root: Path = Path("/"),
 ) -> tuple[tuple[Seat, ...], str]:
-    """Give a seat for each GPU that this process may use; where there is none, the reason.
+    """Give a seat for each GPU that this process may use, or the reason why there is none.
 
     Parameters
     ----------
     named : str, int or iterable, optional
-        A value of ``CUDA_VISIBLE_DEVICES`` instead of that in the environment.
+        Overrides ``CUDA_VISIBLE_DEVICES`` in the environment.
     environment : mapping
-        Of this process.
+        The environment of this process.
     root : Path
         Where ``proc`` and ``sys`` are mounted.
 
     Raises
     ------
     UnavailableError
-        GPUs are named, or there, that cannot be used; the message says what to do.
+        GPUs are present or named, but cannot be used; the message gives a remedy.
     """
     given = environment.get(visible.VARIABLE) if named is None else named
     names = None if given is None else visible.names_of(given)
@@ -84,7 +84,7 @@ def find_seats(
         ) from exc
     rdma = [device for device in inspect_rdma(root) if device.active and device.may_use_verbs]
     seats = tuple(_seat(devices, index, rdma, environment, root) for index in range(len(devices)))
-    return seats, "" if seats else "NVIDIA's driver knows of none"
+    return seats, "" if seats else "NVIDIA's driver reports none"
 
 
 def _is_usable_nvidia(root: Path) -> Iterable[bool]:
@@ -102,7 +102,7 @@ def _seat(
     nics = _near_nics(device, rdma, root)
     variables = {
         visible.VARIABLE: visible.turned([one.visible_name for one in devices], index),
-        # Else CUDA counts the fastest first, and an index means another GPU than the driver's.
+        # By default CUDA counts the fastest GPU first, so its indices differ from the driver's.
         ORDER: environment.get(ORDER, "PCI_BUS_ID"),
     }
     if nics and not _chosen_by_user(environment):
@@ -118,7 +118,7 @@ def _seat(
 def _near_nics(
     device: nvml.Device, rdma: Sequence[RdmaDevice], root: Path
 ) -> tuple[RdmaDevice, ...]:
-    """Give the RDMA devices to use; none where all are as near, or nobody knows how near."""
+    """Give the RDMA devices to use; none if all are equally near, or distances are unknown."""
     place = place_at(device.address, root) if device.address else None
     names, nearness = nearest(place, [(nic.name, nic.place) for nic in rdma])
     if nearness not in _NEAR or len(names) == len(rdma):

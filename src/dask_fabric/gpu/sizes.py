@@ -1,7 +1,6 @@
-"""Sizes of device arrays for Dask's memory management, where Dask itself does not know them.
+"""Sizes of device arrays for Dask's memory management, for libraries that Dask does not know.
 
-It knows those of CuPy, RMM and Numba. Without a size an array counts as nothing, and a worker
-spills none of them.
+It knows CuPy, RMM and Numba. Arrays of other libraries would count as empty, and never be spilled.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from dask.sizeof import sizeof
 
 
 def register() -> None:
-    """Let Dask know the sizes of arrays of PyTorch and JAX and of CuPy's sparse matrices."""
+    """Register the sizes of arrays of PyTorch and JAX, and of CuPy's sparse matrices."""
     sizeof.register_lazy("torch", _register_torch)
     sizeof.register_lazy("cupyx", _register_sparse)
     for module in ("jax", "jaxlib"):  # the class of arrays has moved between them

@@ -1,4 +1,4 @@
-"""GPUs of this host, usable or not, and the network devices nearest to them: for a report."""
+"""All GPUs of this host, usable or not, with the nearest network devices; for reports."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _MODULES = ("nvidia_peermem", "nv_peer_mem", "gdrdrv")
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU; what is None is unknown.
+    """One GPU; None means unknown.
 
     Attributes
     ----------
     usable : bool
-        Whether its driver knows it; else it was only found on the bus.
+        Whether its driver reports it; else it was only found on the bus.
     nearest : tuple of str
-        The network devices that are nearer than all others.
+        The nearest network devices.
     nearest_by : str
-        How near these are: one of the words of `dask_fabric.gpu.pci.NEARNESS`.
+        Their distance: one of `dask_fabric.gpu.pci.NEARNESS`.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Gpu:
 
 
 def ask_nvidia_smi() -> str:
-    """Give the table that ``nvidia-smi`` prints, or nothing where it is absent or fails."""
+    """Give the table that ``nvidia-smi`` prints, or "" if it is missing or fails."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return ""
@@ -64,7 +64,7 @@ def inspect_gpus(
     devices: Iterable[tuple[str, Place | None]] = (),
     ask: Callable[[], str] = ask_nvidia_smi,
 ) -> tuple[Gpu, ...]:
-    """List the GPUs: of the driver, and of the bus those that the driver does not know.
+    """List the GPUs that the driver reports, and others on the bus.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ def inspect_gpus(
     devices : iterable of (str, Place or None)
         Names and places of the network devices.
     ask : callable
-        Gives what ``nvidia-smi`` says.
+        Gives the output of ``nvidia-smi``.
     """
     found = _of_nvidia_smi(root, ask()) or _of_driver(root)
     known = {gpu.place.address for gpu in found if gpu.place}
@@ -83,7 +83,7 @@ def inspect_gpus(
 
 
 def inspect_modules(root: Path = Path("/")) -> tuple[str, ...]:
-    """Name the loaded kernel modules that let network cards reach the memory of GPUs."""
+    """Name the loaded kernel modules that let network cards access GPU memory."""
     return tuple(name for name in _MODULES if (root / "sys/module" / name).exists())
 
 
@@ -106,12 +106,12 @@ def _of_driver(root: Path) -> list[Gpu]:
     folder = root / "proc/driver/nvidia"
     found = []
     for name in names_in(folder / "gpus"):
-        told = read_fields(folder / "gpus" / name / "information")
+        fields = read_fields(folder / "gpus" / name / "information")
         found.append(
             Gpu(
-                name=told.get("Model") or "NVIDIA GPU",
+                name=fields.get("Model") or "NVIDIA GPU",
                 usable=True,
-                uuid=told.get("GPU UUID"),
+                uuid=fields.get("GPU UUID"),
                 memory_bytes=None,
                 driver=_driver_version(folder),
                 place=place_at(name, root),

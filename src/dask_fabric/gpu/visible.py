@@ -1,4 +1,4 @@
-"""``CUDA_VISIBLE_DEVICES``: the GPUs that it names, and the same with another one first."""
+"""``CUDA_VISIBLE_DEVICES``: parsing it, and rotating it so that another GPU is first."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from dask_fabric.errors import UnavailableError
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
 _PREFIXES = ("GPU-", "MIG-")  # of UUIDs, which may be shortened
-_ENDS = ("", "-1", "NoDevFiles")  # the last is what Slurm gives a job without GPUs
+_ENDS = ("", "-1", "NoDevFiles")  # the last is Slurm's value for a job without GPUs
 
 
 def names_of(value: str | int | Iterable[str | int]) -> tuple[str, ...]:
-    """Give the names of the devices that a value of the variable lets a process see.
+    """Give the names of the devices in a value of the variable.
 
     Parameters
     ----------
     value : str, int or iterable
-        As in the environment, or a list: indices, and UUIDs of GPUs or of MIG instances. As CUDA
-        does it, -1 ends the list; so does ``NoDevFiles``.
+        As in the environment, or a list: indices, and UUIDs of GPUs or of MIG instances. As in
+        CUDA, -1 ends the list; so does ``NoDevFiles``.
 
     Raises
     ------
     UnavailableError
-        A name is none, or comes twice.
+        A name is invalid or occurs twice.
     """
     if isinstance(value, (str, int)):
         value = str(value).split(",")
@@ -43,9 +43,9 @@ def names_of(value: str | int | Iterable[str | int]) -> tuple[str, ...]:
 
 
 def turned(names: Sequence[str], first: int) -> str:
-    """Give a value of the variable in which the device at index *first* comes first.
+    """Give a value of the variable, rotated so that the device at index *first* comes first.
 
-    The others follow in turn, so that a process can reach all of them (CUDA IPC needs that), and
-    processes that take their second device take different ones.
+    The others follow, so that a process can access all of them (CUDA IPC needs that), and the
+    second device of each process is a different one.
     """
     return ",".join((*names[first:], *names[:first]))

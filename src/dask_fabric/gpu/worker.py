@@ -1,4 +1,4 @@
-"""What happens in the process of a GPU worker, before Dask's worker is made in it."""
+"""Preparing the process of a GPU worker, before Dask's worker is made in it."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ STARTUP = "gpu-seat"
 def make_worker(
     worker_class: type[Worker], seat: Seat, pool: Pool, *arguments: Any, **options: Any
 ) -> Worker:
-    """Prepare this process for its GPU, and make the worker; what a nanny is given for a class.
+    """Prepare this process for its GPU, and make the worker; used as a nanny's worker class.
 
-    A worker listens, and so may start UCX, before it loads its plugins and sets up its preloads:
-    the context must be there earlier.
+    A worker listens, and so may start UCX, before it runs plugins and preloads. But the context
+    must exist before UCX starts.
 
     Parameters
     ----------
@@ -42,13 +42,13 @@ def make_worker(
     Raises
     ------
     dask_fabric.errors.UnavailableError
-        The GPU cannot be used; the message says why.
+        The GPU cannot be used; the message gives the reason.
     """
     stay_on(seat.cores)
     make_context(seat.device.uuid)
     pool.set_up(seat.device.memory_bytes)
     sizes.register()
-    dask_nvml.init_once()  # else the first worker of a process lacks Dask's own figures of GPUs
+    dask_nvml.init_once()  # else the process's first worker lacks Dask's GPU metrics
     options["metrics"] = {
         **_given(options, "metrics", DEFAULT_METRICS),
         METRIC: partial(tell_usage, seat),
@@ -59,10 +59,10 @@ def make_worker(
 
 
 def stay_on(cores: tuple[int, ...]) -> None:
-    """Keep all threads of this process, and those to come, on these CPUs; none changes nothing.
+    """Bind all current and future threads of this process to these CPUs; empty means no change.
 
-    Threads that exist already are those of numerical libraries: ``sched_setaffinity(0)`` alone
-    would leave them where they are.
+    Numerical libraries have started threads already, which ``sched_setaffinity(0)`` would not
+    affect.
     """
     if not cores:
         return
@@ -75,18 +75,18 @@ def stay_on(cores: tuple[int, ...]) -> None:
 
 
 async def tell_usage(seat: Seat, worker: Worker) -> dict[str, int | None]:
-    """Give a metric: memory of the GPU that this process holds, and CuPy's pool; None is unknown.
+    """Give a metric: GPU memory that this process uses, and CuPy's pool; None means unknown.
 
     Dask's own metric ``gpu`` has memory and utilization of the whole device.
     """
     used, held = usage_bytes()
-    # It may take milliseconds to ask the driver.
+    # In a thread: the driver may take milliseconds.
     own = await asyncio.to_thread(nvml.own_memory_bytes, seat.device.uuid)
     return {"memory-used": own, "pool-used": used, "pool-total": held}
 
 
 def tell_seat(seat: Seat, worker: Worker) -> dict[str, Any]:
-    """Give startup information: where the worker sits."""
+    """Give startup information: the worker's seat."""
     return {
         "uuid": seat.device.uuid,
         "model": seat.device.model,

@@ -1,36 +1,48 @@
-"""Jobs of native threads: how an event loop learns of their ends, and how they are cancelled.
+"""Jobs of native threads: the delivery of their completions, cancellation, and quarantine.
 
 Theory of operation
 -------------------
-A `Job` is something that native threads do for one owner, a channel. Its end is posted to the
-mailbox of a `CompletionQueue`, of which each event loop has one; the loop watches the event fd of
-the mailbox, one wake-up hands over every job that ended, and the owner of each is called.
+A `Job` is work that native threads do for one owner, a channel. Each event loop has one
+`CompletionQueue`, with a mailbox. What a job goes through:
 
-A job can be cancelled at any time; then its owner is not called. A thread that waits in the kernel
-for a page, of another process or of a file that some server does not bring, cannot be interrupted;
-and a network library may keep memory although its operation was cancelled. A comm ends all the
-same, and memory that is still in use stays in *quarantine*.
+1. `begin` gives the job a tag and starts it (`_start`, in the subclass).
+2. A native thread posts a `Completion` with that tag to the mailbox, without the GIL. This makes
+   the mailbox's event fd readable, which the loop watches. One wake-up collects all completions.
+3. The queue looks the tag up and calls the owner's `_job_ended`.
+
+`cancel` ends a job at any time, and its owner is not called. A completion that was already posted
+finds no job of its tag, and is ignored: tags are never reused. The order in `cancel` matters: the
+queue forgets the job first, then the native side ends it (`_end`).
+
+Cancelling cannot always free the job's memory. A thread may wait in the kernel for a page of
+another process, or of a file on a slow server, and cannot be interrupted. A network library may
+keep memory of a cancelled operation. The comm closes all the same. The memory, and whatever else
+the job uses, goes to *quarantine*: the list keeps it alive, and `reap` polls each entry
+(`_is_in_use`) and frees it once nothing uses it.
 """
+
+import asyncio
+from typing import Any
 
 REAP_SECONDS = 0.1
 
 class CompletionQueue:
-    """Jobs of one event loop, and the owners that await their ends.
+    """Collects the completions of one event loop's jobs, and calls the jobs' owners.
 
-    The loop watches the queue only while it has users, so that a loop without comms has no file
-    descriptor of ours.
+    The loop watches the queue only while it has users: a loop without comms has no file descriptor
+    of ours.
     """
     def __init__(self, loop): ...
     def __del__(self): ...
 
 class Job:
-    """What native threads do; its end is reported by a completion queue, or it is cancelled.
+    """Work of native threads; it ends with a completion, or by cancellation.
 
-    A subclass has its parameters, and starts it in the threads of its kind.
+    A subclass holds the parameters, and starts the work in its native threads.
     """
 
-def queue_of(loop):
-    """The completion queue of an event loop, made at the first call.
+def queue_of(loop: asyncio.AbstractEventLoop) -> CompletionQueue:
+    """Return the completion queue of an event loop; made at the first call.
 
     Parameters
     ----------
@@ -41,14 +53,14 @@ def queue_of(loop):
     CompletionQueue
     """
 
-def statistics():
-    """What is in quarantine.
+def statistics() -> dict[str, Any]:
+    """Count the jobs in quarantine.
 
     Returns
     -------
     dict
-        ``quarantined_count``, of cancelled jobs whose memory is still in use.
+        ``quarantined_count``: cancelled jobs whose memory is still in use.
     """
 
 def reap() -> bool:
-    """Free what nothing uses any more, and say whether something is left."""
+    """Free the entries of the quarantine that are not in use any more; True if some are left."""

@@ -1,7 +1,7 @@
-"""Native threads: starting them, and how many there shall be."""
+"""Native threads: starting them, and how many to start."""
 
 def configure(thread_count: int):
-    """Set the number of native threads of each kind; threads that run already stay.
+    """Set the number of native threads of each kind; running threads are not stopped.
 
     Parameters
     ----------

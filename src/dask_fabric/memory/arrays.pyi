@@ -1,18 +1,18 @@
 """NumPy arrays that own memory of the pool.
 
 Code that looks for the owner of an array's memory (distributed's own does) follows ``base`` and
-``obj`` and accepts the end of that chain only if it is bytes, bytearray or an array that owns its
-memory. So the owner must be an array, and NumPy asks for its memory and frees it through a handler
-of ours (NEP 49), which is in force during that one allocation only.
+``obj``, and accepts the end of that chain only if it is bytes, bytearray or an array that owns its
+memory. So the owner must be an array. NumPy allocates and frees its memory through our handler (NEP
+49), which is set during that one allocation only.
 
-All of this happens under the GIL. What frees memory uses C structures alone: arrays die at any
-time, also while the interpreter ends or an exception is on its way.
+Everything here needs the GIL. The functions that free memory use C structures only: an array may
+die at any time, also while the interpreter ends or an exception propagates.
 """
 
 from typing import Any
 
 def new_array(nbytes: int, like: int = 0) -> Any:
-    """An array that owns memory of the pool and hands it back when it dies.
+    """Make an array that owns memory of the pool, and returns it when it dies.
 
     Parameters
     ----------
@@ -35,14 +35,14 @@ def new_array(nbytes: int, like: int = 0) -> Any:
     """
 
 def pin(array: Any, pin_memory: Any) -> bool:
-    """Pin the memory of an array once: the pool keeps it as it is for whoever comes next.
+    """Pin the memory of an array; it stays pinned when the pool recycles it.
 
     Parameters
     ----------
-    array : Any
-        What `new_array` gave; anything else is left alone.
+    array : object
+        From `new_array`; any other object is ignored.
     pin_memory : callable
-        ``(address, nbytes)``; what it raises passes, and nothing is pinned.
+        ``(address, nbytes)``; its exceptions propagate, and nothing is pinned then.
 
     Returns
     -------

@@ -1,6 +1,6 @@
-"""Device memory by CuPy; imported, as CuPy is, only where a process works with such memory.
+"""Device memory by CuPy. Imported, like CuPy, only in processes that use such memory.
 
-Nothing here makes a CUDA context before the first frame is copied or allocated.
+Nothing here creates a CUDA context before the first frame is copied or allocated.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ import numpy as np
 from dask_fabric.errors import UnavailableError
 from dask_fabric.memory.device import Span
 
-# One GPU for a process, as dask-cuda has it: the first that CUDA_VISIBLE_DEVICES shows.
+# One GPU per process, as in dask-cuda: the first in CUDA_VISIBLE_DEVICES.
 _DEVICE = 0
 _HOST_REGISTER_PORTABLE = 1  # cudaHostRegisterPortable: pinned for every context
 _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 
 
 def open_runtime(insist: bool = False) -> CudaRuntime | None:
-    """Make the runtime of this process; None while nothing in it has used a GPU.
+    """Make the runtime of this process, or give None if nothing in it uses a GPU.
 
     Parameters
     ----------
     insist : bool
-        Make it also then.
+        Make it in any case.
 
     Raises
     ------
@@ -42,7 +42,7 @@ def open_runtime(insist: bool = False) -> CudaRuntime | None:
     try:
         import cupy
     except ImportError as error:
-        raise UnavailableError(f"memory of GPUs takes CuPy, which is missing: {error}") from error
+        raise UnavailableError(f"GPU memory needs CuPy, which is missing: {error}") from error
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:  # no driver, or no GPU
@@ -53,7 +53,7 @@ def open_runtime(insist: bool = False) -> CudaRuntime | None:
 
 
 def _is_in_use() -> bool:
-    """Whether a library is imported that is for GPUs, or PyTorch has begun to use one."""
+    """Whether a library for GPUs is imported, or PyTorch has begun to use a GPU."""
     if any(map(_is_imported, ("cupy", "rmm", "numba.cuda"))):
         return True
     torch_cuda = sys.modules.get("torch.cuda")
@@ -62,14 +62,14 @@ def _is_in_use() -> bool:
 
 
 def _is_imported(name: str) -> bool:
-    """Whether a module is there, and whole: else to import CuPy here would wait for that thread."""
+    """Whether a module is fully imported. If not, importing CuPy would wait for another thread."""
     module = sys.modules.get(name)
     spec = getattr(module, "__spec__", None)
     return module is not None and not getattr(spec, "_initializing", False)
 
 
 class _Copy:
-    """A copy on a stream: done when the event behind it is."""
+    """A copy on a CUDA stream: done when the event recorded behind it is."""
 
     def __init__(self, event: Any, *owners: Any) -> None:
         self._event = event
@@ -89,9 +89,9 @@ class CudaRuntime:
 
     Notes
     -----
-    An array does not tell on which stream it was computed: the ``stream`` of CuPy's interface is
-    the one that is current in the thread that asks, and PyTorch has none. So `await_producers`
-    waits for the device. That costs what its kernels of now take, and the event loop nothing.
+    An array does not know the stream that computes it: the ``stream`` of CuPy's interface is the
+    current one of the calling thread, and PyTorch's has none. So `await_producers` waits for the
+    whole device, in a thread, until the kernels enqueued so far have finished.
     """
 
     def __init__(self, cupy: ModuleType) -> None:
@@ -119,19 +119,19 @@ class CudaRuntime:
     def allocate(self, nbytes: int) -> Any:
         cuda = self._cupy.cuda
         try:
-            # The null stream, whose memory those who know of no other stream will use.
+            # On the null stream: libraries that know no other stream can use this memory.
             with cuda.Device(_DEVICE), cuda.Stream.null:
                 if self._uses_rmm():
                     return sys.modules["rmm"].DeviceBuffer(size=nbytes)
                 return self._cupy.empty(nbytes, np.uint8)
         except cuda.runtime.CUDARuntimeError as error:
-            # Pools raise MemoryError; CuPy's allocators that have none let CUDA's error out.
+            # Pools raise MemoryError; CuPy's allocators without a pool raise CUDA's error.
             if error.status != _OUT_OF_MEMORY:
                 raise
-            raise MemoryError(f"the GPU has no {nbytes} bytes left: {error}") from error
+            raise MemoryError(f"the GPU cannot allocate {nbytes} bytes: {error}") from error
 
     def _uses_rmm(self) -> bool:
-        """Whether RMM is more than imported: CuPy allocates by it, or it was given a resource."""
+        """Whether RMM is in use: CuPy allocates by it, or its memory resource was set."""
         rmm = sys.modules.get("rmm")
         if rmm is None:
             return False
@@ -165,9 +165,9 @@ class CudaRuntime:
         return _Copy(event, host)
 
     def _stream_of(self, device: int, kind: int) -> Any:
-        """Give our own stream of the current device: it waits for no other, nor others for it.
+        """Give our own non-blocking stream of the current device.
 
-        One for each direction: a GPU copies both ways at once.
+        There is one for each direction, since a GPU can copy both ways at once.
         """
         with self._lock:
             if (device, kind) not in self._streams:
@@ -180,7 +180,7 @@ class CudaRuntime:
             with cuda.Device(_DEVICE):
                 cuda.runtime.hostRegister(address, nbytes, _HOST_REGISTER_PORTABLE)
         except cuda.runtime.CUDARuntimeError as error:
-            raise MemoryError(f"CUDA does not pin {nbytes} bytes: {error}") from error
+            raise MemoryError(f"CUDA cannot pin {nbytes} bytes: {error}") from error
 
     def unpin(self, address: int) -> None:
         self._cupy.cuda.runtime.hostUnregister(address)
@@ -189,10 +189,12 @@ class CudaRuntime:
         driver = ctypes.CDLL("libcuda.so.1")
         number, context = ctypes.c_int(), ctypes.c_void_p()
         _check(driver.cuDeviceGet(ctypes.byref(number), _DEVICE), "cuDeviceGet")
-        # The one that CUDA's runtime, and so CuPy, works in; kept for as long as the process lives.
+        # The primary context, which CUDA's runtime and CuPy use; retained until the process ends.
         retained = driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), number)
         _check(retained, "cuDevicePrimaryCtxRetain")
-        return ctypes.cast(driver.cuCtxSetCurrent, ctypes.c_void_p).value, context.value
+        function = ctypes.cast(driver.cuCtxSetCurrent, ctypes.c_void_p)
+        assert function.value is not None and context.value is not None  # not NULL
+        return function.value, context.value
 
     def describe(self) -> Mapping[str, Any]:
         return {
@@ -204,19 +206,19 @@ class CudaRuntime:
 
 def _check(result: int, call: str) -> None:
     if result:
-        raise UnavailableError(f"{call} of the CUDA driver fails with {result}")
+        raise UnavailableError(f"{call} of the CUDA driver failed with error {result}")
 
 
 def _interface_of(frame: Any) -> Mapping[str, Any] | None:
     try:
         return frame.__cuda_array_interface__
     except (AttributeError, RuntimeError, TypeError):
-        # PyTorch has the attribute and raises: for what is on the host, wants a gradient, is sparse
+        # PyTorch's attribute raises for tensors that are on the host, require grad, or are sparse.
         return None
 
 
 def _is_contiguous(shape: tuple[int, ...], strides: Any, itemsize: int) -> bool:
-    """Whether the elements lie one behind the other, in C or Fortran order."""
+    """Whether the elements are dense, in C or Fortran order."""
     if strides is None or 0 in shape:
         return True
     axes = [(n, step) for n, step in zip(shape, strides, strict=True) if n != 1]

@@ -1,7 +1,7 @@
-"""Memory of GPUs: the small interface that dask-fabric has to it, and which one is in use.
+"""GPU memory: the small interface `Runtime`, and the runtime that is in use.
 
-There is no CUDA in here. `dask_fabric.memory.cuda` implements the interface, and is imported only
-once this process works with device memory anyway.
+This module does not use CUDA. `dask_fabric.memory.cuda` implements the interface, and is imported
+only once this process uses device memory anyway.
 """
 
 from __future__ import annotations
@@ -35,49 +35,49 @@ class Span(NamedTuple):
 
 
 class StagedFrame(np.ndarray):
-    """A frame that belongs on a device, in host memory for now: one-dimensional, of bytes.
+    """A frame that belongs on a device, but is in host memory for now: a 1-d array of bytes.
 
-    What is sent on as it came keeps its kind, for whoever receives it may have a device.
+    The type is kept when the frame is forwarded: the next receiver may have a device.
     """
 
     @classmethod
     def over(cls, memory: Any) -> StagedFrame:
-        """Make one over a buffer, which it keeps alive."""
+        """Make a frame over a buffer, which it keeps alive."""
         return np.frombuffer(memory, np.uint8).view(cls)
 
 
 class Copy(Protocol):
-    """A copy under way."""
+    """A copy in progress."""
 
     def wait(self) -> None:
-        """Block, without the GIL, until it is done; raise if it failed. May be called again."""
+        """Block, without the GIL, until the copy is done; raise if it failed. May be repeated."""
 
 
 class Runtime(Protocol):
-    """What is asked of CUDA. Every method may be called in any thread."""
+    """The operations that we need of CUDA. All methods may be called in any thread."""
 
     def span_of(self, frame: Any) -> Span | None:
-        """Give the memory of a frame; None unless it is contiguous memory of a device.
+        """Give the memory of a frame; None unless it is contiguous device memory.
 
-        Never blocks, and costs little for what lives in host memory.
+        Never blocks, and is cheap for host memory.
         """
 
     def allocate(self, nbytes: int) -> Any:
-        """Hand out a frame of device memory, by the allocator that this process uses.
+        """Allocate a frame of device memory, by the allocator that this process uses.
 
-        It is one-dimensional, of bytes, and lies on the current device. What its earlier owner
-        enqueued may still be under way: `await_producers` of it before anybody writes there.
+        It is a one-dimensional array of bytes on the current device. Kernels enqueued by the
+        previous owner may still write to it: call `await_producers` before it is written.
 
         Raises
         ------
         MemoryError
-            The device does not have that much; the message names the size.
+            The device has not enough free memory; the message names the size.
         """
 
     def await_producers(self, frames: Iterable[Any]) -> None:
-        """Block, without the GIL, until what was enqueued on the memory of *frames* is done.
+        """Block, without the GIL, until all kernels enqueued for *frames* have finished.
 
-        On whichever stream that was. Takes as long as the device needs: not for an event loop.
+        This covers all streams, and takes as long as the device needs: not for an event loop.
         """
 
     def copy_to_host(self, span: Span, offset: int, host_memory: Any) -> Copy:
@@ -93,41 +93,41 @@ class Runtime(Protocol):
         """
 
     def pin(self, address: int, nbytes: int) -> None:
-        """Pin host memory, so that copies to and from it need no other on the way.
+        """Pin host memory, so that the device copies to and from it directly.
 
         Raises
         ------
         MemoryError
-            The system does not let it be pinned.
+            The memory cannot be pinned.
         """
 
     def unpin(self, address: int) -> None:
         """Undo `pin`."""
 
     def context_setter(self) -> tuple[int, int]:
-        """Bind this process to its device, and say how a thread without Python does so.
+        """Give a C function that binds a native thread to this process's device.
 
         Returns
         -------
         (int, int)
-            Addresses of a C function, ``int f(void *)``, which gives 0, and of what it is to be
-            called with; both 0 if there is nothing to do.
+            Addresses of a C function, ``int f(void *)``, which returns 0, and of its argument;
+            both 0 if there is nothing to do.
         """
 
     def describe(self) -> Mapping[str, Any]:
-        """Say, for people, what this is: names, versions and figures."""
+        """Give names, versions and figures for reports."""
 
 
-# Found or installed; None also while nothing has been looked for.
+# None if there is none, or none was looked for yet.
 _runtime: Runtime | None = None
-# Whether `_runtime` is the answer for good, or importing a holder may still change it.
+# Whether `_runtime` is final. If not, importing one of `_HOLDERS` may still change it.
 _is_settled = False
 _enabled: bool | None = None
 _lock = threading.RLock()
 
 
 def current() -> Runtime | None:
-    """Give the runtime of this process; None if it works with no device memory (as yet)."""
+    """Give the runtime of this process; None if it does not use device memory (yet)."""
     if _is_settled:
         return _runtime
     if not _enabled and sys.modules.keys().isdisjoint(_HOLDERS):
@@ -137,27 +137,34 @@ def current() -> Runtime | None:
 
 
 def kinds() -> tuple[str, ...]:
-    """Name the kinds of memory that frames of this process live in."""
+    """Name the kinds of memory that frames of this process may be in."""
     return (HOST,) if current() is None else (HOST, CUDA)
 
 
 def span_of(frame: Any) -> Span | None:
-    """Give the device memory of a frame; None for what lives in host memory."""
+    """Give the device memory of a frame; None if it is in host memory."""
     if isinstance(frame, _ONLY_HOST):
         return None
     runtime = current()
     return None if runtime is None else runtime.span_of(frame)
 
 
+def known_span(runtime: Runtime, frame: Any) -> Span:
+    """Give the device memory of a frame that is known to be on a device."""
+    span = runtime.span_of(frame)
+    assert span is not None
+    return span
+
+
 def belongs_on_device(frame: Any) -> bool:
-    """Whether a frame is memory of a device, or is to become that."""
+    """Whether a frame is in device memory, or is to be uploaded there."""
     if isinstance(frame, _ONLY_HOST):
         return False
     return isinstance(frame, StagedFrame) or span_of(frame) is not None
 
 
 def install(runtime: Runtime | None) -> None:
-    """Use this runtime from now on; None for none."""
+    """Use this runtime from now on; None means no device memory."""
     _settle(runtime, True)
 
 
@@ -167,7 +174,7 @@ def configure(enabled: bool | None) -> None:
     Parameters
     ----------
     enabled : bool or None
-        None: once this process has imported a library for it. True: from the start.
+        None: once this process has imported a library for it. True: from now on.
     """
     global _enabled
     with _lock:
@@ -181,10 +188,10 @@ def _look() -> Runtime | None:
 
     try:
         runtime = cuda.open_runtime(insist=bool(_enabled))
-    except Exception as error:  # whatever a broken installation raises
+    except Exception as error:  # a broken installation may raise anything
         log = logger.warning if _enabled else logger.info
         is_odd = not isinstance(error, UnavailableError)
-        log("No memory of GPUs in this process: %s", error, exc_info=is_odd)
+        log("This process cannot use GPU memory: %s", error, exc_info=is_odd)
         install(None)
         return None
     if runtime is not None:
@@ -195,7 +202,7 @@ def _look() -> Runtime | None:
 def _settle(runtime: Runtime | None, is_settled: bool) -> None:
     global _runtime, _is_settled
     with _lock:
-        _is_settled = False  # first, for `current` reads without the lock
+        _is_settled = False  # first: `current` reads both without the lock
         _runtime = runtime
         _is_settled = is_settled
 

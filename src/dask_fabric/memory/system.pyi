@@ -1,7 +1,7 @@
-"""What the pool asks of the operating system; only `obtain` needs the GIL, and nothing a lock.
+"""The pool's calls of the operating system. Only `obtain` needs the GIL, none needs a lock.
 
-Memory of less than 2 MiB comes from the C library; more is mapped, of huge pages: fresh ones cost
-a third of the time. The first byte that is written into a huge page makes all of it resident.
-Therefore neighbours share their huge pages: memory is cut from a run, one piece after the other,
-and each piece is unmapped by itself.
+Memory below 2 MiB comes from the C library. Larger memory is mapped with huge pages, which cost a
+third of the time when they are fresh. Writing one byte makes a whole huge page resident, so
+neighbouring slabs share the pages at their borders: they are cut one after the other from a *run*,
+a mapping of 128 MiB, and each is unmapped separately.
 """

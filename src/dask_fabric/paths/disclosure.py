@@ -1,12 +1,12 @@
-"""What a hello tells to whom: what only a process of the same host can use, no other can read.
+"""Disclosure: only processes of the same host can read the parts of a hello meant for them.
 
-A hello over TCP goes to whoever is at the other end, and in plain text. Of use within a host alone
-are the process id and what some paths say (see `Provider.conceal`). They are enciphered with a key
-that processes of the host can make, and nobody else: from its boot id, which each of them can read
-and no hello tells, and a salt that the client draws. In place of the boot id stands the proof that
-a side knows it. A Unix socket leads to a process of this host and user, and needs none of that.
+A hello over TCP is plain text for any peer. The process id and some descriptions of paths (see
+`Provider.conceal`) are useful within a host only. They are encrypted with a key that only processes
+of that host can derive: from its boot id, which is readable on the host and in no hello, and a salt
+that the client draws. In place of the boot id the hello contains a proof of knowing it. A Unix
+socket leads to a process of this host and user, so nothing is encrypted there.
 
-See "What a hello tells" in ``docs/wire-protocol.md``.
+See "What a hello discloses" in ``docs/wire-protocol.md``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _PID_MASK = (1 << 31) - 1
 
 
 def of_client(hello: Hello) -> Hello:
-    """Give what a client says over TCP of what *hello* has."""
+    """Give a client's *hello* as it is sent over TCP."""
     if not hello.boot:
         return hello
     proof = _proof(hello.boot, secrets.token_hex(_SALT_BYTES))
@@ -38,31 +38,31 @@ def of_client(hello: Hello) -> Hello:
 
 
 def of_server(hello: Hello, client: Hello, is_unix: bool) -> Hello:
-    """Give what a server says to a client of what *hello* has.
+    """Give a server's *hello* as it is sent to this client.
 
     Parameters
     ----------
     hello : Hello
-        With everything.
+        The complete hello.
     client : Hello
         As the client sent it.
     is_unix : bool
         Whether the connection is a Unix socket.
     """
-    described = {name: told for name, told in hello.described.items() if name in client.described}
+    described = {name: one for name, one in hello.described.items() if name in client.described}
     if len(described) < len(hello.described):
         hello = replace(hello, described=described)
     if is_unix or not hello.boot or client.boot == hello.boot:
         return hello
     if is_proven(client.boot, hello.boot):
         return _concealed(hello, client.boot, "server")
-    told = _by_providers(described, lambda one, description: one.for_strangers(description))
-    told = {name: description for name, description in told.items() if description}
-    return replace(hello, pid=0, boot="", described=told)
+    public = _by_providers(described, lambda provider, one: provider.for_strangers(one))
+    public = {name: one for name, one in public.items() if one}
+    return replace(hello, pid=0, boot="", described=public)
 
 
 def deciphered(peer: Hello, boot: str, side: str) -> Hello:
-    """Give a peer's hello with what it tells processes of this host.
+    """Give a peer's hello with the parts decrypted that are for processes of this host.
 
     Parameters
     ----------
@@ -71,22 +71,23 @@ def deciphered(peer: Hello, boot: str, side: str) -> Hello:
     boot : str
         This host's boot id.
     side : {"client", "server"}
-        What the peer is.
+        The peer's side.
     """
     if not is_proven(peer.boot, boot):
         return peer
     key = HostKey(boot, peer.boot, side)
     described = _by_providers(
-        peer.described, lambda one, told: one.reveal(told, key) if one.check(told) else told
+        peer.described,
+        lambda provider, one: provider.reveal(one, key) if provider.check(one) else one,
     )
     return replace(peer, pid=_exchanged(peer.pid, key), described=described)
 
 
-def is_proven(told: str, boot: str) -> bool:
-    """Whether *told* can only come from a process that knows the boot id *boot*."""
-    if not boot or not _PROOF.fullmatch(told):
+def is_proven(proof: str, boot: str) -> bool:
+    """Whether *proof* can only come from a process that knows the boot id *boot*."""
+    if not boot or not _PROOF.fullmatch(proof):
         return False
-    return hmac.compare_digest(told, _proof(boot, told.split("~")[1]))
+    return hmac.compare_digest(proof, _proof(boot, proof.split("~")[1]))
 
 
 def _proof(boot: str, salt: str) -> str:
@@ -96,7 +97,7 @@ def _proof(boot: str, salt: str) -> str:
 
 def _concealed(hello: Hello, proof: str, side: str) -> Hello:
     key = HostKey(hello.boot, proof, side)
-    described = _by_providers(hello.described, lambda one, told: one.conceal(told, key))
+    described = _by_providers(hello.described, lambda provider, one: provider.conceal(one, key))
     return replace(hello, boot=proof, pid=_exchanged(hello.pid, key), described=described)
 
 
@@ -105,10 +106,10 @@ def _by_providers(
 ) -> dict[str, Mapping[str, Any]]:
     """Change each description by its provider; those of unknown paths are left out."""
     known = providers.by_name()
-    return {name: change(known[name], told) for name, told in described.items() if name in known}
+    return {name: change(known[name], one) for name, one in described.items() if name in known}
 
 
 def _exchanged(pid: int, key: HostKey) -> int:
-    """Encipher or decipher a process id: the two are the same."""
+    """Encrypt or decrypt a process id; the operation is the same."""
     mask = int.from_bytes(key.exchange(0, bytes(_PID_BYTES)), "little") & _PID_MASK
     return pid ^ mask

@@ -1,7 +1,7 @@
-"""Which paths the frames of a pair take: a pure function of what both sides say of themselves.
+"""Choosing the paths of a pair of processes, by a pure function of both hellos.
 
-Both sides call `Agreement.choose` with the same two hellos and the same later findings of the
-client, so both know the same answer, and for each path that is not taken the same reason.
+Both sides call `Agreement.choose` with the same two hellos and the same failed probes of the
+client. So both choose the same paths, and give the same reason for each path that is not used.
 """
 
 from __future__ import annotations
@@ -23,17 +23,16 @@ _NOTHING_FOUND = b"\x80"  # an empty map
 
 @dataclass(frozen=True)
 class Choice:
-    """What a pair has agreed on.
+    """The paths that a pair has agreed on.
 
     Parameters
     ----------
     ordered : mapping of str to tuple of str
-        The paths of large frames, for each kind of memory that both sides have: each frame takes
-        the first that takes it. Frames of a device that go by the stream are brought to host memory
-        first.
+        The paths of large frames, for each kind of memory that both sides have. Each frame travels
+        by the first path that accepts it. Device frames on the stream are staged in host memory.
     refused : mapping of str to str
-        The paths that are not in use, each with the reason: ``ucx`` for host memory, ``ucx (cuda)``
-        for that of GPUs.
+        The paths that are not in use, each with the reason; keys are ``ucx`` for host memory and
+        ``ucx (cuda)`` for GPU memory.
     """
 
     ordered: Mapping[str, tuple[str, ...]]
@@ -41,12 +40,12 @@ class Choice:
 
     @property
     def paths(self) -> dict[str, str]:
-        """For each kind of memory, the path of large frames that no path before it has taken."""
+        """The last path for each kind of memory: it carries every frame that earlier ones leave."""
         return {memory: names[-1] for memory, names in self.ordered.items()}
 
     @functools.cached_property
     def opened(self) -> dict[str, tuple[str, ...]]:
-        """The paths beside the stream, in order, each with the kinds of memory that it carries."""
+        """The paths except the stream, in order, each with the kinds of memory that it carries."""
         opened: dict[str, tuple[str, ...]] = {}
         for provider in providers.found():
             memory = tuple(one for one, names in self.ordered.items() if provider.name in names)
@@ -55,7 +54,7 @@ class Choice:
         return opened
 
     def without(self, path: str, reason: str) -> Choice:
-        """Give what is left for a side that cannot use a chosen *path* after all."""
+        """Give the choice of a side that cannot use a chosen *path* after all."""
         lost = self.opened.get(path, ())
         ordered = {
             memory: tuple(name for name in names if name != path) or (STREAM,)
@@ -65,7 +64,7 @@ class Choice:
 
 
 class Agreement:
-    """What the hellos of a pair say of its paths, before anything was tried.
+    """The paths that the hellos of a pair allow, before any was probed.
 
     Parameters
     ----------
@@ -74,9 +73,9 @@ class Agreement:
     Attributes
     ----------
     insisted : tuple of Provider
-        Of the paths that a scheme of the two takes, or none.
+        The paths that the scheme of either side insists on.
     candidates : tuple of Provider
-        Of the paths, besides the stream, against which neither hello objects.
+        The paths, except the stream, against which neither hello objects.
     """
 
     def __init__(self, client: Hello, server: Hello) -> None:
@@ -93,12 +92,12 @@ class Agreement:
         self.candidates = tuple(
             one for one in known if any(self.objection(one, memory) == "" for memory in self._kinds)
         )
-        self._choices: dict[tuple, Choice] = {}  # by what was found; mostly that is nothing
+        self._choices: dict[tuple, Choice] = {}  # by failed probes; mostly there are none
 
     def objection(self, provider: Provider, memory: str = HOST) -> str | None:
         """Give the reason why the pair cannot use a path, or "".
 
-        None where the path does not carry frames of that memory.
+        None if the path does not carry frames of that memory.
         """
         return self._objections.get((provider.name, memory))
 
@@ -108,7 +107,7 @@ class Agreement:
         Parameters
         ----------
         found : mapping of str to str
-            Paths that one side could not use when it tried, with that side and the reason.
+            Paths whose probe failed on one side, with that side and the reason.
         """
         key = tuple(found.items())
         if key not in self._choices:
@@ -121,7 +120,7 @@ class Agreement:
         ordered, refused = {}, {}
         for memory in self._kinds:
             names: list[str] = []
-            best = ""  # the one that takes whatever those before it leave
+            best = ""  # the first path that accepts every frame: later ones are not needed
             for provider in providers.found():
                 reason = self.objection(provider, memory)
                 if reason is None:
@@ -141,13 +140,13 @@ class Agreement:
         return Choice(ordered, refused)
 
 
-# Processes of a host say the same in each hello over a Unix socket, and then the very same objects
-# come here.
+# Cached by identity: over Unix sockets a process sends the same hello each time, and equal hellos
+# are decoded to the same object.
 agreement = functools.lru_cache(maxsize=256)(Agreement)
 
 
 def by_side(side: str, found: Mapping[str, str]) -> dict[str, str]:
-    """Give reasons with the side that found them."""
+    """Prefix each reason with the side that found it."""
     return {path: f"{side}: {reason}" for path, reason in found.items()} if found else {}
 
 
@@ -166,7 +165,7 @@ def _objection(provider: Provider, client: Hello, server: Hello, memory: str, in
         if not description:
             return "a hello does not describe it"
         if not provider.check(description):
-            return f"{side}: its hello describes it in a way that makes no sense"
+            return f"{side}: its hello has an invalid description of this path"
     pair = Pair(client.described[name], server.described[name], memory, same_host, insists)
     return provider.objection(pair)
 
@@ -181,17 +180,17 @@ def _key(path: str, memory: str) -> str:
 
 
 def encode_found(found: Mapping[str, str]) -> bytes:
-    """Write what the client found, as it goes into the PATHS record."""
+    """Encode the client's failed probes as the content of a PATHS record."""
     return msgpack.packb(dict(found))
 
 
 def decode_found(content: bytes) -> dict[str, str]:
-    """Read what the client found.
+    """Decode the content of a PATHS record.
 
     Raises
     ------
     ProtocolError
-        It is no map of paths to reasons.
+        It is not a map of paths to reasons.
     """
     if content == _NOTHING_FOUND:
         return {}

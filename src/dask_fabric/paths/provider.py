@@ -1,19 +1,20 @@
-"""What a path is to all that comes before its first frame, and to all that tells of it.
+"""`Provider`: the process-wide side of a path, for negotiation, configuration and reports.
 
 Theory of operation
 -------------------
-A path has two halves. Its *provider*, here, answers for the process: whether the path can be used,
-what a hello says of it, what keeps a pair of processes from using it, how it is configured, and
-what the doctor has to say. Its `dask_fabric.wire.path.Path` moves the frames of one comm.
+A path has two halves. Its *provider*, here, speaks for the process: it decides whether the path can
+be used, describes it in the hello, objects to a pair of processes that cannot use it, declares its
+configuration, and reports to the doctor. Its `dask_fabric.wire.path.Path` moves the frames of one
+comm.
 
 When a connection is made, both sides describe their paths in their hellos. Each asks the provider
-of every path for an objection, by the two descriptions alone, so both give the same answer. Then
-each side tries what is left (`Candidate.probe`), and the client tells the server what it found.
-What is left then is opened, the path of the lowest rank first.
+of every path for an objection, by the two descriptions alone, so both get the same answer. Then
+each side probes the rest (`Candidate.probe`), and the client announces its failures to the server.
+The paths that are left are opened, the lowest rank first.
 
 A provider of another package is found by an entry point, see `dask_fabric.providers`. Its module
-is imported with the configuration, so it imports this module, `dask_fabric.keys` and what is light,
-and the rest where it is used.
+is imported with the configuration. So at its top it should import only this module,
+`dask_fabric.keys` and light modules; the rest belongs into the methods that need it.
 """
 
 from __future__ import annotations
@@ -23,39 +24,42 @@ import hmac
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from dask_fabric.keys import Section
+
+if TYPE_CHECKING:
+    from dask_fabric.wire.path import Path
 
 HOST, CUDA = "host", "cuda"
 
 
 class Description(dict):
-    """What a hello says of one path, with names as keys.
+    """The description of one path in a hello, with names as keys.
 
-    Equal to itself alone: a provider gives the same object for as long as it says the same, and
-    the hello that was made of it is then used again.
+    Compared by identity: a provider returns the same object until its description changes, so that
+    the cached hello made from it can be used again.
     """
 
     __slots__ = ()
     __eq__ = object.__eq__
     __ne__ = object.__ne__
-    __hash__ = object.__hash__
+    __hash__ = object.__hash__  # type: ignore[assignment]  # no dict has a hash; this one may
 
 
 class Pair(NamedTuple):
-    """Two processes that may come to use a path.
+    """Two processes that may use a path.
 
     Attributes
     ----------
     client, server : mapping
-        What the hello of each says of the path; `Provider.check` has found both good.
+        The description of the path in each hello; both have passed `Provider.check`.
     memory : {"host", "cuda"}
         The kind of memory that the frames are in.
     same_host : bool
         Whether the two are on one running system.
     insists : bool
-        Whether the scheme of one of the two takes no other path.
+        Whether the scheme of either side insists on this path.
     """
 
     client: Mapping[str, Any]
@@ -71,12 +75,12 @@ class Peer(NamedTuple):
     Attributes
     ----------
     description : mapping
-        What its hello says of the path.
+        The description of the path in its hello.
     pid : int
-        Its process: by the kernel over a Unix socket, where 0 means that it is hidden; over TCP as
-        its hello says, which may be a lie.
+        Its process id. Over a Unix socket it comes from the kernel, and 0 means that it is not
+        visible here; over TCP it comes from the hello, and may be false.
     kernel_pid : int
-        The same where the kernel says it, else 0.
+        Its process id if it comes from the kernel, else 0.
     """
 
     description: Mapping[str, Any]
@@ -85,16 +89,16 @@ class Peer(NamedTuple):
 
 
 class HostKey:
-    """A key that processes of one host can make for one connection, and nobody else.
+    """A key for one connection, which only processes of the same host can derive.
 
     Parameters
     ----------
     boot : str
-        What names the running system; no hello tells it over TCP.
+        The boot id of the running system; no hello contains it over TCP.
     proof : str
-        The public proof of knowing it, which is new for each connection.
+        The public proof of knowing it, different for each connection.
     side : {"client", "server"}
-        Whose hello the key is for.
+        The side whose hello the key is for.
     """
 
     def __init__(self, boot: str, proof: str, side: str) -> None:
@@ -102,14 +106,14 @@ class HostKey:
         self.key = self._digest(side)
 
     def exchange(self, offset: int, value: bytes) -> bytes:
-        """Encipher or decipher bytes with those of the key from *offset* on: the two are the same.
+        """Encrypt or decrypt (the same operation) with the key's bytes from *offset* on.
 
-        The first four are the process id's; the key has 32.
+        The key has 32 bytes; the first four are for the process id.
         """
         return bytes(a ^ b for a, b in zip(value, self.key[offset:], strict=False))
 
     def disguise(self, *texts: str) -> str:
-        """Give a name that is the same on both sides where *texts* are; it tells nothing else."""
+        """Give a hash of *texts*: both sides can compare it, others learn nothing from it."""
         return self._digest(*texts)[:16].hex()
 
     def _digest(self, *texts: str) -> bytes:
@@ -119,7 +123,7 @@ class HostKey:
 
 @dataclass(frozen=True)
 class Advice:
-    """Something that costs speed, or does not work, and what to do about it."""
+    """A problem that costs speed or breaks something, with a remedy."""
 
     about: str
     reason: str
@@ -127,7 +131,7 @@ class Advice:
 
 
 class Candidate:
-    """A path that one connection may come to use.
+    """A path during the negotiation of one connection.
 
     Parameters
     ----------
@@ -136,57 +140,58 @@ class Candidate:
     Attributes
     ----------
     description : mapping
-        What the hello of this connection says of the path.
+        The description of the path in this connection's hello.
     """
 
     def __init__(self, description: Mapping[str, Any]) -> None:
         self.description = description
 
     def probe(self, peer: Peer) -> str:
-        """Try whether the path can be used with *peer*; give the reason why not, or "".
+        """Test whether the path works with *peer*; give the reason why not, or "".
 
-        Called by the event loop: it must not block.
+        Runs in the event loop: it must not block.
         """
         return ""
 
-    def open(self, peer: Peer, memory: Sequence[str]) -> Any:
-        """Give the end of the path for this connection, a `dask_fabric.wire.path.Path`.
+    def open(self, peer: Peer, memory: Sequence[str]) -> Path:
+        """Give the end of the path for this connection.
 
         Parameters
         ----------
         peer : Peer
         memory : sequence of str
-            The kinds of memory that frames travel from by it.
+            The kinds of memory whose frames it carries.
         """
         raise NotImplementedError
 
 
 class Provider:
-    """One path, as a process can use it; made once, and without cost.
+    """The process-wide side of one path; made once, at no cost.
 
     Attributes
     ----------
     name : str
-        In hellos, in the configuration (``fabric.NAME.*``), in statistics: a lower-case word.
+        A lower-case word, used in hellos, in the configuration (``fabric.NAME.*``) and in
+        statistics.
     title : str
-        What users call it.
+        The name for users.
     scheme : str
-        The scheme of addresses that takes this path or none; empty where there is none.
+        The address scheme that insists on this path; empty if there is none.
     memory : tuple of str
-        The kinds of memory of the frames that it can carry: ``host``, ``cuda``.
+        The kinds of memory whose frames it can carry: ``host``, ``cuda``.
     rank : int
-        Of two paths, frames take the one with the lower rank.
+        Of two paths, the one with the lower rank is preferred.
     takes_all : bool
-        Whether it takes every large frame, so that no path of a higher rank is needed beside it.
+        Whether it accepts every large frame, so that no path of a higher rank is needed beside it.
     within_host : bool
-        Whether it works between processes of one host alone.
+        Whether it only works between processes of one host.
     needs_direct_connection : bool
-        Whether the end of the connection must be seen when it happens, so that no proxy may stand
-        between the two.
+        Whether the end of the connection must be seen at once, so that no proxy may be between the
+        two processes.
     section : dask_fabric.keys.Section
         Its part of the configuration.
     environment : mapping of str to str
-        Variables to set in a program whose standard output is read by others.
+        Variables to set in a program whose standard output is parsed.
     """
 
     name: ClassVar[str] = ""
@@ -203,27 +208,27 @@ class Provider:
     # ---- the process
 
     def load(self) -> None:
-        """Import what the methods below need, so that no connection waits for it.
+        """Import the modules that the methods below need, so that no connection waits for them.
 
-        Called when the process imports what makes comms.
+        Called when the process imports `dask_fabric.comm`.
         """
 
     def configure(self, settings: Any) -> None:
         """Apply *settings* (those of this path) to the process; called again when they change."""
 
     async def prepare(self, settings: Any, insists: bool, host: str = "") -> str:
-        """Find and start what `describe` tells of, without blocking the event loop.
+        """Find and start what `describe` needs, without blocking the event loop.
 
-        Called before each connection and each listener: it must cost nothing when it was done.
+        Called before each connection and each listener, so it must cost nothing the next time.
 
         Parameters
         ----------
         settings : named tuple
-            Of this path.
+            The settings of this path.
         insists : bool
-            Whether the scheme takes no other path.
+            Whether the scheme insists on this path.
         host : str
-            That a listener is bound to.
+            The host that a listener is bound to.
 
         Returns
         -------
@@ -233,16 +238,16 @@ class Provider:
         return ""
 
     def describe(self, settings: Any, insists: bool) -> Description | str:
-        """Give what a hello says of this path, or the reason why this process does not use it.
+        """Give the description for the hello, or the reason why this process does not use the path.
 
-        The whole of a hello is small: see "Hello" in ``docs/wire-protocol.md`` for the limits.
+        A hello is small: see "Hello" in ``docs/wire-protocol.md`` for the limits.
         """
         raise NotImplementedError
 
     def candidate(
         self, description: Mapping[str, Any], settings: Any, sock: socket.socket
     ) -> Candidate:
-        """Begin to negotiate for the connection *sock*, with a description that `describe` gave."""
+        """Begin to negotiate for the connection *sock*; *description* comes from `describe`."""
         raise NotImplementedError
 
     def serve(self, settings: Any, server: Any) -> None:
@@ -252,56 +257,56 @@ class Provider:
         """
 
     def statistics(self) -> Mapping[str, Any] | None:
-        """Give what the process counts of this path, or None where that is nothing."""
+        """Give this path's process-wide counters, or None if there are none."""
         return None
 
-    # ---- what hellos say; all of it pure
+    # ---- descriptions in hellos: pure functions
 
     def check(self, description: Mapping[str, Any]) -> bool:
-        """Whether what a peer's hello says of this path makes sense; anybody may have sent it."""
+        """Whether a peer's description is valid; it is untrusted."""
         return True
 
     def objection(self, pair: Pair) -> str:
         """Give the reason why a pair cannot use this path, or "".
 
-        Both sides ask, and must get the same answer from the same pair.
+        Called on both sides: the same pair must get the same answer.
         """
         return ""
 
     def conceal(self, description: Mapping[str, Any], key: HostKey) -> Mapping[str, Any]:
-        """Encipher what is of use within a host only, for a hello over TCP."""
+        """Encrypt, for a hello over TCP, the values that are useful within a host only."""
         return description
 
     def reveal(self, description: Mapping[str, Any], key: HostKey) -> Mapping[str, Any]:
-        """Undo `conceal`, as far as it can be."""
+        """Undo `conceal`, as far as possible."""
         return description
 
     def for_strangers(self, description: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Leave out what a process of another host has no use for."""
+        """Leave out the values that are useless for a process on another host."""
         return {} if self.within_host else description
 
     # ---- the doctor; *facts* is a `dask_fabric.cli.doctor.report.Facts`
 
     def inspect(self, settings: Any) -> Any:
-        """Look at what of this host concerns the path; `Facts.details` has it by name."""
+        """Collect facts of this host that concern the path, for `Facts.details`."""
         return None
 
     def rows(self, details: Any) -> Iterator[Sequence[str]]:
-        """Give what `inspect` has found, as rows of a table under `title`."""
+        """Give the facts from `inspect` as rows of a table under `title`."""
         yield from ()
 
     def remedy(self, facts: Any) -> str:
-        """Say what to do where the self-test has failed, as far as this path knows."""
+        """Give a remedy for a failed self-test, or ""."""
         return ""
 
     def advice(self, facts: Any) -> Iterator[Advice]:
-        """Give what costs speed."""
+        """Give advice on problems that cost speed."""
         yield from ()
 
     def reach(self, facts: Any) -> str:
-        """Name what the path reaches other hosts by, faster than the stream does; or ""."""
+        """Name the network by which the path reaches other hosts faster than the stream, or ""."""
         return ""
 
     def complaint(self, output: str) -> str:
-        """Find in the output of a self-test that failed what a library has written of it."""
+        """Find a library's error message in the output of a failed self-test, or give ""."""
         return ""

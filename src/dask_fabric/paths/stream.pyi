@@ -1,31 +1,14 @@
-"""The `stream` path: frames travel on the control stream, from their own memory into their own."""
+"""The `stream` path: frames move on the control stream, from and to their final memory."""
 
-from typing import TypeAlias, TypedDict
+def is_low_water_sound(release: str):
+    """Whether a kernel's SO_RCVLOWAT is reliable.
 
-from dask_fabric.linux import iovec
-
-Direction: TypeAlias = int
-
-class SocketTransfer(TypedDict):
-    fd: int
-    direction: Direction
-    vectors: iovec
-    vector_count: int
-    vector_index: int
-    moved_bytes: int
-    error: int
-    total_bytes: int
-    low_water_bytes: int
-
-def is_low_water_sound(release):
-    """Whether a kernel wakes a reader that waits for much, also where memory is short.
-
-    Before 5.12 it may never do so, with a message half received: small packets fill the receive
-    buffer first (mended in 5.7 by 24adbc1676af), or the kernel's memory for TCP is used up
-    (mended by "tcp: fix SO_RCVLOWAT related hangs under mem pressure").
+    Before 5.12 a reader may never be woken, in the middle of a message: small packets fill the
+    receive buffer first (fixed in 5.7 by 24adbc1676af), or the kernel's memory for TCP is used up
+    (fixed by "tcp: fix SO_RCVLOWAT related hangs under mem pressure").
 
     Parameters
     ----------
     release : str
-        As `os.uname` gives it, such as ``5.14.0-503.el9.x86_64``. What is no version is not sound.
+        As from `os.uname`, such as ``5.14.0-503.el9.x86_64``. False if it is not a version.
     """

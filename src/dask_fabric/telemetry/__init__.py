@@ -1,1 +1,1 @@
-"""What is counted, shown and kept of the comms of a process and of a cluster."""
+"""Counters of comms, of a process and of a cluster: collected, shown and recorded."""

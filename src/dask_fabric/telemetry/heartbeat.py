@@ -1,4 +1,4 @@
-"""A short summary of a process's figures, which its worker sends with every heartbeat."""
+"""A short summary of a process's traffic, which its worker sends with every heartbeat."""
 
 from __future__ import annotations
 
@@ -12,37 +12,38 @@ from distributed.worker import Worker
 from dask_fabric.telemetry import registry
 
 METRIC = "fabric"
-# It is sent every second or so, and passed on to clients: some KiB for a worker of a large cluster.
+# Heartbeats are sent about once per second and forwarded to clients, so this bounds their size: a
+# few KiB in a large cluster.
 PEER_LIMIT = 32
-# Containers may have one host name, and the same number for their processes.
+# Distinguishes containers with the same host name, whose processes have the same pid.
 _TOKEN = secrets.token_hex(4)
 
 
 def watch(server: Any) -> None:
-    """Let *server*, if it is a worker, report with its heartbeats (``Worker.metrics``).
+    """If *server* is a worker, add the summary to its heartbeats (``Worker.metrics``).
 
     Parameters
     ----------
     server : object
-        Whatever listens.
+        The server that listens.
     """
     if isinstance(server, Worker):
         server.metrics.setdefault(METRIC, summary)
 
 
 def summary(worker: Any = None) -> dict[str, Any]:
-    """Give what the dashboard shows of this process.
+    """Give the figures of this process for the dashboard.
 
     Parameters
     ----------
     worker : distributed.Worker
-        As Dask passes it; the figures are of the whole process.
+        Passed by Dask, and ignored: the figures cover the whole process.
 
     Returns
     -------
     dict
-        ``process``: a name that workers of one process share; ``peers``: a list of the peer, the
-        path, and what `dask_fabric.wire.metrics.Metrics.brief` gives.
+        ``process``: a name that workers of one process share; ``peers``: a list of tuples of peer,
+        path, and the values of `dask_fabric.wire.metrics.Metrics.brief`.
     """
     found = registry.totals(PEER_LIMIT)
     return {

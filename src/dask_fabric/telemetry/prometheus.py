@@ -1,7 +1,7 @@
-"""The figures of this process on the ``/metrics`` of Dask's schedulers and workers.
+"""The figures of this process on the page ``/metrics`` of Dask's schedulers and workers.
 
-Those pages show what is registered in prometheus_client's default registry; one collector of ours
-is registered there with the first listener of a process.
+That page shows prometheus_client's default registry. The first listener of a process registers our
+collector there.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any
 from dask_fabric.memory import pool
 from dask_fabric.telemetry import registry
 
-_PEERS_SHOWN = 64  # pairs of a peer and a path with lines of their own
+_PEERS_SHOWN = 64  # pairs of peer and path with lines of their own
 _COUNTERS = {
     "frames": "Frames, by direction",
-    "fallbacks": "Messages whose offered frames had to go by the stream, by direction",
+    "fallbacks": "Messages whose offered frames were sent on the stream instead, by direction",
 }
 _WAITS = ("loop", "allocate", "wire", "peer")
-# Of histograms: name, what it is, and what one of its values is of the unit in the name.
+# Histograms, by name in `Metrics.as_dict`: the metric's name and description.
 _SIZES = {
     "sent_message_bytes": ("dask_fabric_sent_message_bytes", "Sizes of messages sent"),
     "received_message_bytes": ("dask_fabric_received_message_bytes", "Sizes of messages received"),
@@ -29,7 +29,7 @@ _TIMES = {
     "receive_ns": ("dask_fabric_receive_seconds", "Time of one bulk receive or fetch"),
     "answer_ns": ("dask_fabric_answer_seconds", "Time from an offer to the peer's answer"),
 }
-# Of powers of two, those that stand as buckets: sizes of 64 B to 64 GiB, 1 us to 69 s.
+# The powers of two that are bounds of buckets: sizes of 64 B to 64 GiB, times of 1 us to 69 s.
 _SIZE_POWERS = range(6, 37, 2)
 _TIME_POWERS = range(10, 37)
 
@@ -37,7 +37,7 @@ _collector: Any = None
 
 
 def register() -> None:
-    """Register the collector, once, where prometheus_client is installed."""
+    """Register the collector, once, if prometheus_client is installed."""
     global _collector
     if _collector is not None:
         return
@@ -53,7 +53,7 @@ class FabricCollector:
     """Gives the figures of this process as Prometheus metrics."""
 
     def describe(self) -> list[Any]:
-        """Give nothing: the names are found out by no collection."""
+        """Give nothing, so that registering does not run a collection."""
         return []
 
     def collect(self) -> Iterator[Any]:
@@ -108,14 +108,14 @@ def _waits(by_path: dict[str, dict[str, Any]]) -> Iterator[Any]:
     for name in ("serialize", "deserialize"):
         spent = sum(figures[f"{name}_seconds"] for figures in by_path.values())
         yield CounterMetricFamily(
-            f"dask_fabric_{name}_seconds", f"Time to {name} what was not tiny", value=spent
+            f"dask_fabric_{name}_seconds", f"Time to {name} payloads that are not tiny", value=spent
         )
 
 
 def _histograms(by_path: dict[str, dict[str, Any]]) -> Iterator[Any]:
     from prometheus_client.core import HistogramMetricFamily
 
-    for key, (name, text) in _SIZES.items():  # of messages, whose headers go by the stream
+    for key, (name, text) in _SIZES.items():  # the stream counts messages: it carries their headers
         if "stream" in by_path:
             sizes = by_path["stream"]["histograms"][key]
             buckets = _buckets(sizes["counts"], _SIZE_POWERS, 1)
@@ -130,7 +130,7 @@ def _histograms(by_path: dict[str, dict[str, Any]]) -> Iterator[Any]:
 
 
 def _buckets(counts: list[int], powers: range, unit: float) -> list[tuple[str, int]]:
-    """Give cumulative buckets: `counts[i]` is of values up to ``2**i``."""
+    """Give cumulative buckets; `counts[i]` counts values up to ``2**i``."""
     sums = list(itertools.accumulate(counts)) or [0]
     shown = [(f"{2**i * unit:.12g}", sums[min(i, len(sums) - 1)]) for i in powers]
     return [*shown, ("+Inf", sums[-1])]
@@ -145,15 +145,15 @@ def _gauges(by_path: dict[str, dict[str, Any]]) -> Iterator[Any]:
         labels=["path"],
     )
     for path, figures in by_path.items():
-        if path != "stream":  # on which nothing is on offer
+        if path != "stream":  # the stream has no frames on offer
             family.add_metric([path], figures["unacknowledged_bytes"])
     yield family
-    told = pool.statistics()
+    pool_figures = pool.statistics()
     family = GaugeMetricFamily(
         "dask_fabric_pool_bytes", "Memory of the pool of receive buffers", labels=["state"]
     )
     for state in ("in_use", "idle"):
-        family.add_metric([state], told[f"{state}_bytes"])
+        family.add_metric([state], pool_figures[f"{state}_bytes"])
     yield family
     open_count = registry.open_count()
     yield GaugeMetricFamily("dask_fabric_open_comms", "Open comms", value=open_count)

@@ -1,8 +1,20 @@
-"""What the comms of a process have moved: the open ones, and the sums of all by peer and path.
+"""The traffic of this process's comms: the open comms, and sums over all by peer and path.
 
-Nothing here walks through all comms but what tells of each. A comm that moves something is
-noted once (`Channel.on_active`), and what is new of the noted ones is added when somebody asks.
-They are few: where more are active than `ACTIVE_LIMIT`, each that is noted has another one added.
+Theory of operation
+-------------------
+Each channel counts in `Metrics` of its own. A process may have very many comms, so a report must
+not walk through all of them. Instead:
+
+* A channel that becomes active calls `Channel.on_active` once, which puts its entry into `_active`.
+* A report (`_settled`) adds what is new in the active entries to `_sums`; `_Entry.added` is what
+  was added before. An entry without news leaves `_active` and re-arms `on_active`.
+* If more than `ACTIVE_LIMIT` entries are active, each new one causes the oldest to be added. So a
+  report never has more than that to do.
+* A channel that closes puts its final figures into `_ended`.
+
+The garbage collector may close a comm in any thread at any time, even in a thread that holds
+`_lock`. So callbacks of channels never wait for the lock: if it is taken, their entries stay queued
+until its next holder adds them.
 """
 
 from __future__ import annotations
@@ -14,7 +26,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dask_fabric import providers
 from dask_fabric.engine import socket_jobs
@@ -22,13 +34,16 @@ from dask_fabric.memory import device, pool
 from dask_fabric.telemetry.sums import PEER_LIMIT, Sums, Totals
 from dask_fabric.wire.metrics import Metrics
 
+if TYPE_CHECKING:
+    from dask_fabric.engine.channel import Channel
+
 logger = logging.getLogger(__name__)
 
 ACTIVE_LIMIT = 256
 
 
 class _Entry:
-    """An open comm, and what of its figures is in the sums already: packed, by path."""
+    """An open comm, and its figures that are in the sums already: packed, by path."""
 
     __slots__ = ("added", "comm", "local", "peer", "peer_address")
 
@@ -38,9 +53,9 @@ class _Entry:
         self.peer = peer
         self.added: dict[str, bytes] = {}
 
-    # For the channel: not methods of the comm, which the channel would keep alive.
+    # The channel's callbacks. As methods of the comm they would keep it alive.
 
-    def closed(self, channel: Any) -> None:
+    def closed(self, channel: Channel) -> None:
         _note_closed(self, channel)
 
     def active(self) -> None:
@@ -48,13 +63,11 @@ class _Entry:
 
 
 _open: dict[_Entry, None] = {}
-_active: dict[_Entry, None] = {}  # open ones that may have moved something since they were added
-_ended: deque[tuple[_Entry, dict[str, Metrics]]] = deque()  # closed ones, not added yet
+_active: dict[_Entry, None] = {}  # open, and may have news since they were added
+_ended: deque[tuple[_Entry, dict[str, Metrics]]] = deque()  # closed, not added yet
 _sums = Sums()
 _closed_count = 0
 _closed: dict[str, Metrics] = {}  # of closed comms, by path
-# The collector may close a comm at any time, also while this very thread holds the lock: such a
-# one waits in `_ended`, and nobody waits for the lock who may be called by the collector.
 _lock = threading.Lock()
 
 
@@ -70,7 +83,7 @@ def _after_fork_in_child() -> None:
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-def opened(comm: Any, channel: Any) -> None:
+def opened(comm: Any, channel: Channel) -> None:
     """Count *comm* until its *channel* is closed."""
     entry = _Entry(comm, peer_name(comm.peer_address, channel.server_side))
     _open[entry] = None
@@ -79,9 +92,9 @@ def opened(comm: Any, channel: Any) -> None:
 
 
 def peer_name(peer_address: str, server_side: bool) -> str:
-    """Name a peer: by its address, or its host where it is the one that has connected.
+    """Name a peer by its address, or only by its host if it is the connecting side.
 
-    The port of that end is another one for each connection, and says nothing.
+    The port of a connecting side is different for each connection.
     """
     return peer_address.rpartition(":")[0] if server_side else peer_address
 
@@ -90,13 +103,13 @@ def _note_active(entry: _Entry) -> None:
     _active[entry] = None
     if len(_active) > ACTIVE_LIMIT and _lock.acquire(blocking=False):
         try:
-            for entry in list(_active)[:1]:  # a copy: other threads may change it at any time
+            for entry in list(_active)[:1]:  # a copy: other threads may change `_active`
                 _add_active(entry, is_left=True)
         finally:
             _lock.release()
 
 
-def _note_closed(entry: _Entry, channel: Any) -> None:
+def _note_closed(entry: _Entry, channel: Channel) -> None:
     _open.pop(entry, None)
     _active.pop(entry, None)
     if logger.isEnabledFor(logging.DEBUG):
@@ -118,7 +131,7 @@ def _note_closed(entry: _Entry, channel: Any) -> None:
 
 @contextmanager
 def _settled() -> Iterator[Sums]:
-    """Hold the lock, with everything in the sums."""
+    """Hold the lock, after adding all news to the sums."""
     with _lock:
         _add_ended()
         for entry in list(_active):
@@ -143,7 +156,7 @@ def _add_ended() -> None:
 
 
 def _add_active(entry: _Entry, is_left: bool = False) -> None:
-    """Add what is new of an open comm, which is active no more if nothing is, or with *is_left*."""
+    """Add the news of an open comm. It leaves `_active` if there are none, or with *is_left*."""
     comm = entry.comm()
     channel = None if comm is None else comm._channel
     if channel is None or (_add(entry, channel.figures()) and not is_left):
@@ -153,7 +166,7 @@ def _add_active(entry: _Entry, is_left: bool = False) -> None:
 
 
 def _add(entry: _Entry, figures: dict[str, Metrics]) -> bool:
-    """Add what is new in *figures*; whether there was anything."""
+    """Add what is new in *figures*; give whether there was anything."""
     is_new = False
     for path, of_path in figures.items():
         packed, before = of_path.packed(), entry.added.get(path)
@@ -169,28 +182,28 @@ def _add(entry: _Entry, figures: dict[str, Metrics]) -> bool:
     return is_new
 
 
-# ---------------------------------------------------------------- for who asks
+# ---------------------------------------------------------------- reports
 
 
 def open_comms() -> list[Any]:
-    """Give all comms that are open; this one walks through them."""
+    """Give all open comms; walks through all of them."""
     comms = [comm for entry in list(_open) if (comm := entry.comm()) is not None]
     return [comm for comm in comms if not comm.closed()]
 
 
 def open_count() -> int:
-    """Count the comms that are open, with those whose peer's end was not noticed yet."""
+    """Count the open comms, including those whose peer's end was not noticed yet."""
     return len(_open)
 
 
 def totals(limit: int = PEER_LIMIT) -> Totals:
-    """Give what this process has moved since it began, by peer and path.
+    """Give the traffic of this process since its start, by peer and path.
 
     Parameters
     ----------
     limit : int
-        How many pairs of a peer and a path to tell apart: those that moved most. The rest is
-        summed up under the peer ``other``.
+        How many pairs of peer and path to list, the busiest ones. The rest is summed up under the
+        peer ``other``.
     """
     with _settled() as sums:
         return sums.totals(limit)
@@ -205,7 +218,7 @@ def by_path(found: Totals) -> dict[str, Metrics]:
 
 
 def rows() -> list[dict[str, Any]]:
-    """Give one row for each pair of a peer and a path, with the number of its open comms."""
+    """Give one row for each pair of peer and path, with the number of its open comms."""
     with _settled() as sums:
         found = [(key, sums.open_count(key), of) for key, of in sums.totals(PEER_LIMIT).items()]
     return [
@@ -215,7 +228,7 @@ def rows() -> list[dict[str, Any]]:
 
 
 def of_process() -> dict[str, Any]:
-    """Give what `dask_fabric.statistics` does."""
+    """Give the result of `dask_fabric.statistics` without a client."""
     with _settled():
         traffic = {path: figures.as_dict() for path, figures in _closed.items()}
         closed_count = _closed_count

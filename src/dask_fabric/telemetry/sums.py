@@ -1,4 +1,4 @@
-"""Sums of figures by peer and path, to which comms add what is new of theirs."""
+"""Sums of traffic by peer and path."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 
 from dask_fabric.wire.metrics import Metrics
 
-PEER_LIMIT = 256  # of pairs without an open comm that are told apart
+PEER_LIMIT = 256  # pairs without an open comm that are kept apart
 OTHER_PEERS = "other"
 
 Key = tuple[str, str]  # peer and path
@@ -14,15 +14,12 @@ Totals = dict[Key, Metrics]
 
 
 class Sums:
-    """What comms have moved, by peer and path.
-
-    Not for several threads at once.
-    """
+    """The traffic of comms, by peer and path. Not thread-safe."""
 
     def __init__(self) -> None:
         self._totals: Totals = {}
         self._open_counts: Counter[Key] = Counter()
-        self._idle: dict[Key, None] = {}  # without an open comm; who was heard of last stands last
+        self._idle: dict[Key, None] = {}  # without an open comm, in LRU order
 
     def opened(self, key: Key) -> None:
         """Count one more open comm."""
@@ -31,7 +28,7 @@ class Sums:
         self._total(key)
 
     def closed(self, key: Key, was_counted: bool) -> None:
-        """Note that a comm has ended; with *was_counted*, one of those that were opened."""
+        """Count a closed comm; *was_counted* if `opened` was called for it."""
         count = self._open_counts.get(key, 0) - was_counted
         if count > 0:
             self._open_counts[key] = count
@@ -43,7 +40,7 @@ class Sums:
             self._forget(next(iter(self._idle)))
 
     def add(self, key: Key, figures: Metrics) -> None:
-        """Add what is new of a comm."""
+        """Add new traffic of a comm."""
         self._total(key).add(figures)
 
     def open_count(self, key: Key) -> int:
@@ -51,7 +48,7 @@ class Sums:
         return self._open_counts[key]
 
     def totals(self, limit: int) -> Totals:
-        """Give copies, of the pairs that have moved most; the rest is summed up as one peer."""
+        """Give copies for the busiest *limit* pairs; the rest is summed up under one peer."""
         keys = list(self._totals)
         if len(keys) > limit:
             keys.sort(key=self._nbytes, reverse=True)
@@ -67,7 +64,7 @@ class Sums:
         return total
 
     def _forget(self, key: Key) -> None:
-        """Sum up with the others a peer that was not heard of for the longest time."""
+        """Move the least recently used peer into the sum of others."""
         del self._idle[key]
         figures = self._totals.pop(key, None) or Metrics()
         self._total((OTHER_PEERS, key[1])).add(figures)

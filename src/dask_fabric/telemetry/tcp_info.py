@@ -1,10 +1,10 @@
-"""What the kernel knows of a TCP connection: ``TCP_INFO``."""
+"""The kernel's figures of a TCP connection: ``TCP_INFO``."""
 
 from __future__ import annotations
 
 import struct
 
-# From linux/tcp.h: offset, format and unit of what is told; older kernels give less of it.
+# From linux/tcp.h: offset, format and unit. Older kernels return a shorter structure.
 _FIELDS = {
     "rtt_seconds": (68, "I", 1e6),
     "min_rtt_seconds": (148, "I", 1e6),
@@ -20,16 +20,16 @@ _FIELDS = {
 
 
 def parse_tcp_info(data: bytes) -> dict[str, float]:
-    """Give by name what a ``struct tcp_info`` holds; fields that it lacks are left out.
+    """Parse a ``struct tcp_info`` into a dict; fields beyond its end are left out.
 
     Parameters
     ----------
     data : bytes
-        As ``getsockopt`` gave it; empty where there is none.
+        From ``getsockopt``; may be empty.
     """
-    told = {}
+    values = {}
     for name, (offset, kind, divisor) in _FIELDS.items():
         if offset + struct.calcsize(kind) <= len(data):
             (value,) = struct.unpack_from(kind, data, offset)
-            told[name] = value if divisor is None else value / divisor
-    return told
+            values[name] = value if divisor is None else value / divisor
+    return values

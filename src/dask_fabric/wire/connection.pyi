@@ -2,23 +2,29 @@
 
 Theory of operation
 -------------------
-The protocol is a rendezvous that the receiver drives, over an eager stream. Small frames follow
-their message on the stream. Large ones may be *offered*: the message names a path by which the
-receiver *fetches* them, and their memory is under a *lease* until it *acknowledges* the message. If
-it cannot fetch, it *requests* the frames, which are then sent on the stream.
+The protocol is a receiver-driven rendezvous over an eager stream. Small frames follow their message
+on the stream (eager). Large frames may be *offered* (rendezvous): the message names a path by which
+the receiver *fetches* them, and their memory is under a *lease* until the receiver *acknowledges*
+the message. If it cannot fetch, it *requests* the frames, and the sender writes them to the stream.
 
-`Connection` has no file descriptor and no thread, looks at the clock for its metrics alone, and
-calls nobody but the paths that it was given. Its owner (`dask_fabric.engine.channel`) moves the
-bytes and runs the transfers:
+`Connection` does no I/O: it has no file descriptor and no thread, reads the clock for its metrics
+only, and calls nothing but its paths. Its owner (`dask_fabric.engine.channel`) moves the bytes and
+runs the transfers:
 
-* it puts received bytes into `incoming` and takes messages by `next_message`; what nobody reads
-  stays in the stream, so that the peer's sending is limited by this side's reading. Answers about
-  its own frames are processed also where nobody reads (`read_unawaited`);
-* `send`, `close` and answers put bytes into `outgoing`, which the owner writes;
-* after each call the bits of `wants` tell what else is to be done.
+* The owner puts received bytes into `incoming` and takes messages by `next_message`. While no
+  `receive` is pending, it calls `read_unawaited`: control records release our own frames, so they
+  are processed anyway. Messages stay in the stream, which is the backpressure on the peer.
+* `send`, `close` and answers queue bytes in `outgoing`. The owner writes them.
+* After each call the owner serves the bits of `wants`.
 
-Messages are delivered in order. One that has frames to fetch waits in the `inbox`, and so does what
-came behind it; one message at a time is fetched, and at most one is requested.
+A received message is OFFERED, FETCHING, REQUESTED or READY (`wire.inbox`). Messages are delivered
+in order: one that still lacks frames waits in the `inbox`, with everything behind it. One message
+at a time is fetched, and at most one is requested. Very many frames are fetched in windows, so
+that memory is committed little by little.
+
+A close waits until the peer has acknowledged all offers, or has closed itself. A CLOSE record may
+be buffered behind messages that no one reads, so the connection looks ahead for it. `end` then
+releases the leases, drops messages that can never become whole, and keeps whole ones readable.
 """
 
 from typing import Any, Final
@@ -37,9 +43,10 @@ class Connection:
     Parameters
     ----------
     header_bytes_limit, message_bytes_limit, frame_count_limit : int
-        What one message of the peer may claim; see `dask_fabric.wire.record_reader.RecordReader`.
+        Limits of one message of the peer; see `dask_fabric.wire.record_reader.RecordReader`.
     inline_bytes : int
-        Up to this size a message that is sent is copied; larger frames are sent from their memory.
+        A message up to this size is copied when it is sent. Frames of larger ones are sent from
+        their own memory.
     """
 
     local: Final[int]
@@ -54,10 +61,14 @@ class Connection:
     paths: Final[list[Any]]
 
     def __init__(
-        self, header_bytes_limit, message_bytes_limit, frame_count_limit, inline_bytes: int
+        self,
+        header_bytes_limit: int,
+        message_bytes_limit: int,
+        frame_count_limit: int,
+        inline_bytes: int,
     ): ...
-    def feed(self, data):
-        """Put bytes that were received where they belong.
+    def feed(self, data: bytes) -> int:
+        """Store received bytes, as far as they fit into the current buffer.
 
         Parameters
         ----------
@@ -66,10 +77,10 @@ class Connection:
         Returns
         -------
         int
-            How many of them; the rest belongs elsewhere, after `next_message`.
+            The number of bytes stored. Call `next_message` before feeding the rest.
         """
     def take_outgoing(self, nbytes: int):
-        """Take the first of the bytes that are to be written; at most so many."""
+        """Remove and return up to *nbytes* from the front of the send buffer."""
     def end_transfer(self, transfer: Transfer, error: int = 0, is_stuck: bool = False):
         """Report the end of a transfer, with an errno if it failed.
 
@@ -78,59 +89,60 @@ class Connection:
         transfer : Transfer
         error : int
         is_stuck : bool
-            Whether something may still write to its memory.
+            Whether its memory may still be written to.
         """
     def lose_stream(self):
-        """The peer's end of the stream was read, or is lost; give what that means."""
+        """Handle the end of the peer's stream; return the error that describes it."""
     def take_notices(self):
-        """Take what was noticed: (kind, subject, path) of each."""
+        """Remove and return the pending notices: (kind, subject, path) of each."""
     @property
     def remote(self):
         """The state of the peer's half (`dask_fabric.wire.states.Half`)."""
     def is_open(self) -> bool:
         """Whether both hellos were exchanged."""
     def is_busy(self) -> bool:
-        """Whether something is still to leave, or is still needed by who fetches it."""
+        """Whether bytes are queued or leases are open."""
     def discards(self) -> bool:
-        """Whether messages of the peer only stand before its answers about frames on offer."""
+        """Whether messages are dropped unread: this side closes, and only awaits answers."""
     def is_in_message(self, is_awaited: bool) -> bool:
-        """Whether the peer has to send more of what it has begun, or was asked for.
+        """Whether the peer owes the rest of a message, or frames that were requested.
 
-        Where nobody awaits a message, or frames are being fetched, whole ones may be there too.
+        Without a pending `receive`, or during a fetch, staged bytes may be whole messages: they do
+        not count.
         """
     def opened(self) -> Any:
-        """Both hellos were exchanged: records follow."""
+        """Both hellos are exchanged: records follow."""
     def use(self, path: Path, devices=None) -> Any:
-        """Let large frames travel by one more path, in both directions.
+        """Use one more path for large frames, in both directions.
 
         Parameters
         ----------
         path : Path
-            Less preferred than those that are used already.
+            Less preferred than the paths in use.
         devices : dask_fabric.comm.device.direct.Devices, optional
             For frames of device memory, if the path takes them.
         """
     def end(self, outcome: int, is_violated: bool = False) -> Any:
-        """The connection has ended: drop what cannot be of use any more.
+        """End the connection: release all leases and drop messages that cannot become whole.
 
-        Messages that came before, with all their frames, can still be taken.
+        Whole messages can still be taken.
 
         Parameters
         ----------
         outcome : int
         is_violated : bool
-            Whether the peer broke the protocol: then what is unread is behind that, and dropped.
+            Whether the peer broke the protocol: then everything unread is dropped too.
         """
     def drop_unready(self) -> Any:
-        """Drop messages that will never have their frames, and what came behind them."""
-    def send(self, header, frames: list[Any]) -> int:
+        """Drop messages whose frames are lost, and everything behind them, to keep the order."""
+    def send(self, header: bytes | memoryview, frames: list[Any]) -> int:
         """Queue one message.
 
         Parameters
         ----------
         header : bytes or memoryview
         frames : list of contiguous buffers
-            Those above the inline limit are sent from their own memory, later; they must not
+            Frames above the inline limit are sent later, from their own memory, which must not
             change until then.
 
         Returns
@@ -139,34 +151,35 @@ class Connection:
             Bytes of the message.
         """
     def close(self) -> Any:
-        """Queue the close record: nothing more is sent but frames that the peer requests."""
+        """Queue the CLOSE record. Only frames that the peer requests may follow it."""
     def next_message(self) -> Any:
-        """The next message that is whole and fetched.
+        """Take the next message, if all its frames are here.
 
         Returns
         -------
         tuple of (bytes or memoryview, list of memoryview) or None
-            None also where frames are to be fetched first (`WANT_FETCH`), and where messages were
-            dropped (`discards`): none is delivered from behind one that is lost.
+            Also None if frames must be fetched first (`WANT_FETCH`), and after a message was
+            dropped (`discards`): no message behind a lost one is delivered.
 
         Raises
         ------
         ProtocolError, LimitError
         """
     def read_unawaited(self) -> Any:
-        """Process what is not a message for a reader: answers, and the peer's close record.
+        """Process control records without a pending `receive`, and look for the peer's CLOSE.
 
-        A peer that closes waits, not for long, until what it offered is fetched.
+        When the peer closes, fetch ahead of the reader: it waits, for a limited time, until its
+        frames are fetched.
         """
     def look_ahead(self) -> Any:
-        """Fetch for messages that nobody awaits yet."""
+        """Ask for a fetch although no `receive` is pending."""
     def stop_offering(self, path: Path) -> bool:
-        """The path is broken: the stream has to do, until this connection ends.
+        """Mark a path as broken: until this connection ends, nothing more is offered by it.
 
-        False where that was known.
+        Returns False if it was marked before.
         """
     def next_transfer(self) -> Transfer:
-        """The next frames to fetch, which have their memory now; None where there are none.
+        """Allocate memory for the next frames to fetch; None if there are none.
 
-        The caller runs it by `Path.fetch` and reports its end to `transfer_ended`.
+        The caller runs the transfer by `Path.fetch` and reports its end to `transfer_ended`.
         """

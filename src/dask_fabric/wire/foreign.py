@@ -1,6 +1,7 @@
-"""Peers that do not speak the fabric protocol: known by their first bytes, told so in their own.
+"""Peers that do not speak the fabric protocol: recognized by their first bytes.
 
-At most ``PREAMBLE_BYTES`` bytes are looked at, and as few as needed.
+Where possible, they get an error in their own protocol. At most ``PREAMBLE_BYTES`` bytes are
+examined, and as few as needed.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ MAGIC = b"\x89fabric\x8a"
 PREAMBLE_BYTES = 16
 
 # The last one opens HTTP/2.
-HTTP_METHODS = (b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"OPTIONS ", b"PATCH ")
-HTTP_METHODS += (b"CONNECT ", b"TRACE ", b"PRI * HTTP/2")
+HTTP_METHODS = (
+    *(b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"OPTIONS ", b"PATCH "),
+    *(b"CONNECT ", b"TRACE ", b"PRI * HTTP/2"),
+)
 # A TLS record opens with its type and the version 3.1 to 3.4 (RFC 8446, 5.1).
 TLS_HANDSHAKE = tuple(bytes([0x16, 3, minor]) for minor in range(1, 5))
 TLS_ALERT = tuple(bytes([0x15, 3, minor]) for minor in range(1, 5))
@@ -27,7 +30,7 @@ TLS_REFUSAL = bytes([0x15, 3, 3, 0, 2, 2, 40])
 
 
 class Foreign(NamedTuple):
-    """One protocol that is not ours: how it starts, what to tell this side, how to tell the other.
+    """A protocol that is not ours: its first bytes, an error text, and how to encode a reply.
 
     ``{scheme}`` in *text* stands for this side's scheme.
     """
@@ -52,7 +55,7 @@ def tls_refusal(text: str) -> bytes:
 
 
 def dask_tcp_refusal(text: str) -> bytes:
-    """Return a message of Dask's ``tcp://`` whose reading raises ``TypeError(text)`` over there.
+    """Return a message of Dask's ``tcp://`` that raises ``TypeError(text)`` in its reader.
 
     Notes
     -----
@@ -69,7 +72,7 @@ def dask_tcp_refusal(text: str) -> bytes:
 
 
 def no_reply(text: str) -> bytes:
-    """Return nothing: this peer would not understand a word."""
+    """Return nothing: this peer would not understand a reply."""
     return b""
 
 
@@ -117,12 +120,12 @@ DASK_TCP_SEEN_BY_CLIENT = Foreign(
 
 
 def raise_if_foreign(start: bytes, scheme: str, server_side: bool) -> None:
-    """Raise when the peer's first bytes cannot become a fabric preamble any more.
+    """Raise once the peer's first bytes cannot be the beginning of a fabric preamble.
 
     Parameters
     ----------
     start : bytes
-        What has arrived so far, at most ``PREAMBLE_BYTES`` of it.
+        The bytes received so far, at most ``PREAMBLE_BYTES``.
     scheme : str
         The scheme of this side's address, for the message.
     server_side : bool
@@ -131,8 +134,8 @@ def raise_if_foreign(start: bytes, scheme: str, server_side: bool) -> None:
     Raises
     ------
     ForeignProtocolError
-        With a message that says what the peer seems to be and what to do, and the ``reply`` that
-        the peer understands. While more bytes could still tell, nothing is raised.
+        The message names the peer's protocol and a remedy; ``reply`` is in the peer's protocol.
+        Nothing is raised while more bytes are needed to decide.
     """
     if start[: len(MAGIC)] == MAGIC[: len(start)]:
         return
@@ -149,7 +152,7 @@ def raise_if_foreign(start: bytes, scheme: str, server_side: bool) -> None:
 
 
 def unknown(start: bytes, scheme: str, server_side: bool) -> ForeignProtocolError:
-    """Return the error for a peer that shows only what it sent, *start*."""
+    """Return the error for an unknown protocol, with its first bytes, *start*."""
     peer = "client" if server_side else "server"
     return ForeignProtocolError(
         f"the {peer} does not speak {scheme}:// (its first bytes are "

@@ -1,16 +1,16 @@
-"""Frames that are offered by one side and fetched by the other, and the records about them."""
+"""Frames that one side offers and the other fetches, and the records about them."""
 
-from typing import Any, Final, TypedDict
+from typing import Any, Final
 
 class Control:
-    """A record that is no message: an answer about offered frames, or what paths there are."""
+    """A record that is not a message: an answer about offered frames, or a PATHS record."""
 
     kind: Final[int]
     sequence: Final[int]
     content: Final[bytes]
 
 class FrameSet:
-    """The frames of one message that its receiver is to fetch; both sides keep them so."""
+    """The frames on offer of one message; used by both sides."""
 
     sequence: Final[int]
     nbytes: Final[int]
@@ -18,8 +18,8 @@ class FrameSet:
     frames: Final[list[Any]]
 
     def __init__(self, sequence): ...
-    def views(self):
-        """Give what there is, for paths and tests in Python.
+    def views(self) -> list[tuple[int, int, bytes, memoryview | None]]:
+        """Describe the frames, for paths and tests in Python.
 
         Returns
         -------
@@ -27,11 +27,3 @@ class FrameSet:
             Of each frame its index in the message, the number of its path, the descriptor (padded
             to 24 bytes) and its memory in this process, if it has any.
         """
-
-class Slot(TypedDict):
-    data: bytes
-    nbytes: int
-    index: int
-    path: int
-    memory: int
-    descriptor: bytes

@@ -1,7 +1,7 @@
 """The handshake of the fabric protocol, without I/O: bytes in, bytes out.
 
-The specification is ``docs/wire-protocol.md``. What arrives is untrusted: it is bounded before it
-is stored, and nothing in it is unpickled or run.
+The specification is ``docs/wire-protocol.md``. Received bytes are untrusted: their number is
+limited before they are stored, and nothing in them is unpickled or executed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _NOTHING = bytearray()
 
 
 class State(str, enum.Enum):
-    """Where a handshake stands."""
+    """The states of a handshake."""
 
     SILENT = "our hello is not sent yet"
     PREAMBLE = "waiting for the peer's preamble"
@@ -45,7 +45,7 @@ class State(str, enum.Enum):
 
 
 class Event(str, enum.Enum):
-    """What may happen in a handshake."""
+    """The events of a handshake."""
 
     SEND = "our hello is taken for sending"
     BYTES = "bytes arrived"
@@ -83,27 +83,25 @@ class Handshake:
     Parameters
     ----------
     hello : Hello
-        What this side says of itself.
+        This side's hello.
     server_side : bool
         Whether this side accepted the connection.
     refuse : callable, optional
-        Called with the peer's good `Hello`; what it returns, unless empty, is the reason to turn
-        the peer away.
+        Called with the peer's valid `Hello`; returns the reason to refuse the peer, or "".
     answer : callable, optional
-        For a server: called with the client's good `Hello`; gives the hello to send in place of
+        For a server: called with the client's valid `Hello`; returns the hello to send in place of
         *hello*.
 
     Attributes
     ----------
     hello : Hello
-        What this side says, or said, of itself.
+        This side's hello, as it is or was sent.
     server_side : bool
     state : State
-        Where the handshake stands.
     peer : Hello or None
-        The other side's hello, once it was good.
+        The peer's hello, once it has arrived and is valid.
     version : tuple of int or None
-        Major and minor version that both sides speak, once the peer's preamble was good.
+        Major and minor version that both sides speak, once the peer's preamble has arrived.
     """
 
     def __init__(
@@ -126,31 +124,31 @@ class Handshake:
 
     @property
     def done(self) -> bool:
-        """Whether the peer's hello was good; what `data_to_send` then still returns must go out."""
+        """Whether the peer's hello is valid; a server must still send `data_to_send` then."""
         return self.peer is not None
 
     def data_to_send(self) -> bytes:
-        """Return what to send right now, once; empty when it is not this side's turn."""
+        """Return this side's hello, once, when it is its turn to send; else b""."""
         if self.state not in (State.SILENT, State.ANSWER):
             return b""
         self._advance(Event.SEND)
         return self.hello.encoded
 
     def receive(self, data: bytes | bytearray | memoryview) -> int:
-        """Take bytes that arrived.
+        """Process received bytes.
 
         Returns
         -------
         int
-            How many of *data*, from its start, were consumed; the rest belongs to what follows the
+            How many bytes of *data* were consumed; the rest belongs to the records after the
             peer's hello. At most ``PREAMBLE_BYTES + HELLO_BYTES_LIMIT`` are ever consumed.
 
         Raises
         ------
         ProtocolError
-            Or one of its subclasses, with ``reply``: the bytes to send before closing.
+            Or a subclass; its ``reply`` is to be sent before closing.
         RuntimeError
-            The handshake is not at a point where it may be given bytes.
+            The handshake is in a state that does not accept bytes.
         """
         self._advance(Event.BYTES)
         view = memoryview(data).cast("B")
@@ -172,7 +170,7 @@ class Handshake:
         Raises
         ------
         ProtocolError
-            Always, unless this is called when the handshake is over (`RuntimeError`).
+            Always, unless the handshake is over already (`RuntimeError`).
         """
         state, start = self.state, bytes(self._buffer)
         self._advance(Event.FAILURE)
@@ -181,7 +179,7 @@ class Handshake:
         peer = "client" if self.server_side else "server"
         if start or self.version:
             raise ProtocolError(f"the {peer} closed the connection in the middle of the handshake")
-        advice = "" if self.server_side else " (is the address right? does it want TLS?)"
+        advice = "" if self.server_side else " (is the address right? does it require TLS?)"
         raise ProtocolError(f"the {peer} closed the connection before its hello{advice}")
 
     def _advance(self, event: Event) -> None:
@@ -227,7 +225,7 @@ class Handshake:
             raise RefusedError(reason, self._refusal(reason))
         if self._answer:
             self.hello = self._answer(peer)
-        # They keep alive what is of no use any more, of each of very many connections.
+        # Free what these closures hold: it is not needed any more, and connections are many.
         self._refuse = self._answer = None
         self._buffer = _NOTHING
         self.peer = peer
@@ -235,7 +233,7 @@ class Handshake:
 
     def _fail(self, error: ProtocolError) -> None:
         replied = isinstance(error, (ForeignProtocolError, RefusedError))
-        # A client whose server speaks another version cannot know what that one would read.
+        # A client cannot know what a server of another version would understand.
         if not replied and (self.server_side or self.version):
             error.reply = self._refusal(str(error))
         self._advance(Event.FAILURE)
@@ -244,4 +242,4 @@ class Handshake:
         text = reason.encode()[:TEXT_BYTES_LIMIT].decode(errors="ignore")
         if self.server_side:
             return Hello(scheme=self.hello.scheme, error=text).encode()
-        return error_record(text)  # the server took our hello already: it reads records by now
+        return error_record(text)  # the server has our hello already, and reads records now

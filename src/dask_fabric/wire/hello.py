@@ -1,7 +1,7 @@
-"""The hello: what one side of a connection says of itself.
+"""The hello: how one side of a connection describes itself.
 
-The specification is ``docs/wire-protocol.md``. What arrives is untrusted: it is bounded before it
-is stored, and nothing in it is unpickled or run.
+The specification is ``docs/wire-protocol.md``. Received bytes are untrusted: their number is
+limited before they are stored, and nothing in them is unpickled or executed.
 """
 
 from __future__ import annotations
@@ -27,49 +27,50 @@ HELLO_BYTES_LIMIT = 65536
 TEXT_BYTES_LIMIT = 4096
 ENTRY_COUNT_LIMIT = 256  # of one array or map
 ITEM_COUNT_LIMIT = 512  # of all together
-# The least that a side may accept, so that Dask's handshake comes through.
+# The lowest limits that a side may announce: Dask's handshake must fit.
 LEAST_LIMITS = {"frames": 1, "header": LIMIT_BYTES_LEAST, "message": LIMIT_BYTES_LEAST}
 OMITTED_IF_EMPTY = ("refused", "boot", "address", "ends", "error")
 NESTING_LIMIT = 16
-# A server of HTTP answers when it has seen this, and a client then knows what is there.
+# An HTTP server answers after these bytes, so that a client recognizes it.
 _HTTP_END = b"\r\n\r\n"
 STREAM = "stream"  # the path that every side has: the connection itself
-# Features: what is used where both sides list it.
-CHUNKS = "chunks"  # frames of device memory come in chunks, see docs/wire-protocol.md
+# Features are used if both sides list them.
+CHUNKS = "chunks"  # device frames are staged in chunks, see docs/wire-protocol.md
 
 
 @dataclass(frozen=True)
 class Hello:
-    """What one side says of itself.
+    """The description that one side sends of itself.
 
     Parameters
     ----------
     scheme : str
-        The scheme of the address that this side was given, without ``://``.
+        The scheme of this side's address, without ``://``.
     software : str
         Name and version, for messages only.
     pid : int
         Process id in the sender's own namespace.
     paths, memory : tuple of str
-        The paths that frames may take and the kinds of memory that they may live in.
+        The paths that frames may travel by, and the kinds of memory that they may be in.
     authentication, features : tuple of str
-        Room for later versions: what the side can do and would use if both can.
+        Capabilities, used if both sides list them; `authentication` is for later versions.
     limits : mapping of str to int
-        The most that this side takes: ``frames`` (count), ``header`` and ``message`` (bytes).
+        The largest message that this side accepts: ``frames`` (count), ``header`` and ``message``
+        (bytes).
     refused : mapping of str to str
         Paths that this side will not use with this peer, each with the reason.
     boot : str
-        What names the running system of this host, the same for all its processes.
+        The boot id of this host's running system, or a proof of knowing it.
     described : mapping of str to mapping
-        What this side says of its paths, by their names, which are fields of their own on the wire.
-        It may make no sense: `dask_fabric.paths.provider.Provider.check` tells.
+        Descriptions of this side's paths, by name; on the wire each is a field of its own. A
+        peer's may be invalid: see `dask_fabric.paths.provider.Provider.check`.
     address : str
-        Over a Unix socket: the ``host:port`` that a client wants, or that a server listens on.
+        Over a Unix socket: the ``host:port`` that a client dialled, or that a server listens on.
     ends : tuple of str
-        Of a client over TCP with a path that no proxy may stand in the way of: its end of the
-        connection, and the one it reached.
+        From a client over TCP, if a path needs a direct connection: the addresses of its own end
+        and of the end that it reached.
     error : str
-        Not empty in the hello of a side that refuses the other: the reason.
+        The reason, in the hello of a side that refuses the other; else empty.
     """
 
     scheme: str = "fabric"
@@ -87,11 +88,11 @@ class Hello:
     ends: tuple[str, ...] = ()
     error: str = ""
 
-    # For caches, which find an object that was seen before, and no other that is equal.
+    # By identity, and fast: caches look up the same object again.
     __hash__ = object.__hash__
 
     def encode(self) -> bytes:
-        """Return the preamble and the hello as they go over the wire.
+        """Return the preamble and the hello as they are sent.
 
         Raises
         ------
@@ -105,12 +106,12 @@ class Hello:
         content["end"] = _HTTP_END
         body = msgpack.packb(content)
         if len(body) > HELLO_BYTES_LIMIT:
-            raise ValueError(f"a hello of {len(body)} bytes; at most {HELLO_BYTES_LIMIT} may be")
+            raise ValueError(f"a hello of {len(body)} bytes; {HELLO_BYTES_LIMIT} are allowed")
         return PREAMBLE.pack(MAGIC, MAJOR_VERSION, MINOR_VERSION, 0, len(body)) + body
 
     @functools.cached_property
     def encoded(self) -> bytes:
-        """What `encode` returns, made once."""
+        """The result of `encode`, cached."""
         return self.encode()
 
     @classmethod
@@ -140,12 +141,12 @@ class Hello:
         return cls(**known, described=described)
 
 
-# The same few hellos come and go with every connection: a process says the same each time.
+# Most connections exchange the same few hellos, so decoding is cached.
 _KNOWN_HELLO_BYTES = 1024
 
 
 def decoded(body: bytes) -> Hello:
-    """Return what `Hello.decode` does, from memory where the same hello came before."""
+    """Return the result of `Hello.decode`; small hellos are cached."""
     return _decoded_small(body) if len(body) <= _KNOWN_HELLO_BYTES else Hello.decode(body)
 
 
@@ -193,18 +194,18 @@ FIELD_CHECKS: dict[str, Callable[[object], bool]] = {
 
 
 def unpack_map(body: bytes, what: str = "the peer's hello") -> dict:
-    """Decode one untrusted map, within narrow bounds.
+    """Decode one untrusted map, within narrow limits.
 
     Parameters
     ----------
     body : bytes
     what : str
-        What it is, for the error.
+        The name of the map, for the error.
 
     Raises
     ------
     ProtocolError
-        It is something else, or larger.
+        *body* is not a map, or exceeds a limit.
     """
     counter = _Counter()
     try:
@@ -230,7 +231,7 @@ def unpack_map(body: bytes, what: str = "the peer's hello") -> dict:
 
 
 class _Counter:
-    """Counts what a decoder finds, so that it stops soon: each map and entry costs some time."""
+    """Counts decoded items, to stop a decoder early: each map and entry costs time."""
 
     def __init__(self) -> None:
         self._left = ITEM_COUNT_LIMIT

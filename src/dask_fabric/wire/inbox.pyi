@@ -1,7 +1,7 @@
-"""Messages that have come and are not delivered yet, in their order.
+"""The receive queue: messages that wait for their frames or for a reader, in order.
 
-Mostly there are none: a message without frames on offer is delivered as it is read. Those with such
-frames wait here until these are fetched, and so does what came behind them.
+Usually it is empty: a message without frames on offer is delivered as it is read. A message with
+such frames waits here until they are fetched, and so do the messages behind it.
 """
 
 from typing import Final
@@ -10,7 +10,7 @@ class InboundMessage:
     """A message that waits for its frames, or for a reader."""
 
 class Inbox:
-    """The messages of a connection that are not delivered."""
+    """The messages of a connection that are not delivered yet."""
 
     nbytes: Final[int]
 

@@ -1,13 +1,16 @@
-"""Putting messages together from the records that arrive, with larger frames received in place.
+"""Assembles messages from the records that arrive; larger frames are received in place.
 
-The memory and the time that a claim costs stay in proportion to the bytes that arrived: frames get
-their memory little by little, and one call handles at most `TURN_FRAMES` of them.
+Memory and time are committed in proportion to the bytes that have arrived, not to the sizes that
+the peer claims: frames are allocated little by little, at most `TURN_FRAMES` per call.
 """
 
-from typing import Final
+from collections.abc import Iterable
+from typing import Any, Final
 
+from dask_fabric.wire.frames import Control
 from dask_fabric.wire.inbox import Inbox
 from dask_fabric.wire.metrics import Metrics
+from dask_fabric.wire.path import Path
 from dask_fabric.wire.receive_buffer import ReceiveBuffer
 from dask_fabric.wire.record_reader import RecordReader
 
@@ -21,10 +24,9 @@ class MessageReader:
 
     Notes
     -----
-    The owner puts bytes where `ReceiveBuffer.room` says and reports them to its `received`;
-    `next_record` gives messages as they become whole. While `has_more_work`, the owner calls it
-    again without waiting for bytes. Frames on offer get no memory here: the owner calls `place` for
-    each before it fetches it (`take_offered`).
+    The owner writes received bytes to `ReceiveBuffer.room`, reports them by `received`, and calls
+    `next_record`. While `has_more_work`, it calls that again without further bytes. Frames on offer
+    get no memory here: the owner takes them (`take_offered`) and calls `place` before each fetch.
     """
 
     buffer: Final[ReceiveBuffer]
@@ -32,23 +34,27 @@ class MessageReader:
     inbox: Final[Inbox]
     metrics: Final[Metrics]
 
-    def __init__(self, header_bytes_limit, message_bytes_limit, frame_count_limit): ...
+    def __init__(
+        self, header_bytes_limit: int, message_bytes_limit: int, frame_count_limit: int
+    ): ...
     def __sizeof__(self):
-        """With its own buffers, and without what is being received in place."""
-    def open(self, paths=(), devices=None):
+        """Includes its own buffers, but not the frames received in place."""
+    def open(self, paths: Iterable[Path] = (), devices=None):
         """Begin to read records; for tests, which have no connection.
 
         Parameters
         ----------
         paths : iterable of Path
             Those by which frames may be on offer.
-        devices : Any
+        devices : object
             What makes memory for frames of devices: ``allocate(nbytes)`` gives a frame of device
             memory, or raises `MemoryError`; ``span_of(frame)`` gives its address first;
             ``stage(memory)`` makes a frame over host memory that belongs on a device.
         """
-    def receive_data(self, data):
-        """Take bytes that arrived, and give the records that they complete.
+    def receive_data(
+        self, data: bytes
+    ) -> list[tuple[bytes | memoryview, list[memoryview]]] | Control:
+        """Process received bytes, and return the records that they complete.
 
         Parameters
         ----------
@@ -64,15 +70,15 @@ class MessageReader:
         ProtocolError, LimitError
             As `next_record`.
         """
-    def place_offered(self, frames):
-        """Give memory to the frames on offer of the message that was given last.
+    def place_offered(self, frames: list[Any]):
+        """Allocate the offered frames of the last message.
 
         Parameters
         ----------
         frames : list
-            Of that message; None where a frame is on offer.
+            The frames of that message, None for those on offer; these are replaced.
         """
     @property
     def message_count(self): ...
     def has_more_work(self) -> bool:
-        """Whether `next_record` can go on without further bytes."""
+        """Whether `next_record` can continue without further bytes."""

@@ -1,37 +1,36 @@
-"""What has moved by one path, of one comm or of several together, and what it had to wait for.
+"""Counters and times of one path, of one comm or summed over several.
 
-Always on: a small message costs additions to integers and no look at the clock.
+Always on: a small message costs some integer additions, and no call of the clock.
 """
 
-from typing import TypedDict
+from collections.abc import Iterable
+from typing import Any
 
-from dask_fabric.histogram import BUCKET_COUNT, Histogram
-
-HISTOGRAM_BUCKET_COUNT = BUCKET_COUNT
+HISTOGRAM_BUCKET_COUNT: int
 
 class Metrics:
     """Counters, times and histograms of one path."""
     def add(self, other: Metrics):
-        """Add what another object has counted."""
-    def packed(self):
-        """Give what is counted in a few bytes: of each number that is not 0, its place and value.
+        """Add the counts of another object."""
+    def packed(self) -> bytes:
+        """Encode all counts compactly: the place and value of each number that is not 0.
 
         Returns
         -------
         bytes
         """
     def subtract(self, packed: bytes):
-        """Subtract what `packed` gave, so that what was counted since is left."""
+        """Subtract counts that `packed` returned earlier, which leaves those since then."""
     def copy(self):
-        """Give another object with the same counts."""
+        """Return another object with the same counts."""
     def serialized(self, spent_ns: int):
-        """Count the time that it took to serialize a message that was not tiny."""
+        """Add the time that serializing a message took; tiny ones are not measured."""
     def deserialized(self, spent_ns: int):
-        """Count the time that it took to deserialize a message that was not tiny."""
+        """Add the time that deserializing a message took; tiny ones are not measured."""
     def let_go(self):
-        """The comm has ended, and holds nothing for its peer any more."""
-    def brief(self):
-        """Give bytes and seconds alone.
+        """The comm has ended, and with it all leases: nothing is unacknowledged any more."""
+    def brief(self) -> tuple[Any, ...]:
+        """Return only bytes and seconds.
 
         Returns
         -------
@@ -39,47 +38,18 @@ class Metrics:
             Bytes sent and received, fallbacks, and seconds of waiting for the loop, allocating, on
             the wire, waiting for the peer, and of serializing and deserializing together.
         """
-    def as_dict(self):
-        """Give everything by its name.
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything by name.
 
         Returns
         -------
         dict
-            Counts, ``*_seconds``, ``unacknowledged_bytes`` of the time of the copy, and under
-            ``histograms`` for each the ``counts`` (the one with the index i is of values up to 2**i
-            and above 2**(i - 1); without zeros at the end) and the ``sum`` of the values.
+            Counts, ``*_seconds``, ``unacknowledged_bytes`` at the time of the copy, and
+            ``histograms``: each has ``counts`` (bucket i counts values above 2**(i - 1) and up to
+            2**i; trailing zeros are left out) and the ``sum`` of the values.
         """
 
-class Counts(TypedDict):
-    messages_sent: int
-    messages_received: int
-    bytes_sent: int
-    bytes_received: int
-    frames_sent: int
-    frames_received: int
-    fallbacks_sent: int
-    fallbacks_received: int
-    fallback_bytes: int
-    unacknowledged_bytes: int
-    loop_ns: int
-    allocate_ns: int
-    wire_ns: int
-    peer_ns: int
-    serialize_ns: int
-    deserialize_ns: int
-    sent_message_bytes: Histogram
-    received_message_bytes: Histogram
-
-class Times(TypedDict):
-    send_ns: Histogram
-    receive_ns: Histogram
-    answer_ns: Histogram
-
-class Packed(TypedDict):
-    place: int
-    value: int
-
-def histogram_of(values):
+def histogram_of(values: Iterable[int]) -> dict[str, Any]:
     """Count integers as the engine counts sizes and times.
 
     Parameters
@@ -92,8 +62,8 @@ def histogram_of(values):
         As in `Metrics.as_dict`.
     """
 
-def time_of_counting(count: int):
-    """Measure what the counting adds to one small message, in either direction.
+def time_of_counting(count: int) -> float:
+    """Measure what counting costs per small message, in either direction.
 
     Parameters
     ----------
@@ -103,5 +73,5 @@ def time_of_counting(count: int):
     Returns
     -------
     float
-        Nanoseconds for one.
+        Nanoseconds per message.
     """

@@ -1,7 +1,7 @@
-"""What a connection has sent and must still keep: the frames that its peer may fetch.
+"""Leases: frames that were offered, and must stay in memory until the peer has fetched them.
 
-Each message with frames on offer has a *lease* on their memory. It ends when the peer has answered,
-and no path sends from the memory any more.
+Each message with frames on offer has a *lease* on their memory. It ends when the peer has answered
+and no job of this side reads the memory any more.
 """
 
 from typing import Final
@@ -9,7 +9,7 @@ from typing import Final
 from dask_fabric.wire.frames import FrameSet
 
 class Lease:
-    """The frames of one message that are on offer, until nobody needs their memory any more."""
+    """Keeps the offered frames of one message in memory."""
 
     frames: Final[FrameSet]
     is_answered: Final[bool]

@@ -1,32 +1,43 @@
-"""What a path is: the interface that each path implements.
+"""The interface that each path implements.
 
 Theory of operation
 -------------------
-A *path* here is one end of the way that large frames of one comm take instead of the stream. The
-sender *offers* a frame: its entry in the message names the path and is followed by a *descriptor*,
-some bytes by which the receiver's end finds the frame. The receiver gives it memory (`place`) and
-*fetches* it; then it acknowledges the message, and the sender frees it. Where a fetch fails, the
-receiver requests the frames, and they are sent on the stream.
+A path carries large frames beside the stream. A `Path` object is one end of it, for one comm. What
+a frame goes through, with the methods that are called:
 
-A path serves one connection, in one event loop. It never blocks that loop: what may take long is a
-job of native threads, whose end is posted to `queue` and handed to the channel.
+1. Sender, in `send`: `takes` chooses the first path that accepts the frame. `describe` writes its
+   *descriptor*, some bytes by which the receiver finds the frame. The message is queued, then
+   `offer` is called: the frame is under a lease. A path may start a send job here and pin the
+   lease.
+2. Receiver: `place` allocates the frame's memory. `fetch` fills it at once, or starts a job.
+3. While the job runs, `tend` is called after each delay that it returned. It reports that a
+   transfer is stuck (`ABANDON`, `HOPELESS`). `cancel` ends a transfer early.
+4. If `needs_living_sender`, the channel checks after the transfer that the sender still lives:
+   otherwise the bytes may not be the frame's.
+5. The receiver acknowledges the message, or requests its frames over the stream. At the sender
+   this calls `acknowledged` or `fell_back`, and `released` when the lease ends.
+
+A path serves one connection in one event loop, and never blocks that loop. Work that may take long
+is a job of native threads. Its completion is posted to `queue` and handed to the channel.
+
+`fail` is called when the path is found broken: it ends all its jobs with errors. `close` is called
+once, at the end of the connection.
 """
 
-from typing import Final
+from typing import Any, Final
 
 from dask_fabric.wire.frames import FrameSet
-from dask_fabric.wire.records import OFFER_BYTES
 
-NO_PATHS = []
+NO_PATHS: list[Any]
 
 class Transfer:
-    """One movement of frames by one path: all of a message, or the next of very many."""
+    """One movement of frames by one path: all frames of a message, or the next window of many."""
 
     path: Final[Path]
     frames: Final[FrameSet]
 
 class Path:
-    """One end of a comm's frames beside the stream.
+    """One end of a path, for the frames of one comm.
 
     Parameters
     ----------
@@ -37,18 +48,17 @@ class Path:
     ----------
     name : str
     number : int
-        What the path is on the wire, from 1 to 31.
+        Its number on the wire, from 1 to 31.
     memory_kinds : int
         Set (``1 << kind``) of the kinds of memory that frames may be in.
     descriptor_bytes : int
         The size of the descriptor of a frame.
     least_bytes : int
-        The size from which on frames of host memory are offered; those of devices are, unless they
-        are empty.
+        The smallest frame of host memory that is offered. Of device frames all but empty ones are.
     needs_living_sender : bool
-        Whether a frame that was fetched is valid only if the sender was still there afterwards.
+        Whether a fetched frame is valid only if the sender still lives after the fetch.
     offers : bool
-        Whether this side offers frames; false where the path turned out to be broken.
+        Whether this side offers frames; false once the path is broken.
     """
 
     name: Final[str]
@@ -59,6 +69,4 @@ class Path:
     needs_living_sender: Final[bool]
     offers: bool
 
-    def __init__(
-        self, name, number, memory_kinds=1, descriptor_bytes=0, least_bytes=OFFER_BYTES
-    ): ...
+    def __init__(self, name, number, memory_kinds=1, descriptor_bytes=0, least_bytes=...): ...

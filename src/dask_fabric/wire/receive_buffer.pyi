@@ -1,16 +1,16 @@
-"""Where the bytes of a stream are received: in a staging buffer, or in their final memory."""
+"""The memory that a stream is received into: a staging buffer, or the final memory of frames."""
 
 from typing import Final
 
 class ReceiveBuffer:
-    """The staging buffer, and the vectors of what is being received in place.
+    """A staging buffer, and the vectors of frames that are received in place.
 
-    Whoever reads puts bytes where `room` says, and reports them to `received`.
+    The reader writes bytes to `room` and reports them by `received`.
     """
 
     missing_bytes: Final[int]
 
     def __init__(self): ...
     def __sizeof__(self):
-        """With its own buffers, and without what is being received in place."""
+        """Includes its own buffers, but not the frames received in place."""
     def staging_is_full(self) -> bool: ...

@@ -1,17 +1,16 @@
-"""Reading records from the bytes that arrive, and checking them.
+"""Parses and checks the records in a receive buffer.
 
-Sans-I/O. The format is written down in docs/wire-protocol.md: a prefix of 24 bytes, a table with an
-entry of 16 bytes a frame, descriptors of frames on offer, the header, and the frames.
+Sans-I/O. The format is documented in docs/wire-protocol.md: a prefix of 24 bytes, a table with an
+entry of 16 bytes per frame, descriptors of frames on offer, the header, and the frames.
 
-Nothing is allocated here: a record is described to the caller once its table has arrived, and
-nothing that it claims is believed before.
+Nothing is allocated here. A record is described to the caller once its whole table has arrived and
+was checked against the limits and the peer's state.
 """
 
-from typing import Final, TypedDict
+from typing import Final
 
 from dask_fabric.wire.inbox import Inbox
 from dask_fabric.wire.receive_buffer import ReceiveBuffer
-from dask_fabric.wire.records import Prefix
 
 class RecordReader:
     """Finds the records in a receive buffer, and checks them.
@@ -21,9 +20,9 @@ class RecordReader:
     buffer : ReceiveBuffer
     inbox : Inbox
     header_bytes_limit, message_bytes_limit : int
-        What one header, and one message with its frames, may claim, in bytes.
+        The most bytes of one header, and of one message with its frames.
     frame_count_limit : int
-        What one message may claim.
+        The most frames of one message.
 
     Notes
     -----
@@ -39,15 +38,7 @@ class RecordReader:
         self,
         buffer: ReceiveBuffer,
         inbox: Inbox,
-        header_bytes_limit,
-        message_bytes_limit,
-        frame_count_limit,
+        header_bytes_limit: int,
+        message_bytes_limit: int,
+        frame_count_limit: int,
     ): ...
-
-class Record(TypedDict):
-    prefix: Prefix
-    table: int
-    table_bytes: int
-    descriptor_bytes: int
-    stream_bytes: int
-    nbytes: int

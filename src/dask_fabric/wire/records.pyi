@@ -1,35 +1,20 @@
-"""Records as they stand on the stream: their layout, and packing them.
+"""The records of the stream: their layout, and packing them.
 
-The format is written down in docs/wire-protocol.md. All integers are little-endian.
+The format is documented in docs/wire-protocol.md. All integers are little-endian.
 """
 
-from typing import TypedDict
+from dask_fabric.errors import LimitError, ProtocolError
 
-class Prefix(TypedDict):
-    kind: int
-    flags: int
-    reserved: int
-    frame_count: int
-    header_bytes: int
-    sequence: int
-
-class Entry(TypedDict):
-    nbytes: int
-    path: int
-    memory: int
-    flags: int
-    descriptor_bytes: int
-
-def close_record():
-    """The record after which a side sends nothing more but answers about offered frames.
+def close_record() -> bytes:
+    """Make the record that announces a close. Only FRAMES records may follow it.
 
     Returns
     -------
     bytes
     """
 
-def error_record(text):
-    """The record that tells the peer why the connection is about to be closed.
+def error_record(text: str) -> bytes:
+    """Make the record that reports to the peer why the connection is about to be closed.
 
     Parameters
     ----------
@@ -41,21 +26,21 @@ def error_record(text):
     bytes
     """
 
-def paths_record(content):
-    """The record by which a client completes the negotiation of paths.
+def paths_record(content: bytes) -> bytes:
+    """Make the record by which a client completes the negotiation of paths.
 
     Parameters
     ----------
     content : bytes
-        As `dask_fabric.wire.negotiation.encode_refusals` makes it.
+        From `dask_fabric.paths.negotiation.encode_found`.
 
     Returns
     -------
     bytes
     """
 
-def violation(what):
-    """Make the error about a peer that breaks the protocol, with the record that tells it so.
+def violation(what: str) -> ProtocolError:
+    """Make the error for a peer that breaks the protocol, with the ERROR record for that peer.
 
     Parameters
     ----------
@@ -66,15 +51,15 @@ def violation(what):
     ProtocolError
     """
 
-def excess(what, size, limit, key):
-    """Make the error about a claim above a limit, as `violation`.
+def excess(what: str, size: int, limit: int, key: str) -> LimitError:
+    """Make the error for a size above a limit, as `violation`.
 
     Parameters
     ----------
     what : str
     size, limit : int
     key : str
-        Of the limit in the configuration.
+        The limit's key in the configuration.
 
     Returns
     -------

@@ -1,16 +1,16 @@
-"""What a connection has still to send, in order.
+"""The bytes that a connection has still to send, in order.
 
-Small data is copied into chunks, so that many small messages leave in one call; frames above the
+Small data is copied into chunks, so that many small messages leave in one call. Frames above the
 inline limit are sent from their own memory, which the buffer keeps alive until then. A record is
-put whole or not at all.
+queued whole or not at all.
 """
 
-from typing import Final, TypedDict
+from typing import Final
 
 new_owners = list
 
 class DeviceFrame:
-    """A frame of device memory, and where it lies."""
+    """A frame of device memory, and its address."""
 
 class SendBuffer:
     """Bytes and frames that wait for the socket."""
@@ -19,11 +19,4 @@ class SendBuffer:
 
     def __init__(self, inline_bytes: int = 0): ...
     def __sizeof__(self):
-        """With its own buffers, and without the frames."""
-
-class Mark(TypedDict):
-    vector_count: int
-    tail_bytes: int
-    pending_bytes: int
-    chunk_used_bytes: int
-    tail_is_open: bool
+        """Includes its own buffers, but not the frames."""

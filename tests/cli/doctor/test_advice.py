@@ -99,7 +99,7 @@ CASES = {
     ),
     "pcie": (
         {"rdma": (dataclasses.replace(DEVICE, place=PLACE),)},
-        "16.0 GT/s x8, and it could be 32.0 GT/s x8",
+        "16.0 GT/s x8, but could be 32.0 GT/s x8",
         "slot",
     ),
     "no verbs in UCX": (
@@ -115,7 +115,7 @@ CASES = {
             "gpus": (GPU,),
             **ucx(has_gpu=False),
         },
-        "/opt/libucp.so.0 knows nothing of GPUs",
+        "/opt/libucp.so.0 is built without support for GPUs",
         "libucx-cu12",
     ),
     "no driver": (

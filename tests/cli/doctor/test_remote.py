@@ -148,7 +148,7 @@ async def test_answers_that_no_server_gives(answer):
 async def test_no_answer(monkeypatch):
     monkeypatch.setattr(remote, "_ANSWER_SECONDS", 0.2)
     async with answering() as address:
-        assert await reason_of(address) == "it is connected, and gave no answer within 0.2 seconds"
+        assert await reason_of(address) == "connected, but it did not answer within 0.2 seconds"
 
 
 def test_addresses():

@@ -1,13 +1,26 @@
 """Copies out of the memory of other processes, by native threads.
 
-A job is all that one message has to fetch from one process. The threads take slices of
-`SLICE_BYTES` from the jobs in turn, so that many jobs share them fairly, and one alone is copied by
-all of them. What is very large is copied by twice as many, though that takes more CPU time.
+Theory of operation
+-------------------
+A job (`NativeJob`) is all that one transfer fetches from one process. All jobs that have not ended
+are in one list. A thread takes the next slice of `SLICE_BYTES` from the first job that has work,
+moves that job to the end of the list, and copies the slice without the mutex. So jobs share the
+threads fairly, and a single job is copied by all of them. Very large jobs may use twice as many
+threads, at the cost of more CPU time.
 
-A page of another process may be slow to read (swapped out, or of a file that some network file
-system has) or may never come. Then the thread that reads it is stuck in the kernel, where nothing
-can stop it. So a thread that takes long for a slice is replaced by another one, and a job can be
-cancelled although a thread still writes to its memory, which then stays in quarantine.
+The problem: a page of another process may be slow to read (swapped out, or of a file on a network)
+or may never arrive. The thread that reads it is stuck in the kernel and cannot be interrupted. A
+thread longer than `STUCK_NS` in one slice counts as stuck. Three measures follow:
+
+* `tend_copies`, called from the loop while a job runs, starts a thread for each stuck one. Surplus
+  threads exit when the stuck ones are back.
+* While a thread is stuck in a job, no other thread begins a slice of it: it would get stuck too.
+* `_cancel` waits a few milliseconds for the running slices. If a thread is stuck, the job moves to
+  the list of abandoned jobs and its memory goes to quarantine. The thread frees the job when it
+  returns.
+
+A job ends when no slice of it runs, and it has no work left or an error. Its completion goes to the
+mailbox of its event loop (`jobs.completions`).
 """
 
 import os
@@ -21,7 +34,7 @@ from posix.time cimport timespec
 
 from dask_fabric.clock cimport now_ns
 from dask_fabric.jobs.completions cimport Job
-from dask_fabric.jobs.mailbox cimport Completion, Ended, Mailbox, post
+from dask_fabric.jobs.mailbox cimport Completion, CompletionNode, Mailbox, post
 from dask_fabric.jobs.native cimport (
     THREAD_COUNT_LIMIT, prepare_thread, start_thread, thread_goal, wait_limit,
 )
@@ -36,38 +49,38 @@ from dask_fabric.wire.frames cimport FrameSet, Slot
 
 cdef enum:
     SLICE_BYTES = 4 << 20
-    VERY_LARGE_BYTES = 128 << 20    # who waits for it waits for more than 10 ms
-    STUCK_NS = 100_000_000          # for one slice: a hundred times what it takes
+    VERY_LARGE_BYTES = 128 << 20    # a copy of this size takes more than 10 ms
+    STUCK_NS = 100_000_000          # for one slice: a hundred times the usual
 
-cdef struct Copies:
+cdef struct NativeJob:
     uint64_t name
     uint64_t tag
     int pid
-    Slot *slots                 # owned; those before `index` are taken, and `offset` of that one
+    Slot *slots                 # owned
     size_t slot_count
-    size_t index
-    uint64_t offset
+    size_t index                # slot of the next slice,
+    uint64_t offset             # and where it begins there
     bint is_very_large
-    int running_count           # slices that threads copy right now
+    int running_count           # slices being copied now
     bint cancelled
     int error
     size_t moved_bytes
     Mailbox *mailbox
-    Ended *ended                # owned until it is posted
-    Copies *next
+    CompletionNode *node        # owned until it is posted
+    NativeJob *next
 
 cdef struct Thread:
     bint exists
-    int64_t since_ns            # when it began its slice; 0 while it has none
-    Copies *job                    # which that is of
+    int64_t since_ns            # when it began its slice; 0 between slices
+    NativeJob *job              # of that slice
 
 cdef struct Engine:
     pthread_mutex_t mutex       # guards everything below, and every job
     pthread_cond_t work
     pthread_cond_t stopped_running
-    Copies *first                  # all jobs that have not ended, in the order of their turns
-    Copies *abandoned              # cancelled ones with slices that threads are stuck in
-    uint64_t job_count          # ever
+    NativeJob *first            # jobs that have not ended, in the order of their turns
+    NativeJob *abandoned        # cancelled jobs in whose slices threads are stuck
+    uint64_t job_count          # jobs so far, for their names
     int thread_count
     Thread threads[THREAD_COUNT_LIMIT]
 
@@ -75,7 +88,8 @@ cdef Engine engine
 
 
 def _reset():
-    """Also in a forked child, without its parent's threads and jobs."""
+    """Initialize the engine, also in a forked child: its parent's jobs and threads are not there.
+    """
     memset(&engine, 0, sizeof(engine))
     pthread_mutex_init(&engine.mutex, NULL)
     pthread_cond_init(&engine.work, NULL)
@@ -87,16 +101,16 @@ os.register_at_fork(after_in_child=_reset)
 
 
 def statistics():
-    """Threads and jobs that copy out of other processes.
+    """Count the threads and jobs that copy out of other processes.
 
     Returns
     -------
     dict
-        ``thread_count`` and ``job_count`` (in flight); ``stuck_count``, threads that wait for a
+        ``thread_count`` and ``job_count`` (in flight); ``stuck_count``: threads that wait for a
         page of another process.
     """
     cdef int job_count = 0, stuck_count
-    cdef Copies *job
+    cdef NativeJob *job
     pthread_mutex_lock(&engine.mutex)
     job = engine.first
     while job != NULL:
@@ -112,7 +126,7 @@ def statistics():
 @cython.auto_pickle(False)
 @cython.final
 cdef class CopyJob(Job):
-    """All that one transfer has to copy out of one process."""
+    """Copies the frames of one transfer out of one process."""
 
     cdef uint64_t _start(self, Mailbox *mailbox) except 0:
         return _submit(mailbox, self.tag, self.pid, self.frames)
@@ -128,7 +142,7 @@ cdef class CopyJob(Job):
 
 
 cdef CopyJob new_copy_job(int pid, FrameSet frames):
-    """A job for frames that have their memory, which is kept alive until it has ended."""
+    """Make a job for frames that have memory; it keeps them alive until its end."""
     cdef CopyJob job = CopyJob.__new__(CopyJob)
     job.pid = pid
     job.frames = frames
@@ -136,12 +150,12 @@ cdef CopyJob new_copy_job(int pid, FrameSet frames):
 
 
 cdef uint64_t _submit(Mailbox *mailbox, uint64_t tag, int pid, FrameSet frames) except 0:
-    cdef Copies *job = <Copies *> calloc(1, sizeof(Copies))
+    cdef NativeJob *job = <NativeJob *> calloc(1, sizeof(NativeJob))
     cdef uint64_t name
     if job != NULL:
         job.slots = <Slot *> malloc(frames.count * sizeof(Slot))
-        job.ended = <Ended *> malloc(sizeof(Ended))
-    if job == NULL or job.slots == NULL or job.ended == NULL:
+        job.node = <CompletionNode *> malloc(sizeof(CompletionNode))
+    if job == NULL or job.slots == NULL or job.node == NULL:
         _free(job)
         raise MemoryError()
     memcpy(job.slots, frames.slots, frames.count * sizeof(Slot))
@@ -165,9 +179,8 @@ cdef uint64_t _submit(Mailbox *mailbox, uint64_t tag, int pid, FrameSet frames) 
 
 
 cdef bint _cancel(uint64_t name) noexcept nogil:
-    """End a job now, if it has not ended already; True if a thread may still write to its memory.
-    """
-    cdef Copies *job
+    """Cancel a job, unless it has ended; True if a thread may still write to its memory."""
+    cdef NativeJob *job
     cdef bint is_stuck = False
     cdef timespec until = wait_limit()
     pthread_mutex_lock(&engine.mutex)
@@ -192,9 +205,9 @@ cdef bint _cancel(uint64_t name) noexcept nogil:
 
 
 cdef int64_t tend_copies(uint64_t name) noexcept nogil:
-    """Replace the threads that are stuck, and say how many bytes a job has moved; -1: it has ended.
+    """Start threads in place of stuck ones; return the bytes that a job has moved, -1 if it ended.
     """
-    cdef Copies *job
+    cdef NativeJob *job
     cdef int64_t moved_bytes = -1
     pthread_mutex_lock(&engine.mutex)
     job = engine.first
@@ -211,7 +224,7 @@ cdef int64_t tend_copies(uint64_t name) noexcept nogil:
 
 cdef bint _is_copying(uint64_t name) noexcept nogil:
     """Whether threads are stuck in slices of a cancelled job."""
-    cdef Copies *job
+    cdef NativeJob *job
     pthread_mutex_lock(&engine.mutex)
     job = engine.abandoned
     while job != NULL and job.name != name:
@@ -228,8 +241,8 @@ cdef int _stuck_count() noexcept nogil:
     return count
 
 
-cdef bint _is_stuck(Copies *job) noexcept nogil:
-    """Whether a thread is stuck in a slice: then no other one begins the next, to be stuck too."""
+cdef bint _is_stuck(NativeJob *job) noexcept nogil:
+    """Whether a thread is stuck in a slice of the job: another thread would get stuck too."""
     cdef int index
     cdef int64_t stuck_since_ns = now_ns() - STUCK_NS
     if job.running_count == 0:
@@ -241,7 +254,7 @@ cdef bint _is_stuck(Copies *job) noexcept nogil:
 
 
 cdef int _running_count() noexcept nogil:
-    """Threads that copy for jobs that are not very large, and are not stuck."""
+    """The threads that copy for jobs of usual size and are not stuck."""
     cdef int index, count = 0
     cdef int64_t stuck_since_ns = now_ns() - STUCK_NS
     for index in range(THREAD_COUNT_LIMIT):
@@ -253,7 +266,7 @@ cdef int _running_count() noexcept nogil:
 
 
 cdef void _start_threads(int goal) noexcept nogil:
-    """Have as many threads that are not stuck, within the limit."""
+    """Start threads until `goal` of them are not stuck, within the limit."""
     cdef uintptr_t index = 0
     cdef int missing_count = goal + _stuck_count() - engine.thread_count
     while missing_count > 0 and index < THREAD_COUNT_LIMIT:
@@ -268,7 +281,7 @@ cdef void _start_threads(int goal) noexcept nogil:
 
 cdef void *_thread_main(void *argument) noexcept nogil:
     cdef Thread *thread = &engine.threads[<uintptr_t> argument]
-    cdef Copies *job
+    cdef NativeJob *job
     prepare_thread(b"fabric-copy")
     pthread_mutex_lock(&engine.mutex)
     while True:
@@ -276,7 +289,7 @@ cdef void *_thread_main(void *argument) noexcept nogil:
         if job != NULL:
             _copy_slice(job, thread)
         elif engine.thread_count - _stuck_count() > 2 * thread_goal():
-            break               # it stood in for one that is not stuck any more
+            break               # surplus: it stood in for a thread that is not stuck any more
         else:
             pthread_cond_wait(&engine.work, &engine.mutex)
     thread.exists = False
@@ -285,8 +298,8 @@ cdef void *_thread_main(void *argument) noexcept nogil:
     return NULL
 
 
-cdef void _copy_slice(Copies *job, Thread *thread) noexcept nogil:
-    """Copy the next slice of a job, without the mutex that is held before and after."""
+cdef void _copy_slice(NativeJob *job, Thread *thread) noexcept nogil:
+    """Copy the next slice of a job; the mutex is released meanwhile."""
     cdef uint64_t offset = job.offset
     cdef Slot slice = _take_slice(job)
     cdef int error
@@ -311,16 +324,16 @@ cdef void _copy_slice(Copies *job, Thread *thread) noexcept nogil:
         _end(job)
 
 
-cdef bint _is_in(Copies *first, Copies *job) noexcept nogil:
+cdef bint _is_in(NativeJob *first, NativeJob *job) noexcept nogil:
     while first != NULL and first != job:
         first = first.next
     return first != NULL
 
 
-cdef Copies *_next_job() noexcept nogil:
-    """The first job with work left for one more thread, which goes to the end of the row."""
-    cdef Copies *job = engine.first
-    while job != NULL and not (_has_work(job) and _has_thread(job) and not _is_stuck(job)):
+cdef NativeJob *_next_job() noexcept nogil:
+    """Choose the first job with work for one more thread, and move it to the end of the list."""
+    cdef NativeJob *job = engine.first
+    while job != NULL and not (_has_work(job) and _may_add_thread(job) and not _is_stuck(job)):
         job = job.next
     if job != NULL and job.next != NULL:
         _remove(&engine.first, job)
@@ -328,20 +341,20 @@ cdef Copies *_next_job() noexcept nogil:
     return job
 
 
-cdef int _goal_for(Copies *job) noexcept nogil:
+cdef int _goal_for(NativeJob *job) noexcept nogil:
     return thread_goal() * (2 if job.is_very_large else 1)
 
 
-cdef bint _has_thread(Copies *job) noexcept nogil:
-    """Whether one more thread may copy for it: the additional ones are for very large jobs."""
+cdef bint _may_add_thread(NativeJob *job) noexcept nogil:
+    """Whether one more thread may copy for it; the additional threads are for very large jobs."""
     return job.is_very_large or _running_count() < thread_goal()
 
 
-cdef bint _has_work(Copies *job) noexcept nogil:
+cdef bint _has_work(NativeJob *job) noexcept nogil:
     return job.index < job.slot_count and not job.error and not job.cancelled
 
 
-cdef Slot _take_slice(Copies *job) noexcept nogil:
+cdef Slot _take_slice(NativeJob *job) noexcept nogil:
     cdef Slot slice = job.slots[job.index]
     slice.data += job.offset
     slice.nbytes = min(slice.nbytes - job.offset, <uint64_t> SLICE_BYTES)
@@ -352,35 +365,35 @@ cdef Slot _take_slice(Copies *job) noexcept nogil:
     return slice
 
 
-cdef void _end(Copies *job) noexcept nogil:
-    cdef Ended *ended = job.ended
-    ended.completion = Completion(
+cdef void _end(NativeJob *job) noexcept nogil:
+    cdef CompletionNode *node = job.node
+    node.completion = Completion(
         job.tag, FAILED if job.error else COMPLETE, job.error, job.moved_bytes,
         0, 0,
     )
-    job.ended = NULL
+    job.node = NULL
     _remove(&engine.first, job)
-    post(job.mailbox, ended)
+    post(job.mailbox, node)
     _free(job)
 
 
-cdef void _append(Copies *job) noexcept nogil:
-    cdef Copies **place = &engine.first
+cdef void _append(NativeJob *job) noexcept nogil:
+    cdef NativeJob **place = &engine.first
     while place[0] != NULL:
         place = &place[0].next
     job.next = NULL
     place[0] = job
 
 
-cdef void _remove(Copies **first, Copies *job) noexcept nogil:
-    cdef Copies **place = first
+cdef void _remove(NativeJob **first, NativeJob *job) noexcept nogil:
+    cdef NativeJob **place = first
     while place[0] != job:
         place = &place[0].next
     place[0] = job.next
 
 
-cdef void _free(Copies *job) noexcept nogil:
+cdef void _free(NativeJob *job) noexcept nogil:
     if job != NULL:
         free(job.slots)
-        free(job.ended)
+        free(job.node)
         free(job)

@@ -1,4 +1,4 @@
-"""One end of a comm's frames by cross memory attach."""
+"""The endpoint of the `cma` path: fetches frames by cross memory attach."""
 
 from dask_fabric.paths.cma.process cimport Process
 from dask_fabric.wire.frames cimport FrameSet

@@ -1,11 +1,10 @@
-"""One end of a comm's frames by cross memory attach.
+"""The endpoint of the `cma` path: fetches frames by cross memory attach.
 
-A frame on offer is described by its address. The loop itself copies what is little and resident in
-the sender's memory; the rest is one job of native threads for each transfer.
+The descriptor of a frame is its address. The loop itself copies small frames whose pages are all
+resident in the sender. Otherwise a transfer is one job of native threads.
 
-Nothing of a sender's memory that may be slow to read is read in the loop: such a read cannot be
-interrupted. A copy that does not go on for `STALLED_SECONDS` is abandoned, and its frames are
-requested.
+The loop never reads pages that may be slow, because such a read cannot be interrupted. A job
+without progress for `STALLED_SECONDS` is abandoned, and its frames are requested.
 """
 
 cimport cython
@@ -27,26 +26,25 @@ NAME = "cma"
 NUMBER = 1                      # on the wire
 
 cdef enum:
-    FETCHED_INLINE_BYTES = 2 << 20      # what the loop copies: less time than the hop to a thread
-    FALLBACK_STREAK = 4         # offers in a row that could not be fetched: no more are made
+    FETCHED_INLINE_BYTES = 2 << 20      # copying this takes less time than a hop to a thread
+    FALLBACK_STREAK = 4         # after this many failed offers in a row the path is broken
     NOT_RESIDENT = -1
 
-# How often copies are looked after, and until one that does not go on is given up.
-TEND_SECONDS = 0.25
-STALLED_SECONDS = 5.0
+TEND_SECONDS = 0.25             # interval of the checks for progress
+STALLED_SECONDS = 5.0           # a job is abandoned after this time without progress
 
 
 @cython.auto_pickle(False)
 @cython.final
 cdef class CMAPath(Path):
-    """Frames of a process of this host, which are read out of its memory.
+    """Reads frames out of the memory of the peer, a process of this host.
 
     Parameters
     ----------
     process : dask_fabric.paths.cma.process.Process
-        That was found to be the peer.
+        The peer, as verified by its secret.
     least_bytes : int
-        From which size on a frame is offered.
+        The smallest frame that is offered.
     """
 
     def __init__(self, Process process not None, least_bytes):
@@ -62,12 +60,12 @@ cdef class CMAPath(Path):
         self.fallback_streak = 0
 
     cdef bint fell_back(self) noexcept:
-        # Once may be the fault of one array's memory.
+        # A single failure may be due to one array's memory.
         self.fallback_streak += 1
         return self.fallback_streak == FALLBACK_STREAK
 
     cdef object place(self, Slot *slot):
-        # To copy is faster where both ends are aligned alike.
+        # Copying is faster if source and destination have the same alignment.
         return new_frame(slot.nbytes, &slot.data, address_of(slot))
 
     cdef Fetch fetch(self, Transfer transfer) except FETCH_FAULT:
@@ -88,12 +86,12 @@ cdef class CMAPath(Path):
         return STARTED
 
     cdef int _fetch_here(self, FrameSet frames) noexcept:
-        """Copy out of the peer's memory, here and now, if all of it is resident.
+        """Copy out of the peer's memory at once, if all pages are resident.
 
         Returns
         -------
         int
-            0, the errno of what could not be read, or `NOT_RESIDENT`: nothing was read.
+            0, an errno, or `NOT_RESIDENT`: nothing was read.
         """
         cdef Slot *slot
         cdef uint32_t index
@@ -113,7 +111,7 @@ cdef class CMAPath(Path):
         cdef int64_t time_ns = now_ns()
         cdef int64_t moved_bytes = tend_copies((<CopyJob> transfer.job).name)
         if moved_bytes < 0:
-            return 0.0                  # its end is on its way
+            return 0.0                  # its completion is already posted
         if moved_bytes > transfer.moved_bytes:
             transfer.moved_bytes, transfer.moved_ns = moved_bytes, time_ns
         if time_ns - transfer.moved_ns < STALLED_SECONDS * 1e9:

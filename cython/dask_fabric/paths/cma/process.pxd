@@ -1,4 +1,4 @@
-"""The `cma` path: a frame is read out of the memory of its sender, a process of this host."""
+"""The `cma` path: identifies the peer's process, and reads its memory."""
 
 from libc.stdint cimport uint64_t
 
@@ -6,8 +6,8 @@ from dask_fabric.wire.frames cimport Slot
 
 cdef class Process:
     cdef readonly int pid
-    cdef int pidfd              # readable when all threads have ended; -1 where there is none
-    cdef int pagemap_fd         # of the memory that the process had when this was made; or -1
+    cdef int pidfd              # readable once all threads have ended; -1 for none
+    cdef int pagemap_fd         # stays bound to the memory that the process had; -1 for none
     cdef object __weakref__
 
     cdef _open_pagemap(self)

@@ -1,12 +1,13 @@
-"""The `cma` path: a frame is read out of the memory of its sender, a process of this host.
+"""The `cma` path: identifies the peer's process, and reads its memory.
 
-Cross memory attach is process_vm_readv(2): one copy, made by the reader alone. Whether a process
-may do that is found out by doing it: each has a secret at an address that it tells its peers.
+Cross memory attach is process_vm_readv(2): one copy, made by the reader alone. Whether it is
+permitted is found out by trying: each process announces the address of a secret, and its peer reads
+that.
 
-A pid is not enough to read by. It may come to name another process, whose bytes would then be taken
-for the peer's. So a process is held by two descriptors (`Process`): of the process itself, and of
-its page map, which stays that of the same memory. They are looked at *after* each copy: if the
-process has not ended by then, then the pid was its own all the time.
+A pid is not enough to identify a process: it may be reused by another one, whose bytes would be
+taken for the peer's. So `Process` holds two descriptors: a pidfd, and the page map, which stays
+bound to the same memory. They are checked *after* each copy: if the process still lives then, the
+pid was its own during the copy.
 """
 
 import os
@@ -29,10 +30,10 @@ from dask_fabric.wire.frames cimport Slot
 
 cdef enum:
     NONCE_BYTES = 16
-    SYS_PIDFD_OPEN = 434        # older headers lack the name; one number, but for Alpha
-    PAGE_MAP_BYTES = 8          # of an entry of /proc/PID/pagemap
+    SYS_PIDFD_OPEN = 434        # missing in older headers; the same everywhere except on Alpha
+    PAGE_MAP_BYTES = 8          # an entry of /proc/PID/pagemap
     PAGES_AT_ONCE = 512
-    PAGE_IS_PRESENT = 1 << 3    # of PAGEMAP_SCAN, whose names older headers lack too
+    PAGE_IS_PRESENT = 1 << 3    # of PAGEMAP_SCAN, also missing in older headers
 
 cdef unsigned long PAGEMAP_SCAN = 0xC0606610     # _IOWR('f', 16, struct pm_scan_arg)
 
@@ -53,22 +54,22 @@ cdef struct PageScan:           # struct pm_scan_arg
     uint64_t inverted_categories
     uint64_t all_categories
     uint64_t any_categories
-    uint64_t told_categories
+    uint64_t returned_categories
 
 cdef uint64_t PAGE_PRESENT = <uint64_t> 1 << 63
 cdef uint64_t PAGE_BYTES = sysconf(_SC_PAGESIZE)
 
-# How long a probe may hold up its caller, an event loop, where the page may not be in memory.
+# How long a probe of a page that may not be resident may block its caller, an event loop.
 PROBE_SECONDS = 0.05
 
-# Found again by the pid, so that all comms with one process share its descriptors.
+# By pid: all comms with one process share its descriptors.
 _processes = weakref.WeakValueDictionary()
 
 
 @cython.auto_pickle(False)
 @cython.final
 cdef class Process:
-    """A process of this host, whose memory may be read.
+    """A process of this host, identified beyond its pid.
 
     Parameters
     ----------
@@ -78,7 +79,7 @@ cdef class Process:
     Raises
     ------
     OSError
-        There is no such process, or nothing here would tell that it has ended.
+        There is no such process, or its end could not be detected here.
 
     Notes
     -----
@@ -94,7 +95,7 @@ cdef class Process:
         if _sees_own_processes(os.getpid()):
             self._open_pagemap()
         if self.pidfd < 0 and self.pagemap_fd < 0:
-            raise OSError("neither pidfd_open nor /proc/PID/pagemap tells when a process ends")
+            raise OSError("neither pidfd_open nor /proc/PID/pagemap shows when a process ends")
 
     def __dealloc__(self):
         if self.pidfd >= 0:
@@ -103,7 +104,8 @@ cdef class Process:
             close(self.pagemap_fd)
 
     cdef _open_pagemap(self):
-        """Without permission, or of a first thread that has ended alone, it would tell nothing."""
+        """Open the page map if it is readable: not without permission, nor if the process's first
+        thread has ended."""
         cdef uint64_t entry
         try:
             self.pagemap_fd = os.open(f"/proc/{self.pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
@@ -114,26 +116,26 @@ cdef class Process:
             self.pagemap_fd = -1
 
     cdef bint has_ended(self) noexcept:
-        """Whether the process, or the memory that it had, is gone."""
+        """Whether the process has ended, or runs another program now."""
         cdef pollfd state = pollfd(self.pidfd, POLLIN, 0)
         cdef uint64_t entry
         if self.pidfd >= 0 and poll(&state, 1, 0) > 0:
             return True
-        # Nothing can be read of memory that is gone: also where the process runs another program.
+        # Reading the page map of freed memory returns nothing, also after an execve.
         return self.pagemap_fd >= 0 and pread(self.pagemap_fd, &entry, PAGE_MAP_BYTES, 0) == 0
 
     cpdef bint is_resident(self, uint64_t address, uint64_t nbytes, bint scans=True) noexcept:
-        """Whether all pages are in memory, so that to read them takes no longer than to copy them.
+        """Whether all pages are in memory: then reading them takes no longer than the copy.
 
-        They are not where the process has not touched them yet, where they are swapped out, and
-        where they are those of a file that has still to be read, maybe over a network. What is not
-        mapped may be taken for resident, since to read there fails at once.
+        A page is absent if the process has not touched it yet, if it is swapped out, or if it
+        belongs to a file that must still be read, maybe over a network. Unmapped memory may count
+        as resident, because reading it fails at once.
 
         Parameters
         ----------
         address, nbytes : int
         scans : bool
-            Whether to ask by PAGEMAP_SCAN, which Linux has since 6.7: a fifth of the time.
+            Whether to use PAGEMAP_SCAN, available since Linux 6.7: a fifth of the time.
         """
         cdef uint64_t page = address // PAGE_BYTES
         cdef uint64_t count = (address % PAGE_BYTES + nbytes + PAGE_BYTES - 1) // PAGE_BYTES
@@ -142,12 +144,12 @@ cdef class Process:
             sizeof(PageScan), 0, page * PAGE_BYTES, (page + count) * PAGE_BYTES, 0,
             <uint64_t> &absent, 1, 1, PAGE_IS_PRESENT, PAGE_IS_PRESENT, 0, PAGE_IS_PRESENT,
         )
-        cdef int found = -1
+        cdef int absent_count = -1
         if self.pagemap_fd < 0 or address >> 63:
             return False
         if scans:
-            found = ioctl(self.pagemap_fd, PAGEMAP_SCAN, &scan)
-        return found == 0 if found >= 0 else self._are_present(page, count)
+            absent_count = ioctl(self.pagemap_fd, PAGEMAP_SCAN, &scan)
+        return absent_count == 0 if absent_count >= 0 else self._are_present(page, count)
 
     cdef bint _are_present(self, uint64_t page, uint64_t left_count) noexcept:
         cdef uint64_t entries[PAGES_AT_ONCE]
@@ -166,16 +168,16 @@ cdef class Process:
         return True
 
     def lives(self):
-        """Whether the process has still the memory that it had when this was made."""
+        """Whether the process still has the memory that it had when this object was made."""
         return not self.has_ended()
 
     def duplicate(self):
-        """Give a new descriptor that is readable when the process has ended; -1 without pidfds."""
+        """Return a new descriptor, readable once the process has ended; -1 without pidfds."""
         return os.dup(self.pidfd) if self.pidfd >= 0 else -1
 
 
 def _sees_own_processes(pid):
-    """Whether /proc is that of the pid namespace of this process."""
+    """Whether /proc belongs to the pid namespace of this process."""
     try:
         return os.readlink("/proc/self") == str(pid)
     except OSError:
@@ -183,7 +185,7 @@ def _sees_own_processes(pid):
 
 
 def process_of(pid):
-    """Give the process that has this pid now.
+    """Return the process that has this pid now.
 
     Parameters
     ----------
@@ -192,7 +194,7 @@ def process_of(pid):
     Returns
     -------
     Process
-        The same as before, as long as that lives.
+        The same object as before, as long as the process lives.
 
     Raises
     ------
@@ -208,16 +210,16 @@ def process_of(pid):
 @cython.auto_pickle(False)
 @cython.final
 cdef class Secret:
-    """Random bytes in the memory of this process, by which a peer knows that it reads this one.
+    """Random bytes in the memory of this process, by which a peer verifies that it reads it.
 
-    Each connection has its own: copies of a running process (snapshots of a virtual machine) have
-    the same memory, and could each take itself for the other one.
+    Each connection has its own secret: copies of a running process (snapshots of a virtual machine)
+    have the same memory, so a shared secret could not distinguish them.
 
     Attributes
     ----------
     address : int
     nonce : bytes
-        What is there, for as long as this object lives.
+        The bytes at that address, as long as this object lives.
     """
 
     cdef char *data
@@ -238,19 +240,19 @@ cdef class Secret:
         return <uint64_t> self.data
 
     def touch(self):
-        """Have the bytes in memory, if they were swapped out: a peer is about to read them."""
+        """Make the bytes resident: a peer is about to read them."""
         (<volatile char *> self.data)[0] = (<const char *> self.nonce)[0]
 
 
 cdef uint64_t address_of(const Slot *slot) noexcept nogil:
-    """Where a frame lies in the sender, as its descriptor says."""
+    """The address of a frame in the sender, from its descriptor."""
     cdef uint64_t address
     memcpy(&address, slot.descriptor, sizeof(address))
     return address
 
 
 cdef int read_memory(int pid, char *data, uint64_t address, size_t nbytes) noexcept nogil:
-    """Copy out of another process; 0, or the errno for which not all of it came."""
+    """Copy out of another process; 0, or the errno if not everything could be read."""
     cdef iovec here
     cdef iovec there
     cdef ssize_t moved
@@ -269,7 +271,7 @@ cdef int read_memory(int pid, char *data, uint64_t address, size_t nbytes) noexc
 
 
 def attach(pid, address, expected):
-    """Give the process that is to be read, if it is the one that told its secret.
+    """Find the peer's process, and verify by its secret that it can be read.
 
     Parameters
     ----------
@@ -279,7 +281,7 @@ def attach(pid, address, expected):
     Returns
     -------
     (Process or None, str)
-        With the reason, empty where there is a process.
+        The process and an empty string, or None and the reason.
     """
     reason = _objection(pid, address, expected)
     if reason:
@@ -300,12 +302,12 @@ def _objection(pid, address, expected):
     if pid == 0:
         return "the peer's process cannot be seen from here: another pid namespace"
     if len(expected) != NONCE_BYTES or not 0 < pid < 1 << 31 or not 0 < address < 1 << 63:
-        return "the peer describes its memory in a way that makes no sense"
+        return "the peer's description of its memory makes no sense"
     return ""
 
 
 def probe(pid, address, expected, Process process=None):
-    """Find out whether the process *pid* is the one that told its secret, and can be read.
+    """Check whether the process *pid* has the announced secret, and can be read.
 
     Parameters
     ----------
@@ -313,27 +315,27 @@ def probe(pid, address, expected, Process process=None):
         As this process sees it.
     address : int
     expected : bytes
-        What the peer says is there.
+        The secret that the peer announced.
     process : Process, optional
-        That process, if it is known: tells whether the page is in memory.
+        That process, if known: shows whether the page is resident.
 
     Returns
     -------
     str
-        Why not; empty where it can.
+        The reason why not; empty if it can.
 
     Notes
     -----
-    A page that is not in memory may come late or never (swap, a network, userfaultfd(2)): a thread
-    waits for it, and it is given up after `PROBE_SECONDS`.
+    A page that is not resident may arrive late or never (swap, a network, userfaultfd(2)). A thread
+    reads it, and the probe gives up after `PROBE_SECONDS`.
     """
     reason = _objection(pid, address, expected)
     if reason:
         return reason
     if process is not None and process.is_resident(address, NONCE_BYTES):
-        error, found = _read_secret(pid, address)
+        error, content = _read_secret(pid, address)
     else:
-        error, found = _read_secret_in_time(pid, address)
+        error, content = _read_secret_in_time(pid, address)
     if error == EPERM:
         return (
             "process_vm_readv is not permitted: another user, a restrictive "
@@ -345,22 +347,22 @@ def probe(pid, address, expected, Process process=None):
         return f"the memory of process {pid} could not be read within {PROBE_SECONDS * 1e3:.0f} ms"
     if error and error != EFAULT:
         return f"process_vm_readv failed: {os.strerror(error)}"
-    if error or found != expected:
+    if error or content != expected:
         return f"process {pid} is another one here: another host or pid namespace"
     return ""
 
 
 def _read_secret(int pid, uint64_t address):
-    """Give an errno, 0 for none, and what is there."""
-    cdef char found[NONCE_BYTES]
+    """Read a secret; return an errno, 0 for none, and the bytes."""
+    cdef char content[NONCE_BYTES]
     cdef int error
     with nogil:
-        error = read_memory(pid, found, address, NONCE_BYTES)
-    return error, b"" if error else found[:NONCE_BYTES]
+        error = read_memory(pid, content, address, NONCE_BYTES)
+    return error, b"" if error else content[:NONCE_BYTES]
 
 
 def _read_secret_in_time(pid, address):
-    """The same, in a thread that is left alone where it does not end."""
+    """As `_read_secret`, in a thread, which is abandoned if it does not end in time."""
     results = []
     thread = threading.Thread(
         target=lambda: results.append(_read_secret(pid, address)), name="fabric-probe", daemon=True
@@ -371,11 +373,11 @@ def _read_secret_in_time(pid, address):
 
 
 def allow_peers():
-    """Let processes of the same user read this one, where Yama asks for such a permission.
+    """Let processes of the same user read this one, if Yama requires a permission for that.
 
     Notes
     -----
-    With kernel.yama.ptrace_scope 1 a process may be read by its ancestors and by whom it names; see
-    prctl(2), PR_SET_PTRACER.
+    With kernel.yama.ptrace_scope 1 a process may be read only by its ancestors and by those that it
+    permits; see prctl(2), PR_SET_PTRACER.
     """
     prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY, 0, 0, 0)

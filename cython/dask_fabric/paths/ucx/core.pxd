@@ -1,8 +1,9 @@
 """The `ucx` path: frames as active messages, from the sender's memory into the receiver's.
 
-Every function may be called from any thread, also without the GIL, but not from a callback; nor
-with a lock that a callback takes, where it waits (`cancel`, `fail`, `close_endpoint`). An endpoint
-is named by the token that its own side has made and told to the peer.
+Every function may be called from any thread, also without the GIL, but not from a callback. The
+functions that wait (`cancel`, `fail`, `close_endpoint`) must not be called with a lock that a
+callback takes. An endpoint is identified by a token, which its own side makes and announces to the
+peer.
 """
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -10,11 +11,11 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from dask_fabric.paths.ucx.state cimport OnEnd
 
 cdef enum:
-    STUCK_NS = 1_000_000_000    # UCX, which ends everything at once, will not do so after this
+    STUCK_NS = 1_000_000_000    # UCX ends cancelled operations at once, or not at all
 
 cdef enum Cancelled:
-    WAS_OVER = 0                # its callback was called
-    CANCELLED = 1               # nothing uses its memory
+    WAS_OVER = 0                # it had ended: its callback was called
+    CANCELLED = 1               # its memory is free
     UNENDED = 2                 # UCX may still use its memory
 
 cdef bint open_endpoint(

@@ -1,8 +1,31 @@
 """The `ucx` path: frames as active messages, from the sender's memory into the receiver's.
 
-A frame is one message with a header that names the receiver's endpoint, the message of the comm and
-the frame in it. The receiver posts where a frame is to go, before or after it comes. Nothing that
-a peer claims is believed: a length other than the posted one fails the receive.
+Theory of operation
+-------------------
+A frame is one active message. Its header names the receiver's endpoint, the message of the comm,
+and the frame's index in it. The receiver *posts* a receive with the destination, before or after
+the frame arrives (`unexpected` holds it meanwhile). A length that differs from the posted one fails
+the receive.
+
+The actors: one UCX `worker` per process, with a progress thread that never takes the GIL; a `Peer`
+for each remote worker, with at most one connection (`peers`); any number of endpoints per peer, one
+for each comm; and operations (`operations`), each a send or a receive of one frame.
+
+An operation goes through these states:
+
+* HELD: a send that waits until the peer's endpoint has greeted; or POSTED: a receive without a
+  frame.
+* IN_FLIGHT: UCX uses its memory.
+* ENDED: done or failed. The progress thread then calls its callback (REPORTING) without the lock,
+  and frees it.
+* ABANDONED: cancelled, but UCX may still use its memory. It is freed when UCX ends it, maybe never.
+
+`Worker.mutex` guards UCX and all of this. A call takes the lock (`lock`), changes the state, and
+wakes the progress thread (`unlock_and_wake`).
+
+An operation in flight cannot be cancelled alone: UCX's cancel does nothing for a rendezvous. So
+`cancel` and `close_endpoint` break the whole connection, which fails the operations of other
+endpoints to that peer too. They wait a bounded time for UCX to end the operation, then abandon it.
 """
 
 from libc.errno cimport EBADF
@@ -21,7 +44,7 @@ from dask_fabric.paths.ucx.operations cimport (
 )
 from dask_fabric.paths.ucx.peers cimport (
     Figures, add_endpoint, any_ready, break_connection, break_endpoint, figures, find_endpoint,
-    register, remove_endpoint, shun, use,
+    register, remove_endpoint, back_off, use,
 )
 from dask_fabric.paths.ucx.receive cimport receive_kept, refused_count, register_frames
 from dask_fabric.paths.ucx.send cimport send_frame
@@ -39,18 +62,18 @@ cdef enum:
 
 
 def start(library, options=(), defaults=None, estimated_endpoints=64):
-    """Start UCX in this process; without effect where it runs on that library.
+    """Start UCX in this process; no effect if it runs already, on the same library.
 
     Parameters
     ----------
     library : dask_fabric.paths.ucx.library.Library
-        What the loader has chosen.
+        The library that the loader has chosen.
     options : iterable of (str, str)
-        UCX's settings, without ``UCX_``. The environment wins.
+        UCX's settings, without the prefix ``UCX_``. The environment takes precedence.
     defaults : dict of str to str, optional
-        More of them, which options and the environment win over.
+        Settings of lower precedence than options and environment.
     estimated_endpoints : int
-        How many peers to expect: UCX chooses transports that scale by it.
+        The expected number of peers, by which UCX chooses transports that scale.
 
     Raises
     ------
@@ -68,11 +91,11 @@ def start(library, options=(), defaults=None, estimated_endpoints=64):
         registered = worker.attend != NULL or (register() and register_frames())
         unlock_and_wake()
     if not registered:
-        raise LibraryError("UCX does not take a handler of active messages", -1)
+        raise LibraryError("UCX does not accept a handler of active messages", -1)
 
 
 def version():
-    """Give the version of UCX that runs here; both ends of a connection must have the same one.
+    """Return the version of UCX that runs here; both ends of a connection need the same one.
 
     Returns
     -------
@@ -83,7 +106,7 @@ def version():
 
 
 def address():
-    """Give the address of this process for its peers.
+    """Return the UCX address of this process, for its peers.
 
     Returns
     -------
@@ -93,22 +116,23 @@ def address():
 
 
 def statistics():
-    """Endpoints, connections and operations of this process.
+    """Count the endpoints, connections and operations of this process.
 
     Returns
     -------
     dict
-        ``endpoint_count``, ``peer_count`` (that UCX was asked to connect to), ``connection_count``
-        (open), ``kept_count`` (frames that came before they were posted), ``break_count``
-        (connections given up while in use), ``held_count`` (offers that wait for the peer to be
+        ``endpoint_count``, ``peer_count`` (all peers so far), ``connection_count`` (open),
+        ``kept_count`` (frames that arrived before their receive was posted), ``break_count``
+        (connections that broke while in use), ``held_count`` (offers that wait for the peer to be
         wired up), ``posted_count`` (receives that wait for their frame), ``in_flight_count``,
-        ``abandoned_count`` (cancelled, but not let go of by UCX) and ``refused_count`` (messages
-        that were of no endpoint or did not fit).
+        ``abandoned_count`` (cancelled, but not ended by UCX) and ``refused_count`` (frames for
+        unknown endpoints, or that did not fit).
     """
     cdef Figures counted
     cdef size_t held_count, posted_count, in_flight_count, unended_count, refusal_count
     with nogil:
-        # No Python object under the lock: the collector may run for any, and close a channel.
+        # Create no Python object under the lock: that may run the collector, which may close a
+        # channel.
         lock()
         counted = figures()
         held_count, posted_count = count_of(HELD), count_of(POSTED)
@@ -135,9 +159,9 @@ cdef bint open_endpoint(
     Returns
     -------
     bool
-        False where UCX cannot be used, memory is short, the own token is taken, or the address is
-        none at first sight. UCX ends the process for one that is malformed: ask only those for it
-        who may run code here.
+        False if UCX cannot be used, memory is short, the own token is in use, or the address is
+        obviously wrong. UCX aborts the process on a malformed address: accept addresses only from
+        peers that are trusted to run code here.
     """
     cdef bint is_open = (
         lock() and ADDRESS_BYTES_MIN <= address_length <= ADDRESS_BYTES_LIMIT
@@ -149,10 +173,10 @@ cdef bint open_endpoint(
 
 
 cdef void close_endpoint(uint64_t own_token, int64_t patience_ns) noexcept nogil:
-    """Close an endpoint: no callback comes afterwards.
+    """Close an endpoint. No callback is called afterwards.
 
-    What is in flight can only be ended with the connection, so that other endpoints to the same
-    peer fail too. What does not end within the time then is abandoned; see `cancel`.
+    Operations in flight can only be ended by breaking the connection, so other endpoints to the
+    same peer fail too. Operations that do not end in time are abandoned; see `cancel`.
     """
     cdef Endpoint *endpoint = NULL
     cdef Operation *operation
@@ -176,25 +200,25 @@ cdef void close_endpoint(uint64_t own_token, int64_t patience_ns) noexcept nogil
 
 
 cdef void fail(uint64_t own_token) noexcept nogil:
-    """End all operations of an endpoint with errors, and with them its connection.
+    """Fail all operations of an endpoint, and break its connection.
 
-    The callbacks come soon, as always. A peer that has greeted none of its endpoints is not tried
-    again for a while: the shared queue that UCX receives by may be stuck for ever, where a process
-    that was killed had begun to write to it.
+    The callbacks follow soon, from the progress thread. If the peer has greeted none of its
+    endpoints, it is not tried again for a while: a killed process may have left the shared queue by
+    which UCX receives stuck for ever.
     """
     cdef Endpoint *endpoint = NULL
     if lock():
         endpoint = find_endpoint(own_token)
     if endpoint != NULL:
         if not any_ready(endpoint.peer):
-            shun(endpoint.peer)
+            back_off(endpoint.peer)
         break_connection(endpoint.peer, ECANCELED)
         break_endpoint(endpoint, ECANCELED)
     unlock_and_wake()
 
 
 cdef void _await_quiet(Endpoint *endpoint, int64_t patience_ns) noexcept nogil:
-    """Wait until UCX uses no memory of an endpoint, whose connection breaks for it."""
+    """Break the endpoint's connection, and wait until UCX uses none of its memory."""
     cdef int64_t until_ns = deadline_ns(patience_ns)
     if endpoint.in_flight.first != NULL:
         break_connection(endpoint.peer, ECANCELED)
@@ -206,7 +230,7 @@ cdef void _await_quiet(Endpoint *endpoint, int64_t patience_ns) noexcept nogil:
 
 
 cdef int endpoint_error(uint64_t own_token) noexcept nogil:
-    """The errno of a broken endpoint; 0 where it can be used."""
+    """The errno of a broken endpoint; 0 if it is usable."""
     cdef Endpoint *endpoint = NULL
     cdef int error = EBADF
     if lock():
@@ -218,7 +242,7 @@ cdef int endpoint_error(uint64_t own_token) noexcept nogil:
 
 
 cdef bint is_wired(uint64_t own_token) noexcept nogil:
-    """Whether the peer's endpoint has greeted, so that frames are sent at once."""
+    """Whether the peer's endpoint has greeted: frames are then sent without delay."""
     cdef Endpoint *endpoint = NULL
     cdef bint wired = False
     if lock():
@@ -234,12 +258,12 @@ cdef uint64_t offer(
     uint64_t own_token, uint64_t sequence, uint32_t index, void *memory, size_t nbytes,
     int memory_kind, OnEnd on_end, void *context
 ) noexcept nogil:
-    """Send a frame; `on_end` is called when its memory is free again.
+    """Send a frame; `on_end` is called when UCX does not use its memory any more.
 
     Returns
     -------
     int
-        The operation's name; 0 where there is no such endpoint, or memory is short.
+        The operation's name; 0 if there is no such endpoint, or memory is short.
     """
     cdef Operation *operation = _begin(
         own_token, sequence, index, memory, nbytes, memory_kind, on_end, context
@@ -262,12 +286,12 @@ cdef uint64_t post(
     uint64_t own_token, uint64_t sequence, uint32_t index, void *memory, size_t nbytes,
     int memory_kind, OnEnd on_end, void *context
 ) noexcept nogil:
-    """Say where a frame goes; `on_end` is called when it is there whole, or will not come.
+    """Post a receive for a frame; `on_end` is called when it has arrived whole, or has failed.
 
     Returns
     -------
     int
-        The operation's name; 0 where there is no such endpoint, or memory is short.
+        The operation's name; 0 if there is no such endpoint, or memory is short.
     """
     cdef Operation *operation = _begin(
         own_token, sequence, index, memory, nbytes, memory_kind, on_end, context
@@ -291,7 +315,7 @@ cdef Operation *_begin(
     uint64_t own_token, uint64_t sequence, uint32_t index, void *memory, size_t nbytes,
     int memory_kind, OnEnd on_end, void *context
 ) noexcept nogil:
-    """Take the lock, which the caller lets go of, and a new operation; NULL where there is none."""
+    """Take the lock, which the caller unlocks in any case, and make an operation, or NULL."""
     cdef Endpoint *endpoint = NULL
     cdef Operation *operation = NULL
     if lock():
@@ -309,11 +333,11 @@ cdef Operation *_begin(
 
 
 cdef Cancelled cancel(uint64_t name, int64_t patience_ns) noexcept nogil:
-    """End an operation; its callback is not called afterwards.
+    """Cancel an operation. Its callback is not called afterwards.
 
-    UCX may not let go of its memory: where the queue to a dead or stopped process of this host is
-    full, it waits for room in it. After the time the operation is abandoned, and its memory must
-    live on.
+    UCX may keep its memory: if the queue to a dead or stopped process of this host is full, it
+    waits for room there. When `patience_ns` are over the operation is abandoned, and its memory
+    must stay alive.
     """
     cdef Operation *operation = NULL
     cdef Cancelled outcome = WAS_OVER
@@ -332,7 +356,7 @@ cdef Cancelled cancel(uint64_t name, int64_t patience_ns) noexcept nogil:
 
 
 cdef Cancelled _cancel_in_flight(Operation *operation, int64_t patience_ns) noexcept nogil:
-    """It cannot be ended alone: UCX's own cancelling does nothing for a rendezvous."""
+    """Break the connection: UCX's own cancel does nothing for a rendezvous."""
     cdef uint64_t name = operation.name
     cdef Peer *peer = operation.endpoint.peer
     cdef int64_t until_ns = deadline_ns(patience_ns)
@@ -348,7 +372,7 @@ cdef Cancelled _cancel_in_flight(Operation *operation, int64_t patience_ns) noex
 
 
 cdef size_t abandoned_count() noexcept nogil:
-    """How many operations UCX has not ended although they were cancelled."""
+    """The number of cancelled operations that UCX has not ended."""
     cdef size_t count = 0
     if lock():
         count = count_of(ABANDONED)

@@ -1,4 +1,4 @@
-"""One end of a comm's frames by UCX."""
+"""The endpoint of the `ucx` path."""
 
 from libc.stdint cimport uint64_t
 
@@ -7,8 +7,8 @@ from dask_fabric.wire.frames cimport FrameSet
 from dask_fabric.wire.path cimport Path
 
 cdef class UCXPath(Path):
-    cdef uint64_t token         # names this side's end of the frames
-    cdef int peer_pid           # the peer's process; 0 where the kernel does not say
-    cdef int device_kind        # of device memory, as UCX numbers them
+    cdef uint64_t token         # identifies this endpoint; 0 if it is not open
+    cdef int peer_pid           # the peer's process; 0 if unknown
+    cdef int device_kind        # of device memory, in UCX's numbering
 
     cdef FrameJob _new_job(self, FrameSet frames, bint is_sending, subject)

@@ -1,7 +1,7 @@
-"""One end of a comm's frames by UCX.
+"""The endpoint of the `ucx` path.
 
-The sender starts to send a frame when it offers it, and the receiver says where it goes. A frame
-needs no descriptor: both sides name it by the message and by its index in that.
+The sender starts to send a frame when it offers it. The receiver fetches a frame by posting a
+receive. No descriptor is needed: both sides name a frame by its message and its index there.
 """
 
 cimport cython
@@ -20,8 +20,8 @@ from dask_fabric.wire.records cimport CUDA_MEMORY, HOST_MEMORY, OFFER_BYTES
 NAME = "ucx"
 NUMBER = 2                      # on the wire
 
-# Until a fetch is given up: what UCX's own timeouts take, and the time of the slowest link. The
-# peer's greeting takes milliseconds, whatever its Python does.
+# A fetch fails after `PATIENCE_SECONDS`, which cover UCX's own timeouts, plus the time that the
+# slowest link needs. The peer's greeting takes milliseconds, since it needs no GIL there.
 GREETING_SECONDS = 3.0
 PATIENCE_SECONDS = 10.0
 SLOWEST_BYTES_PER_SECOND = 50e6
@@ -36,24 +36,24 @@ cdef enum Stage:                # of a transfer
 @cython.auto_pickle(False)
 @cython.final
 cdef class UCXPath(Path):
-    """Frames by UCX, of host memory and of devices.
+    """Moves frames of host and device memory by UCX.
 
     Parameters
     ----------
     own_token, peer_token : int
-        What names the two ends.
+        Identify the two endpoints.
     address : bytes
         Of the peer's worker.
     peer_pid : int
-        The peer's process, where the kernel says it; else 0.
+        The peer's process, if the kernel reports it; else 0.
     for_host : bool
-        Whether frames of host memory travel by it.
+        Whether it takes frames of host memory.
     device_kind : int or None
-        For frames of device memory, if they do: what memory that is, as UCX numbers them.
+        If it takes device frames, their kind of memory in UCX's numbering.
 
     Notes
     -----
-    `offers` is false where UCX has not taken the address; this side then sends on the stream.
+    `offers` is false if UCX did not accept the address; this side then sends on the stream.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ cdef class UCXPath(Path):
         self.peer_pid = peer_pid
         if device_kind is not None:
             self.device_kind = device_kind
-        with nogil:         # it waits for the lock of UCX, which connects under it
+        with nogil:         # it may wait for the worker's lock, which is held while UCX connects
             self.offers = open_endpoint(data, length, own, theirs)
         if self.offers:
             self.token = own
@@ -91,7 +91,7 @@ cdef class UCXPath(Path):
         return job
 
     cdef bint fell_back(self) noexcept:
-        return True                     # a receiver gives up when UCX has: once is enough
+        return True                     # the receiver waits for UCX's own timeouts: once is enough
 
     cdef Fetch fetch(self, Transfer transfer) except FETCH_FAULT:
         cdef FrameJob job = self._new_job(transfer.frames, False, transfer)
@@ -104,13 +104,13 @@ cdef class UCXPath(Path):
         cdef uint64_t token = self.token
         if transfer.stage == BEGUN:
             transfer.stage = UNGREETED
-            return GREETING_SECONDS     # a network that is broken may never bring them
+            return GREETING_SECONDS     # on a broken network the greeting may never arrive
         if transfer.stage == UNGREETED and is_wired(token):
             transfer.stage = GREETED
             return patience - GREETING_SECONDS
         if transfer.stage == FAILING:
             return HOPELESS
-        # UCX ends what it does not bring, with an error: then it gives the memory back.
+        # Breaking the connection makes UCX end the receives with errors, and free their memory.
         transfer.stage = FAILING
         with nogil:
             fail(token)

@@ -1,6 +1,7 @@
-"""Frames on their way through UCX: one job for all that one message sends or receives so.
+"""Jobs of the `ucx` path: one for all frames that one message sends, or one transfer receives.
 
-UCX ends each frame by itself, in its own thread; the last one ends the job.
+Each frame is one operation, which ends by itself in UCX's progress thread. The last one to end
+completes the job.
 """
 
 import logging
@@ -14,7 +15,7 @@ from libc.string cimport memset
 
 from dask_fabric.clock cimport now_ns
 from dask_fabric.jobs.completions cimport Job
-from dask_fabric.jobs.mailbox cimport Completion, Ended, Mailbox, post
+from dask_fabric.jobs.mailbox cimport Completion, CompletionNode, Mailbox, post
 from dask_fabric.linux cimport (
     pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
 )
@@ -26,22 +27,22 @@ from dask_fabric.wire.records cimport HOST_MEMORY
 
 logger = logging.getLogger(__name__)
 
-cdef struct Transit:
+cdef struct NativeJob:
     uint64_t name
     uint64_t tag
-    uint64_t *operations        # of UCX; 0 where it did not take one
+    uint64_t *operations        # their names; 0 if one could not be started
     size_t operation_count
-    size_t left_count           # of those that have not ended, and one more while they start
+    size_t left_count           # operations that have not ended, plus one while they are started
     int error
     size_t moved_bytes
     Mailbox *mailbox
-    Ended *ended                # owned until it is posted
-    Transit *next
+    CompletionNode *node        # owned until it is posted
+    NativeJob *next
 
 cdef struct Engine:
-    pthread_mutex_t mutex       # guards everything below, and every transit
-    Transit *first              # all that have not ended
-    uint64_t transit_count      # ever
+    pthread_mutex_t mutex       # guards everything below, and every job
+    NativeJob *first            # jobs that have not ended
+    uint64_t job_count          # jobs so far, for their names
 
 cdef Engine engine
 
@@ -61,16 +62,16 @@ os.register_at_fork(after_in_child=_reset)
 @cython.auto_pickle(False)
 @cython.final
 cdef class FrameJob(Job):
-    """Frames of one message that are sent or received by one endpoint."""
+    """Sends or receives frames of one message by one endpoint."""
 
     cdef uint64_t _start(self, Mailbox *mailbox) except 0:
-        cdef Transit *transit = _new_transit(mailbox, self.tag, self.frames.count)
+        cdef NativeJob *job = _new_job(mailbox, self.tag, self.frames.count)
         cdef uint64_t name
-        if transit == NULL:
+        if job == NULL:
             raise MemoryError()
-        name = transit.name
+        name = job.name
         with nogil:
-            _submit(transit, self.token, self.frames, self.device_kind, self.is_sending)
+            _submit(job, self.token, self.frames, self.device_kind, self.is_sending)
         return name
 
     cdef bint _end(self) noexcept:
@@ -83,8 +84,8 @@ cdef class FrameJob(Job):
     cdef bint _is_in_use(self) except -1:
         """Whether UCX may still use the memory.
 
-        With a dead peer nothing makes it go on: it would do that when the peer had made room. So
-        its memory is freed after a second.
+        UCX continues a stuck operation only when the peer makes room in its queue. A dead peer
+        never does, so the memory is freed a second after the cancellation.
         """
         global _has_warned
         cdef bint nothing_left
@@ -99,67 +100,67 @@ cdef class FrameJob(Job):
             return False
         if not _has_warned:
             _has_warned = True
-            logger.warning("UCX has not let go of frames of a lost peer; they stay in memory")
+            logger.warning("UCX has not released frames of a lost peer; they stay in memory")
         return True
 
 
 cdef void _submit(
-    Transit *transit, uint64_t token, FrameSet frames, int device_kind, bint sending
+    NativeJob *job, uint64_t token, FrameSet frames, int device_kind, bint sending
 ) noexcept nogil:
     cdef uint64_t operation
     cdef size_t index
     cdef Slot *slot
     cdef int kind
-    for index in range(transit.operation_count):
+    for index in range(job.operation_count):
         slot = &frames.slots[index]
         kind = HOST if slot.memory == HOST_MEMORY else device_kind
         if sending:
             operation = ucx.offer(
-                token, frames.sequence, slot.index, slot.data, slot.nbytes, kind, _on_end, transit
+                token, frames.sequence, slot.index, slot.data, slot.nbytes, kind, _on_end, job
             )
         else:
             operation = ucx.post(
-                token, frames.sequence, slot.index, slot.data, slot.nbytes, kind, _on_end, transit
+                token, frames.sequence, slot.index, slot.data, slot.nbytes, kind, _on_end, job
             )
-        transit.operations[index] = operation
+        job.operations[index] = operation
         if operation == 0:
-            _count_down(transit, ENOTCONN, 0)
-    _count_down(transit, 0, 0)
+            _count_down(job, ENOTCONN, 0)
+    _count_down(job, 0, 0)
 
 
 cdef bint _cancel(uint64_t name) noexcept nogil:
-    """End a job now, if it has not ended already; True if UCX may still use its memory."""
-    cdef Transit *transit
+    """Cancel a job, unless it has ended; True if UCX may still use its memory."""
+    cdef NativeJob *job
     cdef size_t index
     cdef bint is_unended = False
     pthread_mutex_lock(&engine.mutex)
-    transit = engine.first
-    while transit != NULL and transit.name != name:
-        transit = transit.next
-    if transit != NULL:
-        transit.left_count += 1     # kept from ending, and from being freed, until below
+    job = engine.first
+    while job != NULL and job.name != name:
+        job = job.next
+    if job != NULL:
+        job.left_count += 1     # so that it does not end, and is not freed, before it is below
     pthread_mutex_unlock(&engine.mutex)
-    if transit == NULL:
+    if job == NULL:
         return False
-    for index in range(transit.operation_count):
-        # What has ended is not known any more; its callback has returned.
-        if ucx.cancel(transit.operations[index], PATIENCE_NS) == ucx.UNENDED:
+    for index in range(job.operation_count):
+        # An operation that has ended is not found, and its callback has returned.
+        if ucx.cancel(job.operations[index], PATIENCE_NS) == ucx.UNENDED:
             is_unended = True
     pthread_mutex_lock(&engine.mutex)
-    _remove(transit)
+    _remove(job)
     pthread_mutex_unlock(&engine.mutex)
-    _free(transit)
+    _free(job)
     return is_unended
 
 
 def _is_dead(pid):
-    """Whether a process of this pid namespace has ended, reaped or not; 0 is nobody known."""
+    """Whether a process of this pid namespace has ended, reaped or not; False if pid is 0."""
     if pid == 0:
         return False
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             state = file.read().rpartition(b")")[2].split()[0]
-        # Without its first thread, but with others, a process is a zombie that lives.
+        # If only its first thread has ended, a living process is shown as a zombie.
         return state in (b"Z", b"X") and len(os.listdir(f"/proc/{pid}/task")) == 1
     except (FileNotFoundError, ProcessLookupError):
         return True
@@ -170,62 +171,62 @@ def _is_dead(pid):
 cdef void _on_end(
     void *context, uint64_t operation, int progress, int error, size_t moved_bytes
 ) noexcept nogil:
-    _count_down(<Transit *> context, error, moved_bytes)
+    _count_down(<NativeJob *> context, error, moved_bytes)
 
 
-cdef void _count_down(Transit *transit, int error, size_t moved_bytes) noexcept nogil:
-    cdef Ended *ended = NULL
-    cdef Mailbox *mailbox = transit.mailbox
+cdef void _count_down(NativeJob *job, int error, size_t moved_bytes) noexcept nogil:
+    cdef CompletionNode *node = NULL
+    cdef Mailbox *mailbox = job.mailbox
     pthread_mutex_lock(&engine.mutex)
-    transit.moved_bytes += moved_bytes
+    job.moved_bytes += moved_bytes
     if error:
-        transit.error = error
-    transit.left_count -= 1
-    if transit.left_count == 0:
-        _remove(transit)
-        ended, transit.ended = transit.ended, NULL
-        ended.completion = Completion(
-            transit.tag, FAILED if transit.error else COMPLETE, transit.error,
-            transit.moved_bytes, 0, 0,
+        job.error = error
+    job.left_count -= 1
+    if job.left_count == 0:
+        _remove(job)
+        node, job.node = job.node, NULL
+        node.completion = Completion(
+            job.tag, FAILED if job.error else COMPLETE, job.error,
+            job.moved_bytes, 0, 0,
         )
-        # Under the mutex: whoever cancels finds it there still, or posted.
-        post(mailbox, ended)
-        _free(transit)
+        # Under the mutex: `_cancel` finds the job either running, or with its completion posted.
+        post(mailbox, node)
+        _free(job)
     pthread_mutex_unlock(&engine.mutex)
 
 
-cdef Transit *_new_transit(
+cdef NativeJob *_new_job(
     Mailbox *mailbox, uint64_t tag, size_t operation_count
 ) noexcept nogil:
-    cdef Transit *transit = <Transit *> calloc(1, sizeof(Transit))
-    if transit == NULL:
+    cdef NativeJob *job = <NativeJob *> calloc(1, sizeof(NativeJob))
+    if job == NULL:
         return NULL
-    transit.operations = <uint64_t *> calloc(operation_count, sizeof(uint64_t))
-    transit.ended = <Ended *> malloc(sizeof(Ended))
-    if transit.operations == NULL or transit.ended == NULL:
-        _free(transit)
+    job.operations = <uint64_t *> calloc(operation_count, sizeof(uint64_t))
+    job.node = <CompletionNode *> malloc(sizeof(CompletionNode))
+    if job.operations == NULL or job.node == NULL:
+        _free(job)
         return NULL
-    transit.operation_count = operation_count
-    transit.left_count = operation_count + 1
-    transit.mailbox = mailbox
-    transit.tag = tag
+    job.operation_count = operation_count
+    job.left_count = operation_count + 1
+    job.mailbox = mailbox
+    job.tag = tag
     pthread_mutex_lock(&engine.mutex)
-    engine.transit_count += 1
-    transit.name = engine.transit_count
-    transit.next = engine.first
-    engine.first = transit
+    engine.job_count += 1
+    job.name = engine.job_count
+    job.next = engine.first
+    engine.first = job
     pthread_mutex_unlock(&engine.mutex)
-    return transit
+    return job
 
 
-cdef void _remove(Transit *transit) noexcept nogil:
-    cdef Transit **place = &engine.first
-    while place[0] != transit:
+cdef void _remove(NativeJob *job) noexcept nogil:
+    cdef NativeJob **place = &engine.first
+    while place[0] != job:
         place = &place[0].next
-    place[0] = transit.next
+    place[0] = job.next
 
 
-cdef void _free(Transit *transit) noexcept nogil:
-    free(transit.operations)
-    free(transit.ended)
-    free(transit)
+cdef void _free(NativeJob *job) noexcept nogil:
+    free(job.operations)
+    free(job.node)
+    free(job)

@@ -1,8 +1,8 @@
-"""What of UCX's library libucp is used: structures, constants and a table of its functions.
+"""The parts of UCX's library libucp that are used: structures, constants, a table of functions.
 
-Written from the API of UCX 1.11 to 1.22: structures only ever grew at their ends, guarded by masks
-of the fields that are set. So no header and no UCX is needed to build this, and one build works
-with all of them. `open_library` fills the table.
+Written from the API of UCX 1.11 to 1.22: structures only grew at their ends, guarded by masks of
+the fields that are set. So the build needs no header and no UCX, and one build works with all these
+versions. `open_library` fills the table.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
@@ -64,7 +64,7 @@ cdef enum MemoryKind:
     ROCM = 3
     ROCM_MANAGED = 4
 
-# `later_fields` is room for those of versions to come: some copy the structure whole.
+# `later_fields` is room for fields of later versions: some functions copy the whole structure.
 
 cdef struct ContextParams:
     uint64_t field_mask

@@ -1,4 +1,4 @@
-"""UCX's library libucp, opened at run time, and the one place that turns its errors into ours."""
+"""UCX's library libucp, opened at run time, and the conversion of its errors into ours."""
 
 import os
 
@@ -12,13 +12,13 @@ from dask_fabric.linux cimport (
     ECANCELED, RTLD_LAZY, RTLD_LOCAL, Dl_info, dladdr, dlerror, dlopen, dlsym,
 )
 
-# From one folder and in this order: a core and its modules of two builds crash.
+# Loaded from one folder and in this order: mixing the libraries of two builds crashes.
 LIBRARIES = ("libucm", "libucs", "libuct")
 SUFFIX = ".so.0"
 
 
 def open_library(path):
-    """Open libucp, and the libraries under it from the same folder. They stay open for ever.
+    """Open libucp, and its lower libraries from the same folder. They are never closed.
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ def open_library(path):
     Returns
     -------
     str
-        The file that the system says it has loaded.
+        The file that was actually loaded.
 
     Raises
     ------
@@ -46,7 +46,7 @@ def open_library(path):
 
 
 def version():
-    """Give the version of the open library.
+    """Return the version of the open library.
 
     Returns
     -------
@@ -61,7 +61,7 @@ def version():
 
 
 cdef void *_open(str path) except NULL:
-    # Bound at the first call: libucm and libucs need each other.
+    # Lazy binding, because libucm and libucs need each other.
     cdef bytes encoded = os.fsencode(path)
     cdef const char *name = encoded
     cdef void *library
@@ -80,14 +80,14 @@ cdef str _path_of(void *function):
 
 
 cdef void *_symbol(void *library, bytes name) except NULL:
-    cdef void *found = dlsym(library, name)
-    if found == NULL:
+    cdef void *symbol = dlsym(library, name)
+    if symbol == NULL:
         raise UnavailableError(f"this UCX is too old: it has no {name.decode()}")
-    return found
+    return symbol
 
 
 cdef int _fill_table(void *library) except -1:
-    # The table is one pointer after the other, in this order.
+    # The structure is an array of pointers in this order.
     cdef void **entries = <void **> &ucp
     names = (
         b"ucs_status_string", b"ucp_get_version", b"ucp_config_read", b"ucp_config_release",
@@ -106,7 +106,7 @@ cdef int _fill_table(void *library) except -1:
 # ---------------------------------------------------------------- statuses
 
 cdef int check(Status status, str call) except -1:
-    """Raise the error that `call` gave, if it gave one."""
+    """Raise an error if the status that `call` returned is one."""
     if status >= 0:
         return 0
     text = ucp.status_string(status).decode("utf-8", "replace")
@@ -114,7 +114,7 @@ cdef int check(Status status, str call) except -1:
 
 
 cdef Status status_of(StatusPointer pointer) noexcept nogil:
-    """What a call says that may return a request."""
+    """The status of a call that may return a request instead."""
     if pointer == NULL:
         return OK
     if <uintptr_t> pointer >= <uintptr_t> ERROR_LAST:
@@ -123,7 +123,7 @@ cdef Status status_of(StatusPointer pointer) noexcept nogil:
 
 
 cdef int errno_of(Status status) noexcept nogil:
-    """The errno that is nearest to a status; 0 where it is no error."""
+    """The errno closest to a status; 0 if it is not an error."""
     if status >= 0:
         return 0
     if status == -4:

@@ -1,4 +1,4 @@
-"""Sends and receives of the `ucx` path: a table of them, and the reports of their ends."""
+"""Sends and receives of the `ucx` path: their table, their lists, and the calls of callbacks."""
 
 from libc.stdint cimport uint64_t
 

@@ -1,7 +1,7 @@
-"""Sends and receives of the `ucx` path: a table of them, and the reports of their ends.
+"""Sends and receives of the `ucx` path: their table, their lists, and the calls of callbacks.
 
-All of this needs the worker's lock. An operation is named by an integer, its slot in the lower half
-and a generation in the upper, so that the name of one that is over finds nothing.
+All of this needs the worker's lock. An operation is named by an integer: its slot in the lower half
+and a generation in the upper, so that an old name finds nothing.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
@@ -28,7 +28,7 @@ abandoned.first = abandoned.last = NULL
 cdef Operation *new_operation(
     void *memory, size_t nbytes, int memory_kind, OnEnd on_end, void *context
 ) noexcept nogil:
-    """One that is in no list yet; NULL where memory is short."""
+    """Make an operation, which is in no list yet; NULL if memory is short."""
     global free_count
     cdef Operation *operation
     if free_count == 0 and not _grow():
@@ -48,7 +48,7 @@ cdef Operation *new_operation(
 
 
 cdef Operation *find_operation(uint64_t name) noexcept nogil:
-    """The operation of that name, unless it is over."""
+    """The operation of that name; NULL if it was freed."""
     cdef uint32_t slot = <uint32_t> name
     if slot >= slot_count or operations[slot].name != name or operations[slot].state == FREE:
         return NULL
@@ -64,7 +64,7 @@ cdef size_t count_of(OperationState state) noexcept nogil:
 
 
 cdef bint _grow() noexcept nogil:
-    """Double the slots; False where memory is short."""
+    """Double the slots; False if memory is short."""
     global operations, free_slots, slot_count, free_count
     cdef uint32_t capacity = max(<uint32_t> 64, 2 * slot_count)
     cdef void *grown = realloc(operations, capacity * sizeof(Operation *))
@@ -89,7 +89,7 @@ cdef bint _grow() noexcept nogil:
 # ---------------------------------------------------------------- lists
 
 cdef void put(Operation *operation, OperationList *into, OperationState state) noexcept nogil:
-    """Move it to the end of another list, or of its first."""
+    """Append it to a list, after removing it from its current list, if any."""
     _take_out(operation)
     operation.state = state
     operation.in_list = into
@@ -120,7 +120,7 @@ cdef void _take_out(Operation *operation) noexcept nogil:
 # ---------------------------------------------------------------- ends
 
 cdef void end(Operation *operation, int error) noexcept nogil:
-    """Nothing uses its memory any more: have its callback called, unless it was cancelled."""
+    """UCX does not use its memory any more: make its callback due, unless it was cancelled."""
     if operation.is_cancelled:
         release(operation)
         return
@@ -130,7 +130,7 @@ cdef void end(Operation *operation, int error) noexcept nogil:
 
 
 cdef void release(Operation *operation) noexcept nogil:
-    """Forget it without a report; UCX does not use its memory."""
+    """Free it without a callback; UCX does not use its memory."""
     _take_out(operation)
     _free(operation)
 
@@ -155,13 +155,13 @@ cdef void release_all(OperationList *of) noexcept nogil:
 
 
 cdef void abandon(Operation *operation) noexcept nogil:
-    """Leave it to UCX, apart from its endpoint; it is released when UCX ends it."""
+    """Detach it from its endpoint, because UCX has not ended it; it is freed when UCX does."""
     operation.is_cancelled = True
     put(operation, &abandoned, ABANDONED)
 
 
 cdef void release_ended_of(void *endpoint) noexcept nogil:
-    """Forget the ends that an endpoint has not been told of."""
+    """Free the ended operations of an endpoint without calling their callbacks."""
     cdef Operation *operation = ended.first
     cdef Operation *following
     while operation != NULL:
@@ -172,12 +172,12 @@ cdef void release_ended_of(void *endpoint) noexcept nogil:
 
 
 cdef bint is_reporting(void *endpoint) noexcept nogil:
-    """Whether a callback of that endpoint runs at this moment."""
+    """Whether a callback of that endpoint is running."""
     return reporting != NULL and reporting.endpoint == endpoint
 
 
 cdef bint report() noexcept nogil:
-    """Call the callbacks of what has ended, in the progress thread; the lock is let go for each."""
+    """Call the callbacks that are due, in the progress thread; the lock is released for each."""
     global reporting
     cdef Operation *operation
     cdef bint any_ended = ended.first != NULL

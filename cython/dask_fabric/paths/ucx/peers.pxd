@@ -6,10 +6,10 @@ from dask_fabric.paths.ucx.state cimport Endpoint, Peer
 
 cdef struct Figures:
     size_t endpoint_count
-    size_t peer_count           # that UCX was asked to connect to
+    size_t peer_count           # all peers so far
     size_t connection_count     # open
-    size_t kept_count           # frames that came before they were posted
-    size_t break_count          # connections given up while in use
+    size_t kept_count           # frames that arrived before their receive was posted
+    size_t break_count          # connections that broke while in use
 
 cdef Figures figures() noexcept nogil
 cdef Endpoint *find_endpoint(uint64_t token) noexcept nogil
@@ -19,7 +19,7 @@ cdef bint add_endpoint(
 cdef void use(Endpoint *endpoint) noexcept nogil
 cdef void remove_endpoint(Endpoint *endpoint) noexcept nogil
 cdef bint any_ready(const Peer *peer) noexcept nogil
-cdef void shun(Peer *peer) noexcept nogil
+cdef void back_off(Peer *peer) noexcept nogil
 cdef void break_connection(Peer *peer, int error) noexcept nogil
 cdef void break_endpoint(Endpoint *endpoint, int error) noexcept nogil
 cdef bint register() noexcept nogil

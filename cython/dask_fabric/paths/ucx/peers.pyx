@@ -1,12 +1,32 @@
 """Peers of the `ucx` path, their connections, and the endpoints that share them.
 
-All of this needs the worker's lock. A connection is made in the progress thread, when the first
-frame is offered. Before that, each endpoint greets its counterpart by a small message: UCX may hang
-on a large one before it is wired up. An offer waits until the counterpart has greeted or answered.
+Theory of operation
+-------------------
+All of this needs the worker's lock. A `Peer` is a worker of another process. It has at most one
+connection, shared by its endpoints, one per comm. The progress thread makes the connection when an
+endpoint has its first frame: most comms never need one.
 
-UCX pairs the n-th connection of one side with the n-th of the other. A side that has closed its one
-alone is ahead; a greeting tells its number, and who is behind breaks its own and catches up. So
-both ends always mean the same connection, and closing it ends the receives as well as the sends.
+Wiring up: UCX may hang if a large message is the first on a connection. So each endpoint first
+*greets* its counterpart, by a small message. Offers are held until the counterpart has greeted or
+answered. The states of an endpoint:
+
+* WIRING: no greeting has arrived. The receiving side greets too, because the sender's greeting may
+  have arrived before the receiver's endpoint existed, and was dropped.
+* READY: the counterpart has greeted. Frames are sent at once.
+* BROKEN: every operation fails, until the endpoint is closed. The comm uses the stream.
+
+Serial numbers: UCX pairs the n-th connection that one side makes to a worker with the n-th of the
+other side. If one side closes its connection alone and makes a new one, the two sides get out of
+step. So each side counts (`serial`), and a greeting carries its sender's number. A side that is
+behind breaks its connection, and makes new ones until it has caught up. A side that is ahead greets
+again, which shows the peer its number. So both ends always use the same connection, and closing it
+ends receives as well as sends.
+
+A peer record is never freed, because UCX never resets its own count. A connection without endpoints
+is closed after `IDLE_MS`. A peer that does not greet is not tried again for `BACKOFF_MS`.
+
+The progress thread runs `_attend` between two rounds of progress: it handles the peers that are due
+(`is_due`), sends greetings and held frames, then reports ended operations.
 """
 
 from libc.errno cimport ECONNRESET, ETIMEDOUT
@@ -32,10 +52,10 @@ from dask_fabric.paths.ucx.state cimport (
 from dask_fabric.paths.ucx.worker cimport worker
 
 cdef enum:
-    ATTEMPT_LIMIT = 3           # connections that broke before the counterpart has greeted
-    CATCH_UP_LIMIT = 1000       # connections: a peer may claim any number
-    IDLE_MS = 1000              # to make a connection takes milliseconds; the next comm may come
-    SHUN_MS = 60_000            # until a peer that did not greet is tried again
+    ATTEMPT_LIMIT = 3           # connections that may break before the counterpart has greeted
+    CATCH_UP_LIMIT = 1000       # connections, since a peer may announce any serial
+    IDLE_MS = 1000              # until an unused connection is closed: making one takes time
+    BACKOFF_MS = 60_000         # until a peer that did not greet is tried again
     BUCKET_BITS = 12
     BUCKET_COUNT = 1 << BUCKET_BITS
 
@@ -48,7 +68,7 @@ memset(buckets, 0, sizeof(buckets))
 
 
 cdef Figures figures() noexcept nogil:
-    """Endpoints and connections of this process."""
+    """Count the endpoints and connections of this process."""
     cdef Figures counted = Figures(endpoint_count, 0, 0, 0, break_count)
     cdef Peer *peer = peers
     cdef Endpoint *endpoint
@@ -79,7 +99,7 @@ cdef Endpoint *find_endpoint(uint64_t token) noexcept nogil:
 cdef bint add_endpoint(
     const char *address, size_t address_length, uint64_t own_token, uint64_t peer_token
 ) noexcept nogil:
-    """Have an endpoint, to be wired up when frames are offered; False where memory is short."""
+    """Add an endpoint, which is wired up at its first use; False if memory is short."""
     global endpoint_count
     cdef Endpoint **bucket = _bucket_of(own_token)
     cdef Peer *peer = _peer_at(address, address_length)
@@ -100,37 +120,37 @@ cdef bint add_endpoint(
 
 
 cdef void use(Endpoint *endpoint) noexcept nogil:
-    """Have an endpoint wired up, for the first frame; many comms never have one.
+    """Start to wire up an endpoint, at its first frame, unless that was done.
 
-    Its receiver asks for it too: the sender's greeting may have come before there was an endpoint.
+    Both sides do this: the sender's greeting may arrive before the receiver's endpoint exists.
     """
-    if endpoint.state == WIRING and not endpoint.is_wanted:
-        if now_ns() < endpoint.peer.shunned_until_ns:
+    if endpoint.state == WIRING and not endpoint.needs_connection:
+        if now_ns() < endpoint.peer.backoff_until_ns:
             break_endpoint(endpoint, ETIMEDOUT)
         else:
-            _want(endpoint)
+            _request_wiring(endpoint)
 
 
 cdef bint any_ready(const Peer *peer) noexcept nogil:
-    """Whether the peer has greeted one of its endpoints, which is not broken since."""
+    """Whether the peer has an endpoint that is READY."""
     cdef const Endpoint *endpoint = peer.endpoints
     while endpoint != NULL and endpoint.state != READY:
         endpoint = endpoint.next_of_peer
     return endpoint != NULL
 
 
-cdef void shun(Peer *peer) noexcept nogil:
-    """Break the endpoints to a peer at their first use, for a while, or until it greets."""
-    peer.shunned_until_ns = now_ns() + SHUN_MS * <int64_t> 1_000_000
+cdef void back_off(Peer *peer) noexcept nogil:
+    """For a while, or until the peer greets, break its endpoints at their first use."""
+    peer.backoff_until_ns = now_ns() + BACKOFF_MS * <int64_t> 1_000_000
 
 
-cdef void _want(Endpoint *endpoint) noexcept nogil:
-    endpoint.is_wanted = endpoint.is_greeting_due = True
-    _call_for(endpoint.peer)
+cdef void _request_wiring(Endpoint *endpoint) noexcept nogil:
+    endpoint.needs_connection = endpoint.is_greeting_due = True
+    _schedule(endpoint.peer)
 
 
 cdef void remove_endpoint(Endpoint *endpoint) noexcept nogil:
-    """Free an endpoint without operations; the last one of a peer leaves the connection idle."""
+    """Free an endpoint that has no operations. Without endpoints, the connection becomes idle."""
     global endpoint_count
     cdef Peer *peer = endpoint.peer
     cdef Endpoint **link = &peer.endpoints
@@ -175,14 +195,14 @@ cdef Peer *_peer_at(const char *address, size_t address_length) noexcept nogil:
     return peer
 
 
-cdef void _call_for(Peer *peer) noexcept nogil:
-    """Have the thread attend to a peer."""
+cdef void _schedule(Peer *peer) noexcept nogil:
+    """Have the progress thread attend to a peer."""
     global any_due
     peer.is_due = any_due = True
 
 
 cdef int _connect(Peer *peer) noexcept nogil:
-    """Make the peer's next connection; the errno."""
+    """Make the next connection to a peer; returns an errno or 0."""
     cdef EndpointParams params
     cdef Status status
     memset(&params, 0, sizeof(params))
@@ -195,7 +215,7 @@ cdef int _connect(Peer *peer) noexcept nogil:
     params.error_handler.callback = _connection_failed
     params.error_handler.argument = peer
     peer.is_stuck = False
-    peer.serial += 1            # UCX counts also those that fail
+    peer.serial += 1            # UCX also counts connections that fail
     status = ucp.ep_create(worker.handle, &params, &peer.handle)
     if status != OK:
         peer.handle = NULL
@@ -208,11 +228,11 @@ cdef void _connection_failed(
     cdef Peer *peer = <Peer *> argument
     if peer.handle == handle:
         peer.error = errno_of(status)
-        _call_for(peer)
+        _schedule(peer)
 
 
 cdef void _close_connection(Peer *peer) noexcept nogil:
-    """End all that is in flight: each callback comes, if not at once then soon."""
+    """Close the connection by force: UCX ends all its operations, now or soon."""
     cdef RequestParams params
     cdef EndpointHandle handle = peer.handle
     peer.handle = NULL
@@ -232,7 +252,7 @@ cdef void _done(void *request, Status status, void *user_data) noexcept nogil:
 
 
 cdef void _close_idle() noexcept nogil:
-    """Close the connections that nobody has used for a while."""
+    """Close connections that had no endpoints for a while."""
     cdef Peer *peer = peers
     cdef int64_t limit_ns = now_ns() - IDLE_MS * <int64_t> 1_000_000
     worker.sleep_limit_ms = -1
@@ -246,10 +266,10 @@ cdef void _close_idle() noexcept nogil:
 
 
 cdef void break_connection(Peer *peer, int error) noexcept nogil:
-    """Give up a connection; its endpoints fail, but those that nobody has used yet try again.
+    """Close a connection, and break its endpoints; those without frames so far try again.
 
-    Where several are in use, the peer is told by the next connection: no other sign of it may
-    come, and frames that are sent no more would be waited for.
+    If other endpoints share the connection, greet on a new one: otherwise the peer might not notice
+    the break, and wait for frames that will never be sent.
     """
     global break_count
     cdef Endpoint *endpoint = peer.endpoints
@@ -258,7 +278,7 @@ cdef void break_connection(Peer *peer, int error) noexcept nogil:
     break_count += peer.handle != NULL
     _close_connection(peer)
     while endpoint != NULL:
-        endpoint.attempt_count += endpoint.is_wanted
+        endpoint.attempt_count += endpoint.needs_connection
         if (
             endpoint.state != WIRING or endpoint.in_flight.first != NULL or endpoint.kept != NULL
             or endpoint.attempt_count >= ATTEMPT_LIMIT
@@ -267,9 +287,9 @@ cdef void break_connection(Peer *peer, int error) noexcept nogil:
             break_endpoint(endpoint, error)
             if was_ready and is_shared:
                 endpoint.is_greeting_due = True
-                _call_for(peer)
-        elif endpoint.is_wanted:
-            _want(endpoint)
+                _schedule(peer)
+        elif endpoint.needs_connection:
+            _request_wiring(endpoint)
         endpoint = endpoint.next_of_peer
 
 
@@ -286,17 +306,17 @@ cdef void break_endpoint(Endpoint *endpoint, int error) noexcept nogil:
 # ---------------------------------------------------------------- greetings
 
 cdef bint register() noexcept nogil:
-    """Have UCX and the thread call this module; False where UCX refuses."""
+    """Register the handlers for greetings and for the progress thread; False if UCX refuses."""
     cdef HandlerParams params
     memset(&params, 0, sizeof(params))
     params.field_mask = AM_HANDLER_PARAM_FIELD_ID | AM_HANDLER_PARAM_FIELD_CB
     params.id = AM_GREETING
-    params.callback = _greeted
+    params.callback = _on_greeting
     worker.attend = _attend
     return ucp.worker_set_am_recv_handler(worker.handle, &params) == OK
 
 
-cdef Status _greeted(
+cdef Status _on_greeting(
     void *argument, const void *header, size_t header_length, void *data, size_t length,
     const ReceiveAttributes *attributes
 ) noexcept nogil:
@@ -306,30 +326,31 @@ cdef Status _greeted(
         memcpy(&greeting, header, sizeof(greeting))
         endpoint = find_endpoint(greeting.token)
         if endpoint != NULL and endpoint.state != BROKEN:
-            _take_greeting(endpoint, &greeting)
+            _process_greeting(endpoint, &greeting)
     return OK
 
 
-cdef void _take_greeting(Endpoint *endpoint, const Greeting *greeting) noexcept nogil:
+cdef void _process_greeting(Endpoint *endpoint, const Greeting *greeting) noexcept nogil:
     cdef Peer *peer = endpoint.peer
     if greeting.serial > peer.serial:
         if greeting.serial - peer.serial <= CATCH_UP_LIMIT:
-            peer.wanted_serial = greeting.serial
-            endpoint.is_wanted = True
+            peer.target_serial = greeting.serial
+            endpoint.needs_connection = True
     elif greeting.serial < peer.serial or peer.handle == NULL:
-        if endpoint.state == WIRING:    # tell the peer that it is behind
-            _want(endpoint)
+        if endpoint.state == WIRING:    # the peer is behind: greet, with the higher serial
+            _request_wiring(endpoint)
     else:
-        peer.shunned_until_ns = 0
+        peer.backoff_until_ns = 0
         if endpoint.state == WIRING:
             endpoint.state = READY
         if not greeting.is_answer:
             endpoint.is_answer_due = True
-    _call_for(peer)
+    _schedule(peer)
 
 
 cdef bint _attend() noexcept nogil:
-    """Between two rounds of progress: see to the peers that are due, then report what has ended."""
+    """Between two rounds of progress: attend to peers that are due, then report ended operations.
+    """
     global any_due
     cdef Peer *peer = peers
     cdef bint was_due = any_due
@@ -350,9 +371,9 @@ cdef void _attend_to(Peer *peer) noexcept nogil:
     cdef int error = peer.error
     if error:
         break_connection(peer, error)
-    if peer.endpoints != NULL and peer.serial < peer.wanted_serial:
+    if peer.endpoints != NULL and peer.serial < peer.target_serial:
         break_connection(peer, ECONNRESET)
-        while peer.serial < peer.wanted_serial:
+        while peer.serial < peer.target_serial:
             _close_connection(peer)
             error = _connect(peer)
     endpoint = peer.endpoints
@@ -376,7 +397,7 @@ cdef void _attend_to_endpoint(Endpoint *endpoint) noexcept nogil:
 
 
 cdef int _greet(Endpoint *endpoint) noexcept nogil:
-    """Send a greeting, or the answer to one; the errno."""
+    """Send a greeting, or the answer to one; returns an errno or 0."""
     cdef RequestParams params
     cdef Status status
     cdef Greeting *greeting = <Greeting *> malloc(sizeof(Greeting))

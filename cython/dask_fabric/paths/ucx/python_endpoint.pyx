@@ -1,4 +1,4 @@
-"""An endpoint of the `ucx` path for Python: for tests, benchmarks and the report of `doctor`."""
+"""An endpoint of the `ucx` path in Python: for tests, benchmarks and `doctor`."""
 
 import errno as errno_names
 import os
@@ -57,14 +57,14 @@ cdef void _ended(
 
 
 cdef class UCXEndpoint:
-    """One end of a connection for frames; to be used by one thread at a time.
+    """One end of a connection for frames. Use it in one thread at a time.
 
     Parameters
     ----------
     address : bytes
         Of the peer's worker.
     own_token, peer_token : int
-        64 random bits: what each side has made, and told to the other.
+        64 random bits each; each side makes its own and announces it to the other.
     """
 
     cdef Results *results
@@ -76,7 +76,7 @@ cdef class UCXEndpoint:
         cdef const char *data = address
         cdef size_t nbytes = len(address)
         cdef bint is_open
-        ucx_worker.address()        # raises where there is none
+        ucx_worker.address()        # raises if UCX does not run here
         self.own_token = own_token
         self.pending, self.ended = {}, {}
         self.results = <Results *> calloc(1, sizeof(Results))
@@ -89,7 +89,7 @@ cdef class UCXEndpoint:
         with nogil:
             is_open = ucx.open_endpoint(data, nbytes, own_token, peer_token)
         if not is_open:
-            raise UnavailableError("UCX takes no such endpoint: bad address, or token in use")
+            raise UnavailableError("UCX cannot open the endpoint: bad address, or token in use")
 
     def __dealloc__(self):
         if self.results != NULL:
@@ -100,7 +100,7 @@ cdef class UCXEndpoint:
             free(self.results)
 
     def fileno(self):
-        """Give a descriptor that is readable when something has ended."""
+        """Return a file descriptor that is readable once an operation has ended."""
         return self.results.event_fd
 
     @property
@@ -119,14 +119,14 @@ cdef class UCXEndpoint:
         ----------
         data : bytes-like
         sequence, index : int
-            What the peer posts it by.
+            The peer posts its receive with the same numbers.
         kind : int
-            Of the memory, as UCX numbers them.
+            The kind of memory, in UCX's numbering.
 
         Returns
         -------
         int
-            For :meth:`wait`.
+            The operation's name, for :meth:`wait`.
         """
         cdef Result *result = self._new_result(data, PyBUF_SIMPLE)
         cdef uint64_t name
@@ -138,7 +138,7 @@ cdef class UCXEndpoint:
         return self._begun(name, result)
 
     def post(self, memory, uint64_t sequence=0, uint32_t index=0, int kind=HOST):
-        """Receive a frame of exactly the length of *memory* into it; the rest as :meth:`offer`."""
+        """Receive a frame into *memory*, of exactly that length; otherwise as :meth:`offer`."""
         cdef Result *result = self._new_result(memory, PyBUF_SIMPLE | PyBUF_WRITABLE)
         cdef uint64_t name
         with nogil:
@@ -154,12 +154,12 @@ cdef class UCXEndpoint:
         Returns
         -------
         int
-            The bytes that have moved.
+            The number of bytes moved.
 
         Raises
         ------
         TimeoutError
-            It has not ended in time, and goes on.
+            It has not ended in time, and continues.
         OSError
             It has failed.
         """
@@ -178,23 +178,23 @@ cdef class UCXEndpoint:
         return moved_bytes
 
     def cancel(self, uint64_t name):
-        """End an operation without an answer; False where it is over already."""
+        """Cancel an operation; False if it has ended already."""
         cdef ucx.Cancelled outcome
         with nogil:
             outcome = ucx.cancel(name, ucx.STUCK_NS)
         if outcome == ucx.CANCELLED:
             self._forget(self.pending.pop(name))
         elif outcome == ucx.UNENDED:
-            self.pending.pop(name)      # with its memory: that is not ours any more
+            self.pending.pop(name)      # leak its memory: UCX may still use it
         return outcome != ucx.WAS_OVER
 
     def fail(self):
-        """End all operations with errors, and with them the connection to the peer."""
+        """Fail all operations, and break the connection to the peer."""
         with nogil:
             ucx.fail(self.own_token)
 
     def close(self):
-        """End all operations without an answer."""
+        """Cancel all operations."""
         with nogil:
             ucx.close_endpoint(self.own_token, ucx.STUCK_NS)
         if ucx_worker.is_running():     # in a forked child the memory is the parent's

@@ -1,4 +1,4 @@
-"""Frames that come in by UCX: each into the memory that was posted for it, kept, or refused."""
+"""Incoming frames: each is received into its posted memory, kept as unexpected, or refused."""
 
 from dask_fabric.paths.ucx.state cimport Kept, Operation
 

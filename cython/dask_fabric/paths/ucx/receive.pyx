@@ -1,6 +1,6 @@
-"""Frames that come in by UCX: each into the memory that was posted for it, kept, or refused.
+"""Incoming frames: each is received into its posted memory, kept as unexpected, or refused.
 
-All of this needs the worker's lock. Nothing that a peer claims is believed.
+All of this needs the worker's lock. Everything that a peer sends is checked.
 """
 
 from libc.errno cimport EMSGSIZE
@@ -27,12 +27,12 @@ cdef size_t refusals = 0
 
 
 cdef size_t refused_count() noexcept nogil:
-    """How many messages were of no endpoint, came too early and too many, or did not fit."""
+    """The number of frames without an endpoint, above the bounds of `keep`, or that did not fit."""
     return refusals
 
 
 cdef bint register_frames() noexcept nogil:
-    """Have UCX call this module for each frame; False where it refuses."""
+    """Register the handler for frames; False if UCX refuses."""
     cdef HandlerParams params
     memset(&params, 0, sizeof(params))
     params.field_mask = (
@@ -48,7 +48,10 @@ cdef Status _frame_came(
     void *argument, const void *raw_header, size_t header_length, void *data, size_t length,
     const ReceiveAttributes *attributes
 ) noexcept nogil:
-    """Called by UCX. Says whether it keeps the data; a refusal reaches the sender as an error."""
+    """Handle an incoming frame, as UCX's callback.
+
+    The return value says whether we keep the data. Refusing a rendezvous fails the peer's send.
+    """
     global refusals
     cdef FrameHeader header
     cdef Endpoint *endpoint = NULL
@@ -78,7 +81,10 @@ cdef Status _frame_came(
 cdef Endpoint *_endpoint_for(
     const FrameHeader *header, const ReceiveAttributes *attributes, size_t length
 ) noexcept nogil:
-    """The endpoint that a frame may be for: it came on the connection that closing would end."""
+    """The endpoint of a frame; NULL unless the frame arrived on that endpoint's connection.
+
+    Otherwise closing the connection would not end its receive.
+    """
     cdef Endpoint *endpoint = find_endpoint(header.token)
     if (
         endpoint == NULL or endpoint.state == BROKEN or header.nbytes != length
@@ -99,13 +105,13 @@ cdef Operation *_posted(Endpoint *endpoint, uint64_t sequence, uint32_t index) n
 
 
 cdef void receive_kept(Operation *operation, Kept *kept) noexcept nogil:
-    """Receive a message that came before its receive was posted; frees what was kept of it."""
+    """Receive an unexpected message, and free what was kept of it."""
     if kept.nbytes != operation.header.nbytes:
         end(operation, EMSGSIZE)
         discard(kept)
     elif kept.is_rendezvous or (operation.memory_kind != HOST and kept.nbytes > 0):
         _start_receive(operation, kept.descriptor)
-        free(kept)              # UCX sees to the descriptor
+        free(kept)              # UCX frees the descriptor
     else:
         _copy(operation, kept.descriptor)
         discard(kept)
@@ -118,7 +124,7 @@ cdef void _copy(Operation *operation, const void *data) noexcept nogil:
 
 
 cdef Status _start_receive(Operation *operation, void *descriptor) noexcept nogil:
-    """Let UCX fill an operation's memory; says whether it still uses the descriptor."""
+    """Let UCX fill an operation's memory; the result says whether it still uses the descriptor."""
     cdef RequestParams params
     cdef Status status
     memset(&params, 0, sizeof(params))
@@ -128,7 +134,7 @@ cdef Status _start_receive(Operation *operation, void *descriptor) noexcept nogi
     params.callback = <void *> _frame_received
     params.user_data = operation
     params.memory_type = operation.memory_kind
-    # First, because the callback may come before the call returns.
+    # First, because the callback may run before the call returns.
     put(operation, &operation.endpoint.in_flight, IN_FLIGHT)
     status = status_of(ucp.am_recv_data_nbx(
         worker.handle, descriptor, operation.memory, operation.header.nbytes, &params

@@ -1,4 +1,4 @@
-"""Frames that go out by UCX."""
+"""Outgoing frames."""
 
 from dask_fabric.paths.ucx.state cimport Operation
 

@@ -1,4 +1,4 @@
-"""Frames that go out by UCX. All of this needs the worker's lock."""
+"""Outgoing frames. All of this needs the worker's lock."""
 
 from libc.string cimport memset
 
@@ -24,7 +24,7 @@ cdef void send_frame(Operation *operation) noexcept nogil:
     params.callback = <void *> _frame_sent
     params.user_data = operation
     params.memory_type = operation.memory_kind
-    # First, because the callback may come before the call returns.
+    # First, because the callback may run before the call returns.
     put(operation, &operation.endpoint.in_flight, IN_FLIGHT)
     status = status_of(ucp.am_send_nbx(
         operation.endpoint.peer.handle, AM_FRAME, &operation.header, sizeof(FrameHeader),

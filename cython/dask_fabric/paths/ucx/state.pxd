@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from dask_fabric.paths.ucx.libucp cimport EndpointHandle
 
-# Called once at the end of an operation, by the progress thread, without any lock of ours.
+# Called once, at the end of an operation, by the progress thread, which holds none of our locks.
 # `progress` is 0 (complete) or 4 (failed, with an errno), as in `dask_fabric.paths.stream`.
 ctypedef void (*OnEnd)(
     void *context, uint64_t operation, int progress, int error, size_t moved_bytes
@@ -27,18 +27,18 @@ cdef struct FrameHeader:
     uint64_t nbytes
 
 cdef struct Greeting:
-    uint64_t token              # of the endpoint that is greeted
-    uint32_t serial             # which of the sender's connections to this peer this is, from 1
+    uint64_t token              # of the greeted endpoint
+    uint32_t serial             # number of the sender's connection to this peer, from 1
     uint32_t is_answer
 
 cdef enum OperationState:
     FREE = 0
-    HELD = 1                    # an offer, until the peer's endpoint is there
-    POSTED = 2                  # a receive, until its message is there
+    HELD = 1                    # an offer that waits for the peer's greeting
+    POSTED = 2                  # a receive that waits for its frame
     IN_FLIGHT = 3               # UCX uses its memory
-    ENDED = 4                   # its callback is to be called
+    ENDED = 4                   # its callback is due
     REPORTING = 5               # its callback runs
-    ABANDONED = 6               # UCX may use its memory for ever; nobody wants to hear of its end
+    ABANDONED = 6               # cancelled, but UCX may use its memory for ever
 
 cdef struct OperationList:
     Operation *first
@@ -46,7 +46,7 @@ cdef struct OperationList:
 
 cdef struct Operation:
     OperationState state
-    bint is_cancelled           # nobody wants to hear of its end
+    bint is_cancelled           # its callback is not called
     uint64_t name               # slot in the lower half, generation in the upper
     Endpoint *endpoint
     OperationList *in_list
@@ -59,7 +59,7 @@ cdef struct Operation:
     OnEnd on_end
     void *context
 
-# A message that came before its receive was posted.
+# An unexpected message: it arrived before its receive was posted.
 cdef struct Kept:
     Kept *next
     FrameHeader header
@@ -68,18 +68,18 @@ cdef struct Kept:
     bint is_rendezvous
 
 cdef enum EndpointState:
-    WIRING = 0                  # offers are held until the peer has greeted
+    WIRING = 0                  # offers are held until the counterpart has greeted
     READY = 1
     BROKEN = 2                  # every operation fails, until it is closed
 
-# One end of a comm's frames. Endpoints to the same peer share its connection.
+# One end of the path, for one comm. Endpoints to the same peer share its connection.
 cdef struct Endpoint:
     EndpointState state
-    int error                   # of a broken one
+    int error                   # why it is broken
     uint64_t own_token
     uint64_t peer_token
     uint32_t attempt_count
-    bint is_wanted              # frames wait for it, here or at the counterpart
+    bint needs_connection       # it has frames, here or at the counterpart
     bint is_greeting_due
     bint is_answer_due
     Peer *peer
@@ -93,18 +93,18 @@ cdef struct Endpoint:
     size_t kept_count
     size_t kept_bytes
 
-# A worker of another process (or of this one). Remembered for as long as UCX itself does, which
-# counts the connections to it.
+# A worker of another process (or of this one). Never freed: UCX numbers the connections to each
+# worker, and ours must match.
 cdef struct Peer:
     Peer *next
     char *address
     size_t address_length
     EndpointHandle handle       # NULL while there is no connection
-    uint32_t serial             # how many connections there were
-    uint32_t wanted_serial      # the peer has made so many
-    int error                   # of the connection, to be attended to; 0 if none
-    bint is_stuck               # its connection was given up, and has not ended since
-    bint is_due                 # something of it or of its endpoints is to be attended to
+    uint32_t serial             # number of the last connection, from 1
+    uint32_t target_serial      # number of the peer's last connection
+    int error                   # of the connection, not handled yet; 0 if none
+    bint is_stuck               # UCX did not end operations of a connection that was broken
+    bint is_due                 # the progress thread must attend to it
     int64_t idle_since_ns       # when its last endpoint was closed
-    int64_t shunned_until_ns    # it did not greet: its endpoints break at their first use
+    int64_t backoff_until_ns    # it did not greet: until then, endpoints break at first use
     Endpoint *endpoints

@@ -1,4 +1,4 @@
-"""Messages that came before their receive was posted."""
+"""Unexpected messages: those that arrive before their receive is posted."""
 
 from libc.stdint cimport uint32_t, uint64_t
 

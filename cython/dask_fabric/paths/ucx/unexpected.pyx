@@ -1,7 +1,7 @@
-"""Messages that came before their receive was posted, within bounds.
+"""Unexpected messages: those that arrive before their receive is posted. They are bounded.
 
-All of this needs the worker's lock. A rendezvous costs the receiver a descriptor; its data stay at
-the sender. Other messages lie in UCX's memory until they are wanted.
+All of this needs the worker's lock. A rendezvous costs the receiver only a descriptor; its data
+stay at the sender. Other messages stay in UCX's memory until their receive is posted.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
@@ -20,7 +20,7 @@ cdef bint keep(
     Endpoint *endpoint, const FrameHeader *header, void *descriptor, size_t nbytes,
     bint is_rendezvous
 ) noexcept nogil:
-    """Keep a message; False where the peer has sent too many that nobody waits for."""
+    """Keep a message; False if that exceeds the bounds, or memory is short."""
     cdef Kept *kept
     cdef size_t held_bytes = 0 if is_rendezvous else nbytes
     if (
@@ -43,7 +43,7 @@ cdef bint keep(
 
 
 cdef Kept *take_kept(Endpoint *endpoint, uint64_t sequence, uint32_t index) noexcept nogil:
-    """Take the message of that name out, for the caller to free; NULL where there is none."""
+    """Remove the message of that name, which the caller frees; NULL if there is none."""
     cdef Kept *kept = endpoint.kept
     cdef Kept *previous = NULL
     while kept != NULL:
@@ -68,7 +68,7 @@ cdef void _take_out(Endpoint *endpoint, Kept *kept, Kept *previous) noexcept nog
 
 
 cdef void discard(Kept *kept) noexcept nogil:
-    """Let go of a message that was not received."""
+    """Free a message that was not received."""
     if kept.descriptor != NULL:
         ucp.am_data_release(worker.handle, kept.descriptor)
     free(kept)

@@ -1,4 +1,4 @@
-"""The one UCX worker of a process, its lock, and the thread that makes it progress."""
+"""The UCX worker of a process, its lock, and its progress thread."""
 
 from libc.stdint cimport int64_t
 
@@ -11,19 +11,19 @@ cdef struct Worker:
     int event_fd
     char address_mark           # the first byte of every address of this UCX
     bint is_stopping
-    bint is_foreign             # this is a forked child, and it is the parent's
+    bint is_foreign             # this is a forked child: the worker is its parent's
     pthread_mutex_t mutex       # guards UCX and everything of the `ucx` path
-    pthread_mutex_t queue       # who waits for the mutex holds it: the thread comes last
+    pthread_mutex_t turnstile   # in front of `mutex`: the progress thread cannot starve callers
     pthread_cond_t changed
     pthread_t thread
-    # Called in a thread before UCX works with device memory there; NULL where it does not.
+    # Called in each thread before UCX uses device memory there; NULL without devices.
     int (*bind)(void *argument) noexcept nogil
     void *bind_argument
-    bint is_bound               # the thread below has called it
-    # What else the thread does between two rounds of progress; True where there was something.
+    bint is_bound               # the progress thread has called it
+    # Called by the progress thread between two rounds; True if it did something.
     bint (*attend)() noexcept nogil
-    size_t operation_count      # under way: an event is near
-    int sleep_limit_ms          # after which it does so though UCX has nothing new; -1 for never
+    size_t operation_count      # in progress: if not 0, an event is near
+    int sleep_limit_ms          # the progress thread sleeps no longer than this; -1 for no limit
 
 cdef Worker worker
 

@@ -1,7 +1,7 @@
-"""The one UCX worker of a process, its lock, and the thread that makes it progress.
+"""The UCX worker of a process, its lock, and its progress thread.
 
 The thread never takes the GIL. It sleeps on the worker's event fd, at no cost, and holds the lock
-only for as long as one round of progress takes.
+for one round of progress at a time.
 """
 
 import atexit
@@ -33,24 +33,24 @@ from dask_fabric.paths.ucx.libucp cimport (
 )
 
 cdef enum:
-    # Some microseconds in which the next fragment of a message mostly comes: a sleep costs 20.
+    # Some microseconds, in which the next fragment usually arrives; a sleep costs 20 microseconds.
     ROUNDS_BEFORE_SLEEP = 100
     RETRY_MICROSECONDS = 1000
-    RETRIES_BEFORE_YIELD = 20   # a look at what came between progress and sleep is soon over
-    YIELDS_BEFORE_NAP = 200     # some milliseconds in which a peer mostly makes room
+    RETRIES_BEFORE_YIELD = 20   # enough for events that arrived between progress and sleep
+    YIELDS_BEFORE_NAP = 200     # some milliseconds, in which a peer usually makes room
 
 _starting = threading.Lock()    # UCX takes its settings from the process's environment
 _is_ending = False
-_END_SECONDS = 10.0     # to wait for a start that is under way
+_END_SECONDS = 10.0     # longest wait at exit for a start in progress
 _address = b""
 _library_path = ""
 
 
 def start(library, options=(), defaults=None, estimated_endpoints=64):
-    """Start the worker alone; see `dask_fabric.paths.ucx.core.start`, which is to be called."""
+    """Start only the worker. Call `dask_fabric.paths.ucx.core.start` instead."""
     with _starting:
         if _is_ending:
-            raise UnavailableError("the process ends")
+            raise UnavailableError("the process is exiting")
         _start_alone(library, options, defaults, estimated_endpoints)
 
 
@@ -61,9 +61,9 @@ def _start_alone(library, options, defaults, estimated_endpoints):
         if library.path != _library_path:
             raise UnavailableError(f"UCX runs already, from {_library_path}, not {library.path}")
         return
-    # Variables reach all of UCX's settings in each of its versions; its functions do not. They
-    # are gone when it has read them: programs started from here are not ours to tune. Without the
-    # GIL, since it takes tens of milliseconds, for which no event loop may stand still.
+    # Environment variables reach all settings in each version of UCX; its functions do not. They
+    # are removed once UCX has read them, so that child processes do not inherit them. UCX starts
+    # without the GIL: that takes tens of milliseconds, which must not block an event loop.
     with _set_for_now(environment(options, library.version, defaults)):
         libucp.open_library(library.path)
         _create(estimated_endpoints)
@@ -71,15 +71,15 @@ def _start_alone(library, options, defaults, estimated_endpoints):
 
 
 def bind(size_t function, size_t argument):
-    """Have a C function called in each thread before UCX works with device memory there.
+    """Set a C function to call in each thread before UCX uses device memory there.
 
-    Up to 1.19 UCX takes the context that is current in a thread, and has to be told of none other.
+    Up to 1.19 UCX uses the device context that is current in the thread; it has no setting for it.
 
     Parameters
     ----------
     function, argument : int
-        Addresses of an ``int function(void *argument)``, which needs no GIL and gives 0, and of
-        what it is called with: CUDA's ``cuCtxSetCurrent`` and a context. 0 and 0 for none.
+        Addresses of an ``int function(void *argument)``, which needs no GIL and returns 0, and of
+        its argument: CUDA's ``cuCtxSetCurrent`` and a context. 0 and 0 for none.
     """
     with nogil:
         lock()
@@ -90,12 +90,12 @@ def bind(size_t function, size_t argument):
 
 
 def is_running():
-    """Whether the worker runs, and in this very process."""
+    """Whether the worker runs, and belongs to this process (not to the parent of a fork)."""
     return worker.handle != NULL and not worker.is_foreign
 
 
 def address():
-    """Give the address of the worker, which a peer needs to open an endpoint.
+    """Return the address of the worker, which a peer needs to open an endpoint.
 
     Returns
     -------
@@ -147,10 +147,10 @@ def _create(size_t estimated_endpoints):
 
 
 cdef int _publish(WorkerHandle handle) except -1:
-    """Let the other threads use the worker, and begin with its own."""
+    """Make the worker visible to all threads, and start the progress thread."""
     cdef bint begun
     with nogil:
-        _enter()
+        _take_lock()
         worker.handle = handle
         begun = pthread_create(&worker.thread, NULL, _thread_main, NULL) == 0
         if not begun:
@@ -186,7 +186,7 @@ cdef void _destroy(WorkerHandle handle) noexcept nogil:
 
 
 def _stop():
-    """At the end of the interpreter: UCX's own end must not meet its thread, or its start."""
+    """At exit: stop the progress thread, because UCX's own exit handlers must not race with it."""
     global _is_ending
     _is_ending = True
     if _starting.acquire(timeout=_END_SECONDS):
@@ -198,7 +198,7 @@ def _stop():
         worker.is_stopping = True
         unlock_and_wake()
         pthread_join(worker.thread, NULL)
-        # Not destroyed: peers notice the end by themselves, and the memory goes with the process.
+        # The worker is not destroyed: peers notice the end, and the process frees the memory.
 
 
 def _refuse_forked():
@@ -210,7 +210,7 @@ def _refuse_forked():
 
 
 def _after_fork_in_child():
-    # Its locks may be held by the parent's threads: nothing of it is touched any more.
+    # The parent's threads may hold the worker's locks: never touch the worker again.
     global _starting
     if worker.handle != NULL or _starting.locked():
         worker.is_foreign = True
@@ -221,7 +221,7 @@ atexit.register(_stop)
 memset(&worker, 0, sizeof(worker))
 worker.sleep_limit_ms = -1
 pthread_mutex_init(&worker.mutex, NULL)
-pthread_mutex_init(&worker.queue, NULL)
+pthread_mutex_init(&worker.turnstile, NULL)
 pthread_cond_init(&worker.changed, NULL)
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
@@ -229,10 +229,10 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 # ---------------------------------------------------------------- the lock
 
 cdef bint lock() noexcept nogil:
-    """Take the lock, and say whether the worker may be used: it must be let go in any case."""
+    """Take the lock; True if the worker may be used. Call `unlock` in any case."""
     if worker.is_foreign:
         return False
-    _enter()
+    _take_lock()
     return worker.handle != NULL and not worker.is_stopping
 
 
@@ -242,9 +242,9 @@ cdef void unlock() noexcept nogil:
 
 
 cdef void unlock_and_wake() noexcept nogil:
-    """Let go of the lock after something that the thread must see.
+    """Release the lock, after a change that the progress thread must notice.
 
-    Without a signal after each request that was posted, messages can be stuck for ever.
+    Without a signal after each posted request, messages can be stuck for ever.
     """
     if worker.is_foreign:
         return
@@ -254,29 +254,29 @@ cdef void unlock_and_wake() noexcept nogil:
 
 
 cdef void await_change() noexcept nogil:
-    """Let go of the lock until the thread has ended something."""
+    """Release the lock until the progress thread has ended an operation."""
     pthread_cond_wait(&worker.changed, &worker.mutex)
 
 
 cdef int64_t deadline_ns(int64_t patience_ns) noexcept nogil:
-    """When that time from now is over; for `await_change_until`."""
+    """The time `patience_ns` from now, for `await_change_until`."""
     cdef timespec now
     clock_gettime(CLOCK_REALTIME, &now)
     return now.tv_sec * 1_000_000_000 + now.tv_nsec + patience_ns
 
 
 cdef bint await_change_until(int64_t until_ns) noexcept nogil:
-    """As `await_change`; False where the time is over."""
+    """As `await_change`; False after a timeout."""
     cdef timespec until
     until.tv_sec = until_ns // 1_000_000_000
     until.tv_nsec = until_ns % 1_000_000_000
     return pthread_cond_timedwait(&worker.changed, &worker.mutex, &until) == 0
 
 
-cdef void _enter() noexcept nogil:
-    pthread_mutex_lock(&worker.queue)
+cdef void _take_lock() noexcept nogil:
+    pthread_mutex_lock(&worker.turnstile)
     pthread_mutex_lock(&worker.mutex)
-    pthread_mutex_unlock(&worker.queue)
+    pthread_mutex_unlock(&worker.turnstile)
 
 
 # ---------------------------------------------------------------- the thread
@@ -287,7 +287,7 @@ cdef void *_thread_main(void *argument) noexcept nogil:
     sigfillset(&signals)        # signals are for Python's main thread
     pthread_sigmask(SIG_SETMASK, &signals, NULL)
     pthread_setname_np(pthread_self(), b"fabric-ucx")
-    _enter()
+    _take_lock()
     while not worker.is_stopping:
         if _advance():
             idle_rounds = yields = 0
@@ -301,14 +301,14 @@ cdef void *_thread_main(void *argument) noexcept nogil:
             yields = _sleep(yields)
             continue
         pthread_mutex_unlock(&worker.mutex)
-        _enter()
+        _take_lock()
     pthread_cond_broadcast(&worker.changed)
     pthread_mutex_unlock(&worker.mutex)
     return NULL
 
 
 cdef bint _advance() noexcept nogil:
-    """One round; True where anything happened."""
+    """Run one round of progress; True if anything happened."""
     if worker.bind != NULL and not worker.is_bound:
         worker.is_bound = True
         worker.bind(worker.bind_argument)
@@ -317,10 +317,10 @@ cdef bint _advance() noexcept nogil:
 
 
 cdef int _sleep(int yields) noexcept nogil:
-    """Wait for an event of UCX, unless there is one already.
+    """Wait for an event of UCX, unless one is pending.
 
-    Where UCX has more to send than there is room, nothing may tell when there is: give way, and
-    after so many times, since the peer may be stopped, nap. Returns how many times.
+    If UCX waits for room at the peer, no event may announce it: spin, then yield the CPU, and in
+    the end, since the peer may be stopped, sleep. Returns the number of such rounds in a row.
     """
     cdef pollfd watched = pollfd(worker.event_fd, POLLIN, 0)
     cdef Status status = ucp.worker_arm(worker.handle)
@@ -330,7 +330,7 @@ cdef int _sleep(int yields) noexcept nogil:
     elif status == ERROR_BUSY and yields < YIELDS_BEFORE_NAP:
         if yields >= RETRIES_BEFORE_YIELD:
             sched_yield()
-    else:                       # its event fd is readable all the time
+    else:                       # the event fd stays readable: do not poll it
         usleep(RETRY_MICROSECONDS)
-    _enter()
+    _take_lock()
     return min(yields + 1, <int> YIELDS_BEFORE_NAP) if status == ERROR_BUSY else 0

@@ -1,1 +1,1 @@
-"""Results as one page of HTML that needs nothing else: plots are SVG in it."""
+"""Results as one page of HTML that needs nothing else: its plots are bokeh's, which is in it."""

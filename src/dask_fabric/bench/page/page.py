@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from bokeh.embed import components
+from bokeh.plotting import figure
+from bokeh.resources import Resources
+
 from dask_fabric.bench import tables
 from dask_fabric.bench.agent import BUCKETS_PER_OCTAVE
+from dask_fabric.bench.figures import size_name
 from dask_fabric.bench.matrix import grids, worker_names
-from dask_fabric.bench.page import svg
+from dask_fabric.bench.page import plots
 from dask_fabric.bench.results import FLOORS, Results, Row
 
 _FLOOR_COLOURS = dict(zip(FLOORS, ("#5b5b5b", "#8a6d3b", "#a0a0a0", "#7b5fa8"), strict=True))
@@ -18,12 +23,6 @@ body { font: 15px/1.5 system-ui, "DejaVu Sans", sans-serif; color: #222; backgro
        max-width: 1100px; margin: 2em auto; padding: 0 1em; }
 h1 { font-size: 1.6em; } h2 { font-size: 1.25em; margin-top: 2em; border-bottom: 1px solid #ddd; }
 h3 { font-size: 1em; margin-bottom: .3em; }
-svg { display: block; max-width: 100%; height: auto; margin: .5em 0;
-      font: 12px system-ui, "DejaVu Sans", sans-serif; }
-svg text { fill: #222; } svg .title { font-weight: 600; }
-.grid { stroke: #e4e4e4; fill: none; } .axis { stroke: #555; fill: none; }
-.line { fill: none; stroke-width: 2; stroke-linecap: round; }
-.band { stroke-width: 5; opacity: .25; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; }
 th, td { padding: .2em .7em; border-bottom: 1px solid #e4e4e4; text-align: right; }
 th:first-child, td:first-child { text-align: left; }
@@ -38,7 +37,7 @@ th:first-child, td:first-child { text-align: left; }
 def render(results: Results) -> str:
     """Write the whole page."""
     colours = _colours(results)
-    parts = [
+    parts: list[str | figure] = [
         "<h1>dask fabric bench</h1>",
         f'<p class="note">{escape(tables.facts_line(results.facts))}</p>',
         *(f'<p class="warning">Doubtful: {escape(text)}</p>' for text in results.warnings),
@@ -49,18 +48,27 @@ def render(results: Results) -> str:
         rows = results.of(scenario)
         parts.append(f"<h2>{escape(scenario)}</h2>")
         parts += _plots(scenario, rows, results.protocols, colours)
-        columns = tables.shown_columns(rows, results.protocols, scenario)
-        parts.append(
-            _table([tables.head(columns, rows), *(tables.cells(r, columns) for r in rows)])
-        )
+        parts.append(_table(tables.grid(rows, results.protocols)))
         parts += _problems(rows)
     parts.append(f'<p class="note">{escape(_LEGEND)}</p>' if results.rows else "")
+    script, body = _embedded(parts)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width">'
-        f"<title>dask fabric bench</title><style>{_STYLE}</style></head>\n"
-        f"<body>{''.join(parts)}</body></html>\n"
+        f"<title>dask fabric bench</title><style>{_STYLE}</style>{script}</head>\n"
+        f"<body>{body}</body></html>\n"
     )
+
+
+def _embedded(parts: Sequence[str | figure]) -> tuple[str, str]:
+    """What the head and what the body of the page hold: bokeh is within, once."""
+    drawn = [part for part in parts if not isinstance(part, str)]
+    if not drawn:
+        return "", "".join(map(str, parts))
+    script, places = components(drawn)
+    place = iter(places)
+    body = "".join(part if isinstance(part, str) else next(place) for part in parts)
+    return Resources(mode="inline", components=["bokeh"]).render() + script, body
 
 
 _LEGEND = (
@@ -72,7 +80,7 @@ _LEGEND = (
 
 
 def _colours(results: Results) -> dict[str, str]:
-    protocols = dict(zip(results.protocols, svg.COLOURS * 9, strict=False))
+    protocols = dict(zip(results.protocols, plots.COLOURS * 9, strict=False))
     return {**_FLOOR_COLOURS, **protocols}
 
 
@@ -85,60 +93,54 @@ def _problems(rows: Sequence[Row]) -> list[str]:
 
 
 def _table(lines: Sequence[Sequence[str]]) -> str:
-    head, *body = lines
-    count = len(head)
-    rows = ["<tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in head) + "</tr>"]
-    for line in body:
-        padded = [*line, *[""] * (count - len(line))]
-        rows.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in padded) + "</tr>")
-    return f'<div class="wide"><table>{"".join(rows)}</table></div>'
+    rows = [
+        "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in line)
+        for tag, line in zip(("th", *["td"] * len(lines)), lines, strict=False)
+    ]
+    return f'<div class="wide"><table><tr>{"</tr><tr>".join(rows)}</tr></table></div>'
 
 
 def _plots(
     scenario: str, rows: Sequence[Row], protocols: Sequence[str], colours: dict[str, str]
-) -> list[str]:
+) -> list[str | figure]:
     """What suits the rows: lines over sizes, histograms, or bars."""
     by_size: dict[str, list[Row]] = {}
-    others = []
+    others: list[str | figure] = []
     for row in rows:
         if scenario in ("bandwidth", "floor") and "nbytes" in row.parameters:
             by_size.setdefault(row.name.partition(", ")[2], []).append(row)
         elif row.histograms:
-            title = row.name.removesuffix(", p50")
-            others.append(f"<h3>{escape(title)}</h3>{_histogram(row, colours)}")
+            others += [_title(row.name.removesuffix(", p50")), _histogram(row, colours)]
         elif not row.name.startswith("round trip of"):
-            others.append(row)
-    parts = [
-        f"<h3>arrays of {escape(_module(of_title))}, {escape(title)}</h3>"
-        f"{_over_sizes(title, of_title, colours)}"
-        for title, of_title in by_size.items()
-    ]
-    drawn = [one for one in others if isinstance(one, str)]
-    left = [one for one in others if not isinstance(one, str)]
-    return parts + drawn + ([_bars(scenario, left, protocols, colours)] if left else [])
+            others += _bars(row, protocols, colours)
+    parts: list[str | figure] = []
+    for title, of_title in by_size.items():
+        module = of_title[0].name.partition(" ")[0]  # whose arrays they are
+        parts += [_title(f"arrays of {module}, {title}"), _over_sizes(of_title, colours)]
+    return parts + others
 
 
-def _module(rows: Sequence[Row]) -> str:
-    """Whose arrays they are of."""
-    return rows[0].name.partition(" ")[0]
+def _title(text: str) -> str:
+    return f"<h3>{escape(text)}</h3>"
 
 
-def _over_sizes(title: str, rows: Sequence[Row], colours: dict[str, str]) -> str:
+def _over_sizes(rows: Sequence[Row], colours: dict[str, str]) -> figure:
     columns = [c for c in colours if any(c in row.rounds for row in rows)]
     columns.sort(key=lambda column: column in FLOORS)
     lines = []
     for column in columns:
-        having = [row for row in rows if column in row.rounds]
-        points = [(row.parameters["nbytes"], row.median(column)) for row in having]
-        band = [row.quartiles(column) for row in having]
-        lines.append(svg.Line(column, points, colours[column], band, column in FLOORS))
-    x = svg.size_axis("size of each array", (row.parameters["nbytes"] for row in rows))
-    values = (value for line in lines for ends in line.band for value in ends)
-    y = svg.log_axis("bandwidth", values, lambda value: f"{svg.size_label(value * 1e9)}/s")
-    return svg.plot(f"bandwidth, {title}", x, y, lines)
+        points, band = [], []
+        for row in rows:
+            middle, ends = row.median(column), row.quartiles(column)
+            if middle is not None and ends is not None:
+                points.append((row.parameters["nbytes"], middle))
+                band.append(ends)
+        lines.append(plots.Line(column, points, colours[column], band, column in FLOORS))
+    sizes = {row.parameters["nbytes"]: size_name(row.parameters["nbytes"]) for row in rows}
+    return plots.line_plot("size of each array", "bandwidth, GB/s", lines, sizes)
 
 
-def _histogram(row: Row, colours: dict[str, str]) -> str:
+def _histogram(row: Row, colours: dict[str, str]) -> figure:
     """Of each column the part of all round trips in every bucket."""
     lines = []
     for column, counts in row.histograms.items():
@@ -146,15 +148,9 @@ def _histogram(row: Row, colours: dict[str, str]) -> str:
         buckets = sorted(int(bucket) for bucket in counts)
         known = range(buckets[0] - 1, buckets[-1] + 2)
         points = [(_microseconds(b), 100 * counts.get(str(b), 0) / total) for b in known]
-        is_floor = column in FLOORS
-        colour = colours.get(column, svg.COLOURS[-1])
-        lines.append(svg.Line(column, points, colour, (), is_floor, mark=1.5))
-    x = svg.log_axis(
-        "round trip, us", (time for line in lines for time, _ in line.points), svg.short
-    )
-    parts = (part for line in lines for _, part in line.points)
-    y = svg.log_axis("part of all", parts, lambda part: f"{part:.3g} %")
-    return svg.plot("histogram of round trips", x, y, lines)
+        colour = colours.get(column, plots.COLOURS[-1])
+        lines.append(plots.Line(column, points, colour, is_floor=column in FLOORS, mark=4))
+    return plots.line_plot("round trip, us", "part of all, %", lines)
 
 
 def _microseconds(bucket: int) -> float:
@@ -162,37 +158,34 @@ def _microseconds(bucket: int) -> float:
     return 2 ** ((bucket + 0.5) / BUCKETS_PER_OCTAVE) / 1e3
 
 
-def _bars(
-    scenario: str, rows: Sequence[Row], protocols: Sequence[str], colours: dict[str, str]
-) -> str:
-    groups = []
-    for row in rows:
-        columns = [c for c in (*protocols, *FLOORS) if row.median(c) is not None]
-        name = f"{row.name}, {row.unit} ({'more' if row.higher_is_better else 'less'} is better)"
-        groups.append((name, [(c, row.median(c), colours[c]) for c in columns]))
-    return svg.bars(scenario, groups)
+def _bars(row: Row, protocols: Sequence[str], colours: dict[str, str]) -> list[str | figure]:
+    values = {column: row.median(column) for column in (*protocols, *FLOORS)}
+    entries = [(c, value, colours[c]) for c, value in values.items() if value is not None]
+    better = "more" if row.higher_is_better else "less"
+    title = _title(f"{row.name}, {row.unit} ({better} is better)")
+    return [title, plots.bars(entries)] if entries else []
 
 
-def _matrix(matrix: dict) -> list[str]:
+def _matrix(matrix: dict) -> list[str | figure]:
     names = worker_names(matrix)
     found = grids(matrix)
-    parts = [f"<h2>matrix of {len(names)} workers, {escape(matrix['protocol'])}</h2>"]
+    parts: list[str | figure] = [
+        f"<h2>matrix of {len(names)} workers, {escape(matrix['protocol'])}</h2>"
+    ]
     parts += [f'<p class="finding">{escape(text)}</p>' for text in matrix["findings"]]
     if not matrix["findings"]:
         parts.append('<p class="finding fine">Nothing odd was found.</p>')
     paths = sorted({path for line in found["path"] for path in line if path})
-    colours = dict(zip(paths, svg.COLOURS, strict=False))
+    colours = dict(zip(paths, plots.COLOURS * 9, strict=False))
     maps = {
-        "bandwidth, GB/s, from row to column": svg.heat_map("bandwidth", names, found["bandwidth"]),
-        "round trip, us": svg.heat_map(
-            "round trip", names, found["round trip"], higher_is_better=False
-        ),
-        "path of large frames": svg.heat_map("path", names, found["path"], colours),
+        "bandwidth, GB/s, from row to column": plots.heat_map(names, found["bandwidth"]),
+        "round trip, us": plots.heat_map(names, found["round trip"], higher_is_better=False),
+        "path of large frames": plots.heat_map(names, found["path"], colours),
     }
-    figures = "".join(f"<div><h3>{title}</h3>{drawn}</div>" for title, drawn in maps.items())
-    parts.append(f'<div class="maps">{figures}</div>')
+    parts.append('<div class="maps">')
+    for title, drawn in maps.items():
+        parts += [f'<div class="wide">{_title(title)}', drawn, "</div>"]
     key = ", ".join(
-        f'<span style="color:{colours.get(path, svg.COLOURS[-1])}">&#9632;</span> {escape(path)}'
-        for path in paths
+        f'<span style="color:{colours[path]}">&#9632;</span> {escape(path)}' for path in paths
     )
-    return [*parts, f"<p>{key}</p>"]
+    return [*parts, f"</div><p>{key}</p>"]

@@ -1,1 +1,1 @@
-"""Workloads: what whole clusters do, and whether the results are right."""
+"""Workloads of whole clusters, with checks of their results."""

@@ -1,4 +1,4 @@
-"""Arrays that travel: a transposed sum, rechunking, a broadcast, single fetches."""
+"""Workloads with arrays: a transposed sum, rechunking, a broadcast, single fetches."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def ones(nbytes: int, kind: str) -> Any:
 
 
 def persist_rows(client: Client, array: da.Array) -> da.Array:
-    """Keep the array's rows of chunks on the workers in turn, so that every run moves the same."""
+    """Distribute the array's rows of chunks over the workers in turn: each run moves the same."""
     workers = worker_addresses(client)
     rows = [
         client.persist(array.blocks[i], workers=[workers[i % len(workers)]])
@@ -55,7 +55,7 @@ def _elements(client: Client, extent: Extent) -> da.Array:
 
 
 def transpose_sum(client: Client, extent: Extent) -> Callable[[], Outcome]:
-    """(x + x.T).sum(): of two workers, half of the chunks meet one of the other."""
+    """(x + x.T).sum(): with two workers, half of the chunks need a chunk of the other worker."""
     array = _elements(client, extent)
     index = np.arange(extent.size)
     expected = 2 * extent.size * int((index % _ROWS).sum() + (index % _COLUMNS).sum())
@@ -87,7 +87,7 @@ def rechunk(client: Client, extent: Extent) -> Callable[[], Outcome]:
 
 
 def _sum(array: Any) -> int:
-    """Of few elements, for a transfer must not be timed with much else."""
+    """Sum few elements, so that mostly the transfer is timed."""
     return int(array[::997].sum())
 
 
@@ -130,7 +130,7 @@ def fetch(client: Client, extent: Extent) -> Callable[[], Outcome]:
 
 
 def _compute(marker: str) -> None:
-    """A task of pure Python, until the marker is gone; it makes room for other tasks beside it."""
+    """Run pure Python until the marker is deleted; secedes, so that other tasks can run."""
     secede()
     while os.path.exists(marker):
         for _ in range(100_000):
@@ -138,7 +138,7 @@ def _compute(marker: str) -> None:
 
 
 def busy_fetch(client: Client, extent: Extent) -> Callable[[], Outcome]:
-    """As `fetch`, of less, while both workers run a task that keeps the GIL."""
+    """As `fetch`, with fewer bytes, while both workers run a task that holds the GIL."""
 
     def run() -> Outcome:
         with tempfile.NamedTemporaryFile() as marker:

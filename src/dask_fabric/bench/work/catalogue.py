@@ -1,4 +1,4 @@
-"""All workloads, by name; those of dataframes need pandas and are imported when they run."""
+"""All workloads, by name; those with dataframes need pandas, and are imported when they run."""
 
 from __future__ import annotations
 

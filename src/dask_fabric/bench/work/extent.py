@@ -1,4 +1,4 @@
-"""How large the workloads are, and what each of them gives."""
+"""The sizes of the workloads, and their results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CPU, GPU = "cpu", "gpu"
 
 @dataclass(frozen=True)
 class Extent:
-    """How large they are, in the terms of dask-cuda's benchmarks.
+    """The sizes of the workloads, named as in dask-cuda's benchmarks.
 
     Attributes
     ----------
@@ -21,11 +21,11 @@ class Extent:
     chunk_size : int
         Side of their chunks.
     partitions, partition_rows : int
-        Of the dataframes.
+        Partitions of the dataframes, and rows of each.
     task_count : int
-        Tiny tasks.
+        Number of tiny tasks.
     fetch_bytes, busy_fetch_bytes : int
-        Of a single fetch, and of one beside tasks that keep the GIL.
+        Size of a single fetch, and of one while tasks hold the GIL.
     kind : str
         ``cpu`` for numpy and pandas, ``gpu`` for cupy and cudf.
     """
@@ -42,14 +42,14 @@ class Extent:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one run.
+    """The outcome of one run.
 
     Attributes
     ----------
     value : float
         In the unit of the workload.
     right : bool
-        Whether the result is what it must be.
+        Whether the result is correct.
     """
 
     value: float
@@ -58,15 +58,16 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Workload:
-    """Something that a cluster does.
+    """A workload of a cluster.
 
     Attributes
     ----------
     about : str
-        Its name in tables, with what it takes of the extent in braces; ``fetch`` and
-        ``busy_fetch`` are sizes as text.
+        Its name in tables, with fields of the extent in braces; ``fetch`` and ``busy_fetch`` are
+        sizes as text.
     prepare : callable
-        Given a client and the extent, loads the workers, and gives what does one run.
+        Takes a client and the extent, loads data onto the workers, and gives a function for one
+        run.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Dataframes that travel: a shuffle and a merge by Dask's peer-to-peer algorithm."""
+"""Workloads with dataframes: a shuffle and a merge by Dask's peer-to-peer algorithm."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from distributed import Client, wait
 
 from dask_fabric.bench.work.extent import GPU, Extent, Outcome
 
-_PRIME = 2_147_483_647  # steps through all numbers below another in a scattered order
+_PRIME = 2_147_483_647  # its multiples modulo a smaller number scatter over all residues
 _KEYS_PER_ROW = 4
 _MATCHING = 0.3
 
 
 def _partition(number: int, rows: int, key_count: int, shift: int, kind: str) -> Any:
-    """Rows of which a key is a known function of the row's number."""
+    """Make rows whose key is a known function of the row's number."""
     if kind == GPU:
         import cudf as frames
     else:
@@ -45,8 +45,9 @@ def _frame(client: Client, extent: Extent, key_count: int, shift: int = 0) -> An
 
 def _count(frame: Any) -> Any:
     """Rows, sum of values, and distinct keys of a partition."""
-    told = {"rows": [len(frame)], "sum": [frame["value"].sum()], "keys": [frame["key"].nunique()]}
-    return type(frame)(told).astype({"rows": "i8", "sum": "f8", "keys": "i8"})
+    keys = frame["key"].nunique()
+    counts = {"rows": [len(frame)], "sum": [frame["value"].sum()], "keys": [keys]}
+    return type(frame)(counts).astype({"rows": "i8", "sum": "f8", "keys": "i8"})
 
 
 def _counts(client: Client, frame: Any) -> tuple[int, float, int]:
@@ -55,7 +56,7 @@ def _counts(client: Client, frame: Any) -> tuple[int, float, int]:
 
 
 def shuffle(client: Client, extent: Extent) -> Callable[[], Outcome]:
-    """All rows of a key come together: no two partitions have one in common."""
+    """Bring all rows of a key together: no two partitions have a key in common."""
     row_count = extent.partitions * extent.partition_rows
     key_count = max(row_count // _KEYS_PER_ROW, 1)
     frame = _frame(client, extent, key_count)
@@ -71,7 +72,7 @@ def shuffle(client: Client, extent: Extent) -> Callable[[], Outcome]:
 
 
 def merge(client: Client, extent: Extent) -> Callable[[], Outcome]:
-    """Two frames by a key that three in ten rows have in common."""
+    """Merge two frames by a key that three in ten rows have in common."""
     row_count = extent.partitions * extent.partition_rows
     matching = int(row_count * _MATCHING)
     left = _frame(client, extent, row_count)

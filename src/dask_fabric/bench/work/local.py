@@ -1,4 +1,4 @@
-"""Clusters of this host, and what is done to their workers."""
+"""Clusters on this host, and queries to their workers."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from distributed.security import Security
 
 
 def start_cluster(scheme: str, worker_count: int = 2) -> LocalCluster:
-    """Worker processes of one thread each, on the scheme, without a dashboard."""
+    """Start worker processes with one thread each, on the scheme, without a dashboard."""
     return LocalCluster(
         n_workers=worker_count,
         threads_per_worker=1,
         protocol=scheme,
         dashboard_address=None,
-        scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},  # its HTTP server is always there
+        scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},  # its HTTP server always runs
         memory_limit=0,
         security=Security.temporary() if scheme.endswith("tls") else None,
     )
@@ -24,7 +24,7 @@ def _address(dask_worker: Worker) -> str:
 
 
 def worker_addresses(client: Client) -> list[str]:
-    """Of all workers; those of two hosts, where there are two, come first."""
+    """Give the addresses of all workers; the first ones are on different hosts, if possible."""
     addresses = sorted(client.run(_address))
     by_host: dict[str, list[str]] = {}
     for address in addresses:
@@ -37,11 +37,13 @@ def _sent_bytes(dask_worker: Worker) -> float:
     shuffled = (
         value
         for key, value in dask_worker.digests_total.items()
-        if key[0] == "p2p" and key[2:] == ("background-comms", "process", "bytes")
+        if isinstance(key, tuple)
+        and key[0] == "p2p"
+        and key[2:] == ("background-comms", "process", "bytes")
     )
     return dask_worker.transfer_outgoing_bytes_total + sum(shuffled)
 
 
 def moved_bytes(client: Client) -> int:
-    """Bytes that the workers have sent for fetches and shuffles, by their own counters."""
+    """Give the bytes that the workers have sent for fetches and shuffles, by Dask's counters."""
     return int(sum(client.run(_sent_bytes).values()))

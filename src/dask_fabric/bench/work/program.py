@@ -1,7 +1,7 @@
 """Workloads on one cluster: ``python -m dask_fabric.bench.work.program``.
 
-A process of its own for each cluster, so that no two protocols, and no two UCX, are ever in one. It
-reads a line of JSON, and prints one for each workload.
+Each cluster has a process of its own, so that two protocols, or two UCX libraries, are never in the
+same process. It reads a line of JSON, and prints one for each workload.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dask_fabric.bench.work.sending import is_everywhere, send_as_they_are
 
 
 def _client(stack: contextlib.ExitStack, config: dict[str, Any]) -> Client:
-    """Of the cluster that is named, or of a new one."""
+    """Connect to the given cluster, or to a new one."""
     if config["address"]:
         return stack.enter_context(Client(config["address"]))
     if config["scheduler_file"]:
@@ -33,7 +33,7 @@ def _client(stack: contextlib.ExitStack, config: dict[str, Any]) -> Client:
 
 
 def _run(client: Client, name: str, config: dict[str, Any]) -> dict[str, Any]:
-    """Run a workload some times after a warm-up, and tell what came out."""
+    """Run a workload some times after a warm-up, and give the results."""
     try:
         run = WORKLOADS[name].prepare(client, Extent(**config["extent"]))
         outcomes = [run() for _ in range(1 + config["runs"])]
@@ -45,22 +45,23 @@ def _run(client: Client, name: str, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    told = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints must not be taken for an answer
+    output = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # output of a library must not be mistaken for an answer
     config = json.loads(sys.stdin.readline())
-    # Every shuffle is announced as a warning.
+    # It logs a warning for every shuffle.
     logging.getLogger("distributed.shuffle._scheduler_plugin").setLevel(logging.ERROR)
     dask.config.set({"distributed.p2p.storage.disk": False})
     with contextlib.ExitStack() as stack:
         client = _client(stack, config)
-        protocol = client.scheduler.address.partition("://")[0]
-        print(json.dumps(protocol), file=told, flush=True)
+        assert client.scheduler is not None  # the client is connected
+        protocol = str(client.scheduler.address).partition("://")[0]
+        print(json.dumps(protocol), file=output, flush=True)
         if not is_everywhere(client):
             send_as_they_are()
         if config["profile"]:
             stack.enter_context(performance_report(filename=config["profile"]))
         for name in config["workloads"]:
-            print(json.dumps(_run(client, name, config)), file=told, flush=True)
+            print(json.dumps(_run(client, name, config)), file=output, flush=True)
 
 
 if __name__ == "__main__":

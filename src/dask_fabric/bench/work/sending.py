@@ -1,4 +1,4 @@
-"""How functions of the workloads reach processes that lack this package."""
+"""Sending the workloads' functions to processes that lack this package."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dask_fabric.bench.work import arrays, local
 def is_everywhere(client: Client) -> bool:
     """Whether the scheduler and all workers can import the workloads."""
 
-    def is_here() -> bool:  # sent as it is, as every function within another
+    def is_here() -> bool:  # a nested function, so pickled by value
         try:
             import dask_fabric.bench.work.arrays  # noqa: F401
         except ImportError:
@@ -24,12 +24,12 @@ def is_everywhere(client: Client) -> bool:
 
 
 def send_as_they_are() -> None:
-    """Send functions themselves from now on, and not the names of their modules.
+    """Have the workloads' functions pickled by value from now on.
 
-    Nothing else than the module's name tells Dask to do so for what is deep within a graph.
+    Deep within a graph, only the module name ``__main__`` makes Dask do that.
     """
     modules = [arrays, local]
-    with contextlib.suppress(ImportError):  # without pandas no function of it is sent
+    with contextlib.suppress(ImportError):  # without pandas, frames are not used
         from dask_fabric.bench.work import frames
 
         modules.append(frames)

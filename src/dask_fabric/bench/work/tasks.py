@@ -1,4 +1,4 @@
-"""Many tasks that do nothing: the scheduler's work, and its messages."""
+"""Many tiny tasks: measures the scheduler and its messages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from distributed import Client, wait
 
 from dask_fabric.bench.work.extent import Extent, Outcome
 
-_increment = partial(operator.add, 1)  # every worker has it, whatever is installed there
+_increment = partial(operator.add, 1)  # can be unpickled on every worker
 
 
 def tiny_tasks(client: Client, extent: Extent) -> Callable[[], Outcome]:

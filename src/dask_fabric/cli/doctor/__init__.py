@@ -1,1 +1,1 @@
-"""``dask fabric doctor``: what a host and a pair use, why not the rest, and the remedy."""
+"""``dask fabric doctor``: the paths that a host or a pair uses, why not the rest, and remedies."""

@@ -1,4 +1,4 @@
-"""From facts to reasons and remedies: why something is not in use, and what to do."""
+"""From facts to advice: why a path is not in use, or slow, and a remedy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FAILS = "does not work"
 
 @dataclass(frozen=True)
 class SchemeUse:
-    """What comms of a scheme use."""
+    """The paths that comms of a scheme use."""
 
     within_host: str
     between_hosts: str
@@ -35,7 +35,7 @@ def advise(facts: Facts) -> tuple[Advice, ...]:
 
 
 def scheme_uses(facts: Facts) -> dict[str, SchemeUse]:
-    """Say what every scheme would use between processes like this one."""
+    """Give the paths that every scheme would use between processes like this one."""
     if facts.configuration.error:
         return dict.fromkeys(SCHEMES, _refused("the configuration"))
     must, can = facts.configuration.require_encryption, facts.configuration.certificates
@@ -56,7 +56,7 @@ def _refused(reason: str) -> SchemeUse:
 def _best(facts: Facts) -> SchemeUse:
     stream = _by_stream(facts, STREAM, "TCP")
     within = "Unix socket" if facts.path(UNIX).works else stream.within_host
-    # What a pair of fabric:// has agreed on: another may work and yet not be taken by it.
+    # The path on which a pair of fabric:// has agreed; others may work, but are not preferred.
     tried = [facts.path(one.name) for one in providers.found() if not one.scheme]
     agreed = next((one.path for one in tried if one.works), "")
     agreed = agreed or next((one.instead for one in tried if one.instead), "")
@@ -67,7 +67,7 @@ def _best(facts: Facts) -> SchemeUse:
 
 
 def _by_stream(facts: Facts, path: str, name: str) -> SchemeUse:
-    # What fails within the host may still reach others, such as where only `lo` is down.
+    # A path that fails within the host may still reach others, for instance if only `lo` is down.
     return SchemeUse(name, name) if facts.path(path).works else SchemeUse(_FAILS, "unknown")
 
 
@@ -80,7 +80,7 @@ def _by_one_path(facts: Facts, provider: Provider) -> SchemeUse:
 
 
 def _reach(facts: Facts, provider: Provider) -> str:
-    """Name what a path that works here reaches other hosts by."""
+    """Name the network by which a path that works here reaches other hosts, or ""."""
     return provider.reach(facts) if facts.path(provider.name).works else ""
 
 
@@ -100,7 +100,7 @@ def _remedy_for_unix(facts: Facts) -> str:
     if facts.configuration.value("unix-sockets") is False:
         return "set fabric.unix-sockets: true"
     if facts.configuration.require_encryption:
-        return "none: what must be encrypted travels by TLS only"
+        return "none: with required encryption only TLS is used"
     return _remedy_for_stream(facts)
 
 
@@ -125,7 +125,7 @@ _REMEDIES: dict[str, Callable[[Facts], str]] = {
 }
 
 
-# ---- rules; each yields what it has to say
+# ---- rules; each yields its advice
 
 
 def _paths(facts: Facts) -> Iterator[Advice]:
@@ -139,7 +139,7 @@ def _configuration(facts: Facts) -> Iterator[Advice]:
     if facts.configuration.error:
         yield Advice("configuration", facts.configuration.error, "correct it: nothing else works")
     for name in facts.configuration.unknown:
-        yield Advice("configuration", f"{name} means nothing and is ignored", "see `dask config`")
+        yield Advice("configuration", f"unknown key {name} is ignored", "see `dask config`")
 
 
 def _rdma_devices(facts: Facts) -> Iterator[Advice]:
@@ -148,7 +148,7 @@ def _rdma_devices(facts: Facts) -> Iterator[Advice]:
             states = ", ".join(str(port.state or "unknown").lower() for port in device.ports)
             yield Advice(
                 device.name,
-                f"no port of it is active ({states or 'it has none'})",
+                f"none of its ports is active ({states or 'it has none'})",
                 "down: cable or switch; init: no subnet manager runs (opensm); for RoCE: "
                 "ip link set ... up",
             )
@@ -165,9 +165,9 @@ def _rdma_memory(facts: Facts) -> Iterator[Advice]:
     if facts.rdma and _below(facts.limits.memlock_bytes, _MEMLOCK_BYTES):
         yield Advice(
             "locked memory",
-            f"memory for RDMA must be locked, and {_mib(facts.limits.memlock_bytes)} may be",
+            f"RDMA needs locked memory, but only {_mib(facts.limits.memlock_bytes)} may be locked",
             "memlock unlimited in /etc/security/limits.conf, LimitMEMLOCK=infinity for slurmd "
-            "and its like, docker run --ulimit memlock=-1",
+            "and the like, docker run --ulimit memlock=-1",
         )
 
 
@@ -190,16 +190,16 @@ def _gpus(facts: Facts) -> Iterator[Advice]:
     if usable and any(device.active for device in facts.rdma) and not peers:
         yield Advice(
             "GPUDirect",
-            "no module lets the network card reach the memory of the GPU",
-            "modprobe nvidia_peermem; not needed where the open kernel driver has dma-buf",
+            "no kernel module lets the network card access GPU memory",
+            "modprobe nvidia_peermem; not needed if the open kernel driver supports dma-buf",
         )
 
 
 def _interfaces(facts: Facts) -> Iterator[Advice]:
     own = [one for one in facts.interfaces if one.advertised and one.kind != "loopback"]
     for one in facts.interfaces:
-        known = one.up and one.addresses and one.speed_mbit and one.kind != "virtual"
-        if known and own and own[0].speed_mbit and one.speed_mbit > own[0].speed_mbit:
+        speed = one.speed_mbit if one.up and one.addresses and one.kind != "virtual" else None
+        if speed and own and own[0].speed_mbit and speed > own[0].speed_mbit:
             yield Advice(
                 one.name,
                 f"it is faster than {own[0].name}, whose address a server here advertises",
@@ -208,14 +208,14 @@ def _interfaces(facts: Facts) -> Iterator[Advice]:
 
 
 def _links(facts: Facts) -> Iterator[Advice]:
-    for device in facts.rdma:  # an idle GPU slows its link down on purpose
+    for device in facts.rdma:  # not GPUs: an idle one slows its link down on purpose
         place = device.place
-        links = (place.link, place.best_link) if place else (None, None)
-        if all(links) and _gigatransfers(links[0]) < _gigatransfers(links[1]):
+        now, best = (place.link, place.best_link) if place else (None, None)
+        if now and best and _gigatransfers(now) < _gigatransfers(best):
             yield Advice(
                 device.name,
-                f"its PCIe link is {links[0]}, and it could be {links[1]}",
-                "another slot, or the firmware's settings for this one",
+                f"its PCIe link is {now}, but could be {best}",
+                "use another slot, or change the firmware's settings for this one",
             )
 
 
@@ -223,7 +223,8 @@ def _open_files(facts: Facts) -> Iterator[Advice]:
     if _below(facts.limits.open_file_count, _OPEN_FILE_COUNT):
         yield Advice(
             "open files",
-            f"{facts.limits.open_file_count} per process are few for a scheduler of many workers",
+            f"{facts.limits.open_file_count} per process are too few for a scheduler of many "
+            "workers",
             "ulimit -n 65536, or nofile in /etc/security/limits.conf",
         )
 
@@ -232,7 +233,7 @@ def _huge_pages(facts: Facts) -> Iterator[Advice]:
     if facts.limits.transparent_huge_pages == "never":
         yield Advice(
             "huge pages",
-            "they are switched off, and large frames are received into small pages",
+            "they are switched off, so large frames are received into small pages",
             "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled",
         )
 
@@ -253,15 +254,16 @@ def _buffers(facts: Facts) -> Iterator[Advice]:
     if facts.path(UNIX).works and _below(facts.limits.wmem_max_bytes, wanted):
         yield Advice(
             "wmem_max",
-            f"{facts.limits.wmem_max_bytes} bytes are less than Unix sockets gain from",
+            f"{facts.limits.wmem_max_bytes} bytes are too small for the full speed of Unix sockets",
             f"sysctl -w net.core.wmem_max={wanted}",
         )
-    fast = [one for one in facts.interfaces if one.up and (one.speed_mbit or 0) >= _FAST_MBIT]
+    speeds = [(one.name, one.speed_mbit or 0) for one in facts.interfaces if one.up]
+    fast = [(interface, speed) for interface, speed in speeds if speed >= _FAST_MBIT]
     for name in ("tcp_rmem", "tcp_wmem"):
         if fast and _below(getattr(facts.limits, f"{name}_max_bytes"), _TCP_BUFFER_BYTES):
             yield Advice(
                 name,
-                f"its maximum is small for {fast[0].name}, {fast[0].speed_mbit // 1000} Gb/s",
+                f"its maximum is small for {fast[0][0]}, {fast[0][1] // 1000} Gb/s",
                 f"sysctl -w net.ipv4.{name}='4096 131072 {_TCP_BUFFER_BYTES}'",
             )
 

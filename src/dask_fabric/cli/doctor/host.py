@@ -1,4 +1,4 @@
-"""This host as a process sees it: versions, limits of the kernel, and the namespaces it is in."""
+"""This host as a process sees it: versions, kernel limits and namespaces."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _CONTAINERS = {
 
 @dataclass(frozen=True)
 class Host:
-    """What runs here."""
+    """Hardware and software versions of this host."""
 
     name: str | None = None
     kernel: str | None = None
@@ -63,7 +63,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Identity:
-    """By what two processes know that they share a kernel, and what they see of each other."""
+    """What decides whether two processes share a kernel, and can see each other."""
 
     boot_id: str | None = None
     namespaces: dict[str, int | None] = field(default_factory=dict)
@@ -71,12 +71,12 @@ class Identity:
 
     @property
     def has_own_pids(self) -> bool:
-        """Whether the process ids here are not those of the host."""
+        """Whether this process is in a pid namespace of its own."""
         return self.namespaces.get("pid") not in (None, _FIRST_PID_NAMESPACE)
 
 
 def inspect_host(root: Path = Path("/")) -> Host:
-    """Say what runs here; *root* is where ``proc`` and ``sys`` are mounted."""
+    """Collect the versions; *root* is where ``proc`` and ``sys`` are mounted."""
     packages: dict[str, str | None] = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -94,7 +94,7 @@ def inspect_host(root: Path = Path("/")) -> Host:
 
 
 def inspect_limits(root: Path = Path("/")) -> Limits:
-    """Read the limits that decide what the paths can do."""
+    """Read the limits that concern the paths."""
     process = _process_limits(root)
     shm_bytes, shm_free_bytes = _sizes_of(root / "dev/shm")
     core = root / "proc/sys/net/core"
@@ -121,7 +121,7 @@ def inspect_limits(root: Path = Path("/")) -> Limits:
 def inspect_identity(
     root: Path = Path("/"), environment: Mapping[str, str] = os.environ
 ) -> Identity:
-    """Say which boot and which namespaces this process belongs to."""
+    """Read the boot id and the namespaces of this process."""
     namespaces = {name: _namespace(root / "proc/self/ns" / name) for name in _NAMESPACES}
     return Identity(
         boot_id=read_text(root / "proc/sys/kernel/random/boot_id"),
@@ -131,7 +131,7 @@ def inspect_identity(
 
 
 def _process_limits(root: Path) -> dict[str, Limit]:
-    """Give the soft limits of ``/proc/self/limits``, by the names that they have there."""
+    """Give the soft limits in ``/proc/self/limits``, by their names there."""
     found: dict[str, Limit] = {}
     for line in (read_text(root / "proc/self/limits") or "").splitlines():
         match = re.match(r"(Max [a-z ]+?)\s{2,}(\d+|unlimited)\s", line)
@@ -156,7 +156,7 @@ def _transparent_huge_pages(root: Path) -> str | None:
 
 def _ptrace_scope(root: Path) -> int | None:
     file = root / "proc/sys/kernel/yama/ptrace_scope"
-    # A kernel without Yama has no such file, and does not restrict.
+    # A kernel without Yama has no such file, and restricts nothing.
     return read_int(file) if file.exists() else 0
 
 
@@ -176,7 +176,7 @@ def _namespace(link: Path) -> int | None:
 
 
 def _container(root: Path, environment: Mapping[str, str]) -> str:
-    """Name what this process is contained in, or give an empty text."""
+    """Name the container runtime of this process, or give ""."""
     if environment.get("KUBERNETES_SERVICE_HOST"):
         return "kubernetes"
     for file, name in _CONTAINERS.items():

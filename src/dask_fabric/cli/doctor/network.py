@@ -19,7 +19,7 @@ _LOOPBACK, _INFINIBAND = "772", "32"  # kinds of hardware, see netdevice(7)
 
 @dataclass(frozen=True)
 class Interface:
-    """One network interface; no speed is an unknown speed."""
+    """One network interface; a speed of None is unknown."""
 
     name: str
     kind: str
@@ -44,7 +44,7 @@ def inspect_interfaces(
     root : Path
         Where ``sys`` is mounted.
     addresses, states : mapping, optional
-        What ``psutil.net_if_addrs`` and ``psutil.net_if_stats`` give.
+        The results of ``psutil.net_if_addrs`` and ``psutil.net_if_stats``, by default.
     advertised : str, optional
         The address that a server without ``--host`` and ``--interface`` advertises.
     """

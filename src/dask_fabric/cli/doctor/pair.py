@@ -1,8 +1,8 @@
 """Two processes of this host that measure each path between them.
 
 ``python -m dask_fabric.cli.doctor.pair measure`` starts the other one, ``... serve``, and prints a
-line of JSON for every path. They are processes of their own so that nothing they meet, a crash in a
-foreign library included, harms whoever asks.
+line of JSON for every path. They are separate processes so that a crash in a path's library does
+not affect the doctor.
 """
 
 from __future__ import annotations
@@ -42,15 +42,13 @@ _PATH_SECONDS = 4.0
 
 def roles(security: Security) -> list[str]:
     """Name the roles for which Dask's configuration has certificates."""
-    return [
-        role
-        for role in ("worker", "scheduler", "client")
-        if security.tls_ca_file and security.get_tls_config_for_role(role)["cert"]
-    ]
+    names = ("worker", "scheduler", "client")
+    configured = {role: security.get_tls_config_for_role(role) for role in names}
+    return [role for role, one in configured.items() if one["ca_file"] and one["cert"]]
 
 
 def _arguments(scheme: str, of: str) -> dict[str, Any]:
-    """Give what a listener or connector of the scheme needs, by Dask's configuration."""
+    """Give the arguments of a listener or connector of the scheme, from Dask's configuration."""
     security = Security()
     arguments = {"require_encryption": security.require_encryption}
     if scheme == "fabric+tls":
@@ -60,7 +58,7 @@ def _arguments(scheme: str, of: str) -> dict[str, Any]:
 
 
 async def serve() -> None:
-    """Listen on every scheme, print the addresses or the reasons, and serve until stdin ends."""
+    """Listen on every scheme, print addresses or reasons, and serve until stdin ends."""
     addresses: dict[str, str] = {}
     refusals: dict[str, str] = {}
     for scheme in SCHEMES:
@@ -70,7 +68,7 @@ async def serve() -> None:
             )
             addresses[scheme] = listener.contact_address
         except SchemeUnavailableError as exc:
-            refusals[scheme] = exc.reason  # its message tells to ask the doctor
+            refusals[scheme] = exc.reason  # its message refers to the doctor
         except Exception as exc:
             refusals[scheme] = explain(exc)
     print(json.dumps({"addresses": addresses, "refusals": refusals}), flush=True)
@@ -80,21 +78,22 @@ async def serve() -> None:
 async def _answer(comm: Any) -> None:
     try:
         while True:
-            await comm.read()  # the message is dropped before it is answered
+            await comm.read()  # the message is freed before the answer
             await comm.write("taken")
     except CommClosedError:
         pass
 
 
 async def measure() -> None:
-    """Start the other process, and print what became of each path as soon as it is known."""
+    """Start the other process, and print the result of each path as soon as it is known."""
     command = [sys.executable, "-m", __spec__.name, "serve"]
     other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None  # a pipe
     try:
-        # A library may have written warnings before it, to the same place.
-        told = json.loads(next((line for line in other.stdout if line.startswith("{")), ""))
+        # A library may have printed warnings before that line.
+        served = json.loads(next((line for line in other.stdout if line.startswith("{")), ""))
         for path in PATHS:
-            print(json.dumps(await _measure_path(path, **told)), flush=True)
+            print(json.dumps(await _measure_path(path, **served)), flush=True)
     finally:
         other.kill()
         other.communicate()
@@ -108,7 +107,7 @@ async def _measure_path(
         return {"path": path, "reason": "Dask's configuration has no certificates"}
     if scheme not in addresses:
         return {"path": path, "reason": refusals[scheme]}
-    # While the Unix socket is tried: the frames take it then.
+    # For the Unix socket switch other paths off, so that frames stay on it.
     others = [f"{one.name}.enabled" for one in providers.found()] if path == UNIX else []
     off = {f"{config.SECTION}.{name}": False for name in others if name in config.KEYS}
     try:
@@ -130,10 +129,10 @@ async def _try_path(path: str, address: str) -> dict[str, Any]:
     arguments = _arguments(address.partition("://")[0], "connection")
     comm = await connect(address, _CONNECT_SECONDS, **arguments)
     try:
-        told = comm.statistics()
-        if path not in used_paths(told, comm.extra_info):
-            reason = told["refused"].get(path) or _why_not_unix()
-            return {"path": path, "reason": reason, "instead": told["paths"]["host"]}
+        figures = comm.statistics()
+        if path not in used_paths(figures, comm.extra_info):
+            reason = figures["refused"].get(path) or _why_not_unix()
+            return {"path": path, "reason": reason, "instead": figures["paths"]["host"]}
         bandwidth = await _bandwidth(comm)
         if reason := why_not_moved(path, comm.statistics()):
             return {"path": path, "reason": reason}
@@ -147,53 +146,53 @@ async def _try_path(path: str, address: str) -> dict[str, Any]:
 
 
 def _why_not_unix() -> str:
-    """Give the reason for the one path that the comm itself has no word for."""
+    """Give the reason why the Unix socket is not in use; the comm does not know it."""
     if not config.load().unix_sockets:
         return "fabric.unix-sockets is false"
-    return "the connection was made by TCP: the name of the Unix socket could not be had"
+    return "the connection was made by TCP: the Unix socket could not be used"
 
 
-def used_paths(told: dict[str, Any], extra_info: dict[str, Any]) -> set[str]:
+def used_paths(figures: dict[str, Any], extra_info: dict[str, Any]) -> set[str]:
     """Name the paths in use between a pair, by the statistics of its comm."""
-    found = {STREAM, *told["paths"].values()}
-    if told["control_stream"] == "unix":
+    found = {STREAM, *figures["paths"].values()}
+    if figures["control_stream"] == "unix":
         found.add(UNIX)
     if extra_info.get("cipher"):
         found.add(TLS)
     return found
 
 
-def why_not_moved(path: str, told: dict[str, Any]) -> str:
-    """Give the reason why large frames that were sent do not show that *path* works, or "".
+def why_not_moved(path: str, figures: dict[str, Any]) -> str:
+    """Give the reason why large frames did not travel by *path*, or "".
 
     Parameters
     ----------
     path : str
-        One in use, as `used_paths` has them.
-    told : dict
+        A path in use, from `used_paths`.
+    figures : dict
         The statistics of the comm.
     """
     if path in _STREAMS:
-        return ""  # of the control stream: all that came has come by it
-    moved = told["traffic"][path]
+        return ""  # these are the control stream, which carried everything
+    moved = figures["traffic"][path]
     if moved["fallbacks_sent"] or moved["fallbacks_received"]:
-        return "the two agreed on it, and it failed: large frames went by the stream instead"
-    return "" if moved["frames_sent"] else "the two agreed on it, and no large frame went by it"
+        return "the two agreed on it, but it failed: large frames were sent on the stream instead"
+    return "" if moved["frames_sent"] else "the two agreed on it, but no large frame used it"
 
 
 async def _bandwidth(comm: Any) -> float:
-    """Give the best over some large frames, each acknowledged, in bytes per second."""
+    """Give the best bandwidth of some large frames, each answered, in bytes per second."""
     message = {"frame": to_serialize(np.ones(_FRAME_BYTES, "u1"))}
     for _ in range(_WARM_UP_COUNT):
         await exchange(comm, message)
     seconds: list[float] = []
     while len(seconds) < _SEND_COUNT and sum(seconds) < _SEND_SECONDS:
         seconds.append(await exchange(comm, message))
-    return _FRAME_BYTES / min(seconds)  # what the path can do, whatever else the host does
+    return _FRAME_BYTES / min(seconds)  # the best: least disturbed by other load on the host
 
 
 async def round_trip(comm: Any, message: Any) -> float:
-    """Give the median over some round trips of a small message, in seconds."""
+    """Give the median round trip time of a small message, in seconds."""
     return statistics.median([await exchange(comm, message) for _ in range(_PING_COUNT)])
 
 

@@ -1,4 +1,4 @@
-"""A live server, asked over a comm of its own: what the pair uses, and why."""
+"""``dask fabric doctor --peer``: connects to a live server and reports what the pair uses."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ class Pair:
     paths : dict of str to str
         The path of large frames that the two agreed on, by the kind of memory.
     trials : dict of str to str
-        What became of a large frame of host memory that was sent by such a path: "" where it went
-        by it, or the reason why not. A path that is not here has carried none.
+        The result of sending a large frame of host memory by such a path: "" for success, or the
+        reason for the failure. Paths without an entry were not tried.
     used : tuple of str
-        All paths in use, the control stream's among them, but for those that a trial has failed.
+        All paths in use, including the control stream's, except those that failed a trial.
     refused : dict of str to str
-        Why another path is not in use.
+        Why other paths are not in use.
     versions : dict of str to (str, str)
-        Of the packages here and there.
+        Versions of the packages here and there.
     statistics : dict
-        What the comm tells of itself.
+        The statistics of the comm.
     """
 
     address: str
@@ -73,12 +73,12 @@ class Pair:
 
 
 def full_address(address: str) -> str:
-    """Give an address with its scheme, which is ``fabric`` where it has none.
+    """Give an address with its scheme, by default ``fabric``.
 
     Raises
     ------
     UnavailableError
-        Its scheme is none of ours.
+        Its scheme is not one of ours.
     """
     scheme, separator, _ = address.rpartition("://")
     if not separator:
@@ -90,26 +90,26 @@ def full_address(address: str) -> str:
 
 
 async def ask(address: str) -> Pair:
-    """Connect to a server and ask it about itself.
+    """Connect to a server, query it, and try the path.
 
     Raises
     ------
     Exception
-        There is no Dask server of ours at that address.
+        There is no Dask server with dask-fabric at that address.
     """
     security = Security()
     if address.startswith("fabric+tls://") and not roles(security):
         raise UnavailableError("Dask's configuration has no certificates (distributed.comm.tls)")
     arguments = security.get_connection_args(next(iter(roles(security)), "client"))
     begin = time.perf_counter()
-    # What is asked for is plain data: nothing that a peer sends needs to be unpickled.
+    # The replies are plain data: nothing from the peer needs to be unpickled.
     comm = await connect(address, _CONNECT_SECONDS, deserialize=False, **arguments)
     connect_seconds = time.perf_counter() - begin
     try:
         return await wait_for(_ask(comm, address, connect_seconds), _ANSWER_SECONDS)
     except asyncio.TimeoutError:
         raise UnavailableError(
-            f"it is connected, and gave no answer within {_ANSWER_SECONDS:g} seconds"
+            f"connected, but it did not answer within {_ANSWER_SECONDS:g} seconds"
         ) from None
     finally:
         comm.abort()
@@ -121,7 +121,7 @@ async def _ask(comm: Any, address: str, connect_seconds: float) -> Pair:
     there = await _request(comm, "versions") if kind in _TELL_VERSIONS else {}
     round_trip_seconds = await round_trip(comm, _PING)
     trials = await _try_frame(comm, comm.statistics()["paths"]["host"])
-    told = comm.statistics()
+    figures = comm.statistics()
     failed = {path for path, reason in trials.items() if reason}
     cipher = (comm.extra_info.get("cipher") or (None,))[0]
     return Pair(
@@ -130,48 +130,48 @@ async def _ask(comm: Any, address: str, connect_seconds: float) -> Pair:
         peer_address=comm.peer_address,
         kind=kind,
         identity=identity.get("id"),
-        control_stream=told["control_stream"],
+        control_stream=figures["control_stream"],
         cipher=cipher,
-        paths=told["paths"],
+        paths=figures["paths"],
         trials=trials,
-        used=tuple(sorted(used_paths(told, comm.extra_info) - failed)),
-        refused=dict(told.get("refused", {})),
+        used=tuple(sorted(used_paths(figures, comm.extra_info) - failed)),
+        refused=dict(figures.get("refused", {})),
         connect_seconds=connect_seconds,
         round_trip_seconds=round_trip_seconds,
         versions=_compare(get_versions(), there),
-        statistics=told,
+        statistics=figures,
     )
 
 
 async def _try_frame(comm: Any, path: str) -> dict[str, str]:
-    """Have the server echo a large frame; the comm may be of no use after that."""
+    """Have the server echo a large frame; a failure may leave the comm unusable."""
     if path == STREAM:
         return {}
-    # Random, for no compression to make it small; bytes, for nothing to be unpickled there.
+    # Random, so that it cannot be compressed; bytes, so that the server unpickles nothing.
     message = {"op": "echo", "data": to_serialize(os.urandom(FRAME_BYTES)), "reply": True}
     try:
         await wait_for(exchange(comm, message), _FRAME_SECONDS)
     except asyncio.TimeoutError:
         return {path: f"a frame was not echoed within {_FRAME_SECONDS:g} seconds"}
-    except Exception as exc:  # a report must come out
+    except Exception as exc:  # the report must be printed in any case
         return {path: f"a frame could not be echoed: {explain(exc)}"}
-    told = comm.statistics()
-    # It may be too small for the path as it is configured.
-    return {path: why_not_moved(path, told)} if told["traffic"][path]["frames_sent"] else {}
+    figures = comm.statistics()
+    # The frame may be below the configured threshold of the path.
+    return {path: why_not_moved(path, figures)} if figures["traffic"][path]["frames_sent"] else {}
 
 
 async def _request(comm: Any, operation: str) -> dict[str, Any]:
     await comm.write({"op": operation, "reply": True})
     answer = await comm.read()
     if not isinstance(answer, dict) or answer.get("status") == "uncaught-error":
-        raise UnavailableError(f"it does not answer {operation!r} as a Dask server does")
+        raise UnavailableError(f"it does not answer {operation!r} like a Dask server")
     return answer
 
 
 def _compare(
     here: dict[str, Any], there: dict[str, Any]
 ) -> dict[str, tuple[str | None, str | None]]:
-    """Pair the versions of packages that both sides tell."""
+    """Pair the versions of packages that both sides report."""
     here, there = _flat(here), _flat(there)
     return {name: (here[name], there[name]) for name in here if name in there}
 

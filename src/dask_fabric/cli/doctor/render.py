@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from dask.utils import format_bytes
 
@@ -15,11 +14,11 @@ from dask_fabric.cli.doctor.network import Interface
 from dask_fabric.cli.doctor.pair import PATHS, STREAM
 from dask_fabric.cli.doctor.remote import FRAME_BYTES, Pair
 from dask_fabric.cli.doctor.report import Facts
-from dask_fabric.comm.network.reachability import printable
 from dask_fabric.gpu.rdma import RdmaDevice
 from dask_fabric.gpu.survey import Gpu
 from dask_fabric.memory.device import HOST
 from dask_fabric.paths.provider import Provider
+from dask_fabric.wire.text import table, wrapped
 
 _UNKNOWN = "unknown"
 _WIDTHS = (80, 100)
@@ -51,42 +50,15 @@ def render(facts: Facts, uses: dict[str, SchemeUse], advice: Sequence[Advice], w
     )
     lines: list[str] = []
     for title, rows in sections:
-        table = _table(rows, width)
-        if table:
-            lines += [title] * bool(title) + table + [""]
+        shown = table(rows, start=_GAP, width=width)
+        if shown:
+            lines += [title] * bool(title) + shown + [""]
     return "\n".join(lines + _advice(others, width))
 
 
 def render_pair(pair: Pair, width: int) -> str:
     """Write what was learned of this process and a server."""
-    return "\n".join([pair.address, *_table(_pair(pair), width)])
-
-
-def _table(rows: Iterable[Sequence[str]], width: int) -> list[str]:
-    """Align the columns; the last of each row is wrapped."""
-    rows = [[str(cell) for cell in row] for row in rows]
-    widths = [0] * max(map(len, rows), default=0)
-    for row in rows:
-        for i, cell in enumerate(row[:-1]):
-            widths[i] = max(widths[i], len(cell))
-    lines = []
-    for row in rows:
-        start = _GAP + "".join(
-            cell.ljust(wide) + _GAP for cell, wide in zip(row[:-1], widths, strict=False)
-        )
-        lines += _wrap(row[-1], start, width)
-    return lines
-
-
-def _wrap(text: str, start: str, width: int) -> list[str]:
-    return textwrap.wrap(
-        printable(text),
-        width,
-        initial_indent=start,
-        subsequent_indent=" " * min(len(start), width // 2),
-        break_on_hyphens=False,
-        break_long_words=False,
-    ) or [start.rstrip()]
+    return "\n".join([pair.address, *table(_pair(pair), start=_GAP, width=width)])
 
 
 def _head(facts: Facts) -> list[Sequence[str]]:
@@ -174,9 +146,10 @@ def _details(facts: Facts, provider: Provider) -> Iterator[Sequence[str]]:
 
 def _limits(facts: Facts) -> list[Sequence[str]]:
     limits = facts.limits
-    scopes = ("not restricted", "children and whom a process allows", "root only", "nobody")
+    meanings = ("not restricted", "children and whom a process allows", "root only", "nobody")
+    scopes = dict(enumerate(meanings))
     scope = limits.ptrace_scope
-    said = f"{scope}: {scopes[scope]}" if scope in range(len(scopes)) else _said(scope)
+    said = f"{scope}: {scopes[scope]}" if scope in scopes else _said(scope)
     shm = f"{size(limits.shm_bytes)}, {size(limits.shm_free_bytes)} free"
     return [
         ("locked memory (memlock)", size(limits.memlock_bytes)),
@@ -251,9 +224,9 @@ def _trial(pair: Pair, kind: str, path: str) -> str:
 def _advice(advice: Sequence[Advice], width: int) -> list[str]:
     lines = ["Advice"] if advice else ["No advice."]
     for one in advice:
-        lines += _wrap(f"{one.about}: {one.reason}", _GAP, width)
+        lines += wrapped(f"{one.about}: {one.reason}", _GAP, width)
         if one.remedy:
-            lines += _wrap(one.remedy, f"{2 * _GAP}-> ", width)
+            lines += wrapped(one.remedy, f"{2 * _GAP}-> ", width)
     return lines
 
 

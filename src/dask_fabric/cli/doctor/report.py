@@ -1,4 +1,4 @@
-"""The whole of what is known of this host."""
+"""All facts about this host."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from dask_fabric.gpu.survey import Gpu, inspect_gpus, inspect_modules
 
 @dataclass(frozen=True)
 class Facts:
-    """What was found; whatever could not be looked at is as empty as without an argument.
+    """The facts; parts that could not be inspected have their default values.
 
     Attributes
     ----------
     details : dict of str to object
-        What the provider of each path has found, by the path's name.
+        The result of `Provider.inspect`, by the path's name.
     failures : dict of str to str
-        Why a part could not be looked at, by its name here.
+        Why a part could not be inspected, by its name here.
     """
 
     host: Host = field(default_factory=Host)
@@ -50,7 +50,7 @@ class Facts:
     failures: dict[str, str] = field(default_factory=dict)
 
     def path(self, name: str) -> PathResult:
-        """Give what became of one path."""
+        """Give the result of one path."""
         for result in self.paths:
             if result.path == name:
                 return result
@@ -58,14 +58,14 @@ class Facts:
 
 
 def inspect_all(root: Path = Path("/"), selftest: Callable[[], Any] = SelfTest) -> Facts:
-    """Look at everything while the self-test runs.
+    """Inspect everything while the self-test runs.
 
     Parameters
     ----------
     root : Path
         Where ``proc``, ``sys`` and ``dev`` are.
     selftest : callable
-        Starts the self-test; what it returns has a method ``finish``.
+        Starts the self-test, and returns an object like `SelfTest`.
     """
     found: dict[str, Any] = {}
     failures: dict[str, str] = {}
@@ -73,14 +73,14 @@ def inspect_all(root: Path = Path("/"), selftest: Callable[[], Any] = SelfTest) 
     def look(name: str, function: Callable[[], Any]) -> Any:
         try:
             found[name] = function()
-        except Exception as exc:  # a report must come out, whatever a host is like
+        except Exception as exc:  # the report must be printed in any case
             failures[name] = f"{exc.__class__.__name__}: {explain(exc)}"
         return found.get(name)
 
     test = look("paths", selftest)
     try:
         _inspect_host(root, look)
-    except BaseException:  # such as control-C, which the processes of the test do not see
+    except BaseException:  # such as control-C, which the test's processes do not receive
         if test is not None:
             test.stop()
         raise
@@ -112,5 +112,5 @@ def _inspect_paths() -> dict[str, Any]:
 
 
 def network_devices(interfaces: tuple[Interface, ...], rdma: tuple[RdmaDevice, ...]) -> list:
-    """Name what may be near a GPU, with its place: RDMA devices or, without any, interfaces."""
+    """Give names and places of RDMA devices, or without any, of network interfaces."""
     return [(device.name, device.place) for device in rdma or interfaces if device.place]

@@ -1,4 +1,4 @@
-"""The self-test: each path tried between two new processes of this host."""
+"""The self-test: tries each path between two new processes of this host."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from dask_fabric import providers
 from dask_fabric.cli.doctor.pair import PATHS
 
 COMMAND = (sys.executable, "-m", "dask_fabric.cli.doctor.pair", "measure")
-# Each path has less than this and the whole takes two seconds or three, unless something hangs.
+# The whole test takes two or three seconds, unless something hangs.
 _PATIENCE_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
 class PathResult:
-    """What became of one path.
+    """The result of one path.
 
     Attributes
     ----------
     reason : str
-        Why it is not in use; empty where it works.
+        Why it is not in use, or "".
     instead : str
-        The path that the pair has agreed on for large frames where that is another one.
+        The path for large frames on which the pair has agreed, if it is another one.
     """
 
     path: str
@@ -42,12 +42,12 @@ class PathResult:
 
 
 class SelfTest:
-    """A self-test that runs beside the caller, from its making until `finish`.
+    """A self-test that runs in the background, until `finish`.
 
     Parameters
     ----------
     command : sequence of str
-        The program that tries the paths, and prints a line for each.
+        The program that tries the paths and prints a line for each.
     """
 
     def __init__(self, command: Sequence[str] = COMMAND) -> None:
@@ -59,14 +59,14 @@ class SelfTest:
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
-            # As Dask's nannies hand on their configuration; and modules in the current folder
-            # must not be taken for those of Python.
+            # The configuration is passed as by Dask's nannies. PYTHONSAFEPATH: modules in the
+            # current folder must not shadow Python's own.
             env={**os.environ, "DASK_INTERNAL_INHERIT_CONFIG": settings, "PYTHONSAFEPATH": "1"},
-            start_new_session=True,  # so that it can be ended with all that it has started
+            start_new_session=True,  # so that `stop` kills its child, too
         )
 
     def finish(self, patience_seconds: float = _PATIENCE_SECONDS) -> tuple[PathResult, ...]:
-        """Wait for the end, no longer than this, and give the result for every path."""
+        """Wait for the end, at most this long, and give the result of every path."""
         try:
             output, errors = self._process.communicate(timeout=patience_seconds)
             ended = how_it_ended(self._process.returncode, errors)
@@ -80,13 +80,13 @@ class SelfTest:
         return read_results(output, f"the self-test gave no result: {ended}")
 
     def stop(self) -> None:
-        """End all processes of the self-test."""
+        """Kill all processes of the self-test."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
 
 
 def how_it_ended(status: int, errors: str) -> str:
-    """Put the end of a process into words, with the last line of what it complained of."""
+    """Describe the end of a process: its signal or status, and the last line on its stderr."""
     complaint = (errors.strip().splitlines() or [""])[-1]
     if status < 0:
         return f"{signal.Signals(-status).name} {complaint}".strip()
@@ -94,20 +94,20 @@ def how_it_ended(status: int, errors: str) -> str:
 
 
 def read_results(output: str, missing: str) -> tuple[PathResult, ...]:
-    """Read the lines of JSON that the self-test printed.
+    """Parse the lines of JSON that the self-test printed.
 
     Parameters
     ----------
     output : str
-        What it printed, and libraries with it; the last line may be cut short.
+        Its output, possibly with lines from libraries; the last line may be incomplete.
     missing : str
-        The reason for paths that have no line.
+        The reason for paths without a line.
     """
     found = {}
     for line in output.splitlines():
         with contextlib.suppress(ValueError, TypeError):
-            told = json.loads(line)
-            found[told["path"]] = PathResult(works="reason" not in told, **{"reason": "", **told})
+            one = json.loads(line)
+            found[one["path"]] = PathResult(works="reason" not in one, **{"reason": "", **one})
     results = (found.get(path) or PathResult(path, False, missing) for path in PATHS)
     return tuple(_with_complaint(result, output) for result in results)
 

@@ -1,1 +1,1 @@
-"""Channels made and opened: the socket or TLS below, and the negotiation of paths."""
+"""Making channels over a socket or TLS, and negotiating their paths."""

@@ -1,4 +1,4 @@
-"""The one place where channels are made, plain or under TLS."""
+"""The only place where channels are made, plain or under TLS."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import socket
 import ssl
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from dask_fabric.comm.channels.negotiator import Negotiator, describe
 from dask_fabric.comm.network import unix
@@ -16,7 +15,7 @@ from dask_fabric.comm.network.addresses import format_address
 from dask_fabric.comm.network.security import Scheme
 from dask_fabric.config import Settings
 from dask_fabric.engine.channel import Channel
-from dask_fabric.engine.transport import PlainTransport
+from dask_fabric.engine.transport import PlainTransport, Transport
 from dask_fabric.memory import device
 from dask_fabric.wire.handshake import Handshake
 from dask_fabric.wire.hello import Hello
@@ -34,31 +33,31 @@ def make_channel(
     server_hostname: str | None = None,
     refuse: Callable[[Hello], str | None] | None = None,
     address: str = "",
-) -> Any:
-    """Make the channel that fits: plain, or TLS where there is a context.
+) -> Channel:
+    """Make a channel: under TLS if there is a context, else plain.
 
     Parameters
     ----------
     scheme : Scheme
-        The scheme that this side was given, to be told to the peer.
+        The scheme of this side's address; its hello announces it.
     loop : asyncio.AbstractEventLoop
         The running loop.
     sock : socket.socket
         Connected and non-blocking; owned by the channel from now on.
     settings : dask_fabric.config.Settings
-        The limits that the channel keeps to.
+        The limits that the channel enforces.
     ssl_context : ssl.SSLContext or None
         None for plain text.
     server_side : bool
         Whether this side accepted the connection.
     peer_address : str
-        Of the other end, with its scheme, as far as it is known yet.
+        The address of the other end, with its scheme, as far as it is known yet.
     server_hostname : str, optional
-        The name that the client asks of a TLS server.
+        The name to check the server's TLS certificate against.
     refuse : callable, optional
-        Gives the reason to turn a peer away, by its hello.
+        Takes the peer's hello and gives the reason to refuse it, or "".
     address : str, optional
-        What to say in the hello of a Unix socket; see `dask_fabric.wire.hello.Hello`.
+        The address in the hello on a Unix socket; see `dask_fabric.wire.hello.Hello`.
 
     Raises
     ------
@@ -76,7 +75,7 @@ def make_channel(
     else:
         handshake = Handshake(negotiator.hello, False, refuse)
     if ssl_context is None:
-        transport = PlainTransport(sock, settings.stream_bulk_bytes)
+        transport: Transport = PlainTransport(sock, settings.stream_bulk_bytes)
     else:
         from dask_fabric.engine.tls_transport import TLSTransport
 
@@ -86,15 +85,15 @@ def make_channel(
     return channel
 
 
-def settle_addresses(channel: Any) -> tuple[str, str]:
-    """Give the addresses of a channel that is open, which do not change any more."""
+def settle_addresses(channel: Channel) -> tuple[str, str]:
+    """Give the addresses of an open channel, and store them: they are final now."""
     channel.ends = channel.addresses()
     channel.name_ends = None
     return channel.ends
 
 
-def _ends(prefix: str, reached: str, peer_address: str, channel: Any) -> tuple[str, str]:
-    """Give the local and the peer's address; *reached* is that of a Unix socket, as known first."""
+def _ends(prefix: str, reached: str, peer_address: str, channel: Channel) -> tuple[str, str]:
+    """Give the local and the peer's address; *reached* is the address of the Unix socket."""
     if isinstance(channel.local_sockname, tuple):  # TCP
         return format_address(prefix, channel.local_sockname), peer_address
     if not channel.server_side:

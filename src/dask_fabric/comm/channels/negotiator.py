@@ -1,4 +1,27 @@
-"""The negotiation of paths, from this process's side: what it offers, and what it finds out."""
+"""This process's side of the negotiation of paths.
+
+Theory of operation
+-------------------
+`describe` makes this process's hello: its limits, its kinds of memory, and a description of each
+path that it can use, or the reason why it cannot. The result is cached. A `Negotiator` adapts it to
+one connection and takes one side's part in four steps:
+
+====  ======  ==========================================================================
+step  side    what happens
+====  ======  ==========================================================================
+1     client  sends its hello
+2     server  `refuse` may turn the client away; `answer` probes each path against which
+              neither hello objects, and adds those that fail to `Hello.refused`
+3     client  `complete_as_client` probes the rest, announces the failures in a PATHS
+              record, and opens the chosen paths
+4     server  `await_client` keeps frames on the stream; `complete_as_server` opens the
+              paths when PATHS arrives
+====  ======  ==========================================================================
+
+Both sides feed the same hellos and findings to the same pure function (`Agreement.choose`), so they
+choose the same paths. `dask_fabric.paths.disclosure` decides which facts a hello contains for a
+peer on another host.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +30,7 @@ import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distributed.comm.core import FatalCommClosedError
 
@@ -33,6 +56,9 @@ from dask_fabric.wire.hello import CHUNKS, STREAM, Hello
 from dask_fabric.wire.records import error_record, violation
 from dask_fabric.wire.text import NAME_LENGTH_LIMIT, one_line
 
+if TYPE_CHECKING:
+    from dask_fabric.engine.channel import Channel
+
 _REFUSED = "From %s to %s: %s"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -41,33 +67,33 @@ for _provider in providers.found():
 
 
 class SchemeUnavailableError(UnavailableError, FatalCommClosedError):
-    """The scheme is known, but nothing can be sent by it; Dask does not try again.
+    """The scheme insists on a path that this process cannot use; Dask does not try again.
 
     Attributes
     ----------
     reason : str
-        Without the address and the advice that the message has.
+        The reason alone, without the message's address and advice.
     """
 
     reason: str = ""
 
 
 async def prepare(scheme: Scheme, address: str, settings: Settings, host: str = "") -> None:
-    """Let the paths find and start what they need; costs nothing when that was done before.
+    """Have each path find and start its libraries; costs nothing if that was done before.
 
     Parameters
     ----------
     scheme : Scheme
     address : str
-        To listen on or to connect to, with the scheme.
+        The address to listen on or to connect to, with the scheme.
     settings : dask_fabric.config.Settings
     host : str
-        That a listener is bound to.
+        The host that a listener is bound to.
 
     Raises
     ------
     SchemeUnavailableError
-        The scheme insists on a path, and that cannot be used: with the reason and the remedy.
+        The scheme insists on a path that cannot be used; the message has reason and remedy.
     """
     for provider in providers.found():
         insists = provider.scheme == scheme.name
@@ -75,7 +101,7 @@ async def prepare(scheme: Scheme, address: str, settings: Settings, host: str = 
         if insists and reason:
             error = SchemeUnavailableError(
                 f"cannot use {address}: {reason}. `dask fabric doctor --require {provider.name}` "
-                "tells more; fabric:// takes the best path that both ends have"
+                "shows details; fabric:// uses the best path that both ends have"
             )
             error.reason = reason
             raise error
@@ -89,39 +115,39 @@ def describe(
     address: str,
     memory: tuple[str, ...] = (HOST,),
 ) -> Hello:
-    """Say of this process what a peer may need to know.
+    """Make the hello that describes this process.
 
     Parameters
     ----------
     scheme : Scheme
     settings : dask_fabric.config.Settings
     encrypted : bool
-        Whether the stream is: frames then stay on it.
+        Whether the stream is encrypted: frames then stay on it.
     pid : int
-        This process's: a forked one must not say the same.
+        This process's id; an argument, so that a forked child does not reuse the cached hello.
     address : str
         For a Unix socket; see `Hello`.
     memory : tuple of str
         The kinds of memory that this process works with so far.
     """
-    told = tuple(
+    descriptions = tuple(
         reason or provider.describe(section, insists)
         for (provider, insists, reason), section in zip(
             _uses(scheme, encrypted), settings.paths, strict=True
         )
     )
-    return _described(scheme, settings, encrypted, pid, address, memory, told)
+    return _make_hello(scheme, settings, encrypted, pid, address, memory, descriptions)
 
 
 @functools.lru_cache(maxsize=16)
 def _uses(scheme: Scheme, encrypted: bool) -> tuple[tuple[Provider, bool, str], ...]:
-    """Give each path, whether the scheme insists on it, and why it is not used, or ""."""
+    """Give each path's provider, whether the scheme insists on it, and why it is not used or ""."""
     known = providers.found()
     one_path = [one.name for one in known if one.scheme == scheme.name]
 
     def reason(provider: Provider) -> str:
         if one_path and provider.name not in one_path:
-            return f"{scheme.prefix} takes no other path"
+            return f"{scheme.prefix} uses another path only"
         if provider.within_host and not boot_id():
             return f"{_BOOT_ID} cannot be read"
         return ""
@@ -130,16 +156,16 @@ def _uses(scheme: Scheme, encrypted: bool) -> tuple[tuple[Provider, bool, str], 
     return tuple((one, one.name in one_path, only_stream or reason(one)) for one in known)
 
 
-# Whatever may change stands among the arguments; a description is equal to itself alone.
+# Cached, so everything that may change is an argument; descriptions compare by identity.
 @functools.lru_cache(maxsize=256)
-def _described(
+def _make_hello(
     scheme: Scheme,
     settings: Settings,
     encrypted: bool,
     pid: int,
     address: str,
     memory: tuple[str, ...],
-    told: tuple[Mapping[str, Any] | str, ...],
+    descriptions: tuple[Mapping[str, Any] | str, ...],
 ) -> Hello:
     limits = {
         "frames": settings.frame_count_limit,
@@ -147,14 +173,14 @@ def _described(
         "message": settings.message_bytes_limit,
     }
     stays_on_stream = bool(_only_stream(scheme, encrypted))
-    by_name = dict(zip((one.name for one in providers.found()), told, strict=True))
+    by_name = dict(zip((one.name for one in providers.found()), descriptions, strict=True))
     described = {name: one for name, one in by_name.items() if not isinstance(one, str)}
     hello = Hello(
         scheme=scheme.name,
         pid=0 if stays_on_stream else pid,
         paths=(STREAM, *described),
         memory=memory,
-        # Whatever memory it has now: it may come to have a GPU's, and without it passes chunks on.
+        # Even without GPU memory: it may get some later, and until then passes chunks on.
         features=() if settings.gpu_enabled is False else (CHUNKS,),
         limits=limits,
         address=address,
@@ -166,12 +192,12 @@ def _described(
 
 def _only_stream(scheme: Scheme, encrypted: bool) -> str:
     if not scheme.fast:
-        return f"{scheme.name}:// uses nothing but its stream"
-    return "the connection is encrypted, and its frames never leave it" if encrypted else ""
+        return f"{scheme.name}:// uses the stream only"
+    return "the connection is encrypted, so its frames stay on the stream" if encrypted else ""
 
 
 def _refusing(hello: Hello, reasons: Mapping[str, str]) -> Hello:
-    """Add reasons, as names that a hello may hold."""
+    """Add refused paths with their reasons, shortened to what a hello may contain."""
     reasons = {path: _as_name(reason) for path, reason in reasons.items()}
     return replace(hello, refused={**hello.refused, **reasons})
 
@@ -182,7 +208,7 @@ def _as_name(text: str) -> str:
 
 @functools.cache
 def boot_id() -> str:
-    """Give what names the running system of this host; empty where that is not to be had."""
+    """Give the boot id, which identifies the running system of this host; "" if unreadable."""
     try:
         return _BOOT_ID.read_text().strip()
     except OSError:
@@ -195,9 +221,9 @@ class Negotiator:
     Parameters
     ----------
     sock : socket.socket
-        Of the connection.
+        The socket of the connection.
     hello : Hello
-        What this process says of itself.
+        This process's hello; see `describe`.
     server_side : bool
         Whether this side accepted the connection.
     settings : dask_fabric.config.Settings
@@ -205,7 +231,7 @@ class Negotiator:
     Attributes
     ----------
     hello : Hello
-        What this side says to this peer.
+        The hello for this peer.
     """
 
     def __init__(
@@ -216,29 +242,29 @@ class Negotiator:
         self._boot = hello.boot
         self._peer_side = "client" if server_side else "server"
         known = providers.by_name()
-        # By path, until the paths are chosen: some live until the peer has read from them.
+        # By path. Kept until the paths are chosen: the peer may still probe memory that they own.
         self._candidates: dict[str, Candidate] = {}
-        told = {}
+        changed = {}
         for name, description in hello.described.items():
             candidate = known[name].candidate(description, settings.of_path(name), sock)
             self._candidates[name] = candidate
             if candidate.description is not description:
-                told[name] = candidate.description
-        if told:
-            hello = replace(hello, described={**hello.described, **told})
+                changed[name] = candidate.description
+        if changed:
+            hello = replace(hello, described={**hello.described, **changed})
         if not self._is_unix and not server_side:
             if any(known[name].needs_direct_connection for name in hello.described):
                 hello = replace(hello, ends=_ends(sock.getsockname(), sock.getpeername()))
             hello = disclosure.of_client(hello)
         self.hello = hello
-        # What the hello speaks of; whatever becomes of that until the paths are chosen.
+        # Snapshot of the device runtime that the hello describes.
         self._runtime = device.current() if device.CUDA in hello.memory else None
-        self._agreed: Agreement | None = None  # with the peer, but for what was found since
-        self._found: dict[str, str] = {}  # by this side, with its name
+        self._agreed: Agreement | None = None  # by the hellos alone, without what probes found
+        self._found: dict[str, str] = {}  # failed probes of the server: reasons by path
         self._peers: dict[str, Peer] = {}  # the peer, as each path sees it
 
     def refuse(self, client: Hello) -> str:
-        """As a server, give the reason to turn a client away, or ""."""
+        """As a server, give the reason to refuse a client, or ""."""
         agreed = self._agree_as_server(client)
         for provider in agreed.insisted:
             if reason := agreed.objection(provider):
@@ -246,12 +272,12 @@ class Negotiator:
         return ""
 
     def answer(self, client: Hello) -> Hello:
-        """As a server, give the hello for a client whose own is known: with what was found out."""
+        """As a server, probe paths and give the hello for this client, with those that failed."""
         wanted = self._agree_as_server(client).candidates
         found = self._find_out(wanted, client)
         direct_only = [one.name for one in wanted if one.needs_direct_connection]
         if direct_only and not self._is_direct(client):
-            proxied = "a proxy, or a translation of addresses, is between the two"
+            proxied = "a proxy or address translation (NAT) is between the two processes"
             found |= dict.fromkeys(direct_only, proxied)
         self.hello = self._hello_for(client)
         if found:
@@ -259,8 +285,8 @@ class Negotiator:
             self._found = by_side("server", found)
         return self.hello
 
-    def complete_as_client(self, channel: Any) -> None:
-        """Find out the rest, choose, and tell the server."""
+    def complete_as_client(self, channel: Channel) -> None:
+        """As a client, probe what is left, announce the failures to the server, and choose."""
         agreed = agreement(self.hello, channel.peer)
         found = self._find_out(agreed.candidates, channel.peer)
         if agreed.candidates:
@@ -271,23 +297,25 @@ class Negotiator:
                 text = _unusable(provider, channel.choice.refused[provider.name])
                 raise RefusedError(text, error_record(text))
 
-    def await_client(self, channel: Any) -> None:
-        """As a server, use the stream until the client has told what it found out."""
+    def await_client(self, channel: Channel) -> None:
+        """As a server, use the stream until the client's PATHS record arrives."""
         waiting = dict.fromkeys(self._open_paths(), "it has not answered yet")
-        channel.choice = self._agreed.choose({**by_side("client", waiting), **self._found})
+        agreed = self._agree_as_server(channel.peer)
+        channel.choice = agreed.choose({**by_side("client", waiting), **self._found})
 
-    def complete_as_server(self, channel: Any, content: bytes) -> None:
-        """Choose as the client did, which has told what it found out.
+    def complete_as_server(self, channel: Channel, content: bytes) -> None:
+        """As a server, choose as the client did, with the failures in its PATHS record.
 
         Raises
         ------
         ProtocolError
-            What it told makes no sense, or it had nothing to tell.
+            The record is malformed, or none was expected.
         """
         if not self._open_paths():
             raise violation("paths that nobody asked for")
-        told = by_side("client", decode_found(content))
-        self._use(channel, self._agreed.choose({**told, **self._found}))
+        found = by_side("client", decode_found(content))
+        agreed = self._agree_as_server(channel.peer)
+        self._use(channel, agreed.choose({**found, **self._found}))
 
     def _agree_as_server(self, client: Hello) -> Agreement:
         if self._agreed is None:
@@ -295,7 +323,7 @@ class Negotiator:
         return self._agreed
 
     def _open_paths(self) -> list[str]:
-        """Name the paths that the client has still to try."""
+        """Name the paths that the client still has to probe."""
         wanted = self._agreed.candidates if self._agreed else ()
         return [one.name for one in wanted if one.name not in self._found]
 
@@ -303,7 +331,7 @@ class Negotiator:
         return disclosure.of_server(self.hello, client, self._is_unix)
 
     def _find_out(self, wanted: Iterable[Provider], peer: Hello) -> dict[str, str]:
-        """Try the paths on which both hellos agree; give those that fail, with the reasons."""
+        """Probe the paths that both hellos allow; give those that fail, with the reasons."""
         found = {}
         for one in wanted:
             if reason := self._candidates[one.name].probe(self._peer(peer, one.name)):
@@ -314,42 +342,47 @@ class Negotiator:
         """Give the peer as one path sees it."""
         if not self._peers:
             peer = disclosure.deciphered(peer, self._boot, self._peer_side)
-            # As the kernel tells it, 0 where that is hidden.
+            # From the kernel, which reports 0 for a process in another pid namespace.
             kernel_pid = unix.peer_pid(self._sock) if self._is_unix else 0
             pid = kernel_pid if self._is_unix else peer.pid
             self._peers = {
-                name: Peer(told, pid, kernel_pid) for name, told in peer.described.items()
+                name: Peer(description, pid, kernel_pid)
+                for name, description in peer.described.items()
             }
         return self._peers[path]
 
     def _is_direct(self, client: Hello) -> bool:
-        """Whether the connection ends in the client: then its end is seen here when it happens.
+        """Whether no proxy is between the two, so that the client's end of stream is seen at once.
 
-        A proxy may tell of it long after the frames that it voids were given up.
+        A proxy may report it long after the client has freed its frames.
         """
         if self._is_unix:
             return True  # the kernel names the process, and the probe has read from that
         return client.ends == _ends(self._sock.getpeername(), self._sock.getsockname())
 
-    def _use(self, channel: Any, choice: Choice) -> None:
-        """Open the paths that were chosen, the first of them first."""
+    def _use(self, channel: Channel, choice: Choice) -> None:
+        """Open the chosen paths, in order of preference."""
         channel.choice = choice
         for name, memory in choice.opened.items():
             path = self._candidates[name].open(self._peer(channel.peer, name), memory)
-            channel.use(path, Devices(self._runtime) if device.CUDA in memory else None)
+            devices = None
+            if device.CUDA in memory:
+                assert self._runtime is not None  # this side's hello announced device memory
+                devices = Devices(self._runtime)
+            channel.use(path, devices)
             if not path.offers:
                 title = providers.by_name()[name].title
-                reason = f"{title} of this process cannot use what the peer's hello says"
+                reason = f"{title} of this process cannot use the peer's description of it"
                 warn = refusals.of(channel.loop).warn
                 warn("paths could not be opened", _REFUSED, *channel.addresses(), reason)
                 channel.choice = channel.choice.without(name, reason)
 
 
 def _unusable(provider: Provider, reason: str) -> str:
-    return f"{provider.scheme}:// cannot be used between the two: {reason}"
+    return f"{provider.scheme}:// cannot be used between the two processes: {reason}"
 
 
 def _ends(*names: tuple) -> tuple[str, ...]:
-    """Name sockets as both sides of a connection do, whatever their families."""
+    """Format socket names the same way on both sides, also for IPv4-mapped addresses."""
     hosts = (name[0].partition("%")[0].removeprefix("::ffff:") for name in names)
     return tuple(f"{host} {name[1]}" for host, name in zip(hosts, names, strict=True))

@@ -1,1 +1,1 @@
-"""Memory of GPUs: from device to device, or by way of host memory."""
+"""GPU memory: sent from device to device, or staged in host memory."""

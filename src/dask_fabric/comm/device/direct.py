@@ -1,6 +1,6 @@
-"""Device memory that travels from device to device: what a channel asks about it.
+"""Device memory sent from device to device: the runtime as a channel needs it.
 
-Paths that cannot carry it go through host memory; see `dask_fabric.comm.device.staging_send`.
+Without such a path it is staged in host memory; see `dask_fabric.comm.device.staging_send`.
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 from dask_fabric.memory import arrays
-from dask_fabric.memory.device import Runtime, StagedFrame
+from dask_fabric.memory.device import Runtime, StagedFrame, known_span
 
 
 class Devices:
-    """The runtime of this process, as a channel that offers frames of devices needs it.
+    """The device runtime of this process, as a channel that offers device frames needs it.
 
     Parameters
     ----------
@@ -27,19 +27,19 @@ class Devices:
 
     @staticmethod
     def stage(memory: Any) -> StagedFrame:
-        """Make a frame that belongs on a device over host memory: whoever reads puts it there."""
+        """Wrap host memory as a frame that belongs on a device; the reader uploads it."""
         return StagedFrame.over(memory)
 
     def copy_to_host(self, frames: list) -> list:
-        """Give frames in host memory, those too that are there already; blocks.
+        """Copy device frames to host memory, and pass on host frames; blocks.
 
-        They have been offered, so nothing computes them any more.
+        All have been offered, so the kernels that compute them have finished.
         """
         return [f if isinstance(f, memoryview) else self._copied(f) for f in frames]
 
     def _copied(self, frame: Any) -> memoryview:
-        span = self.span_of(frame)
-        # Not pinned: it happens once in the life of a comm, if the path breaks.
+        span = known_span(self._runtime, frame)
+        # Not pinned: this happens once per comm at most, when its path breaks.
         memory = memoryview(arrays.new_array(span.nbytes))
         self._runtime.copy_to_host(span, 0, memory).wait()
         return memory

@@ -1,4 +1,4 @@
-"""Device memory by way of host memory: receiving; see `dask_fabric.comm.device.staging_send`."""
+"""Device memory staged in host memory: receiving. See `dask_fabric.comm.device.staging_send`."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from dask_fabric.comm.device.staging_send import (
 from dask_fabric.config import Settings
 from dask_fabric.errors import UnavailableError
 from dask_fabric.memory import arrays, device
-from dask_fabric.memory.device import Runtime, StagedFrame
+from dask_fabric.memory.device import Runtime, StagedFrame, known_span
 from dask_fabric.wire.records import excess, violation
 
-# A frame gets its memory when this part of it is there: a few bytes do not claim a whole device.
+# A frame is allocated once 1/16 of it has arrived: a few bytes must not claim a whole device.
 _CLAIMING_PART = 16
 
 
 class _Arriving:
-    """A frame of which chunks arrive.
+    """A frame whose chunks are arriving.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ class _Arriving:
         self._waiting: list[tuple[int, memoryview]] = []
 
     def arrived(self, offset: int, memory: memoryview) -> list[tuple[int, memoryview]]:
-        """Count one chunk in; give those that are to be placed now."""
+        """Add one chunk; give the chunks to place now."""
         self.received_bytes += memory.nbytes
         self._waiting.append((offset, memory))
         if self.received_bytes * _CLAIMING_PART < self.nbytes:
@@ -73,16 +73,16 @@ class _Arriving:
                 frame = self._runtime.allocate(self.nbytes)
                 self._runtime.await_producers([frame])
             except MemoryError:
-                self._runtime = None  # host memory for now: whoever reads may have made room
+                self._runtime = None  # host memory for now: the reader may find room later
             else:
-                self._span = self._runtime.span_of(frame)
+                self._span = known_span(self._runtime, frame)
                 self.frame = frame
                 return
         self.frame = StagedFrame.over(arrays.new_array(self.nbytes))
 
 
 class Incoming:
-    """What one comm receives of device memory; nothing that the peer says is believed.
+    """The staged frames that one comm receives. Every claim of the peer is checked.
 
     Parameters
     ----------
@@ -98,35 +98,36 @@ class Incoming:
         self.frame_count = self.nbytes = 0
 
     def forget(self) -> None:
-        """Let go of what has arrived of a message."""
+        """Drop the chunks of an incomplete message."""
         self._arriving: dict[int, _Arriving] = {}  # in the order of the frames
         self._copies: deque = deque()
         self._claimed_bytes = 0
 
     async def receive(self, header: Any, frames: list, deserialize: bool) -> tuple | None:
-        """Take a message of this module's.
+        """Process a message whose header begins with `MARK`.
 
         Parameters
         ----------
         header, frames : bytes-like and list of memoryview
         deserialize : bool
-            Whether frames come to lie on a device, if this process has one.
+            Whether to place frames on this process's device, if it has one.
 
         Returns
         -------
         tuple of (bytes-like, list) or None
-            Header and frames for the codec; None after a chunk. What is not on a device though it
-            belongs there is a `StagedFrame`.
+            Header and frames for the codec; None after a chunk. A frame that belongs on a device,
+            but is in host memory, is a `StagedFrame`.
 
         Raises
         ------
         ProtocolError, LimitError
-            The comm is of no use any more.
+            The peer broke the protocol: the comm must be closed.
         """
         kind = header[len(MARK)] if len(header) > len(MARK) else 0
         if kind == CHUNK_KIND and len(header) == CHUNK.size and len(frames) == 1:
             runtime = device.current() if deserialize else None
-            await self._take_chunk(*CHUNK.unpack(header)[2:], frames[0], runtime)
+            _, _, index, nbytes, offset = CHUNK.unpack(header)
+            await self._take_chunk(index, nbytes, offset, frames[0], runtime)
             return None
         if kind != MESSAGE_KIND or len(header) < MESSAGE.size:
             raise violation("a malformed header about device memory")
@@ -162,7 +163,7 @@ class Incoming:
         return arriving
 
     def _check_whole(self) -> None:
-        """Raise unless the frame that was begun last is whole; those before it are."""
+        """Raise unless the last frame begun is whole; earlier ones were checked before."""
         index = next(reversed(self._arriving), None)
         if index is not None and self._arriving[index].received_bytes != (
             self._arriving[index].nbytes
@@ -194,7 +195,7 @@ class Incoming:
 
 
 def _merge(frames: list, placed: dict, marked: set[int], total_count: int) -> list:
-    """Put frames that came in chunks, and those that came with the message, in their places."""
+    """Merge frames that arrived in chunks with those inside the message, in order."""
     rest = iter(frames)
     merged = []
     for index in range(total_count):
@@ -216,21 +217,21 @@ def _parse_message(header: Any) -> tuple[tuple[int, ...], Any]:
 
 
 async def to_device(frames: list) -> list:
-    """Put what belongs on a device there.
+    """Upload the frames that belong on a device.
 
     Raises
     ------
     UnavailableError
-        This process has none; the message says what to do.
+        This process does not use a device; the message says what to do.
     MemoryError
-        The device does not have that much.
+        The device has not enough free memory.
     """
     if not any(isinstance(frame, StagedFrame) for frame in frames):
         return frames
     runtime = device.current()
     if runtime is None:
         raise UnavailableError(
-            "the message holds memory of a GPU, and this process works with none: turn it into "
+            "the message holds GPU memory, and this process does not use a GPU: convert it to "
             "host memory before it is sent (for instance by array.map_blocks(cupy.asnumpy)), or "
             "run this process where a GPU is and import cupy in it (fabric.gpu.enabled in Dask's "
             "configuration must not be false)"
@@ -246,9 +247,9 @@ def _upload(runtime: Runtime, frames: list) -> list:
     try:
         for new, old in pairs:
             if old.nbytes:
-                span = runtime.span_of(new)
+                span = known_span(runtime, new)
                 copies.append(runtime.copy_to_device(memoryview(old), span, 0))
-    finally:  # also where one cannot begin: what is under way still uses its memory
+    finally:  # also after an error: copies under way still use their memory
         for copy in copies:
             copy.wait()
     return placed

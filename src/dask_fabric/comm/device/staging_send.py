@@ -1,7 +1,7 @@
-"""Device memory by way of host memory, where no path takes it from device to device: sending.
+"""Device memory staged in host memory, where no path carries it from device to device: sending.
 
-A frame travels in chunks: ordinary messages that go before the one they belong to. Each side
-copies one chunk while another is on its way. The format is in ``docs/wire-protocol.md``.
+A frame is sent in chunks: ordinary messages that precede the one they belong to. Each side copies
+one chunk while another is in flight. The format is in ``docs/wire-protocol.md``.
 """
 
 from __future__ import annotations
@@ -12,47 +12,50 @@ import struct
 from collections import deque
 from collections.abc import Iterator, Mapping
 from itertools import islice
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dask_fabric.comm.serialize import dlpack
 from dask_fabric.memory import arrays, device
-from dask_fabric.memory.device import Runtime, StagedFrame
+from dask_fabric.memory.device import Runtime, Span, StagedFrame
 
-# In this order, where this process has device memory and the caller names none.
+if TYPE_CHECKING:
+    from dask_fabric.engine.channel import Channel
+
+# The serializers, in this order, if this process has device memory and the caller names none.
 FAMILIES = ("cuda", "dask", dlpack.FAMILY, "pickle")
-# The codec's mark of a table with a count of payloads that the codec never writes.
+# A table of payloads in the codec's format, with a count that the codec never writes.
 MARK = b"\xc1\0\0\0\0"
 CHUNK = struct.Struct("<5sBIQQ")  # mark, kind, index of the frame, its bytes, offset in it
 MESSAGE = struct.Struct("<5sBI")  # mark, kind, count of indexes; these (u32); the codec's header
 CHUNK_KIND, MESSAGE_KIND = 1, 2
-# Up to this a frame goes within its message.
+# Frames up to this size go inside their message.
 _INLINE_BYTES = 64 << 10
-# Copied ahead of the stream, or behind it.
+# Chunks that are copied from or to the device at the same time.
 AHEAD_COUNT = 3
-# Chunks that may wait in host memory for the peer, before the next is copied from the device.
+# Backpressure: so many chunks may wait in host memory for the peer.
 BACKLOG_COUNT = 4
-# A peer that takes nothing for so long gets the next chunk queued all the same: it may itself be in
-# a `write`, and read only afterwards.
+# After so long without progress the next chunk is queued nevertheless: the peer may itself be in a
+# `write`, and read only afterwards.
 PATIENCE_SECONDS = 0.1
 _GLANCE_SECONDS = 0.001
-# What a frame in chunks counts beside its bytes: its objects.
+# What a frame in chunks counts besides its bytes, for its Python objects.
 FRAME_COST_BYTES = 1 << 10
 
 
 class Source(Protocol):
-    """A frame that is to be sent from host memory."""
+    """A frame that belongs on a device, to be sent from host memory."""
 
     nbytes: int
 
     def read(self, offset: int, nbytes: int) -> memoryview:
-        """Give a part of it in host memory; may block."""
+        """Give a part of the frame in host memory; may block."""
 
 
 class _HostSource:
-    """A frame that belongs on a device and is in host memory."""
+    """A frame that belongs on a device, but is in host memory already."""
 
     def __init__(self, frame: StagedFrame) -> None:
-        self._memory = memoryview(frame)
+        self._memory = frame.data
         self.nbytes = self._memory.nbytes
 
     def read(self, offset: int, nbytes: int) -> memoryview:
@@ -62,11 +65,11 @@ class _HostSource:
 class _DeviceSource:
     """A frame in device memory."""
 
-    def __init__(self, runtime: Runtime, frame: Any) -> None:
+    def __init__(self, runtime: Runtime, frame: Any, span: Span) -> None:
         self._runtime = runtime
         self._frame = frame  # keeps the memory
-        self._span = runtime.span_of(frame)
-        self.nbytes = self._span.nbytes
+        self._span = span
+        self.nbytes = span.nbytes
 
     def read(self, offset: int, nbytes: int) -> memoryview:
         if not nbytes:
@@ -79,53 +82,53 @@ class _DeviceSource:
 
 
 def pin(runtime: Runtime, memory: Any) -> None:
-    """Pin memory of the pool, where it can be: else the copy is slower, and not wrong."""
+    """Pin memory of the pool, if possible: without it the copy is only slower."""
     with contextlib.suppress(MemoryError):
         arrays.pin(memory, runtime.pin)
 
 
 def sources_of(frames: list) -> dict[int, Source]:
-    """Make ready what of *frames* belongs on a device, by index; blocks while it is computed."""
+    """Give the frames that belong on a device, by index; blocks until they are computed."""
     runtime = device.current()
     sources: dict[int, Source] = {}
     for index, frame in enumerate(frames):
         if isinstance(frame, StagedFrame):
             sources[index] = _HostSource(frame)
-        elif device.span_of(frame) is not None:
-            sources[index] = _DeviceSource(runtime, frame)
+        elif runtime is not None and (span := device.span_of(frame)) is not None:
+            sources[index] = _DeviceSource(runtime, frame, span)
     on_device = [frames[i] for i, source in sources.items() if isinstance(source, _DeviceSource)]
-    if on_device:
+    if runtime is not None and on_device:
         runtime.await_producers(on_device)
     return sources
 
 
 class Outgoing:
-    """What one comm sends of device memory.
+    """The staged frames that one comm sends.
 
     Parameters
     ----------
-    channel : object
-        The comm's.
+    channel : dask_fabric.engine.channel.Channel
+        The comm's channel.
     chunk_bytes : int
-        The most of one frame that goes in one piece.
+        The size of a chunk.
     """
 
-    def __init__(self, channel: Any, chunk_bytes: int) -> None:
+    def __init__(self, channel: Channel, chunk_bytes: int) -> None:
         self._channel = channel
         self._chunk_bytes = chunk_bytes
         self._loop = asyncio.get_running_loop()
-        self._lock = asyncio.Lock()  # the chunks of one message follow each other
+        self._lock = asyncio.Lock()  # chunks of different messages must not mix
         self.frame_count = self.nbytes = 0
 
     async def send(self, header: Any, frames: list, sources: Mapping[int, Source]) -> int:
-        """Send a message; waits for the device, and for the peer as `_await_room` does.
+        """Send a message; waits for the device, and for the peer as in `_await_room`.
 
         Parameters
         ----------
         header, frames : bytes-like and list
-            Of the codec.
+            From the codec.
         sources : mapping of int to Source
-            What `sources_of` the frames gives.
+            The result of `sources_of` for these frames.
 
         Returns
         -------
@@ -135,7 +138,7 @@ class Outgoing:
         Raises
         ------
         MessageTooLargeError
-            The peer refuses it; nothing was sent.
+            The message exceeds the peer's limits; nothing was sent.
         """
         indexes = struct.pack(f"<{len(sources)}I", *sources)
         header = b"".join((MESSAGE.pack(MARK, MESSAGE_KIND, len(sources)), indexes, header))
@@ -148,7 +151,7 @@ class Outgoing:
             sent_bytes = await self._send_chunks(chunked)
             if len(chunked) < len(sources):
                 kept = await self._loop.run_in_executor(None, _kept, frames, sources, chunked)
-            else:  # none is to be read: a thread would cost more
+            else:  # nothing to copy: a thread would only cost time
                 kept = _kept(frames, sources, chunked)
             sent_bytes += self._channel.send(header, kept)
         self.frame_count += len(sources)
@@ -175,11 +178,10 @@ class Outgoing:
                 reading.cancel()
 
     async def _await_room(self) -> None:
-        """Wait while much is queued and the peer goes on taking it.
+        """Wait while `BACKLOG_COUNT` chunks are queued and the peer makes progress.
 
-        What waits here bounds host memory. Two peers that both write first would wait for each
-        other: so each chunk waits `PATIENCE_SECONDS` at most without progress, and such a pair goes
-        on by a chunk in that time.
+        This bounds host memory. Two peers that both write before they read would deadlock, so a
+        chunk waits `PATIENCE_SECONDS` at most without progress.
         """
         left_bytes = self._backlog_bytes()
         ends_at = self._loop.time() + PATIENCE_SECONDS
@@ -202,7 +204,7 @@ class Outgoing:
 
 
 def _kept(frames: list, sources: Mapping[int, Source], chunked: Mapping[int, Source]) -> list:
-    """Give the frames that go within their message, all in host memory."""
+    """Give the frames that go inside their message, all in host memory."""
     return [
         sources[index].read(0, sources[index].nbytes) if index in sources else frame
         for index, frame in enumerate(frames)

@@ -1,1 +1,1 @@
-"""Addresses and sockets: names, binding, connecting's attempts, and what strangers send."""
+"""Addresses and sockets: names, binding, failed attempts to connect, and errors of strangers."""

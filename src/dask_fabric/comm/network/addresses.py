@@ -1,7 +1,6 @@
 """Addresses: text to socket addresses and back, and which of this host's own to advertise.
 
-Nothing here waits for the network, except that host names are looked up, which only the
-functions that say so do.
+Nothing here blocks on the network, except functions that look up host names; they say so.
 """
 
 from __future__ import annotations
@@ -19,17 +18,17 @@ Target = tuple[int, tuple]  # address family and socket address
 
 _NUMERIC_FLAGS = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
 # The hosts of distributed's get_ip. Never contacted: a UDP connect only asks the routing table.
-_ELSEWHERE = {socket.AF_INET: "8.8.8.8", socket.AF_INET6: "2001:4860:4860::8888"}
+_ELSEWHERE: dict[int, str] = {socket.AF_INET: "8.8.8.8", socket.AF_INET6: "2001:4860:4860::8888"}
 WILDCARD_HOSTS = frozenset(("", "0.0.0.0", "::"))
 
 
 def host_of(sockname: tuple) -> str:
-    """Give the host of a socket's name, with the interface where the address needs one.
+    """Give the host of a socket's name, with the interface if the address needs one.
 
     Parameters
     ----------
     sockname : tuple
-        What ``getsockname()`` or ``getpeername()`` gave for an IPv4 or IPv6 socket.
+        The result of ``getsockname()`` or ``getpeername()`` of an IPv4 or IPv6 socket.
     """
     host = sockname[0]
     if len(sockname) == 4 and sockname[3] and "%" not in host:
@@ -62,9 +61,9 @@ def numeric_address(host: str, port: int) -> Target | None:
 
 
 async def resolve(loop: asyncio.AbstractEventLoop, host: str, port: int) -> list[Target]:
-    """Give every ``(family, sockaddr)`` of *host*, without a thread where *host* is numeric.
+    """Give every ``(family, sockaddr)`` of *host*, without a thread if *host* is numeric.
 
-    An empty *host* is this host, as it is for distributed.
+    An empty *host* means this host, as in distributed.
 
     Raises
     ------
@@ -79,7 +78,7 @@ async def resolve(loop: asyncio.AbstractEventLoop, host: str, port: int) -> list
 
 
 def resolve_blocking(host: str) -> str:
-    """Give the IP address of *host*, IPv4 where it has both. Blocks if *host* is a name.
+    """Give the IP address of *host*, preferably IPv4. Blocks if *host* is a name.
 
     Raises
     ------
@@ -123,13 +122,14 @@ def advertised_host(families: Iterable[int], scheduler_host: str | None = None) 
     families : iterable of int
         Address families that it listens on, the preferred one first.
     scheduler_host : str, optional
-        Whom the server will register with: the address of the interface that leads there wins.
+        The scheduler that the server will register with: the address of the interface that leads
+        there is preferred.
 
     Notes
     -----
-    distributed looks at the scheduler for the schemes ``tcp`` and ``tls`` only. Other servers
-    get what ``distributed.utils.get_ip`` would give (the interface of the default route, else the
-    address of the host's own name), unless that is a loopback address and there is a better one.
+    distributed considers the scheduler for the schemes ``tcp`` and ``tls`` only. Without a
+    scheduler the result is that of ``distributed.utils.get_ip`` (the interface of the default
+    route, else the address of the host's own name), unless that is loopback and others exist.
     """
     families = tuple(families)
     if scheduler_host:
@@ -158,7 +158,7 @@ def _own_name(family: int) -> list[str]:
 
 
 def _interfaces(family: int) -> list[str]:
-    """List the addresses of the interfaces that are up, the likely ones first."""
+    """List the addresses of the interfaces that are up, the most suitable first."""
     status = psutil.net_if_stats()
     found = [
         (_is_link_local(address.address), _is_virtual(name), address.address)
@@ -171,7 +171,7 @@ def _interfaces(family: int) -> list[str]:
 
 
 def _is_virtual(interface: str) -> bool:
-    """Tell bridges of containers and virtual machines from network cards."""
+    """Whether this is a bridge of containers or virtual machines, and not a network card."""
     return not os.path.exists(f"/sys/class/net/{interface}/device")
 
 

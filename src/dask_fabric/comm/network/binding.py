@@ -15,9 +15,9 @@ def bind(host: str, port: int, backlog_count: int) -> list[socket.socket]:
     Parameters
     ----------
     host : str
-        Address or name; empty is every interface, by IPv4 and IPv6.
+        Address or name; empty means every interface, by IPv4 and IPv6.
     port : int
-        0 is any free port.
+        0 means any free port.
     backlog_count : int
         How many connections may wait to be accepted.
 
@@ -28,8 +28,8 @@ def bind(host: str, port: int, backlog_count: int) -> list[socket.socket]:
 
     Notes
     -----
-    Like ``tornado.netutil.bind_sockets``, which leaves sockets open where a later one fails: a port
-    that is free for IPv4 is sometimes taken for IPv6, and then another is tried.
+    Like ``tornado.netutil.bind_sockets``, but closes its sockets if a later one fails. A port that
+    is free for IPv4 is sometimes taken for IPv6; with *port* 0 another one is tried then.
     """
     for _ in range(_EPHEMERAL_PORT_ATTEMPT_COUNT - 1):
         try:
@@ -46,7 +46,7 @@ def _bind_all(host: str, port: int, backlog_count: int) -> list[socket.socket]:
     with contextlib.ExitStack() as on_failure:
         # IPv4 wins where both are bound, since defective IPv6 is common.
         for family, sockaddr in dict.fromkeys(sorted((info[0], info[4]) for info in found)):
-            # One port for all, also where the system chose it.
+            # One port for all, also if the system chose it.
             sockaddr = (sockaddr[0], port or _port_of(bound), *sockaddr[2:])
             sock = _bind_one(family, sockaddr, may_be_missing=host in ("", "localhost"))
             if sock is not None:
@@ -65,7 +65,7 @@ def _port_of(bound: list[socket.socket]) -> int:
 
 
 def _bind_one(family: int, sockaddr: tuple, *, may_be_missing: bool) -> socket.socket | None:
-    """Bind a socket; None where the host has no IPv6 and need not."""
+    """Bind a socket; give None if the host has no IPv6 and *may_be_missing*."""
     missing = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL) if may_be_missing else ()
     try:
         sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)

@@ -1,4 +1,4 @@
-"""The first byte of a connection, looked at before it is decided what will read it."""
+"""Peeking at the first byte of a connection, to decide whether TLS reads it."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from collections.abc import Callable
 
 
 class Arrival:
-    """An accepted connection that has not said anything yet.
+    """An accepted connection that has not sent anything yet.
 
     Parameters
     ----------
     loop : asyncio.AbstractEventLoop
         The running loop.
     sock : socket.socket
-        Connected and non-blocking; belongs to *said* in the end, or is closed.
+        Connected and non-blocking; passed on to *on_first_byte*, or closed by `abort`.
     timeout_seconds : float
-        How long it may keep silent.
-    said : callable
-        Called once, with this object, the socket, and the first byte (which stays to be read) or
-        the `OSError` for which there is none.
+        How long the client may stay silent.
+    on_first_byte : callable
+        Called once, with this object, the socket, and the first byte (left in the socket) or the
+        `OSError` that occurred instead.
     """
 
     def __init__(
@@ -28,22 +28,22 @@ class Arrival:
         loop: asyncio.AbstractEventLoop,
         sock: socket.socket,
         timeout_seconds: float,
-        said: Callable[[Arrival, socket.socket, bytes | OSError], None],
+        on_first_byte: Callable[[Arrival, socket.socket, bytes | OSError], None],
     ) -> None:
         self._loop = loop
         self._sock = sock
-        self._said = said
+        self._on_first_byte = on_first_byte
         silence = TimeoutError(f"no handshake within {timeout_seconds} seconds")
         self._timer = loop.call_later(timeout_seconds, self._end, silence)
         loop.add_reader(sock, self._look)
 
     def abort(self) -> None:
-        """Close the connection; *said* is not called."""
+        """Close the connection, without a call of *on_first_byte*."""
         self._release()
         self._sock.close()
 
     def forked(self) -> None:
-        """In a forked child: close its copy, and leave the loop, which is the parent's, alone."""
+        """In a forked child: close the copy of the socket, but leave the parent's loop alone."""
         self._sock.close()
 
     def _look(self) -> None:
@@ -58,7 +58,7 @@ class Arrival:
 
     def _end(self, outcome: bytes | OSError) -> None:
         self._release()
-        self._said(self, self._sock, outcome)
+        self._on_first_byte(self, self._sock, outcome)
 
     def _release(self) -> None:
         self._timer.cancel()

@@ -1,20 +1,22 @@
-"""Whether anybody is at an address, and in one line why not."""
+"""Whether a scheduler answers at an address, and if not, why, in one line."""
 
 from __future__ import annotations
 
 from distributed.comm import connect
 from distributed.security import Security
 
+from dask_fabric.wire.text import printable
+
 
 async def reach(address: str, patience_seconds: float) -> None:
-    """Fail at once where nobody is: a client that cannot connect leaves a lot behind.
+    """Connect and close again, or raise: a `Client` that cannot connect leaves tasks behind.
 
     Parameters
     ----------
     address : str
-        Of a scheduler, with any scheme that Dask knows.
+        The address of a scheduler, with any scheme that Dask knows.
     patience_seconds : float
-        For one that does not answer.
+        The timeout for a scheduler that does not answer.
     """
     arguments = Security().get_connection_args("client")
     comm = await connect(address, patience_seconds, **arguments)
@@ -27,8 +29,3 @@ def explain(error: BaseException) -> str:
     while type(error) is OSError and error.__cause__ is not None and str(error.__cause__):
         error = error.__cause__
     return printable(str(error)) or error.__class__.__name__
-
-
-def printable(text: str) -> str:
-    """Put a text on one line, without what a terminal would take for an order."""
-    return "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))

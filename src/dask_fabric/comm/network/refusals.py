@@ -1,7 +1,7 @@
-"""A log of what strangers do to a listener: one line for each, and few lines in a minute.
+"""Rate-limited log lines about errors that a peer causes.
 
-Whoever can connect can cause such lines, so they may neither fill a disk nor hide the rest of the
-log. A line never has a traceback; that is logged for the level DEBUG.
+Anyone who can connect can cause such lines, so they must neither fill a disk nor hide the rest of
+the log. A line never has a traceback; that is logged at level DEBUG.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def of(loop: asyncio.AbstractEventLoop) -> Refusals:
     found = _of_loops.get(loop)
     if found is None:
         for closed in [other for other in list(_of_loops) if other.is_closed()]:
-            _of_loops.pop(closed, None)  # its timers would keep it for good
+            _of_loops.pop(closed, None)  # its timers will never run
         found = _of_loops[loop] = Refusals(_logger, loop)
     return found
 
@@ -40,7 +40,7 @@ class Refusals:
     ----------
     logger : logging.Logger
     loop : asyncio.AbstractEventLoop
-        Whose clock counts, and which logs at the end of a period how many lines were left out.
+        Its timers end the periods, and then log how many lines were left out.
     """
 
     def __init__(self, logger: logging.Logger, loop: asyncio.AbstractEventLoop) -> None:
@@ -49,17 +49,16 @@ class Refusals:
         self._periods: dict[str, _Period] = {}
 
     def warn(self, kind: str, text: str, *args: Any, exc: BaseException | None = None) -> None:
-        """Log a warning, or count it where this period has had its lines.
+        """Log a warning, or only count it if this period has reached its limit.
 
         Parameters
         ----------
         kind : str
-            What the lines have in common, as the end of "12 more ..."; each kind has a limit of its
-            own.
+            What the lines have in common: completes "12 more ...". Each kind has its own limit.
         text : str
             With *args*, as for `logging.Logger.warning`.
         exc : BaseException, optional
-            Its traceback is logged for the level DEBUG.
+            Its traceback is logged at level DEBUG.
         """
         period = self._periods.get(kind)
         if period is None:
@@ -74,12 +73,12 @@ class Refusals:
             period.left_out_count += 1
 
     def close(self) -> None:
-        """Log what was left out until now."""
+        """Log how many lines were left out so far."""
         for kind in list(self._periods):
             self._end_period(kind)
 
     def forked(self) -> None:
-        """In a forked child: the periods are the parent's, and so is the loop."""
+        """In a forked child: drop the periods; their timers belong to the parent's loop."""
         self._periods.clear()
 
     def _end_period(self, kind: str) -> None:
@@ -90,7 +89,7 @@ class Refusals:
 
 
 def describe(exc: BaseException) -> str:
-    """Say in one line what an exception is, and where it was raised."""
+    """Describe an exception in one line, with the place where it was raised."""
     place = ""
     for frame in traceback.extract_tb(exc.__traceback__, -1):
         place = f" ({os.path.basename(frame.filename)}, line {frame.lineno})"

@@ -1,11 +1,11 @@
-"""Who may talk in plain text, and what TLS errors say to a user."""
+"""Schemes and encryption, and the translation of connection errors to Dask's."""
 
 from __future__ import annotations
 
 import dataclasses
 import ssl
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from distributed.comm.core import CommClosedError, FatalCommClosedError
 from distributed.comm.tcp import RequireEncryptionMixin, _expect_tls_context
@@ -20,12 +20,15 @@ from dask_fabric.errors import (
 from dask_fabric.wire.hello import Hello
 from dask_fabric.wire.text import one_line
 
+if TYPE_CHECKING:
+    from dask_fabric.engine.channel import Channel
+
 _TLS_HELP = "Check your security settings: https://distributed.dask.org/en/latest/tls.html"
 
 # How a TLS record with a handshake message begins (RFC 8446, 5.1).
 TLS_FIRST_BYTE = b"\x16"
 
-# No retry can mend these: the peer is another program, another version, or nobody we trust.
+# A retry cannot fix these: the peer is another program, another version, or not trusted.
 _FATAL = (
     ForeignProtocolError,
     RefusedError,
@@ -44,16 +47,16 @@ class Scheme:
     name : str
         As in ``name://``.
     tls : {"never", "if given", "always"}
-        Whether an ``ssl_context`` among the connection's arguments is used, or even required.
+        Whether an ``ssl_context`` among the connection's arguments is used or required.
     fast : bool
-        Whether anything may take the place of one TCP stream: a Unix socket, or another path.
+        Whether Unix sockets and paths other than the stream may be used.
     """
 
     name: str
     tls: Literal["never", "if given", "always"]
     fast: bool = False
 
-    __hash__ = object.__hash__  # there are few, and each is a constant
+    __hash__ = object.__hash__  # fast; each scheme is a constant
 
     @property
     def prefix(self) -> str:
@@ -65,9 +68,9 @@ class Scheme:
         Raises
         ------
         RuntimeError
-            Encryption is required and this scheme, or what it was given, cannot provide it.
+            Encryption is required, but the scheme never encrypts, or *args* has no TLS context.
         TypeError
-            The scheme needs a TLS context and was given none, or something else.
+            The scheme needs a TLS context, and *args* has none, or something else.
         """
         needed = self.tls == "always"
         context = None
@@ -79,31 +82,31 @@ class Scheme:
 
 @dataclasses.dataclass(frozen=True)
 class _Encryption(RequireEncryptionMixin):
-    """What distributed's check looks at."""
+    """The attributes that distributed's check reads."""
 
     prefix: str
     encrypted: bool
 
 
 def refuse_plain_text(_: Hello) -> str:
-    """Turn away a client that has no TLS context, at a server that has one."""
-    return f"this server wants TLS: give the client the cluster's security. {_TLS_HELP}"
+    """Refuse a client without TLS, at a server that has a TLS context."""
+    return f"this server requires TLS: give the client the cluster's security. {_TLS_HELP}"
 
 
 def comm_error(where: str, exc: Exception) -> CommClosedError:
-    """Translate what broke a connection in its first moments to Dask's errors.
+    """Translate an error during connecting or the handshake to Dask's errors.
 
     Parameters
     ----------
     where : str
-        The address, or whatever names the connection.
+        The address, or another name of the connection.
     exc : Exception
         An `OSError`, or one of the errors of dask-fabric.
     """
     cause = _root(exc)
     message = f"in {where}: {cause.__class__.__name__}: {cause}"
     if isinstance(cause, ConnectionResetError):
-        message += " (is it a server of this scheme? does it want TLS?)"
+        message += " (is it a server of this scheme? does it require TLS?)"
     if isinstance(cause, ssl.SSLCertVerificationError):
         message = f"in {where}: TLS certificate does not match ({cause}). {_TLS_HELP}"
     elif isinstance(cause, ssl.SSLError):
@@ -113,7 +116,7 @@ def comm_error(where: str, exc: Exception) -> CommClosedError:
 
 
 def just_left(exc: Exception) -> bool:
-    """Whether *exc* says no more than that the peer, not having said anything, went away."""
+    """Whether *exc* only means that the peer disconnected before it sent anything."""
     cause = _root(exc)
     if isinstance(cause, ssl.SSLError):
         return isinstance(cause, (ssl.SSLEOFError, ssl.SSLZeroReturnError))
@@ -121,14 +124,14 @@ def just_left(exc: Exception) -> bool:
 
 
 def _root(exc: Exception) -> Exception:
-    """Give what closed the channel, where *exc* only says that it is closed."""
+    """Give the error that closed the channel, if *exc* only reports that it is closed."""
     while isinstance(exc, ChannelClosedError) and isinstance(exc.__cause__, Exception):
         exc = exc.__cause__
     return exc
 
 
-def tls_info(channel: Any) -> dict[str, Any]:
-    """Give what distributed's own TLS comm tells of a connection: ``peercert`` and ``cipher``."""
+def tls_info(channel: Channel) -> dict[str, Any]:
+    """Give the same facts as distributed's own TLS comm: ``peercert`` and ``cipher``."""
     return {
         "peercert": channel.transport.peer_certificate,
         "cipher": channel.transport.cipher,

@@ -1,4 +1,4 @@
-"""Kernel options of a comm's TCP socket, as distributed sets them for its own."""
+"""Kernel options of a comm's TCP socket, the same as distributed's own comms have."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PROBE_COUNT = 10
 def tune(sock: socket.socket) -> None:
     """Set TCP_NODELAY, keepalive and user timeout on *sock*.
 
-    Accepted sockets inherit all of them from the listening one, so that a listener pays once.
+    Accepted sockets inherit all of them from the listening one, so a listener sets them once.
     The timeout is ``distributed.comm.timeouts.tcp``, split as distributed splits it.
     """
     try:

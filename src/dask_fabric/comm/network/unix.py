@@ -1,9 +1,9 @@
-"""Unix-domain sockets beside the TCP sockets of a host: what they are called, and who may use them.
+"""Unix-domain sockets beside the TCP sockets of a host: their names, and who may use them.
 
-A listener also listens on an abstract Unix socket for every TCP socket of its own, named after that
-one's address. A client of the same host that finds the name, and a listener whose hello states the
-same address, has no need of TCP. Any doubt leads back to TCP: nothing here ever makes a connection
-fail. What is proven, and what is not, stands in ``docs/wire-protocol.md``.
+Beside each TCP socket, a listener listens on an abstract Unix socket named after the TCP address.
+A client on the same host uses it instead of TCP if the name exists and the listener's hello states
+the same address. In any doubt TCP is used: nothing here makes a connection fail. See "Unix sockets
+within a host" in ``docs/wire-protocol.md`` for what this proves, and what not.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ logger = logging.getLogger(__name__)
 # Measured with frames of 1 to 100 MB: 4.7 GB/s, against 3.5 with the default of 208 KiB.
 SEND_BUFFER_BYTES = 2 << 20
 _NAME_PREFIX = b"\0dask-fabric/"
-_WILDCARDS = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
+_WILDCARDS: dict[int, str] = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
 _WILDCARD_LISTENERS = ("0.0.0.0:", "[::]:")
 _DISCARD_PORT = 9  # any: nothing is sent
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
-# What the kernel calls a socket that is bound to no name in particular; see unix(7), autobind.
+# The name that the kernel gives to a socket bound without one; see unix(7), autobind.
 _AUTOBOUND = re.compile(rb"\0([0-9a-f]{5})")
-# Above every port of TCP, so that the two never share an address.
+# Above all TCP ports, so that the two kinds never share an address.
 _FIRST_PORT = 1 << 16
 _ROOT = 0
 
@@ -50,7 +50,7 @@ def address_of(sockname: tuple) -> str:
 def bind_beside(
     listening: Iterable[socket.socket], backlog_count: int
 ) -> list[tuple[socket.socket, str]]:
-    """Listen on Unix sockets, named after TCP sockets that listen.
+    """Listen on a Unix socket beside each listening TCP socket, named after its address.
 
     Parameters
     ----------
@@ -62,8 +62,8 @@ def bind_beside(
     Returns
     -------
     list of (socket.socket, str)
-        Each with the address, ``host:port``, of the TCP socket that it stands beside. Those that
-        cannot be had, for instance because somebody took the name, are left out.
+        Each with the address, ``host:port``, of its TCP socket. Sockets that cannot be bound, for
+        instance because the name is taken, are left out.
     """
     bound = []
     for beside in listening:
@@ -93,11 +93,11 @@ def dial(targets: Iterable[Target]) -> tuple[socket.socket, str, str] | None:
     Returns
     -------
     (socket.socket, str, str) or None
-        The connected socket, the target's address, and the address that the listener listens on,
-        which is a wildcard where it listens everywhere. None where TCP should be used.
+        The connected socket, the target's address, and the address in the socket's name, which may
+        be a wildcard. None if TCP should be used.
     """
     for family, sockaddr in targets:
-        # TCP might reach another host with this one, which must not be passed over.
+        # Do not skip this target: TCP would try it first, and may reach another host.
         if not is_own(family, sockaddr):
             return None
         target = address_of(sockaddr)
@@ -114,21 +114,21 @@ def _connect(listener: str) -> socket.socket | None:
     except OSError:
         return None
     try:
-        sock.bind("")  # the kernel gives it a name of its own, for the listener to see
+        sock.bind("")  # autobind: the listener sees a unique name
         sock.connect(_name(listener))
         if peer_uid(sock) in (os.geteuid(), _ROOT):
             tune(sock)
             return sock
-        logger.debug("The Unix socket of %s is another user's; using TCP", listener)
+        logger.debug("The Unix socket of %s belongs to another user; using TCP", listener)
     except OSError:
-        pass  # no such name; or its backlog is full, and TCP can wait for a place
+        pass  # no such name, or its backlog is full: TCP can wait for a place
     sock.close()
     return None
 
 
 def tune(sock: socket.socket) -> None:
-    """Give *sock* room for more than the default 208 KiB, as far as net.core.wmem_max allows."""
-    # The kernel doubles what it is given, and takes less where that is too much; see socket(7).
+    """Enlarge the send buffer beyond the default 208 KiB, as far as net.core.wmem_max allows."""
+    # The kernel doubles the value, and reduces it to its limit; see socket(7).
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES // 2)
 
 
@@ -140,7 +140,7 @@ def is_own(family: int, sockaddr: tuple) -> bool:
     Of several addresses of an interface in one subnet, only the first is recognised.
     """
     host = sockaddr[0]
-    if host in WILDCARD_HOSTS:  # the kernel takes them for loopback
+    if host in WILDCARD_HOSTS:  # the kernel treats them as loopback
         return False
     if family == socket.AF_INET and host.startswith("127."):
         return True
@@ -153,7 +153,7 @@ def is_own(family: int, sockaddr: tuple) -> bool:
 
 
 def is_welcome(sock: socket.socket, name: object) -> bool:
-    """Whether an accepted connection, from *name*, is of somebody whom a client too would trust."""
+    """Whether to accept a connection from *name*: autobound, and of this user or root."""
     if not isinstance(name, bytes) or not _AUTOBOUND.fullmatch(name):
         return False
     own = os.geteuid()
@@ -163,12 +163,12 @@ def is_welcome(sock: socket.socket, name: object) -> bool:
 
 
 def peer_uid(sock: socket.socket) -> int:
-    """Give the user who connected, or who listens, at the other end of a Unix socket."""
+    """Give the user id of the process at the other end of a Unix socket."""
     return _peer_credentials(sock)[1]
 
 
 def peer_pid(sock: socket.socket) -> int:
-    """Give the process that connected, or listens, as this one sees it; 0 where it does not."""
+    """Give the process id of the other end in this pid namespace; 0 if it is not visible here."""
     return _peer_credentials(sock)[0]
 
 
@@ -179,7 +179,7 @@ def _peer_credentials(sock: socket.socket) -> tuple[int, int, int]:
 
 
 def client_address(target: str, name: bytes) -> str:
-    """Name the connecting end: the host that it reached, and a port above those of TCP.
+    """Make an address for the connecting end: the host that it reached, and a port above TCP's.
 
     Parameters
     ----------
@@ -194,21 +194,21 @@ def client_address(target: str, name: bytes) -> str:
 
 
 def refuse_server(listener: str, hello: Hello) -> str:
-    """Give the reason, or "", to leave a server that was reached by the name of *listener*."""
+    """Give the reason, or "", to refuse a server that was reached by the name of *listener*."""
     if hello.address == listener:
         return ""
     return f"this Unix socket is named for {listener}, not for {hello.address!r:.80}"
 
 
 def refuse_client(listener: str, hello: Hello) -> str:
-    """Give the reason, or "", to turn away a client whose hello names another target."""
+    """Give the reason, or "", to refuse a client: its hello must name a target of *listener*."""
     if _reaches(hello.address, listener):
         return ""
-    return f"this Unix socket stands beside {listener}, not {hello.address!r:.80}"
+    return f"this Unix socket belongs to {listener}, not to {hello.address!r:.80}"
 
 
 def _reaches(target: str, listener: str) -> bool:
-    """Whether a connection to *target*, an untrusted text, is one for *listener*."""
+    """Whether a TCP connection to *target*, an untrusted text, would reach *listener*."""
     if target == listener:
         return not listener.startswith(_WILDCARD_LISTENERS)
     host, port = parse_host_port(listener)

@@ -1,1 +1,1 @@
-"""What the codec needs of ``distributed``, and of arrays that it does not serialize itself."""
+"""Serialization outside the codec: what it needs of ``distributed``, and arrays on GPUs."""

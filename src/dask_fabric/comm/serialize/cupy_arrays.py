@@ -1,7 +1,7 @@
-"""CuPy's arrays, where distributed's own serializers of them cannot be imported or lack a class.
+"""Serializers of CuPy arrays, used where distributed's own are missing.
 
-Those want Numba or RMM to be installed. The format is the same, so that a peer may use the one or
-the other.
+Distributed's cannot be imported without Numba or RMM, and lack some classes. The format is the
+same, so that a peer may use either.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def register() -> None:
     """Register the serializers, to take effect once CuPy is imported, after distributed's."""
     for dispatch in _DISPATCHES:
         for module in _MODULES:
-            # A private attribute: what stands there is tried first, and nothing once it succeeded.
+            # Private attribute: there is no other way to wrap distributed's registration.
             theirs = getattr(dispatch, "_lazy", {}).get(module)
             if theirs is not None and getattr(theirs, "func", None) is not _register:
                 dispatch.register_lazy(module, partial(_register, theirs))
@@ -46,23 +46,23 @@ def _register_arrays() -> None:
 
 
 def _register_sparse() -> None:
-    """Register what distributed has not: the sparse arrays of CuPy 14, or all that is sparse."""
+    """Register the sparse classes that distributed lacks: all, or only the arrays of CuPy 14."""
     try:
         from cupyx.cusparse import MatDescriptor
 
         kinds = sparse_kinds()
-    except Exception:  # there is no cuSPARSE here, and so no such matrix
+    except Exception:  # no cuSPARSE, so no sparse matrices
         return
     for kind in kinds:
         if kind not in getattr(cuda_serialize, "_lookup", {}):
             register_generic(kind, "cuda", cuda_serialize, cuda_deserialize)
             register_generic(kind, "dask", dask_serialize, dask_deserialize)
-    for dispatch in (cuda_deserialize, dask_deserialize):  # distributed's sends them by these
+    for dispatch in (cuda_deserialize, dask_deserialize):  # distributed's format contains them
         dispatch.register(MatDescriptor, _make_descriptor(MatDescriptor))
 
 
 def sparse_kinds() -> list[type]:
-    """Give the classes of all that is sparse: matrices, and since CuPy 14 arrays."""
+    """Give the base classes of sparse objects: matrices, and since CuPy 14 arrays."""
     from cupyx.scipy import sparse
 
     return [kind for kind in (sparse.spmatrix, getattr(sparse, "sparray", None)) if kind]
@@ -73,7 +73,7 @@ def _make_descriptor(kind: Any) -> Callable[[dict, list], Any]:
 
 
 def serialize_array(array: Any) -> tuple[dict, list]:
-    """Serialize an array as bytes of its own memory; one in neither order is copied on the GPU."""
+    """Serialize an array as bytes of its own memory; if not contiguous, it is copied on the GPU."""
     cupy = sys.modules["cupy"]
     if not (array.flags.c_contiguous or array.flags.f_contiguous):
         array = cupy.ascontiguousarray(array)
@@ -94,7 +94,7 @@ def deserialize_array(header: dict, frames: list) -> Any:
 
 
 def serialize_array_to_host(array: Any) -> tuple[dict, list]:
-    """Serialize an array as bytes in host memory: to spill it, and for whoever takes no other."""
+    """Serialize an array as bytes in host memory: to spill it, or for a peer without a GPU."""
     header, (frame,) = serialize_array(array)
     return header, [memoryview(sys.modules["cupy"].asnumpy(frame))]
 

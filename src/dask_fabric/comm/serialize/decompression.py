@@ -1,4 +1,4 @@
-"""Decompression that a limit bounds: the few bytes of a peer's must not become gigabytes here."""
+"""Bounded decompression: a few bytes from a peer must not become gigabytes here."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from distributed.protocol.compression import compressions
 from dask_fabric.wire.records import excess
 
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-# By two bits of a frame's descriptor: the bytes of a dictionary's number, and of the content size.
+# By two bits of a frame's descriptor: sizes of the dictionary id and of the content size.
 _ZSTD_DICTIONARY_BYTES = (0, 1, 2, 4)
 _ZSTD_SIZE_BYTES = (0, 2, 4, 8)
 _ZLIB_INPUT_BYTES = 64 << 10
@@ -29,14 +29,14 @@ def decompress(names: Sequence, frames: Sequence, total_bytes: int, limit_bytes:
         The compression of each frame.
     frames : sequence of bytes-like
     total_bytes : int
-        Of the message as it came, with what was decompressed of it before.
+        Size of the message so far: as received, but with earlier frames decompressed.
     limit_bytes : int
-        What it may have when all is decompressed.
+        The limit on the size of the decompressed message.
 
     Raises
     ------
     LimitError
-        It would have more; of that, nothing was allocated.
+        The message would exceed the limit; the excess was not allocated.
     """
     made = []
     for name, frame in zip(names, frames, strict=True):
@@ -49,7 +49,7 @@ def decompress(names: Sequence, frames: Sequence, total_bytes: int, limit_bytes:
 
 
 def growth_bytes(names: Sequence, frames: Sequence) -> int:
-    """Tell by how much frames grow when they are decompressed, as far as they say it themselves."""
+    """Give by how many bytes frames grow when decompressed, as far as they state their size."""
     return sum(
         _SIZES[name](memoryview(frame)) - memoryview(frame).nbytes
         for name, frame in zip(names, frames, strict=False)
@@ -72,20 +72,20 @@ def _check(nbytes: int, total_bytes: int, limit_bytes: int) -> int:
 
 
 def _decompress_zlib(frame: Any, most_bytes: int) -> memoryview:
-    """Decompress what says nothing of its size, and stop beyond *most_bytes*.
+    """Decompress a frame that does not state its size; stop beyond *most_bytes*.
 
-    In pieces: zlib puts a whole result together out of parts, for which it needs twice the memory.
+    In pieces: in one call, zlib joins the parts of the result, which takes twice the memory.
     """
     stream, made, view = zlib.decompressobj(), bytearray(), memoryview(frame).cast("B")
     for begin in range(0, view.nbytes, _ZLIB_INPUT_BYTES):
-        data = view[begin : begin + _ZLIB_INPUT_BYTES]
+        data: memoryview | bytes = view[begin : begin + _ZLIB_INPUT_BYTES]
         while not stream.eof and len(made) <= most_bytes:
             made += stream.decompress(data, _ZLIB_PIECE_BYTES)
             data = stream.unconsumed_tail
             if not data:
                 break
     while not stream.eof and len(made) <= most_bytes:
-        piece = stream.decompress(b"", _ZLIB_PIECE_BYTES)  # what did not fit into the last one
+        piece = stream.decompress(b"", _ZLIB_PIECE_BYTES)  # the rest of the output
         if not piece:
             raise zlib.error("incomplete or truncated stream")
         made += piece
@@ -106,7 +106,7 @@ def _snappy_bytes(frame: memoryview) -> int:
 
 
 def _zstd_bytes(frame: memoryview) -> int:
-    """Read the content size; 0 where there is none, which distributed does not decompress."""
+    """Read the content size; 0 if there is none: distributed does not decompress such frames."""
     if frame[:4] != _ZSTD_MAGIC or frame.nbytes < 5:
         return 0
     descriptor = frame[4]
@@ -117,7 +117,7 @@ def _zstd_bytes(frame: memoryview) -> int:
     return size + 256 if size_bytes == 2 else size
 
 
-# What a compressed frame says of its size: the decompressor allocates so much, and fills no more.
+# How to read the size that a compressed frame states; the decompressor never exceeds it.
 _SIZES: dict[str, Callable[[memoryview], int]] = {
     "lz4": _lz4_bytes,
     "snappy": _snappy_bytes,

@@ -40,18 +40,18 @@ _ARRAY_MODULE = "distributed.protocol.numpy"
 
 
 def _listeners():
-    # A private attribute, looked up once: a context manager per payload would cost microseconds.
+    # Private attribute, looked up once: a context manager per payload would cost microseconds.
     callbacks = getattr(context_meter, "_callbacks", None)
     return callbacks.get if callbacks is not None else lambda: True
 
 
 def _is_own(dispatch) -> bool:
-    """Whether numpy arrays go to distributed's own function: users may register theirs."""
+    """Whether distributed's own function serializes numpy arrays: users may register another."""
     return dispatch.dispatch(np.ndarray).__module__ == _ARRAY_MODULE
 
 
 def _sends_arrays(dask_family, serializers) -> bool:
-    # The family for device memory has no word on numpy's.
+    # The family "cuda" does not serialize numpy arrays.
     first = next((name for name in serializers or () if name != "cuda"), None)
     return (
         (serializers is None or first == "dask")
@@ -74,7 +74,8 @@ def _slots_of(kind: type) -> tuple[str, ...]:
 
 
 def _parts_of_node(node: GraphNode) -> list:
-    return [getattr(node, slot, None) for slot in _slots_of(type(node))]
+    kind: type = type(node)
+    return [getattr(node, slot, None) for slot in _slots_of(kind)]
 
 
 def _merge_and_deserialize(header, frames, deserializers=None):
@@ -83,7 +84,7 @@ def _merge_and_deserialize(header, frames, deserializers=None):
 
 
 def _own_dask_family():
-    """The family as distributed registers it; None if it was replaced before us."""
+    """The family as distributed registers it; () if a user replaced it."""
     family = families.get("dask")
     is_own = family and family[:2] == (dask_dumps, dask_loads)
     return family if is_own else ()

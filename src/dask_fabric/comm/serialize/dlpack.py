@@ -1,8 +1,8 @@
-"""Arrays on a GPU that no serializer of distributed's family ``cuda`` knows, by DLPack.
+"""Serialization by DLPack, of GPU arrays that distributed's family ``cuda`` does not know.
 
-They are a family of their own, so that nothing changes for other comms in this process: what is
-registered for all objects there would be asked for each of theirs. Who receives such an array makes
-it by the ``from_dlpack`` of the module that it came from, as JAX's arrays have one.
+It is a family of its own: a fallback registered in the family ``cuda`` would also be called for
+objects of other comms in this process. The receiver makes the array by ``from_dlpack`` of the
+module that it belongs to, for instance ``jax.numpy``.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from dask_fabric.comm.serialize.cupy_arrays import deserialize_array, serialize_
 FAMILY = "dlpack"
 # kDLCUDA and kDLCUDAManaged of DLPack's DLDeviceType.
 _CUDA_KINDS = (2, 13)
-# Others have no name that says to the receiver what they are (bfloat16).
+# Other dtypes (bfloat16) have no name that the receiver understands.
 _PLAIN_KINDS = "biufc"
-# What makes such arrays and may be imported because a peer sent one.
+# Modules of such arrays that may be imported because a peer sent one.
 _IMPORTED_MODULES = ("cupy", "jax.numpy", "torch")
 
 
@@ -31,11 +31,11 @@ def register() -> None:
 
 
 def serialize(x: Any) -> tuple[dict, list]:
-    """Serialize an array from its own memory; leave what is none to the next family."""
+    """Serialize an array from its own memory; leave other objects to the next family."""
     module = _module_that_makes(x)
     try:
         array = sys.modules["cupy"].from_dlpack(x)
-    except Exception as error:  # whatever a library raises for what it does not lend out
+    except Exception as error:  # libraries raise various errors for arrays that they do not export
         raise NotImplementedError(f"not by DLPack: {error}") from error
     if array.dtype.kind not in _PLAIN_KINDS:
         raise NotImplementedError(f"not by DLPack: {array.dtype}")
@@ -50,7 +50,7 @@ def deserialize(header: dict, frames: list) -> Any:
 
 
 def _module_of(name: Any) -> ModuleType:
-    """Give the module of a name that a peer sent, which must not import what it likes."""
+    """Give the module of a name that a peer sent; the peer must not choose what is imported."""
     if not isinstance(name, str) or (name not in sys.modules and name not in _IMPORTED_MODULES):
         raise ImportError(
             f"an array on a GPU is of the module {name!r:.80}, which this process has not "
@@ -60,12 +60,12 @@ def _module_of(name: Any) -> ModuleType:
 
 
 def _module_that_makes(x: Any) -> str:
-    """Name the module whose ``from_dlpack`` gives arrays as this one, which is on a GPU."""
+    """Name the module whose ``from_dlpack`` makes arrays like *x*, which must be on a GPU."""
     try:
         kind, _ = x.__dlpack_device__()
         namespace = getattr(x, "__array_namespace__", None)
         name = namespace().__name__ if namespace else type(x).__module__.partition(".")[0]
-    except Exception as error:  # no array, or one that is spread over several GPUs
+    except Exception as error:  # not an array, or one on several GPUs
         raise NotImplementedError(f"not by DLPack: {error}") from error
     if kind not in _CUDA_KINDS or not hasattr(sys.modules.get(name), "from_dlpack"):
         raise NotImplementedError(f"not by DLPack: a {type(x).__name__} of {name}")

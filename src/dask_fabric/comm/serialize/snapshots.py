@@ -1,8 +1,8 @@
-"""A copy of what a user may change once a call has returned, before the peer has it.
+"""Copies of arguments that a user may change after a call has returned, but before they are sent.
 
-Large frames are sent from the memory of their objects, and read by the peer when it comes to it. Of
-results nothing may change: tasks share them. But the arguments of `submit` and of an actor's method
-are the user's own, and those calls return before anything is sent.
+Large frames are sent from the memory of their objects, some time after `Comm.write`. Results of
+tasks are shared, so nobody may change them. But the arguments of `submit` and of an actor's method
+belong to the user, and those calls return before anything is sent.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from typing import Any
 
 from dask_fabric.memory import arrays
 
-# Beyond, a copy costs more than it is worth; Dask itself warns of graphs of 10 MB.
+# Larger messages are not copied: too expensive, and Dask itself warns of graphs above 10 MB.
 MAX_BYTES = 64 << 20
 _CALLS = ("actor_execute", "proxy")
 
 
 def snapshot(message: Any, frames: list) -> list:
-    """Give the frames to send, where their memory is the user's as copies.
+    """Give the frames to send; copies of those whose memory belongs to the user.
 
     Parameters
     ----------
     message : object
-        Of `Comm.write`.
+        The argument of `Comm.write`.
     frames : list
-        Of the codec.
+        Its frames, from the codec.
     """
     if not _is_of_the_user(message):
         return frames
@@ -41,7 +41,7 @@ def _is_of_the_user(message: Any) -> bool:
 
 
 def _copy(frame: Any) -> memoryview:
-    source = memoryview(frame).cast("B")  # whatever its format
+    source = memoryview(frame).cast("B")  # of any format
     if not source.nbytes:
         return source
     copy = memoryview(arrays.new_array(source.nbytes))

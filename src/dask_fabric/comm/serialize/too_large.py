@@ -1,8 +1,8 @@
-"""What goes in the place of a message that the peer refuses: whoever waits for it gets the error.
+"""Substitutes for messages that the peer refuses: they deliver the error to the right place.
 
-Dask has no place for an error of `Comm.write`. It drops a reply that fails, and the caller asks
-again, for ever; a stream of messages ends with one of them. So the comm itself puts the error where
-the value belongs: in the payload of a reply, in a task, or in a reply that says what failed.
+Dask does not handle an error of `Comm.write`. It drops a reply that fails, and the caller retries
+for ever; a message stream ends at the first error. So the comm itself puts the error where the
+value belongs: into the payload of a reply, into a task, or into an error reply.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from dask_fabric.errors import MessageTooLargeError, UnavailableError
 logger = logging.getLogger(__name__)
 
 REFUSALS = (MessageTooLargeError, UnavailableError)
-# The name that distributed's `get_data_from_worker` gives to a comm while it has it.
+# The name that distributed's `get_data_from_worker` gives to a comm while it uses it.
 _GATHERS = "Ephemeral Worker->Worker for gather"
 _EVENT_OPS = ("log-event", "event")
-# Streams say these of many keys at once, and as well of some at a time.
+# Messages of streams that list many keys, and can be split into several with fewer keys.
 _KEYS_OPS = ("client-releases-keys", "client-desires-keys", "free-keys", "remove-replicas")
-# What users tell of tasks: nothing waits for it.
+# Descriptions of tasks by users: nothing depends on them.
 _DESCRIBING = ("annotations", "code", "metadata")
 _NEEDED = ("who_has", "nbytes")
 _FIRST_PAUSE_SECONDS = 0.1
@@ -40,7 +40,7 @@ _STARTS = {error.__name__: error for error in REFUSALS}
 
 
 class Refused:
-    """Stands for a graph, or for an actor's keyword arguments: the first use of it is the error."""
+    """Stands for a graph, or for an actor's keyword arguments; the first use raises the error."""
 
     def __init__(self, kind: str, text: str) -> None:
         self._error = kind, text
@@ -49,7 +49,7 @@ class Refused:
         return Refused, self._error
 
     def pop(self, key: str, default: Any) -> Any:
-        """Let a worker take its own keyword out, where an error would be nobody's."""
+        """Give *default*: a worker pops its own keyword where an error would reach nobody."""
         return default
 
     def __getattr__(self, name: str) -> Any:
@@ -57,30 +57,30 @@ class Refused:
 
 
 def raise_refusal(kind: str, text: str) -> None:
-    """Raise the error of another process."""
+    """Raise an error that another process reported."""
     raise _STARTS[kind](text)
 
 
 def instead_of(
     message: Any, error: Exception, on_error: str, fits: Callable[[Any], bool]
 ) -> list | None:
-    """Give messages to send in the place of one that cannot be sent.
+    """Give messages to send in place of one that cannot be sent.
 
     Parameters
     ----------
     message : object
-        Of `Comm.write`.
+        The argument of `Comm.write`.
     error : MessageTooLargeError or UnavailableError
-        Why not.
+        Why it cannot be sent.
     on_error : {"message", "raise"}
-        Of `Comm.write`: "raise" is what distributed says of requests and streams.
+        The argument of `Comm.write`; distributed passes "raise" for requests and streams.
     fits : callable
-        ``(object) -> bool``: can it be sent?
+        ``(object) -> bool``: whether a message can be sent.
 
     Returns
     -------
     list or None
-        None where the caller is to get the error.
+        None if *error* must be raised to the caller.
     """
     if type(message) is list and on_error == "raise":
         return _instead_of_stream(message, error, fits)
@@ -96,7 +96,7 @@ def instead_of(
 
 
 def _instead_of_stream(messages: list, error: Exception, fits: Callable) -> list | None:
-    """Of the messages that a stream has gathered only those that cannot be sent are replaced."""
+    """Replace only those messages of a stream's batch that cannot be sent, found by bisection."""
     if len(messages) > 1:
         middle = len(messages) // 2
         return [messages[:middle], messages[middle:]]
@@ -117,18 +117,18 @@ def _instead_of_stream(messages: list, error: Exception, fits: Callable) -> list
 
 
 def _lesser(message: dict, error_fields: dict[str, Any]) -> Iterator[dict]:
-    """Give a message of a stream with its error, and then with less and less beside that."""
-    # A task that only fails needs no data; and a message that nothing fails by was tried as it is.
+    """Give a message of a stream with its error, then with fewer and fewer other fields."""
+    # A failing task needs no data. Without an error field the whole message was tried already.
     left_out = ((), _DESCRIBING, _DESCRIBING + _NEEDED) if error_fields else (_DESCRIBING,)
     for fields in left_out:
         yield {**message, **error_fields, **_empty(message, fields)}
 
 
 def _empty(message: dict, fields: tuple[str, ...]) -> dict[str, Any]:
-    """Give those of the fields that hold anything, without it."""
+    """Give empty values for those of the fields that are not empty."""
     found = {}
     for name in fields:
-        value = message.get(name)
+        value: Any = message.get(name)
         is_pickled = type(value) is ToPickle
         kind = type(value.data if is_pickled else value)
         if kind in (dict, list, tuple, set):
@@ -137,22 +137,22 @@ def _empty(message: dict, fields: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _error_fields(message: dict, error: Exception) -> dict[str, Any]:
-    """Give the fields of one message of a stream that bring its error to whom it concerns."""
-    told = type(error).__name__, str(error)
+    """Give the fields of a stream's message that deliver the error to the right task."""
+    reported = type(error).__name__, str(error)
     if "expr_ser" in message:
-        return {"expr_ser": Serialized(*serialize(Refused(*told)))}
+        return {"expr_ser": Serialized(*serialize(Refused(*reported)))}
     if "graph_frames" in message:  # of distributed before 2025.4
-        header, frames = serialize(ToPickle(Refused(*told)))
+        header, frames = serialize(ToPickle(Refused(*reported)))
         return {"graph_header": header, "graph_frames": frames}
     if "run_spec" in message:
-        return {"run_spec": ToPickle(Task(message.get("key"), raise_refusal, *told))}
+        return {"run_spec": ToPickle(Task(message.get("key"), raise_refusal, *reported))}
     if "exception" in message:
         return {key: value for key, value in error_message(error).items() if key in message}
     return {}
 
 
 def _instead_of_call(message: dict, error: Exception) -> dict | None:
-    """Have an actor's method fail: an error of the request itself would leave its future open."""
+    """Make an actor's method fail: if the request failed, its future would never finish."""
     inner = message.get("msg")
     if message["op"] == "proxy" and type(inner) is dict:
         call = _instead_of_call(inner, error)
@@ -164,17 +164,17 @@ def _instead_of_call(message: dict, error: Exception) -> dict | None:
 
 
 def _with_errors(message: Any, error: Exception) -> Iterator[Any]:
-    """Give a reply with errors for more and more of its payloads, the largest first; then one.
+    """Give a reply with errors in place of its largest payloads, twice as many each time.
 
-    Their number doubles each time.
+    The last two are error replies without payloads.
     """
-    told = {"exception_text": repr(error), "traceback": None, "traceback_text": ""}
+    details = {"exception_text": repr(error), "traceback": None, "traceback_text": ""}
     is_dict = type(message) is dict
     if is_dict and isinstance(
         message.get("result", message.get("exception")), (Serialize, Serialized)
     ):
-        # What an actor's method or a function of `Client.run` gave, or raised.
-        yield {"status": "error", "exception": Serialize(error), **told}
+        # The result or exception of an actor's method, or of a function of `Client.run`.
+        yield {"status": "error", "exception": Serialize(error), **details}
     slots = sorted(_payloads_of(message), key=lambda slot: -_nbytes_of(slot[2]))
     instead = _copy_of(message)
     for index, (path, last, _) in enumerate(slots, 1):
@@ -182,15 +182,15 @@ def _with_errors(message: Any, error: Exception) -> Iterator[Any]:
         for key in path:
             place = place[key]
         place[last] = _stand_in(error)
-        # To find out whether it fits takes as long as to send it: so not for each of many.
+        # Testing whether a message fits costs as much as sending it: do it rarely.
         if index & (index - 1) == 0 or index == len(slots):
             yield instead
-    # A worker that joins deserializes nothing, wants the time, and logs the message.
+    # For a joining worker, which deserializes nothing, needs the number "time" and logs "message".
     kept = message.items() if is_dict else ()
     plain = {key: value for key, value in kept if type(value) in (int, float)}
-    told |= {"exception": pickle.dumps(error), "message": str(error)}
-    yield {"status": "uncaught-error", **plain, **told}
-    yield {"status": "uncaught-error", **told}  # the numbers were the reply itself
+    details |= {"exception": pickle.dumps(error), "message": str(error)}
+    yield {"status": "uncaught-error", **plain, **details}
+    yield {"status": "uncaught-error", **details}  # if the numbers alone are too many
 
 
 def _payloads_of(item: Any, path: tuple = ()) -> Iterator[tuple[tuple, Any, Any]]:
@@ -212,24 +212,24 @@ def _nbytes_of(payload: Any) -> int:
     try:
         _, frames = serialize(payload)
         return sum(getattr(frame, "nbytes", 0) or len(frame) for frame in frames)
-    except Exception:  # what cannot be serialized is not what is too large
+    except Exception:  # an object that cannot be serialized is not the one that is too large
         return 0
 
 
 def _stand_in(error: Exception) -> Serialized:
-    """Make a payload that raises where it is deserialized, by other comms too."""
+    """Make a payload that raises when it is deserialized, also by other comms."""
     header = {"serializer": "error", "refused": type(error).__name__}
     return Serialized(header, [str(error).encode()])
 
 
 def raise_if_refused(header: dict, frames: list) -> None:
-    """Raise the error that stands in the place of an object.
+    """Raise the error, if the payload is one of `_stand_in`.
 
     Parameters
     ----------
     header : dict
     frames : list of bytes-like
-        Of a payload that is to be deserialized.
+        Of a payload to deserialize.
     """
     kind = header.get("refused")
     if kind is not None and header.get("serializer") == "error" and kind in _STARTS:
@@ -237,12 +237,12 @@ def raise_if_refused(header: dict, frames: list) -> None:
 
 
 async def received(comm: Any, error: Exception) -> None:
-    """Do what Dask leaves undone where a worker cannot have what it gathers.
+    """Fail the tasks that wait for refused data, which Dask itself does not do.
 
     Parameters
     ----------
     comm : FabricComm
-        That has read such an error.
+        The comm that has read the error.
     error : MessageTooLargeError or UnavailableError
     """
     if comm.name != _GATHERS:
@@ -250,22 +250,22 @@ async def received(comm: Any, error: Exception) -> None:
     _fail_dependents(comm, error)
     if seconds := _pauses.next(comm.peer_address, time.monotonic()):
         await asyncio.sleep(seconds)
-        _fail_dependents(comm, error)  # those that came to wait for the same keys meanwhile
-    await comm.write("OK")  # who sends data waits for this word, and the comm is used again
+        _fail_dependents(comm, error)  # tasks that began to wait for the same keys meanwhile
+    await comm.write("OK")  # the sender waits for this reply before the comm is used again
 
 
 class Pauses:
-    """How long to wait before an answer, so that Dask asks less and less often for what is refused.
+    """Exponential backoff for answers to a worker that requests refused data again and again.
 
-    `Client.replicate` asks without end, and a worker asks again for each task that comes to need
-    the same key.
+    `Client.replicate` retries for ever, and a worker retries for each new task that needs the same
+    key.
     """
 
     def __init__(self) -> None:
         self._last: dict[str, tuple[float, float]] = {}  # by peer: when, and for how long
 
     def next(self, peer: str, now: float) -> float:
-        """Give the seconds to wait after one more refusal by *peer*."""
+        """Give the seconds to wait after another refusal by *peer*."""
         last_at, seconds = self._last.pop(peer, (-math.inf, 0.0))
         is_again = now - last_at - seconds < _FORGET_SECONDS
         seconds = min(max(_FIRST_PAUSE_SECONDS, 2 * seconds), _LONGEST_PAUSE_SECONDS) * is_again
@@ -279,11 +279,11 @@ _pauses = Pauses()
 
 
 def _fail_dependents(comm: Any, error: Exception) -> None:
-    """Tell the scheduler that tasks have failed: they would wait (dask/distributed#6705)."""
+    """Report failed tasks to the scheduler: else they wait for ever (dask/distributed#6705)."""
     pool = getattr(comm, "_pool", lambda: None)()
-    server = pool.server() if pool is not None and pool.server is not None else None
+    server: Any = pool.server() if pool is not None and pool.server is not None else None
     state = getattr(server, "state", None)
-    if state is None:  # no worker: whoever gathers gets the error
+    if state is None:  # not a worker: the caller of `gather` gets the error
         return
     for key in state.in_flight_workers.get(comm.peer_address, ()):
         for task in state.tasks[key].dependents:

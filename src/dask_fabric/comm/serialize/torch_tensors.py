@@ -1,4 +1,4 @@
-"""PyTorch's tensors on a GPU, which distributed itself does not serialize as device memory."""
+"""Serializers of PyTorch tensors on a GPU; distributed has none for device memory."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ _MODULE = "torch"
 
 
 def register() -> None:
-    """Register the serializers, to take effect once torch is imported, where there are none."""
-    # A private attribute: there is no other way to see what would be replaced.
+    """Register the serializers, unless there are others; effective once torch is imported."""
+    # Private attribute: there is no other way to see what would be replaced.
     if _MODULE not in getattr(cuda_serialize, "_lazy", {}):
         cuda_serialize.register_lazy(_MODULE, _register_serializer)
         cuda_deserialize.register_lazy(_MODULE, _register_deserializer)
@@ -43,7 +43,7 @@ def serialize_tensor(tensor: Any) -> tuple[dict, list]:
         "is-parameter": isinstance(tensor, torch.nn.Parameter),
     }
     frames = [data.reshape(-1).view(torch.uint8)]
-    # Only leaves have one; torch warns of asking others.
+    # Only leaves have a gradient; torch warns if others are asked for it.
     if tensor.is_leaf and tensor.grad is not None:
         header["gradient"], gradient_frames = serialize_tensor(tensor.grad)
         frames += gradient_frames

@@ -1,63 +1,41 @@
 """Copies out of the memory of other processes, by native threads.
 
-A job is all that one message has to fetch from one process. The threads take slices of
-`SLICE_BYTES` from the jobs in turn, so that many jobs share them fairly, and one alone is copied by
-all of them. What is very large is copied by twice as many, though that takes more CPU time.
+Theory of operation
+-------------------
+A job (`NativeJob`) is all that one transfer fetches from one process. All jobs that have not ended
+are in one list. A thread takes the next slice of `SLICE_BYTES` from the first job that has work,
+moves that job to the end of the list, and copies the slice without the mutex. So jobs share the
+threads fairly, and a single job is copied by all of them. Very large jobs may use twice as many
+threads, at the cost of more CPU time.
 
-A page of another process may be slow to read (swapped out, or of a file that some network file
-system has) or may never come. Then the thread that reads it is stuck in the kernel, where nothing
-can stop it. So a thread that takes long for a slice is replaced by another one, and a job can be
-cancelled although a thread still writes to its memory, which then stays in quarantine.
+The problem: a page of another process may be slow to read (swapped out, or of a file on a network)
+or may never arrive. The thread that reads it is stuck in the kernel and cannot be interrupted. A
+thread longer than `STUCK_NS` in one slice counts as stuck. Three measures follow:
+
+* `tend_copies`, called from the loop while a job runs, starts a thread for each stuck one. Surplus
+  threads exit when the stuck ones are back.
+* While a thread is stuck in a job, no other thread begins a slice of it: it would get stuck too.
+* `_cancel` waits a few milliseconds for the running slices. If a thread is stuck, the job moves to
+  the list of abandoned jobs and its memory goes to quarantine. The thread frees the job when it
+  returns.
+
+A job ends when no slice of it runs, and it has no work left or an error. Its completion goes to the
+mailbox of its event loop (`jobs.completions`).
 """
 
-from typing import TypedDict
+from typing import Any
 
 from dask_fabric.jobs.completions import Job
-from dask_fabric.jobs.mailbox import Ended, Mailbox
-from dask_fabric.linux import pthread_cond_t, pthread_mutex_t
-from dask_fabric.wire.frames import Slot
 
 class CopyJob(Job):
-    """All that one transfer has to copy out of one process."""
+    """Copies the frames of one transfer out of one process."""
 
-class Copies(TypedDict):
-    name: int
-    tag: int
-    pid: int
-    slots: Slot
-    slot_count: int
-    index: int
-    offset: int
-    is_very_large: bool
-    running_count: int
-    cancelled: bool
-    error: int
-    moved_bytes: int
-    mailbox: Mailbox
-    ended: Ended
-    next: Copies
-
-class Thread(TypedDict):
-    exists: bool
-    since_ns: int
-    job: Copies
-
-class Engine(TypedDict):
-    mutex: pthread_mutex_t
-    work: pthread_cond_t
-    stopped_running: pthread_cond_t
-    first: Copies
-    abandoned: Copies
-    job_count: int
-    thread_count: int
-    threads: list[Thread]
-
-def statistics():
-    """Threads and jobs that copy out of other processes.
+def statistics() -> dict[str, Any]:
+    """Count the threads and jobs that copy out of other processes.
 
     Returns
     -------
     dict
-        ``thread_count`` and ``job_count`` (in flight); ``stuck_count``, threads that wait for a
+        ``thread_count`` and ``job_count`` (in flight); ``stuck_count``: threads that wait for a
         page of another process.
     """

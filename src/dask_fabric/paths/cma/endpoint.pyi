@@ -1,11 +1,10 @@
-"""One end of a comm's frames by cross memory attach.
+"""The endpoint of the `cma` path: fetches frames by cross memory attach.
 
-A frame on offer is described by its address. The loop itself copies what is little and resident in
-the sender's memory; the rest is one job of native threads for each transfer.
+The descriptor of a frame is its address. The loop itself copies small frames whose pages are all
+resident in the sender. Otherwise a transfer is one job of native threads.
 
-Nothing of a sender's memory that may be slow to read is read in the loop: such a read cannot be
-interrupted. A copy that does not go on for `STALLED_SECONDS` is abandoned, and its frames are
-requested.
+The loop never reads pages that may be slow, because such a read cannot be interrupted. A job
+without progress for `STALLED_SECONDS` is abandoned, and its frames are requested.
 """
 
 from typing import Final
@@ -19,16 +18,16 @@ TEND_SECONDS = 0.25
 STALLED_SECONDS = 5.0
 
 class CMAPath(Path):
-    """Frames of a process of this host, which are read out of its memory.
+    """Reads frames out of the memory of the peer, a process of this host.
 
     Parameters
     ----------
     process : dask_fabric.paths.cma.process.Process
-        That was found to be the peer.
+        The peer, as verified by its secret.
     least_bytes : int
-        From which size on a frame is offered.
+        The smallest frame that is offered.
     """
 
     process: Final[Process]
 
-    def __init__(self, process: Process, least_bytes): ...
+    def __init__(self, process: Process, least_bytes: int): ...

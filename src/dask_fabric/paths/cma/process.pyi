@@ -1,18 +1,21 @@
-"""The `cma` path: a frame is read out of the memory of its sender, a process of this host.
+"""The `cma` path: identifies the peer's process, and reads its memory.
 
-Cross memory attach is process_vm_readv(2): one copy, made by the reader alone. Whether a process
-may do that is found out by doing it: each has a secret at an address that it tells its peers.
+Cross memory attach is process_vm_readv(2): one copy, made by the reader alone. Whether it is
+permitted is found out by trying: each process announces the address of a secret, and its peer reads
+that.
 
-A pid is not enough to read by. It may come to name another process, whose bytes would then be taken
-for the peer's. So a process is held by two descriptors (`Process`): of the process itself, and of
-its page map, which stays that of the same memory. They are looked at *after* each copy: if the
-process has not ended by then, then the pid was its own all the time.
+A pid is not enough to identify a process: it may be reused by another one, whose bytes would be
+taken for the peer's. So `Process` holds two descriptors: a pidfd, and the page map, which stays
+bound to the same memory. They are checked *after* each copy: if the process still lives then, the
+pid was its own during the copy.
 """
 
-from typing import Final, TypedDict
+from typing import Final
+
+PROBE_SECONDS = 0.05
 
 class Process:
-    """A process of this host, whose memory may be read.
+    """A process of this host, identified beyond its pid.
 
     Parameters
     ----------
@@ -22,7 +25,7 @@ class Process:
     Raises
     ------
     OSError
-        There is no such process, or nothing here would tell that it has ended.
+        There is no such process, or its end could not be detected here.
 
     Notes
     -----
@@ -33,34 +36,34 @@ class Process:
 
     def __init__(self, pid: int): ...
     def is_resident(self, address: int, nbytes: int, scans: bool = True) -> bool:
-        """Whether all pages are in memory, so that to read them takes no longer than to copy them.
+        """Whether all pages are in memory: then reading them takes no longer than the copy.
 
-        They are not where the process has not touched them yet, where they are swapped out, and
-        where they are those of a file that has still to be read, maybe over a network. What is not
-        mapped may be taken for resident, since to read there fails at once.
+        A page is absent if the process has not touched it yet, if it is swapped out, or if it
+        belongs to a file that must still be read, maybe over a network. Unmapped memory may count
+        as resident, because reading it fails at once.
 
         Parameters
         ----------
         address, nbytes : int
         scans : bool
-            Whether to ask by PAGEMAP_SCAN, which Linux has since 6.7: a fifth of the time.
+            Whether to use PAGEMAP_SCAN, available since Linux 6.7: a fifth of the time.
         """
     def lives(self):
-        """Whether the process has still the memory that it had when this was made."""
+        """Whether the process still has the memory that it had when this object was made."""
     def duplicate(self):
-        """Give a new descriptor that is readable when the process has ended; -1 without pidfds."""
+        """Return a new descriptor, readable once the process has ended; -1 without pidfds."""
 
 class Secret:
-    """Random bytes in the memory of this process, by which a peer knows that it reads this one.
+    """Random bytes in the memory of this process, by which a peer verifies that it reads it.
 
-    Each connection has its own: copies of a running process (snapshots of a virtual machine) have
-    the same memory, and could each take itself for the other one.
+    Each connection has its own secret: copies of a running process (snapshots of a virtual machine)
+    have the same memory, so a shared secret could not distinguish them.
 
     Attributes
     ----------
     address : int
     nonce : bytes
-        What is there, for as long as this object lives.
+        The bytes at that address, as long as this object lives.
     """
 
     nonce: Final[bytes]
@@ -68,28 +71,11 @@ class Secret:
     def __init__(self): ...
     @property
     def address(self): ...
+    def touch(self):
+        """Make the bytes resident: a peer is about to read them."""
 
-class PageRegion(TypedDict):
-    start: int
-    end: int
-    categories: int
-
-class PageScan(TypedDict):
-    size: int
-    flags: int
-    start: int
-    end: int
-    walk_end: int
-    regions: int
-    region_count: int
-    most_pages: int
-    inverted_categories: int
-    all_categories: int
-    any_categories: int
-    told_categories: int
-
-def process_of(pid):
-    """Give the process that has this pid now.
+def process_of(pid: int) -> Process:
+    """Return the process that has this pid now.
 
     Parameters
     ----------
@@ -98,7 +84,7 @@ def process_of(pid):
     Returns
     -------
     Process
-        The same as before, as long as that lives.
+        The same object as before, as long as the process lives.
 
     Raises
     ------
@@ -106,8 +92,8 @@ def process_of(pid):
         As `Process`.
     """
 
-def attach(pid, address, expected):
-    """Give the process that is to be read, if it is the one that told its secret.
+def attach(pid, address, expected) -> tuple[Process | None, str]:
+    """Find the peer's process, and verify by its secret that it can be read.
 
     Parameters
     ----------
@@ -117,11 +103,11 @@ def attach(pid, address, expected):
     Returns
     -------
     (Process or None, str)
-        With the reason, empty where there is a process.
+        The process and an empty string, or None and the reason.
     """
 
-def probe(pid, address, expected):
-    """Find out whether the process *pid* is the one that told its secret, and can be read.
+def probe(pid: int, address: int, expected: bytes, process: Process | None = None) -> str:
+    """Check whether the process *pid* has the announced secret, and can be read.
 
     Parameters
     ----------
@@ -129,19 +115,26 @@ def probe(pid, address, expected):
         As this process sees it.
     address : int
     expected : bytes
-        What the peer says is there.
+        The secret that the peer announced.
+    process : Process, optional
+        That process, if known: shows whether the page is resident.
 
     Returns
     -------
     str
-        Why not; empty where it can.
-    """
-
-def allow_peers():
-    """Let processes of the same user read this one, where Yama asks for such a permission.
+        The reason why not; empty if it can.
 
     Notes
     -----
-    With kernel.yama.ptrace_scope 1 a process may be read by its ancestors and by whom it names; see
-    prctl(2), PR_SET_PTRACER.
+    A page that is not resident may arrive late or never (swap, a network, userfaultfd(2)). A thread
+    reads it, and the probe gives up after `PROBE_SECONDS`.
+    """
+
+def allow_peers():
+    """Let processes of the same user read this one, if Yama requires a permission for that.
+
+    Notes
+    -----
+    With kernel.yama.ptrace_scope 1 a process may be read only by its ancestors and by those that it
+    permits; see prctl(2), PR_SET_PTRACER.
     """

@@ -1,8 +1,8 @@
-"""Cross memory attach: a receiver reads large frames out of the memory of their sender.
+"""Cross memory attach: the receiver reads large frames directly from the sender's memory.
 
-Whether it may is found out by trying: a description tells where in the sender's memory some random
-bytes are, and only a process that can read them knows what they are. Those are in the description
-too, so that nobody reads from a process that is not the peer.
+A probe finds out whether that is permitted: the description in the hello contains a random nonce
+and its address in the sender's memory. The receiver reads the nonce there and compares, so that it
+never reads frames from a process that is not the peer.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dask_fabric.keys import Section, size, switch
 from dask_fabric.paths.provider import Advice, Candidate, Description, HostKey, Peer, Provider
 
 if TYPE_CHECKING:
+    from dask_fabric.paths.cma.endpoint import CMAPath
     from dask_fabric.paths.cma.process import Process, Secret
 
 _PTRACE_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
@@ -35,31 +36,31 @@ class CMAProvider(Provider):
     within_host = True
     needs_direct_connection = True
     section = Section(
-        "Frames within a host are read from the memory of their sender (process_vm_readv).",
+        "Within a host the receiver reads frames from the sender's memory (process_vm_readv).",
         {
             "enabled": switch(
                 "enabled",
                 True,
                 "",
                 "Within a host, `fabric://` without TLS lets the receiver read large frames from "
-                "the sender's memory. `false`: not with this process.",
+                "the sender's memory. `false`: never with this process.",
             ),
             "threshold": size(
                 "threshold_bytes",
                 "128 KiB",
                 "frames from this size on; smaller ones stay on the stream",
-                "Frames from this size on travel so, smaller ones by the stream. At least 64 KiB.",
+                "Frames from this size on use this path, smaller ones the stream. At least 64 KiB.",
                 least=_OFFER_BYTES_LEAST,
             ),
             "allow-ptrace": switch(
                 "allow_ptrace",
                 True,
                 "let peers read this process where kernel.yama.ptrace_scope is 1",
-                "Where `kernel.yama.ptrace_scope` is 1: let all processes of the same user read "
-                "(and trace) this one, as its peers must.",
+                "Where `kernel.yama.ptrace_scope` is 1: allow all processes of the same user to "
+                "read (and trace) this one, as its peers must.",
             ),
         },
-        "within a host, frames are read from the memory of their sender",
+        "within a host, the receiver reads frames from the sender's memory",
     )
 
     def load(self) -> None:
@@ -109,17 +110,17 @@ class CMAProvider(Provider):
     def advice(self, facts: Any) -> Iterator[Advice]:
         if facts.path("cma").works and facts.identity.has_own_pids:
             yield Advice(
-                "PID namespace",  # about no path: what is said of one that works is not shown
+                "PID namespace",  # not "cma": advice about a path that works is not shown
                 "cma works within this one only, so not between containers",
                 "docker run --pid=host; Kubernetes: shareProcessNamespace in one pod, or hostPID",
             )
 
 
 class _Candidate(Candidate):
-    """The path for one connection.
+    """The path during the negotiation of one connection.
 
-    Over TCP, with a secret of its own that lives until the peer has read it; over a Unix socket the
-    kernel names the process anyway, and one secret serves all.
+    Over TCP it has a secret of its own, which lives until the peer has read it. Over a Unix socket
+    the kernel names the peer's process, so all connections share one secret.
     """
 
     def __init__(
@@ -132,36 +133,37 @@ class _Candidate(Candidate):
         self._process: Process | None = None
         if sock.family != socket.AF_UNIX:
             self._secret = Secret()
-            self.description = _told(self._secret)
+            self.description = _description(self._secret)
 
     def probe(self, peer: Peer) -> str:
         from dask_fabric.paths.cma.process import attach
 
-        told = peer.description
-        self._process, reason = attach(peer.pid, told["address"], told["nonce"])
+        theirs = peer.description
+        self._process, reason = attach(peer.pid, theirs["address"], theirs["nonce"])
         return reason
 
-    def open(self, peer: Peer, memory: Sequence[str]) -> Any:
+    def open(self, peer: Peer, memory: Sequence[str]) -> CMAPath:
         from dask_fabric.paths.cma.endpoint import CMAPath
 
+        assert self._process is not None  # or `probe` would have given a reason
         return CMAPath(self._process, self._threshold_bytes)
 
 
 @functools.lru_cache(maxsize=1)
 def _shared(pid: int) -> tuple[Secret, Description]:
-    """Give the secret for connections whose kernel names the peer's process anyway."""
+    """Give the secret for Unix sockets, where the kernel names the peer's process."""
     from dask_fabric.paths.cma.process import Secret
 
     secret = Secret()
-    return secret, _told(secret)
+    return secret, _description(secret)
 
 
-def _told(secret: Secret) -> Description:
+def _description(secret: Secret) -> Description:
     return Description(address=secret.address, nonce=secret.nonce)
 
 
 def allow_ptrace(path: Path = _PTRACE_SCOPE) -> None:
-    """Let peers of the same user read this process, where that takes a permission."""
+    """Permit processes of the same user to read this one, if Yama restricts that."""
     from dask_fabric.paths.cma.process import allow_peers
 
     try:

@@ -1,4 +1,4 @@
-"""Where UCX libraries may be on this host, and what of the host makes one better than another."""
+"""Where UCX libraries may be on this host, and what its devices need of a library."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SONAME = "libucp.so.0"
 SITE_VARIABLES = ("EBROOTUCX", "UCX_ROOT", "UCX_HOME", "UCX_DIR")  # set by environment modules
 SYSTEM_FOLDERS = ("/usr/lib64", "/usr/lib", "/usr/local/lib64", "/usr/local/lib")
 VENDOR_FOLDERS = ("/opt/hpcx/ucx/lib", "/opt/ucx/lib")
-# Prefixes of the transports that need such a device; names are those of UCX.
+# Prefixes of the transports for such a device, as UCX names them.
 VERBS = ("rc_", "dc_", "ud_", "srd", "gga_")
 CUDA, ROCM = ("cuda",), ("rocm",)
 _MAPPED = re.compile(r"\S+ \S+ \S+ \S+ \S+ +(/.*/libuc[mstp]\.so\S*)")
@@ -24,7 +24,7 @@ _MAPPED = re.compile(r"\S+ \S+ \S+ \S+ \S+ +(/.*/libuc[mstp]\.so\S*)")
 
 @dataclass(frozen=True)
 class Host:
-    """What of this host makes one UCX better than another."""
+    """The devices of this host that make one UCX library better than another."""
 
     rdma_devices: tuple[str, ...] = ()
     has_nvidia_gpu: bool = False
@@ -32,8 +32,8 @@ class Host:
 
     @property
     def needs(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
-        """What a library should have here, most important first: a name, and its prefixes."""
-        needs = []
+        """What a library should support here, most important first: a name, and its prefixes."""
+        needs: list[tuple[str, tuple[str, ...]]] = []
         if self.rdma_devices:
             needs.append((f"verbs for {', '.join(self.rdma_devices)}", VERBS))
         if self.has_nvidia_gpu:
@@ -52,7 +52,7 @@ class Candidate:
 
 
 def look(root: Path = Path("/")) -> Host:
-    """Find the devices of this host that concern UCX; reads some names only.
+    """Find the devices of this host that concern UCX; reads directory entries only.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ def is_wanted(enabled: bool | None, host: Host) -> tuple[bool, str]:
     Parameters
     ----------
     enabled : bool or None
-        None stands for auto.
+        None means auto.
     host : Host
 
     Returns
@@ -87,19 +87,19 @@ def is_wanted(enabled: bool | None, host: Host) -> tuple[bool, str]:
     if enabled is not None:
         return enabled, f"fabric.ucx.enabled is {str(enabled).lower()}"
     if host.needs:
-        return True, f"this host has use for {', '.join(name for name, _ in host.needs)}"
+        return True, f"this host needs {', '.join(name for name, _ in host.needs)}"
     return False, "this host has neither RDMA devices nor GPUs (fabric.ucx.enabled is auto)"
 
 
 def candidates(explicit: str | None = None) -> list[Candidate]:
-    """List the places to look at, in their order; not all of them need to exist.
+    """List the places to look at, in order; some may not exist.
 
-    A process can only ever use the UCX that it has loaded, so that one is the only candidate.
+    A UCX that this process has loaded is the only candidate: a second one cannot be loaded.
 
     Raises
     ------
     UnavailableError
-        Another UCX than the explicit one is loaded.
+        A UCX other than the explicit one is loaded.
     """
     loaded = _loaded_library()
     if explicit:
@@ -107,7 +107,7 @@ def candidates(explicit: str | None = None) -> list[Candidate]:
         if loaded and os.path.realpath(path) != os.path.realpath(loaded):
             raise UnavailableError(
                 f"fabric.ucx.library is {explicit!r}, but this process has loaded {loaded}, and a "
-                "second UCX would crash it: import dask_fabric first, or let both be the same"
+                "second UCX would crash it: import dask_fabric first, or use the same for both"
             )
         return [Candidate("fabric.ucx.library", str(path))]
     if loaded:
@@ -116,7 +116,7 @@ def candidates(explicit: str | None = None) -> list[Candidate]:
 
 
 def _search_path() -> Iterator[Candidate]:
-    # The system looks in LD_LIBRARY_PATH, as it was at the start, and in the cache of ldconfig.
+    # The loader searches LD_LIBRARY_PATH, as it was at process start, and the cache of ldconfig.
     yield Candidate("LD_LIBRARY_PATH or ld.so.cache", SONAME)
     environment = os.environ
     for name in SITE_VARIABLES:
@@ -144,7 +144,7 @@ def _library_file(path: Path) -> Path:
 
 
 def _loaded_library() -> str | None:
-    """Give the libucp of the UCX of which any part is mapped into this process."""
+    """Give the libucp of the UCX that is loaded in this process, if any of its libraries is."""
     try:
         maps = Path("/proc/self/maps").read_text(errors="surrogateescape")
     except OSError:

@@ -1,23 +1,56 @@
 """The `ucx` path: frames as active messages, from the sender's memory into the receiver's.
 
-A frame is one message with a header that names the receiver's endpoint, the message of the comm and
-the frame in it. The receiver posts where a frame is to go, before or after it comes. Nothing that
-a peer claims is believed: a length other than the posted one fails the receive.
+Theory of operation
+-------------------
+A frame is one active message. Its header names the receiver's endpoint, the message of the comm,
+and the frame's index in it. The receiver *posts* a receive with the destination, before or after
+the frame arrives (`unexpected` holds it meanwhile). A length that differs from the posted one fails
+the receive.
+
+The actors: one UCX `worker` per process, with a progress thread that never takes the GIL; a `Peer`
+for each remote worker, with at most one connection (`peers`); any number of endpoints per peer, one
+for each comm; and operations (`operations`), each a send or a receive of one frame.
+
+An operation goes through these states:
+
+* HELD: a send that waits until the peer's endpoint has greeted; or POSTED: a receive without a
+  frame.
+* IN_FLIGHT: UCX uses its memory.
+* ENDED: done or failed. The progress thread then calls its callback (REPORTING) without the lock,
+  and frees it.
+* ABANDONED: cancelled, but UCX may still use its memory. It is freed when UCX ends it, maybe never.
+
+`Worker.mutex` guards UCX and all of this. A call takes the lock (`lock`), changes the state, and
+wakes the progress thread (`unlock_and_wake`).
+
+An operation in flight cannot be cancelled alone: UCX's cancel does nothing for a rendezvous. So
+`cancel` and `close_endpoint` break the whole connection, which fails the operations of other
+endpoints to that peer too. They wait a bounded time for UCX to end the operation, then abandon it.
 """
 
-def start(library, options=(), defaults=None, estimated_endpoints=64):
-    """Start UCX in this process; without effect where it runs on that library.
+from collections.abc import Iterable
+from typing import Any
+
+from dask_fabric.paths.ucx.library import Library
+
+def start(
+    library: Library,
+    options: Iterable[tuple[str, str]] = (),
+    defaults: dict[str, str] | None = None,
+    estimated_endpoints: int = 64,
+):
+    """Start UCX in this process; no effect if it runs already, on the same library.
 
     Parameters
     ----------
     library : dask_fabric.paths.ucx.library.Library
-        What the loader has chosen.
+        The library that the loader has chosen.
     options : iterable of (str, str)
-        UCX's settings, without ``UCX_``. The environment wins.
+        UCX's settings, without the prefix ``UCX_``. The environment takes precedence.
     defaults : dict of str to str, optional
-        More of them, which options and the environment win over.
+        Settings of lower precedence than options and environment.
     estimated_endpoints : int
-        How many peers to expect: UCX chooses transports that scale by it.
+        The expected number of peers, by which UCX chooses transports that scale.
 
     Raises
     ------
@@ -29,8 +62,8 @@ def start(library, options=(), defaults=None, estimated_endpoints=64):
         UCX does not start.
     """
 
-def version():
-    """Give the version of UCX that runs here; both ends of a connection must have the same one.
+def version() -> tuple[int, ...]:
+    """Return the version of UCX that runs here; both ends of a connection need the same one.
 
     Returns
     -------
@@ -38,24 +71,24 @@ def version():
         Three numbers.
     """
 
-def address():
-    """Give the address of this process for its peers.
+def address() -> bytes:
+    """Return the UCX address of this process, for its peers.
 
     Returns
     -------
     bytes
     """
 
-def statistics():
-    """Endpoints, connections and operations of this process.
+def statistics() -> dict[str, Any]:
+    """Count the endpoints, connections and operations of this process.
 
     Returns
     -------
     dict
-        ``endpoint_count``, ``peer_count`` (that UCX was asked to connect to), ``connection_count``
-        (open), ``kept_count`` (frames that came before they were posted), ``break_count``
-        (connections given up while in use), ``held_count`` (offers that wait for the peer to be
+        ``endpoint_count``, ``peer_count`` (all peers so far), ``connection_count`` (open),
+        ``kept_count`` (frames that arrived before their receive was posted), ``break_count``
+        (connections that broke while in use), ``held_count`` (offers that wait for the peer to be
         wired up), ``posted_count`` (receives that wait for their frame), ``in_flight_count``,
-        ``abandoned_count`` (cancelled, but not let go of by UCX) and ``refused_count`` (messages
-        that were of no endpoint or did not fit).
+        ``abandoned_count`` (cancelled, but not ended by UCX) and ``refused_count`` (frames for
+        unknown endpoints, or that did not fit).
     """

@@ -1,7 +1,7 @@
-"""Network devices that UCX is kept to where a listener is bound to one address.
+"""Restricting UCX's network devices if a listener is bound to one address.
 
-UCX's TCP listens on every interface that it may use, without authentication or encryption. A user
-who binds a listener to one address does not expect another port elsewhere.
+UCX's TCP transport listens on every interface that it may use, without authentication or
+encryption. A user who binds a listener to one address does not expect open ports elsewhere.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ import psutil
 
 TCP = "tcp"
 _IP = (socket.AF_INET, socket.AF_INET6)
-# Transports without a network: what NET_DEVICES does not concern.
+# Transports without a network, to which NET_DEVICES does not apply.
 _LOCAL = ("self", "posix", "sysv", "xpmem", "cma", "knem", "cuda", "gdr_copy", "rocm", "ze_")
 
 
 def kept_to(host: str, transports: Iterable[str]) -> dict[str, str]:
-    """Give the settings of UCX that keep its TCP to the interface of *host*.
+    """Give the settings that restrict UCX's TCP to the interface of *host*.
 
     Parameters
     ----------
     host : str
-        What a listener is bound to, an address or a name; a wildcard, or nothing, keeps all.
+        The address or name that a listener is bound to; a wildcard, or "", restricts nothing.
     transports : iterable of str
-        Those of the library, with devices, such as ``tcp/eth0``.
+        The library's transports with devices, such as ``tcp/eth0``.
 
     Returns
     -------
     dict of str to str
-        Without ``UCX_``. On a loopback address networks of RDMA are left out too: whoever may
-        connect to that is on this host.
+        Names without ``UCX_``, and values. For a loopback address RDMA is excluded too: all peers
+        are on this host.
     """
     addresses = _addresses(host)
     if not addresses or any(address.is_unspecified for address in addresses):
@@ -56,8 +56,8 @@ def _addresses(host: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]
     try:
         found = socket.getaddrinfo(host or None, 0, type=socket.SOCK_STREAM)
     except OSError:
-        return []  # the listener says so
-    return [_address(info[4][0]) for info in found] if host else []
+        return []  # binding the listener reports the error
+    return [_address(str(info[4][0])) for info in found] if host else []
 
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
@@ -67,7 +67,7 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
 def _interfaces(
     addresses: list[ipaddress.IPv4Address | ipaddress.IPv6Address],
 ) -> set[str]:
-    """Name the interfaces that have one of *addresses*; each loopback address is the loopback's."""
+    """Name the interfaces with one of *addresses*; any loopback address matches the loopback."""
     wants_loopback = any(address.is_loopback for address in addresses)
     return {
         name

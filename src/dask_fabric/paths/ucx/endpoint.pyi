@@ -1,7 +1,7 @@
-"""One end of a comm's frames by UCX.
+"""The endpoint of the `ucx` path.
 
-The sender starts to send a frame when it offers it, and the receiver says where it goes. A frame
-needs no descriptor: both sides name it by the message and by its index in that.
+The sender starts to send a frame when it offers it. The receiver fetches a frame by posting a
+receive. No descriptor is needed: both sides name a frame by its message and its index there.
 """
 
 from dask_fabric.wire.path import Path
@@ -13,31 +13,31 @@ PATIENCE_SECONDS = 10.0
 SLOWEST_BYTES_PER_SECOND = 50000000.0
 
 class UCXPath(Path):
-    """Frames by UCX, of host memory and of devices.
+    """Moves frames of host and device memory by UCX.
 
     Parameters
     ----------
     own_token, peer_token : int
-        What names the two ends.
+        Identify the two endpoints.
     address : bytes
         Of the peer's worker.
     peer_pid : int
-        The peer's process, where the kernel says it; else 0.
+        The peer's process, if the kernel reports it; else 0.
     for_host : bool
-        Whether frames of host memory travel by it.
+        Whether it takes frames of host memory.
     device_kind : int or None
-        For frames of device memory, if they do: what memory that is, as UCX numbers them.
+        If it takes device frames, their kind of memory in UCX's numbering.
 
     Notes
     -----
-    `offers` is false where UCX has not taken the address; this side then sends on the stream.
+    `offers` is false if UCX did not accept the address; this side then sends on the stream.
     """
     def __init__(
         self,
-        own_token,
-        peer_token,
+        own_token: int,
+        peer_token: int,
         address: bytes,
         peer_pid: int = 0,
         for_host: bool = True,
-        device_kind=None,
+        device_kind: int | None = None,
     ): ...

@@ -1,6 +1,6 @@
-"""Which UCX library this process uses, and why not another.
+"""Choosing the UCX library for this process.
 
-Candidates are looked at in a written order, each in a child process. Nothing is loaded here.
+Candidates are probed in a fixed order, each in a child process. Nothing is loaded here.
 ``docs/ucx.md`` is the page for users.
 """
 
@@ -26,33 +26,34 @@ logger = logging.getLogger(__name__)
 
 PROGRAM = Path(__file__).with_name("probe.py")
 OLDEST_VERSION = (1, 11)
-# Of a healthy one: 0.03 to 0.5. Slow file systems and drivers that wake GPUs can take seconds.
+# A healthy probe takes 0.03 to 0.5 s. Slow file systems and drivers that wake GPUs take seconds.
 PROBE_SECONDS = 10.0
 PROBE_BYTES_LIMIT = 1 << 20
 NAMES_LIMIT = 4096
-# Loading alone installs signal handlers; peer error handling switches shared memory off.
+# HANDLE_ERRORS, DEBUG_SIGNO: loading UCX installs signal handlers otherwise. MM_ERROR_HANDLING:
+# peer error handling would disable shared memory.
 _DEFAULTS = {"HANDLE_ERRORS": "none", "DEBUG_SIGNO": "0", "MM_ERROR_HANDLING": "y"}
-_GRACE_SINCE = (1, 21)  # each start takes 410 ms there, and 20 with a short grace
+_GRACE_SINCE = (1, 21)  # since then each start takes 410 ms, but 20 ms with a short grace
 
 
 @dataclass(frozen=True)
 class Library:
-    """What the probe of a candidate has found.
+    """The result of probing a candidate.
 
     Attributes
     ----------
     path : str
-        The file that the system loads, links resolved; what was to be opened where that failed.
+        The file that was loaded, with links resolved; the candidate's path if loading failed.
     source : str
-        Which place of the written order it comes from.
+        The place in the search order that it comes from.
     version : tuple of int
-        Three numbers; empty where it could not be loaded.
+        Three numbers; empty if it could not be loaded.
     transports : tuple of str
         Transport and device, such as ``rc_mlx5/mlx5_0:1``; only those with a device.
     memory_types : tuple of str
         Such as ``host`` and ``cuda``.
     error : str
-        Why it cannot be used; empty where it can.
+        Why it cannot be used, or "".
     """
 
     path: str
@@ -90,13 +91,13 @@ def choose(
     Parameters
     ----------
     explicit : str, optional
-        ``fabric.ucx.library``: no other is tried then.
+        ``fabric.ucx.library``; no other is tried then.
     options : iterable of (str, str)
-        ``fabric.ucx.options``: they can change what a library finds.
+        ``fabric.ucx.options``; they can change the transports that a library finds.
     host : Host, optional
-        What :func:`look` gives, if not given.
+        The result of :func:`look`, by default.
     survey : bool
-        Probe every candidate, for a report, and not only until the best is found.
+        Whether to probe every candidate, for a report, instead of stopping at the best.
 
     Returns
     -------
@@ -105,7 +106,7 @@ def choose(
     Raises
     ------
     UnavailableError
-        The explicit library does not work, or is not the one that this process has loaded.
+        The explicit library does not work, or this process has loaded another one.
     """
     host = host or look()
     options = tuple(options)
@@ -127,29 +128,29 @@ def environment(
     version: tuple[int, ...] | None = None,
     defaults: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """Give the variables that UCX is to find: what is set already wins, then the options.
+    """Give environment variables for UCX. Variables already set win, then the options.
 
     Parameters
     ----------
     options : iterable of (str, str)
         Names without ``UCX_``, and values.
     version : tuple of int, optional
-        Of the library, if known.
+        The version of the library, if known.
     defaults : mapping of str to str, optional
-        More of our own, named like *options*, which win.
+        Further defaults, named like *options*, which win.
 
     Returns
     -------
     dict
-        Only those that are not set.
+        Only variables that are not set yet.
     """
-    options = dict(options)
+    own = dict(options)
     values = {**_DEFAULTS, **(defaults or {})}
     if version is None or version >= _GRACE_SINCE:
         values["MEM_BISTRO_GRACE_DURATION"] = "1ms"
-    if version is None or not options:  # else UCX may tell of misspelt options
+    if version is None or not own:  # else keep UCX's warning about misspelt options
         values["WARN_UNUSED_ENV_VARS"] = "n"
-    named = {f"UCX_{name}": value for name, value in {**values, **options}.items()}
+    named = {f"UCX_{name}": value for name, value in {**values, **own}.items()}
     return {name: value for name, value in named.items() if name not in os.environ}
 
 
@@ -161,14 +162,14 @@ def _probed(places: Iterable[Candidate], options: tuple[tuple[str, str], ...]) -
 
 @functools.cache
 def probe(path: str, source: str, variables: tuple[tuple[str, str], ...] = ()) -> Library:
-    """Ask a child process what the library *path* can do; never raises for what it finds.
+    """Probe the library *path* in a child process; errors are returned in the result.
 
     Parameters
     ----------
     path : str
         A file, or the soname.
     source : str
-        Of the candidate.
+        The candidate's source.
     variables : tuple of (str, str)
         For the child's environment.
 
@@ -191,6 +192,7 @@ def _run_probe(path: str, variables: Mapping[str, str]) -> bytes:
         stderr=subprocess.DEVNULL,
         env=dict(variables),
     ) as child:
+        assert child.stdout is not None  # a pipe
         try:
             output = _read_bounded(child.stdout.fileno(), time.monotonic() + PROBE_SECONDS)
             if child.wait(PROBE_SECONDS) != 0:
@@ -215,24 +217,26 @@ def _read_bounded(fd: int, deadline: float) -> bytes:
 
 
 def _read_answer(answer: object, path: str, source: str) -> Library:
-    """Check the child's answer, which a library that does not fit may have garbled."""
+    """Check the child's answer, which an incompatible library may have garbled."""
     if not isinstance(answer, dict):
         raise ValueError(f"not an answer: {answer!r:.80}")
     if "error" in answer:
         return Library(path, source, error=str(answer["error"])[:500])
     version = tuple(int(number) for number in answer["version"][:3])
-    names = [tuple(str(name)[:80] for name in answer[key][:NAMES_LIMIT])
-             for key in ("transports", "memory_types")]  # fmt: skip
+    transports, memory_types = (
+        tuple(str(name)[:80] for name in answer[key][:NAMES_LIMIT])
+        for key in ("transports", "memory_types")
+    )
     found, oldest = (".".join(map(str, parts)) for parts in (version, OLDEST_VERSION))
     error = "" if version >= OLDEST_VERSION else f"UCX {found} is older than {oldest}"
-    return Library(str(answer["path"]), source, version, *names, error)
+    return Library(str(answer["path"]), source, version, transports, memory_types, error)
 
 
 # ---- the choice
 
 
 def _rank(libraries: Iterable[Library], host: Host, survey: bool) -> Choice:
-    """Take the first of those that have most of what the host needs."""
+    """Choose the first of the libraries that meet the most important needs of the host."""
     usable: dict[str, Library] = {}
     refused = []
     for library in libraries:
@@ -245,7 +249,7 @@ def _rank(libraries: Iterable[Library], host: Host, survey: bool) -> Choice:
             if not survey and all(_fulfils(library, host)):
                 break
     if not usable:
-        return Choice(None, "no UCX library was found that works", tuple(refused))
+        return Choice(None, "no working UCX library was found", tuple(refused))
     best = max(usable.values(), key=lambda library: _fulfils(library, host))
     for library in usable.values():
         if library is not best:
@@ -264,7 +268,7 @@ def _missing(library: Library, host: Host) -> list[str]:
 def _why(library: Library, host: Host) -> str:
     missing = _missing(library, host)
     if missing:
-        return f"the best that was found, but without {' and '.join(missing)}"
+        return f"the best one found, but without {' and '.join(missing)}"
     if host.needs:
         return f"the first with {' and '.join(name for name, _ in host.needs)}"
     return "the first that works"

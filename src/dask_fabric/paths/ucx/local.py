@@ -1,4 +1,4 @@
-"""UCX of this process: found and started once, when the first listener or connection asks."""
+"""UCX in this process: found and started once, for the first listener or connection."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ from dask_fabric.wire.hello import TEXT_BYTES_LIMIT
 logger = logging.getLogger(__name__)
 
 _NAMES_LIMIT = 64
-_RETRY_SECONDS = 10.0  # after a start that failed for a reason which may pass
+_RETRY_SECONDS = 10.0  # after a start that failed for a transient reason
 _Options = tuple[tuple[str, str], ...]
 
 
-@dataclass(frozen=True, eq=False)  # one object stays the same for as long as UCX runs
+@dataclass(frozen=True, eq=False)  # compared by identity: there is one while UCX runs
 class LocalUCX:
-    """What this process says of its UCX.
+    """The facts about this process's UCX that its hello announces.
 
     Attributes
     ----------
     version : str
     address : bytes
-        Of the worker.
+        The address of the worker.
     transports : tuple of str
         Names, without devices.
     scope : dict of str to str
-        With whom it can share memory: see `memory_scope`.
+        Which processes it can share memory with; see `memory_scope`.
     """
 
     version: str
@@ -51,36 +51,36 @@ class LocalUCX:
     scope: Mapping[str, str]
 
 
-_bound: device.Runtime | None = None  # whose context UCX was told of
-_Found = tuple[LocalUCX | None, str]  # or the reason why there is none
+_bound: device.Runtime | None = None  # whose context was passed to UCX
+_Found = tuple[LocalUCX | None, str]  # UCX, or None and the reason
 
 
 class _Start:
-    """Finding and starting UCX, under way in a thread or done.
+    """One attempt to find and start UCX, in progress in a thread or done.
 
     Attributes
     ----------
     future : concurrent.futures.Future
-        Of what `local_ucx` gives.
+        Holds the result of `local_ucx`.
     retry_at : float
-        When a start that failed may be tried again; infinity where that is no use.
+        When a failed start may be tried again; infinity for never.
     """
 
     def __init__(self) -> None:
         self.future: Future[_Found] = Future()
-        self.future.set_running_or_notify_cancel()  # who waits for it cannot cancel it for others
+        self.future.set_running_or_notify_cancel()  # so that no waiter can cancel it
         self.retry_at = math.inf
 
     def is_outdated(self) -> bool:
         return self.future.done() and time.monotonic() >= self.retry_at
 
 
-# By the settings that they depend on.
+# By the settings that a start depends on.
 _starts: dict[tuple[str | None, _Options], _Start] = {}
 
 
 def _after_fork_in_child() -> None:
-    """Forget what is under way: a forked child has none of the threads that start UCX."""
+    """Drop starts in progress: a forked child does not have their threads."""
     global _starts
     _starts = {key: start for key, start in _starts.items() if start.future.done()}
 
@@ -89,17 +89,16 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def local_ucx(settings: Any, insists: bool, *, wait: bool = True) -> _Found:
-    """Give this process's UCX, started now if need be, or the reason why there is none.
+    """Give this process's UCX, started now if necessary, or None and the reason.
 
     Parameters
     ----------
     settings : named tuple
-        Those of ``fabric.ucx``.
+        The settings under ``fabric.ucx``.
     insists : bool
-        Whether the scheme is ``fabric+ucx``: then it is wanted on every host.
+        Whether the scheme is ``fabric+ucx``: then UCX is wanted on every host.
     wait : bool
-        For a start that is under way. An event loop must not: it awaits `find` before, and what is
-        not there by then is not used.
+        Whether to wait for a start in progress. Not in an event loop: await `find` before.
     """
     wanted, reason = _is_wanted(settings.enabled, insists)
     if not wanted:
@@ -111,14 +110,14 @@ def local_ucx(settings: Any, insists: bool, *, wait: bool = True) -> _Found:
     if local is not None:
         if not ucx_worker.is_running():
             return None, "UCX belongs to the parent of this forked process"
-        reason = _bind_device()  # which this process may work with since
+        reason = _bind_device()  # the process may have begun to use a device since the start
     return (None, reason) if reason else (local, "")
 
 
 def _bind_device() -> str:
-    """Have UCX find the context of the device, if one is worked with; or say why it cannot.
+    """Pass the device's context to UCX, if a device is in use; give the reason for a failure.
 
-    Before UCX starts, where that has not been yet: it looks for the context.
+    UCX looks for the context when it starts, so this is called before.
     """
     global _bound
     runtime = device.current()
@@ -127,23 +126,23 @@ def _bind_device() -> str:
     try:
         ucx_worker.bind(*runtime.context_setter())
     except (UnavailableError, OSError) as exc:
-        return f"no context of the GPU can be made (is it full, or another's?): {exc}"
+        return f"cannot create a context on the GPU (is it full, or in exclusive use?): {exc}"
     _bound = runtime
     return ""
 
 
 async def find(settings: Any, insists: bool, bound: str = "") -> None:
-    """Let `local_ucx` find at once what it starts; costs nothing when that was done before.
+    """Start UCX without blocking the event loop, so that `local_ucx` need not wait.
 
-    To look for a library takes as long as the slowest that hangs, and to start it tens of
-    milliseconds: not in the event loop.
+    Probing libraries can take seconds, and a start takes tens of milliseconds. Costs nothing if it
+    was done before.
 
     Parameters
     ----------
     settings, insists
         As for `local_ucx`.
     bound : str
-        The host that a listener is bound to: whoever starts UCX then keeps its TCP to that, too.
+        The host that a listener is bound to; if this call starts UCX, its TCP is restricted to it.
     """
     if _is_wanted(settings.enabled, insists)[0]:
         future = _start(settings, bound).future
@@ -158,13 +157,13 @@ def _is_wanted(enabled: bool | None, insists: bool) -> tuple[bool, str]:
 
 
 def _start(settings: Any, bound: str) -> _Start:
-    """Give the start by these settings, begun now by a thread if there is none yet."""
+    """Give the start with these settings; begin one in a thread if there is none yet."""
     key = settings.library, settings.options
     known = _starts.get(key)
     if known is not None and not known.is_outdated():
         return known
     new = _starts[key] = _Start()
-    # No thread of an executor: at its exit the process would wait for it.
+    # Not an executor's thread: the process would wait for it at exit.
     arguments = new, *key, bound
     threading.Thread(target=_run, args=arguments, name="fabric-find-ucx", daemon=True).start()
     return new
@@ -195,7 +194,7 @@ def _started(start: _Start, library: str | None, options: _Options, bound: str) 
     if len(address) > TEXT_BYTES_LIMIT:
         return None, (
             f"the address of UCX's worker has {len(address)} bytes, more than the "
-            f"{TEXT_BYTES_LIMIT} that a hello holds: name fewer devices or transports in "
+            f"{TEXT_BYTES_LIMIT} that fit into a hello: name fewer devices or transports in "
             "fabric.ucx.options (NET_DEVICES, TLS)"
         )
     names = dict.fromkeys(name.partition("/")[0] for name in chosen.library.transports)
@@ -204,10 +203,10 @@ def _started(start: _Start, library: str | None, options: _Options, bound: str) 
 
 
 def memory_scope() -> dict[str, str]:
-    """Tell what processes that share memory through UCX have in common, for each key of a hello.
+    """Give the namespaces and user that processes must share to share memory through UCX.
 
-    UCX finds a peer's memory by its process id or in its IPC namespace, looks in any case whether
-    the process id lives, and the memory is its user's alone. Nothing where that cannot be read.
+    UCX finds a peer's memory by its process id or in its IPC namespace, checks that the process id
+    exists, and only the same user may map the memory. Empty if the namespaces cannot be read.
     """
     try:
         links = {name: os.readlink(f"/proc/self/ns/{name}") for name in ("ipc", "pid", "user")}

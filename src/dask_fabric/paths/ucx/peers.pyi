@@ -1,19 +1,30 @@
 """Peers of the `ucx` path, their connections, and the endpoints that share them.
 
-All of this needs the worker's lock. A connection is made in the progress thread, when the first
-frame is offered. Before that, each endpoint greets its counterpart by a small message: UCX may hang
-on a large one before it is wired up. An offer waits until the counterpart has greeted or answered.
+Theory of operation
+-------------------
+All of this needs the worker's lock. A `Peer` is a worker of another process. It has at most one
+connection, shared by its endpoints, one per comm. The progress thread makes the connection when an
+endpoint has its first frame: most comms never need one.
 
-UCX pairs the n-th connection of one side with the n-th of the other. A side that has closed its one
-alone is ahead; a greeting tells its number, and who is behind breaks its own and catches up. So
-both ends always mean the same connection, and closing it ends the receives as well as the sends.
+Wiring up: UCX may hang if a large message is the first on a connection. So each endpoint first
+*greets* its counterpart, by a small message. Offers are held until the counterpart has greeted or
+answered. The states of an endpoint:
+
+* WIRING: no greeting has arrived. The receiving side greets too, because the sender's greeting may
+  have arrived before the receiver's endpoint existed, and was dropped.
+* READY: the counterpart has greeted. Frames are sent at once.
+* BROKEN: every operation fails, until the endpoint is closed. The comm uses the stream.
+
+Serial numbers: UCX pairs the n-th connection that one side makes to a worker with the n-th of the
+other side. If one side closes its connection alone and makes a new one, the two sides get out of
+step. So each side counts (`serial`), and a greeting carries its sender's number. A side that is
+behind breaks its connection, and makes new ones until it has caught up. A side that is ahead greets
+again, which shows the peer its number. So both ends always use the same connection, and closing it
+ends receives as well as sends.
+
+A peer record is never freed, because UCX never resets its own count. A connection without endpoints
+is closed after `IDLE_MS`. A peer that does not greet is not tried again for `BACKOFF_MS`.
+
+The progress thread runs `_attend` between two rounds of progress: it handles the peers that are due
+(`is_due`), sends greetings and held frames, then reports ended operations.
 """
-
-from typing import TypedDict
-
-class Figures(TypedDict):
-    endpoint_count: int
-    peer_count: int
-    connection_count: int
-    kept_count: int
-    break_count: int

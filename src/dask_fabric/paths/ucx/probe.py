@@ -1,7 +1,7 @@
-"""What one UCX library can do: loads it and prints the answer as one line of JSON.
+"""A program that loads one UCX library and prints its capabilities as one line of JSON.
 
-Run as a program, in a process of its own: a library that does not fit this machine may print, hang
-or crash. Imports nothing but the standard library.
+It runs in a process of its own, because a library that does not fit this machine may print, hang or
+crash. It imports nothing but the standard library.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import ctypes
 import json
 import os
 import signal
+import struct
 import sys
 import tempfile
 
-# From one folder and in this order: a core and its modules of two builds crash.
+# Loaded from one folder and in this order: mixing the libraries of two builds crashes.
 LIBRARIES = ("libucm", "libucs", "libuct", "libucp")
 SUFFIX = ".so.0"
 _FEATURE_WAKEUP, _FEATURE_AM = 1 << 4, 1 << 6
@@ -34,7 +35,7 @@ class _SymbolInfo(ctypes.Structure):
 
 def main(path: str, seconds: str) -> None:
     """Print the version, transports and memory types of the UCX library *path*."""
-    signal.alarm(int(seconds))  # ends this process, also where its parent is gone by then
+    signal.alarm(int(seconds))  # ends this process even if its parent has died
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # UCX logs to the standard output
     try:
@@ -43,13 +44,14 @@ def main(path: str, seconds: str) -> None:
         found = {"error": str(exc) or repr(exc)}
     answer.write(json.dumps(found) + "\n")
     answer.close()
-    os._exit(0)  # what the library does at an orderly exit is not asked for
+    os._exit(0)  # skip the library's exit handlers
 
 
-def describe(path: str) -> dict:
+def describe(path: str) -> dict[str, object]:
     ucp = _open(path)
-    found = {"path": _path_of(ucp), "version": _version(ucp)}
-    context = _new_context(ucp, found["version"])
+    version = _version(ucp)
+    found: dict[str, object] = {"path": _path_of(ucp), "version": version}
+    context = _new_context(ucp, version)
     found["transports"] = _transports(ucp, context)
     found["memory_types"] = _memory_types(ucp, context)
     _check(ucp, ucp.ucp_worker_create(context, _parameters({}), ctypes.byref(ctypes.c_void_p())))
@@ -59,8 +61,8 @@ def describe(path: str) -> dict:
 def _open(path: str) -> ctypes.CDLL:
     folder = os.path.dirname(path)
     if folder:
-        os.stat(path)  # else the first that is missed is one of its neighbours
-    # Bound at the first call: libucm and libucs need each other.
+        os.stat(path)  # else the error would name a neighbouring library
+    # Lazy binding: libucm and libucs need each other.
     mode = os.RTLD_LAZY | os.RTLD_LOCAL
     for name in LIBRARIES[:-1] if folder else ():
         ctypes.CDLL(os.path.join(folder, name + SUFFIX), mode)
@@ -92,7 +94,7 @@ def _new_context(ucp: ctypes.CDLL, version: list[int]) -> ctypes.c_void_p:
 
 
 def _transports(ucp: ctypes.CDLL, context: ctypes.c_void_p) -> list[str]:
-    """Names and devices of the `resource` lines; other lines are there without a device too."""
+    """Give transport and device of each `resource` line; other lines also appear without device."""
     libc = ctypes.CDLL(None)
     libc.fdopen.restype = ctypes.c_void_p
     with tempfile.TemporaryFile() as file:
@@ -112,10 +114,10 @@ def _memory_types(ucp: ctypes.CDLL, context: ctypes.c_void_p) -> list[str]:
 
 
 def _parameters(values: dict[int, int]) -> ctypes.Array:
-    """Make a structure of zeros but for 64-bit *values* by offset."""
+    """Make a structure of zeros, except for 64-bit *values* by offset."""
     structure = ctypes.create_string_buffer(_STRUCTURE_BYTES)
     for offset, value in values.items():
-        structure[offset : offset + 8] = value.to_bytes(8, "little")
+        struct.pack_into("<Q", structure, offset, value)
     return structure
 
 

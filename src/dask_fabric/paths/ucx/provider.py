@@ -1,4 +1,4 @@
-"""UCX, for RDMA networks and GPUs: how it is configured, described, agreed on, and explained."""
+"""UCX, for RDMA networks and GPUs: configuration, description, negotiation, and reports."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 import secrets
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from dask_fabric.keys import Key, Section, full_path, switch_or_auto
 from dask_fabric.paths.provider import (
@@ -24,21 +24,23 @@ from dask_fabric.paths.ucx.candidates import VERBS
 from dask_fabric.wire.text import is_name
 
 if TYPE_CHECKING:
+    from dask_fabric.paths.ucx.endpoint import UCXPath
     from dask_fabric.paths.ucx.local import LocalUCX
     from dask_fabric.paths.ucx.survey import Library, Ucx
 
-# Beginnings of the names of UCX's transports.
+# Prefixes of the names of UCX's transports.
 SHARED_MEMORY = ("posix", "sysv", "xpmem")
 CUDA_TRANSPORTS = ("cuda_ipc", "cuda_copy")
 WITHIN_HOST = (*SHARED_MEMORY, "cuda_ipc")
-# They carry no messages, or not between processes of which either may die.
+# They carry no messages, or fail if either process dies.
 SILENT = ("self", "cma", "knem", "cuda", "gdr_copy", "rocm", "ze_")
-# What two processes that share memory have in common: keys of a hello. UCX looks at the first only.
+# What two processes must have in common to share memory, by key in a hello. UCX itself checks only
+# the first.
 SCOPES = {"ipc": "IPC namespaces", "pid": "pid namespaces", "user": "users"}
 # Kinds of device memory, as UCX numbers them (``ucs_memory_type_t``).
 MEMORY_TYPES = {CUDA: 1}
 _SHM_BYTES = 1 << 30
-_ERROR = re.compile(r"\bUCX +ERROR +(.+)")  # it writes them to the standard output
+_ERROR = re.compile(r"\bUCX +ERROR +(.+)")  # UCX writes errors to the standard output
 
 
 def _options(value: object) -> tuple[tuple[str, str], ...]:
@@ -48,7 +50,7 @@ def _options(value: object) -> tuple[tuple[str, str], ...]:
 
 
 def _option(name: object, value: object) -> tuple[str, str]:
-    """Write one setting as UCX reads it in the environment, which Dask gives in lower case."""
+    """Write one setting as UCX reads it from the environment; Dask's keys may be lower-case."""
     if type(name) is not str or type(value) not in (str, int, float, bool):
         raise TypeError(name)
     name = name.upper().replace("-", "_")
@@ -65,7 +67,7 @@ class UCXProvider(Provider):
     scheme = "fabric+ucx"
     memory = (HOST, CUDA)
     rank = 40
-    environment: Mapping[str, str] = {
+    environment: ClassVar[Mapping[str, str]] = {
         "UCX_LOG_FILE": "stderr",
         "UCX_WARN_UNUSED_ENV_VARS": "n",
     }
@@ -74,16 +76,16 @@ class UCXProvider(Provider):
         {
             "enabled": switch_or_auto(
                 "enabled",
-                "true, false; auto: where the host has RDMA devices or a GPU",
-                "Whether to look for [UCX](ucx.md) and use it. `auto`: only where this host has "
-                "RDMA devices or a GPU.",
+                "true, false; auto: if the host has RDMA devices or a GPU",
+                "Whether to look for [UCX](ucx.md) and use it. `auto`: only if this host has RDMA "
+                "devices or a GPU.",
             ),
             "library": full_path(
                 "library",
                 "a libucp.so.0 or of its folder",
-                "a libucp.so.0, or its folder; null: the best one that is found",
+                "a libucp.so.0, or its folder; null: the best one found",
                 "Full path of the `libucp.so.0` to use, or of its folder; no other is tried then. "
-                "`null`: the best one that is [found](ucx.md#which-library-is-used).",
+                "`null`: the best one [found](ucx.md#which-library-is-used).",
             ),
             "options": Key(
                 "options",
@@ -96,14 +98,14 @@ class UCXProvider(Provider):
                     "additionalProperties": {"type": ["string", "number", "boolean"]},
                 },
                 "settings of UCX, such as TLS: ^tcp; UCX_* in the environment win",
-                "Settings of UCX, by their names without `UCX_`, such as `{TLS: ^tcp}`. What the "
-                "environment sets (`UCX_TLS`) wins.",
+                "Settings of UCX, by their names without `UCX_`, such as `{TLS: ^tcp}`. Variables "
+                "in the environment (`UCX_TLS`) win.",
             ),
         },
     )
 
     def __init__(self) -> None:
-        # What was said last, and of what: an object that stays the same while UCX runs.
+        # The last description, and the UCX that it describes: returned again while that runs.
         self._described: tuple[LocalUCX | None, Description] = None, Description()
 
     # ---- the process
@@ -137,7 +139,7 @@ class UCXProvider(Provider):
     def candidate(
         self, description: Mapping[str, Any], settings: Any, sock: socket.socket
     ) -> Candidate:
-        # A token for each connection, which nobody can guess.
+        # An unguessable token for each connection.
         return _Candidate(Description(description, token=1 + secrets.randbits(62)))
 
     def statistics(self) -> Mapping[str, Any] | None:
@@ -145,7 +147,7 @@ class UCXProvider(Provider):
 
         return core.statistics() if worker.is_running() else None
 
-    # ---- what hellos say
+    # ---- descriptions in hellos
 
     def check(self, description: Mapping[str, Any]) -> bool:
         token, transports = description.get("token"), description.get("transports")
@@ -188,11 +190,11 @@ class UCXProvider(Provider):
     def conceal(self, description: Mapping[str, Any], key: HostKey) -> Mapping[str, Any]:
         if "scope" not in description:
             return description
-        scope = {name: key.disguise(name, told) for name, told in description["scope"].items()}
+        scope = {name: key.disguise(name, text) for name, text in description["scope"].items()}
         return {**description, "scope": scope}
 
     def for_strangers(self, description: Mapping[str, Any]) -> Mapping[str, Any]:
-        return {name: told for name, told in description.items() if name != "scope"}
+        return {name: value for name, value in description.items() if name != "scope"}
 
     # ---- the doctor
 
@@ -216,16 +218,16 @@ class UCXProvider(Provider):
             return "set fabric.ucx.enabled: auto"
         if self._chosen(facts) is not None:
             return (
-                "see that UCX_TLS, UCX_NET_DEVICES and such in the environment, and "
-                "fabric.ucx.options, leave it shared memory or a network"
+                "check that UCX_TLS, UCX_NET_DEVICES and the like in the environment, and "
+                "fabric.ucx.options, allow it shared memory or a network"
             )
         if facts.configuration.value("ucx.library"):
             return "name a libucp.so.0 that works in fabric.ucx.library, or leave that out"
         if facts.rdma:
-            return "load your site's UCX (such as: module load ucx), which knows your devices"
+            return "load your site's UCX (such as: module load ucx), which supports your devices"
         install = "pip install 'dask-fabric[ucx]'"
         return (
-            install if facts.gpus else f"none needed without RDMA devices and GPUs; else {install}"
+            install if facts.gpus else f"not needed without RDMA devices and GPUs; else {install}"
         )
 
     def advice(self, facts: Any) -> Iterator[Advice]:
@@ -240,8 +242,8 @@ class UCXProvider(Provider):
         if any(gpu.usable for gpu in facts.gpus) and chosen and not chosen.has_gpu:
             yield Advice(
                 "UCX",
-                f"{chosen.path} knows nothing of GPUs",
-                "a UCX that is built with CUDA or ROCm, such as libucx-cu12",
+                f"{chosen.path} is built without support for GPUs",
+                "use a UCX that is built with CUDA or ROCm, such as libucx-cu12",
             )
         shm_bytes = facts.limits.shm_bytes
         if facts.path(self.name).works and isinstance(shm_bytes, int) and shm_bytes < _SHM_BYTES:
@@ -266,9 +268,9 @@ class UCXProvider(Provider):
 
 
 class _Candidate(Candidate):
-    """The path for one connection, whose ends are named by tokens."""
+    """The path during the negotiation of one connection; tokens name its ends."""
 
-    def open(self, peer: Peer, memory: Sequence[str]) -> Any:
+    def open(self, peer: Peer, memory: Sequence[str]) -> UCXPath:
         from dask_fabric.paths.ucx.endpoint import UCXPath
 
         return UCXPath(
@@ -282,11 +284,14 @@ class _Candidate(Candidate):
 
 
 def _apart(client: Mapping[str, Any], server: Mapping[str, Any]) -> str:
-    """Name what keeps two processes of a host from sharing memory, by what both tell; or ""."""
+    """Name the first scope in which two processes of a host differ, or "".
+
+    A scope that one side does not announce counts as equal.
+    """
     scopes = client.get("scope", {}), server.get("scope", {})
     for key, names in SCOPES.items():
-        told = [scope[key] for scope in scopes if key in scope]
-        if len(set(told)) > 1:
+        announced = {scope[key] for scope in scopes if key in scope}
+        if len(announced) > 1:
             return names
     return ""
 
@@ -297,8 +302,8 @@ def _lack(within_host: bool, apart: str) -> str:
     return f"UCX has {'neither shared memory nor' if within_host else 'no'} RDMA"
 
 
-def _any_of(beginnings: tuple[str, ...], names: Iterable[str]) -> bool:
-    return any(name.startswith(beginnings) for name in names)
+def _any_of(prefixes: tuple[str, ...], names: Iterable[str]) -> bool:
+    return any(name.startswith(prefixes) for name in names)
 
 
 def _named(one: Library) -> str:

@@ -1,83 +1,64 @@
-"""An endpoint of the `ucx` path for Python: for tests, benchmarks and the report of `doctor`."""
+"""An endpoint of the `ucx` path in Python: for tests, benchmarks and `doctor`."""
 
-from typing import Final, TypedDict
-
-from _typeshed import Incomplete
-
-from dask_fabric.linux import pthread_mutex_t
-from dask_fabric.paths.ucx.libucp import HOST
+from typing import Final
 
 class UCXEndpoint:
-    """One end of a connection for frames; to be used by one thread at a time.
+    """One end of a connection for frames. Use it in one thread at a time.
 
     Parameters
     ----------
     address : bytes
         Of the peer's worker.
     own_token, peer_token : int
-        64 random bits: what each side has made, and told to the other.
+        64 random bits each; each side makes its own and announces it to the other.
     """
 
     own_token: Final[int]
 
     def __init__(self, address: bytes, own_token: int, peer_token: int): ...
     def fileno(self):
-        """Give a descriptor that is readable when something has ended."""
+        """Return a file descriptor that is readable once an operation has ended."""
     @property
     def is_wired(self): ...
     @property
     def error(self):
         """The errno of a broken endpoint, or 0."""
-    def offer(self, data, sequence: int = 0, index: int = 0, kind: int = HOST):
+    def offer(self, data, sequence: int = 0, index: int = 0, kind: int = ...) -> int:
         """Send a frame.
 
         Parameters
         ----------
         data : bytes-like
         sequence, index : int
-            What the peer posts it by.
+            The peer posts its receive with the same numbers.
         kind : int
-            Of the memory, as UCX numbers them.
+            The kind of memory, in UCX's numbering.
 
         Returns
         -------
         int
-            For :meth:`wait`.
+            The operation's name, for :meth:`wait`.
         """
-    def post(self, memory, sequence: int = 0, index: int = 0, kind: int = HOST):
-        """Receive a frame of exactly the length of *memory* into it; the rest as :meth:`offer`."""
-    def wait(self, name, timeout_seconds=30.0):
+    def post(self, memory, sequence: int = 0, index: int = 0, kind: int = ...):
+        """Receive a frame into *memory*, of exactly that length; otherwise as :meth:`offer`."""
+    def wait(self, name, timeout_seconds=30.0) -> int:
         """Wait for the end of an operation.
 
         Returns
         -------
         int
-            The bytes that have moved.
+            The number of bytes moved.
 
         Raises
         ------
         TimeoutError
-            It has not ended in time, and goes on.
+            It has not ended in time, and continues.
         OSError
             It has failed.
         """
     def cancel(self, name: int):
-        """End an operation without an answer; False where it is over already."""
+        """Cancel an operation; False if it has ended already."""
     def fail(self):
-        """End all operations with errors, and with them the connection to the peer."""
+        """Fail all operations, and break the connection to the peer."""
     def close(self):
-        """End all operations without an answer."""
-
-class Results(TypedDict):
-    mutex: pthread_mutex_t
-    event_fd: int
-    first: Result
-    last: Result
-
-class Result(TypedDict):
-    results: Results
-    next: Result
-    name: int
-    error: int
-    moved_bytes: int
-    buffer: Incomplete
+        """Cancel all operations."""

@@ -1,4 +1,4 @@
-"""Frames that come in by UCX: each into the memory that was posted for it, kept, or refused.
+"""Incoming frames: each is received into its posted memory, kept as unexpected, or refused.
 
-All of this needs the worker's lock. Nothing that a peer claims is believed.
+All of this needs the worker's lock. Everything that a peer sends is checked.
 """

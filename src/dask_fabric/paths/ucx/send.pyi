@@ -1,1 +1,1 @@
-"""Frames that go out by UCX. All of this needs the worker's lock."""
+"""Outgoing frames. All of this needs the worker's lock."""

@@ -1,4 +1,4 @@
-"""The UCX libraries of this host, as the loader sees them."""
+"""The UCX libraries of this host, for the doctor."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dask_fabric.paths.ucx.candidates import CUDA, ROCM, VERBS
 
 @dataclass(frozen=True)
 class Library:
-    """One UCX that was found; its refusal is empty where it is the one that is taken."""
+    """One UCX that was found; `refusal` is empty for the chosen one."""
 
     path: str
     source: str
@@ -26,7 +26,7 @@ class Library:
 
 @dataclass(frozen=True)
 class Ucx:
-    """What was found, what was taken of it, and why.
+    """The libraries that were found, the chosen one, and the reasons.
 
     Attributes
     ----------
@@ -35,11 +35,11 @@ class Ucx:
     why_wanted : str
         The reason for that.
     chosen : Library or None
-        The library that is taken.
+        The library that is used.
     reason : str
-        Why it is taken, or why none is.
+        Why it is used, or why none is.
     others : tuple of Library
-        Those that are not taken.
+        The libraries that are not used.
     """
 
     wanted: bool = False
@@ -50,7 +50,7 @@ class Ucx:
 
 
 def inspect_ucx(settings: Any) -> Ucx:
-    """Ask the loader, which probes every library in a process of its own."""
+    """Probe every library, each in a process of its own, and choose one."""
     host = ucx_candidates.look()
     wanted, why_wanted = ucx_candidates.is_wanted(settings.enabled, host)
     try:
@@ -60,13 +60,13 @@ def inspect_ucx(settings: Any) -> Ucx:
     return Ucx(
         wanted=wanted,
         why_wanted=why_wanted,
-        chosen=choice.library and _library(choice.library),
+        chosen=_library(choice.library) if choice.library else None,
         reason=choice.reason,
         others=tuple(_library(library, refusal) for library, refusal in choice.refused),
     )
 
 
-def _library(found: Any, refusal: str = "") -> Library:
+def _library(found: ucx_library.Library, refusal: str = "") -> Library:
     return Library(
         path=found.path,
         source=found.source,

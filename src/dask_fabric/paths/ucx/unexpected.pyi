@@ -1,5 +1,5 @@
-"""Messages that came before their receive was posted, within bounds.
+"""Unexpected messages: those that arrive before their receive is posted. They are bounded.
 
-All of this needs the worker's lock. A rendezvous costs the receiver a descriptor; its data stay at
-the sender. Other messages lie in UCX's memory until they are wanted.
+All of this needs the worker's lock. A rendezvous costs the receiver only a descriptor; its data
+stay at the sender. Other messages stay in UCX's memory until their receive is posted.
 """

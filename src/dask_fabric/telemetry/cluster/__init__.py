@@ -1,1 +1,1 @@
-"""What the processes of a cluster report of their comms: tables, matrices and rates."""
+"""Reports of a cluster's processes on their comms: tables, matrices and rates."""

@@ -14,12 +14,12 @@ _TIMES = ("send", "receive", "answer")
 
 
 def of_cluster(client: Client) -> Any:
-    """Give what `dask_fabric.statistics` does with a client."""
+    """Give the result of `dask_fabric.statistics` with a client."""
     try:
         import pandas
     except ImportError as exc:
         raise ImportError(
-            "dask_fabric.statistics(client) gives a pandas DataFrame: install pandas, or use "
+            "dask_fabric.statistics(client) returns a pandas DataFrame: install pandas, or use "
             "client.run(dask_fabric.statistics)"
         ) from exc
 
@@ -30,7 +30,7 @@ def of_cluster(client: Client) -> Any:
 
 
 def columns() -> list[str]:
-    """Give the names of the columns, also where there are no rows."""
+    """Give the names of the columns, also for a table without rows."""
     from dask_fabric.wire.metrics import Metrics
 
     figures = Metrics().as_dict()
@@ -57,7 +57,7 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def quantile(counts: list[int], q: float) -> float:
-    """Give the power of two below which a part of the values lies; nan where there are none.
+    """Give the power of two that bounds a quantile of the values; nan without values.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What workers report with their heartbeats, as the page shows it: who moves how much to whom."""
+"""The heartbeat reports of all workers, as the dashboard shows them: traffic between workers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WORKERS_SHOWN = 64
 
 @dataclass
 class PathSum:
-    """What all workers together have moved by one path, and waited for, in seconds."""
+    """The traffic of all workers by one path, and their waiting times in seconds."""
 
     sent_bytes: int = 0
     received_bytes: int = 0
@@ -28,7 +28,7 @@ class PathSum:
 
 @dataclass
 class Cell:
-    """What one worker has sent to another, by path."""
+    """The bytes that one worker has sent to another, by path."""
 
     bytes_by_path: dict[str, int] = field(default_factory=dict)
 
@@ -38,7 +38,7 @@ class Cell:
 
     @property
     def path(self) -> str:
-        """The path that has carried most of it."""
+        """The path that has carried most of the bytes."""
         return max(self.bytes_by_path, key=self.bytes_by_path.__getitem__)
 
 
@@ -52,9 +52,9 @@ class Report:
         By sender and receiver, both names of workers.
     paths : dict of str to PathSum
     silent : list of str
-        Workers whose heartbeats tell nothing.
+        Workers whose heartbeats contain no report.
     names : list of str
-        The workers that are shown: those that moved most.
+        The workers to show: the busiest ones.
     """
 
     cells: dict[tuple[str, str], Cell] = field(default_factory=dict)
@@ -64,22 +64,22 @@ class Report:
 
 
 def gather(workers: Iterable[tuple[str, str, Any]]) -> Report:
-    """Bring the reports of workers together.
+    """Combine the reports of workers.
 
     Parameters
     ----------
     workers : iterable of (str, str, object)
-        The name of a worker, its address, and what came with its last heartbeat.
+        The name of a worker, its address, and the untrusted report in its last heartbeat.
     """
     workers = list(workers)
     names = {address: name for name, address, _ in workers}
     report = Report()
     processes = set()
-    for name, _, told in workers:
-        found = reports.read(told)
+    for name, _, report_sent in workers:
+        found = reports.read(report_sent)
         if found is None:
             report.silent.append(name)
-        elif found.process not in processes:  # workers that share one report the same
+        elif found.process not in processes:  # workers of one process send the same report
             processes.add(found.process)
             for row in found.rows:
                 _count(report, name, names, row)
@@ -94,7 +94,7 @@ def _count(report: Report, name: str, names: Mapping[str, str], row: Row) -> Non
     total.fallback_count += row.fallback_count
     for wait, seconds in zip(WAITS, row.waits, strict=True):
         total.waits[wait] += seconds
-    if row.peer in names:  # who has connected counts both directions; the other knows no name
+    if row.peer in names:  # the connecting side: it counts both, and the other has no name for it
         for key, nbytes in (
             ((name, names[row.peer]), row.sent_bytes),
             ((names[row.peer], name), row.received_bytes),
@@ -109,4 +109,4 @@ def _busiest(cells: Mapping[tuple[str, str], Cell], names: Iterable[str]) -> lis
         moved[sender] += cell.nbytes
         moved[receiver] += cell.nbytes
     shown = set(sorted(moved, key=moved.__getitem__, reverse=True)[:WORKERS_SHOWN])
-    return sorted(shown, key=lambda name: (len(name), name))  # 10 behind 9
+    return sorted(shown, key=lambda name: (len(name), name))  # 9 before 10

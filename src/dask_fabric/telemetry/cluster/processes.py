@@ -1,4 +1,4 @@
-"""Asking every process of a cluster for its figures."""
+"""Collecting the figures of every process of a cluster."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Process:
     ----------
     role : {"worker", "scheduler", "client"}
     name : str
-        Its address; that of the host and the number of the process, for the client.
+        Its address; for the client, host name and process id.
     rows : list of dict or None
-        As from `dask_fabric.telemetry.registry.rows`; None where it has no dask-fabric that tells.
+        From `dask_fabric.telemetry.registry.rows`; None if dask-fabric is missing or too old there.
     reason : str
         Why there are no rows.
     """
@@ -31,33 +31,34 @@ class Process:
 
 
 async def ask(client: Client) -> list[Process]:
-    """Ask the workers, the scheduler and this process.
+    """Collect the figures of the workers, the scheduler and this process.
 
     Parameters
     ----------
     client : distributed.Client
-        Called in its event loop.
+        This must run in its event loop.
 
     Returns
     -------
     list of Process
-        Workers that share a process are one: the figures are of processes.
+        Workers in the same process appear once.
     """
     question = _question()
     own_process, own_rows = question()
-    told = await client.run(question, on_error="return")
-    processes = [("worker", address, answer) for address, answer in sorted(told.items())]
+    answers = await client.run(question, on_error="return")
+    processes = [("worker", address, answer) for address, answer in sorted(answers.items())]
+    assert client.scheduler is not None  # `client.run` has used it
     scheduler = client.scheduler.address
     try:
         processes.append(("scheduler", scheduler, await client.run_on_scheduler(question)))
-    except Exception as exc:  # whatever became of the question there
+    except Exception as exc:  # any error of the scheduler
         processes.append(("scheduler", scheduler, exc))
     processes.append(("client", own_process, (own_process, own_rows)))
     return _once_each(processes)
 
 
 def _question() -> Callable[[], tuple[str, list[dict[str, Any]] | None]]:
-    """Give a function that is sent as it is: not every process has this module, or this version."""
+    """Give a function that is pickled by value: other processes may lack this module or version."""
 
     def figures() -> tuple[str, Any]:
         import os

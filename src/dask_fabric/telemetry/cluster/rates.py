@@ -1,4 +1,4 @@
-"""What a cluster does right now: two looks at its figures, and the difference."""
+"""The current traffic of a cluster: the difference of two samples of its figures."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 from dask_fabric.telemetry.cluster.processes import Process
 
 _SLOWEST_SHOWN = 8
-_LEAST_BYTES = 1 << 20  # of a pair: less says nothing about its speed
+_LEAST_BYTES = 1 << 20  # per pair: with less traffic its speed means nothing
 _WAITS = ("loop", "allocate", "wire", "peer", "serialize", "deserialize")
 
 
 @dataclass(frozen=True)
 class Rate:
-    """One process and path: per second of the time between the looks.
+    """The traffic of one process and path, per second between the samples.
 
     Attributes
     ----------
     waits : dict of str to float
-        Seconds per second, of all transfers together.
+        Seconds waited per second, by all transfers together.
     """
 
     role: str
@@ -35,7 +35,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Pair:
-    """How fast large frames came to one process from one peer, since they began."""
+    """How fast one process received large frames from one peer, since its start."""
 
     process: str
     peer: str
@@ -45,13 +45,13 @@ class Pair:
 
 
 def rates(before: Iterable[Process], after: Iterable[Process], seconds: float) -> list[Rate]:
-    """Give what has been moved between two looks.
+    """Give the traffic between two samples.
 
     Parameters
     ----------
     before, after : iterable of Process
     seconds : float
-        The time between the two.
+        The time between the samples.
     """
     old = {(process.name, path): sums for process, path, sums in _by_path(before)}
     found = []
@@ -59,7 +59,7 @@ def rates(before: Iterable[Process], after: Iterable[Process], seconds: float) -
         first = old.get((process.name, path), {})
         moved = {key: max(0, value - first.get(key, 0)) for key, value in sums.items()}
         if not sums["bytes_sent"] + sums["bytes_received"]:
-            continue  # a path that was chosen, and that has had nothing to carry yet
+            continue  # a path that was chosen, but has carried nothing yet
         found.append(
             Rate(
                 process.role,
@@ -90,7 +90,7 @@ def _by_path(processes: Iterable[Process]) -> list[tuple[Process, str, dict[str,
 
 
 def slowest(processes: Iterable[Process]) -> list[Pair]:
-    """Give the pairs whose bulk transfers were slowest, of those that say something."""
+    """Give the pairs with the slowest bulk transfers, among those with enough traffic."""
     pairs = [
         Pair(
             process.name,

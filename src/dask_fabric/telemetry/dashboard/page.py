@@ -1,4 +1,4 @@
-"""A page of the dashboard of Dask's scheduler: who moves how much to whom, by which path."""
+"""A page of the scheduler's dashboard: traffic between workers, by path."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from bokeh.layouts import column, row
 from bokeh.models import (
     BasicTicker,
     CategoricalColorMapper,
-    ColorBar,
     ColumnDataSource,
     DataRange1d,
-    Div,
     FactorRange,
     HoverTool,
     LogColorMapper,
     NumeralTickFormatter,
 )
+from bokeh.models.annotations import ColorBar
+from bokeh.models.widgets import Div
 from bokeh.palettes import Category10, Viridis256
 from bokeh.plotting import figure
 from dask.utils import format_bytes
@@ -36,7 +36,7 @@ INTERVAL_MS = 1000
 _SECONDS_SHOWN = 300
 _PATHS = (STREAM, *(provider.name for provider in providers.found()))
 _COLORS = dict(zip(_PATHS, cycle(Category10[10]), strict=False))
-_OTHER_COLOR = "#b279a2"  # of no palette
+_OTHER_COLOR = "#b279a2"  # in no palette
 _CELL_FIELDS = ("sender", "receiver", "nbytes", "path", "sizes")
 _TITLES = (
     "path",
@@ -49,7 +49,7 @@ _TITLES = (
     "waited for the peer",
     "(de)serializing",
 )
-_DECADES_SHOWN = 3  # of the amounts, by color
+_DECADES_SHOWN = 3  # that the colors of the amounts cover
 
 
 class FabricPage(DashboardComponent):
@@ -59,6 +59,8 @@ class FabricPage(DashboardComponent):
     ----------
     scheduler : distributed.Scheduler
     """
+
+    source: ColumnDataSource
 
     def __init__(self, scheduler: Any) -> None:
         self.scheduler = scheduler
@@ -148,8 +150,8 @@ class FabricPage(DashboardComponent):
         plot.legend.location = "top_left"
         return plot
 
-    def update(self) -> None:
-        """Show what the last heartbeats have told."""
+    def update(self) -> None:  # type: ignore[override]  # as in distributed's own components
+        """Show the reports of the last heartbeats."""
         report = gather(
             (str(ws.name), ws.address, ws.metrics.get(METRIC))
             for ws in self.scheduler.workers.values()
@@ -165,7 +167,7 @@ class FabricPage(DashboardComponent):
         self._add_rates({path: total.received_bytes for path, total in report.paths.items()})
 
     def _add_rates(self, moved: dict[str, int]) -> None:
-        """Add a point to the bandwidth: each byte is received once, by whichever side."""
+        """Add a point to the plot of bandwidth, of received bytes: each byte is received once."""
         now = time.monotonic()
         before, self._moved = self._moved, moved
         seconds, self._moved_at = now - self._moved_at, now
@@ -189,13 +191,13 @@ def _cells(report: Report) -> dict[str, list]:
 
 
 def _sizes(cell: Cell) -> str:
-    """Write how much went by each path: memory of the host and of devices may take two."""
+    """Format the bytes by path; host and device memory may use different paths."""
     by_path = sorted(cell.bytes_by_path.items(), key=lambda item: -item[1])
     return ", ".join(f"{format_bytes(nbytes)} by {path}" for path, nbytes in by_path if nbytes)
 
 
 def _table(paths: dict[str, PathSum]) -> str:
-    """Give the table of paths as HTML; what workers have sent is escaped."""
+    """Give the table of paths as HTML; names from workers are escaped."""
     rows = [
         (
             path,
@@ -214,17 +216,17 @@ def _table(paths: dict[str, PathSum]) -> str:
 
 
 def _note(report: Report) -> str:
-    """Say what is not shown, as text: names of workers come from users."""
+    """Describe what is not shown, without names: those of workers come from users."""
     if not report.silent:
         return ""
     return (
-        f"{len(report.silent)} workers report nothing: they do not listen on a fabric:// address, "
-        "or have no dask-fabric."
+        f"{len(report.silent)} workers send no report: they do not listen on a fabric:// address, "
+        "or dask-fabric is not installed there."
     )
 
 
 def fabric_doc(scheduler: Any, extra: dict[str, Any], doc: Any) -> None:
-    """Fill a document of Bokeh's with the page."""
+    """Fill a Bokeh document with the page."""
     page = FabricPage(scheduler)
     page.update()
     add_periodic_callback(doc, page, INTERVAL_MS)

@@ -19,13 +19,13 @@ _PATH_FIELDS = tuple(one.name for one in fields(PathSummary))
 
 
 def rows(records: Iterable[Record], now: float) -> list[dict[str, Any]]:
-    """Give one row for each job and path; a job that has moved nothing has one without a path.
+    """Give one row for each job and path; a job without traffic has one row without a path.
 
     Parameters
     ----------
     records : iterable of Record
     now : float
-        Seconds since 1970: decides which jobs are lost.
+        Seconds since 1970, to find out which jobs are lost.
     """
     found = []
     for record in records:
@@ -49,12 +49,12 @@ def _job_columns(record: Record, now: float) -> dict[str, Any]:
 
 
 def moment(seconds: float) -> datetime:
-    """Give a time in seconds since 1970 as one of UTC."""
+    """Convert seconds since 1970 to a time in UTC."""
     return datetime.fromtimestamp(seconds, timezone.utc)
 
 
 def write_csv(table: list[dict[str, Any]], path: Path) -> None:
-    """Write *table* as CSV; times are in the form of ISO 8601."""
+    """Write *table* as CSV, with times in ISO 8601."""
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(table[0]))
         writer.writeheader()
@@ -80,11 +80,11 @@ def write_parquet(table: list[dict[str, Any]], path: Path) -> None:
 
 
 def _schema(pyarrow: Any) -> Any:
-    """Give the types: in a column without values they would be guessed otherwise."""
+    """Give the types, which pyarrow could not infer for columns without values."""
     time = pyarrow.timestamp("us", tz="UTC")
     kinds = {"str": pyarrow.string(), "int": pyarrow.int64(), "float": pyarrow.float64()}
     columns = {"job": kinds["int"], "id": kinds["str"], "state": kinds["str"]}
     columns |= {"start": time, "end": time, "seen": time, "scheduler": kinds["str"]}
     columns |= dict.fromkeys(_PLAIN[1:], kinds["int"]) | {"slow_links": kinds["str"]}
-    columns |= {one.name: kinds[one.type] for one in fields(PathSummary)}
+    columns |= {one.name: kinds[str(one.type)] for one in fields(PathSummary)}
     return pyarrow.schema(list(columns.items()))

@@ -1,7 +1,7 @@
 """The SQLite file with the summaries of jobs.
 
-A connection lives for one write or one reading: no lock is held between, and a file that was moved
-away is made anew.
+Each write or read opens a connection of its own. So no lock is held in between, and a file that was
+moved away is created again.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -31,11 +32,11 @@ _BUSY_SECONDS = 5.0
 _MODE = 0o600
 _LEAST_LOST_SECONDS = 30.0
 _LOST_INTERVALS = 5
-_CLOCK_SECONDS = 86400.0  # a time so far ahead says nothing
+_CLOCK_SECONDS = 86400.0  # a time so far in the future is the error of a clock
 _JOBS_READ_LIMIT = 100_000
 _AUTOCHECKPOINT_PAGES = 64
-# Where WAL's shared memory is that of one host. Elsewhere, and where nobody knows, it would corrupt
-# the file.
+# Local file systems, where SQLite's write-ahead log works: it needs memory shared by all users of
+# the file. On others, and on unknown ones, it could corrupt the file.
 _EXT = ("ext2", "ext3", "ext4")
 _LOCAL_FILE_SYSTEMS = frozenset(
     (*_EXT, "bcachefs", "btrfs", "f2fs", "jfs", "overlay", "ramfs", "tmpfs", "xfs", "zfs")
@@ -44,7 +45,7 @@ _HEADER_BYTES = 100
 _MAGIC = b"SQLite format 3\0"
 _VERSIONS_OFFSET = 60
 _WAL_OFFSET, _WAL = 18, b"\2"
-_UNCHANGED = "mode=ro&immutable=1"  # with no file beside it
+_UNCHANGED = "mode=ro&immutable=1"  # reads without creating files beside it
 _TABLE = """CREATE TABLE jobs (
   number INTEGER PRIMARY KEY AUTOINCREMENT,
   id TEXT NOT NULL UNIQUE,
@@ -53,7 +54,7 @@ _TABLE = """CREATE TABLE jobs (
   ended REAL,
   summary TEXT NOT NULL
 )"""
-# Not in one statement, which would take a new number each time.
+# Two statements instead of an upsert, which would use up a number each time.
 _INSERT = "INSERT INTO jobs (seen, ended, summary, started, id) VALUES (?, ?, ?, ?, ?)"
 _UPDATE = "UPDATE jobs SET seen = ?, ended = ?, summary = ? WHERE id = ?"
 _DROP = """DELETE FROM jobs WHERE number IN (SELECT number FROM jobs WHERE id != ?
@@ -62,24 +63,25 @@ _READ = f"""SELECT number, id, started, seen, ended,
   CASE WHEN length(CAST(summary AS BLOB)) <= {TEXT_BYTES_LIMIT} THEN summary END
   FROM jobs ORDER BY number DESC LIMIT {_JOBS_READ_LIMIT}"""
 
-# A process that closes a file, as the look at its header does, loses SQLite's locks on it.
+# POSIX: a process that closes a file, as `_check_header` does, loses all its locks on it. So only
+# one thread at a time uses the file.
 _lock = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Record:
-    """One job, as it stands in the file; times are seconds since 1970.
+    """One job in the file; times are seconds since 1970.
 
     Attributes
     ----------
     number : int
-        Given by the file; 0 before it is there.
+        Assigned by the file; 0 before the job is written.
     job_id : str
         The scheduler's own identifier.
     seen : float
         When it was last written.
     ended : float or None
-        None where the scheduler has not said so.
+        None until the scheduler has ended.
     """
 
     number: int
@@ -90,7 +92,7 @@ class Record:
     summary: Summary
 
     def state(self, now: float) -> str:
-        """Give ``ended``, ``running``, or ``lost``: it has no end, and nothing was written."""
+        """Give ``ended``, ``running``, or ``lost``: without an end, and not written for long."""
         if self.ended is not None:
             return "ended"
         patience = max(_LEAST_LOST_SECONDS, _LOST_INTERVALS * self.summary.interval_seconds)
@@ -98,27 +100,27 @@ class Record:
 
 
 class Writer:
-    """Writes one job to a file, again and again.
+    """Writes one job to a file repeatedly.
 
     Parameters
     ----------
     path : str or Path
     size_bytes_limit : int
-        Of the file: jobs that were not written for the longest time are dropped.
+        The limit on the file's size; beyond it, the least recently written jobs are dropped.
     """
 
     def __init__(self, path: str | Path, size_bytes_limit: int) -> None:
         self.path = Path(os.path.expanduser(path))
         self.size_bytes_limit = size_bytes_limit
-        self._said = False
+        self._has_warned = False
 
     def write(self, record: Record) -> None:
-        """Write or replace the job with the identifier of *record*.
+        """Write the job of *record*, or replace it.
 
         Raises
         ------
         HistoryError
-            The file is not a history, or a newer one, or damaged; it was not changed.
+            The file is not a history, newer than this version, or damaged; it was not changed.
         OSError, sqlite3.Error
             It cannot be written now.
         """
@@ -128,7 +130,7 @@ class Writer:
             header = _check_header(self.path)
             _keep_private(self.path)
             with contextlib.closing(self._connect()) as connection:
-                if not header:  # in one piece: others see nothing, or whose file it is
+                if not header:  # atomically: others see an empty file, or a history
                     with _transaction(connection):
                         _create_or_check(connection, self.path)
                 self._choose_journal(connection, _is_wal(header))
@@ -151,26 +153,26 @@ class Writer:
             wanted, reason = "wal", "SQLite refuses its write-ahead log here"
         else:
             wanted, reason = "delete", f"SQLite's write-ahead log does not work on {file_system}"
-            if is_wal:  # it was on another file system; this opens it without shared memory
+            if is_wal:  # from another file system: open it without shared memory
                 connection.execute("PRAGMA locking_mode = EXCLUSIVE").fetchall()
-        # It fails while others write; then it is as they have it.
+        # Fails while others write; then their mode stays.
         with contextlib.suppress(sqlite3.OperationalError):
             connection.execute(f"PRAGMA journal_mode = {wanted}").fetchall()
         ((mode,),) = connection.execute("PRAGMA journal_mode").fetchall()
         if mode == "wal":
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute(f"PRAGMA wal_autocheckpoint = {_AUTOCHECKPOINT_PAGES}").fetchall()
-        elif not self._said:
-            self._said = True
+        elif not self._has_warned:
+            self._has_warned = True
             logger.warning(
                 "The history %s is written with a rollback journal (%s): several schedulers may "
-                "write it where file locks work between their hosts",
+                "share it only if file locks work between their hosts",
                 self.path,
                 reason,
             )
 
     def _drop_oldest(self, connection: sqlite3.Connection, but: Record) -> None:
-        # Each turn looks at all jobs: so it drops about half of what is too much.
+        # Each iteration scans all jobs, so it drops about half of the excess.
         while (used_bytes := _used_bytes(connection)) > self.size_bytes_limit:
             ((count,),) = connection.execute("SELECT count(*) FROM jobs").fetchall()
             some = 1 + count * (used_bytes - self.size_bytes_limit) // used_bytes // 2
@@ -179,23 +181,23 @@ class Writer:
                 return
 
     def _shrink(self, connection: sqlite3.Connection) -> None:
-        """Give back what is free, where that is much; the rest is used by the next jobs."""
+        """Shrink the file if much of it is free; the next jobs use the rest."""
         free_bytes = _pragma(connection, "freelist_count") * _pragma(connection, "page_size")
         if free_bytes > self.size_bytes_limit // 4:
-            with contextlib.suppress(sqlite3.OperationalError):  # others use it: the next time
+            with contextlib.suppress(sqlite3.OperationalError):  # in use by others; next time
                 connection.execute("VACUUM")
 
 
 def _keep_private(path: Path) -> None:
-    """Let nobody but its owner read the file, and what SQLite keeps beside it.
+    """Let only the owner read the file and SQLite's files beside it, since it contains addresses.
 
-    It has addresses, peers and rates. What SQLite makes beside it has the bits of the file.
+    SQLite gives new files beside it the mode of the file.
     """
     if not path.exists():
         os.close(os.open(path, os.O_RDONLY | os.O_CREAT, _MODE))
     for suffix in ("", "-wal", "-shm", "-journal"):
         beside = path.with_name(path.name + suffix)
-        with contextlib.suppress(OSError):  # there is none, or it is another user's
+        with contextlib.suppress(OSError):  # missing, or another user's
             mode = beside.stat().st_mode
             if stat.S_ISREG(mode) and stat.S_IMODE(mode) & ~_MODE:
                 beside.chmod(_MODE)
@@ -211,7 +213,7 @@ def read(path: str | Path) -> tuple[list[Record], list[str]]:
     Returns
     -------
     list of Record, list of str
-        The jobs, oldest first, and what is wrong with those that cannot be read.
+        The jobs, oldest first, and an error for each that cannot be read.
 
     Raises
     ------
@@ -237,7 +239,7 @@ def read(path: str | Path) -> tuple[list[Record], list[str]]:
 
 
 def _read_rows(path: Path, is_wal: bool) -> list[tuple]:
-    # An empty authority, for a path may begin with two slashes.
+    # With an empty authority, because a path may begin with two slashes.
     uri = f"file://{urllib.parse.quote(os.fsencode(path.absolute()))}?{_access(path, is_wal)}"
     with contextlib.closing(sqlite3.connect(uri, timeout=_BUSY_SECONDS, uri=True)) as connection:
         connection.execute("PRAGMA trusted_schema = OFF")
@@ -245,22 +247,22 @@ def _read_rows(path: Path, is_wal: bool) -> list[tuple]:
         connection.text_factory = lambda data: data.decode(errors="replace")
         kinds = connection.execute("SELECT type FROM sqlite_master WHERE name = 'jobs'").fetchall()
         if kinds != [("table",)]:
-            raise HistoryError(f"{path} is damaged: it has no table of jobs")
+            raise HistoryError(f"{path} is damaged: it has no table 'jobs'")
         return connection.execute(_READ).fetchall()
 
 
 def _access(path: Path, is_wal: bool) -> str:
-    """Give the way to open the file for reading that works here, and harms no writer."""
+    """Give URI parameters to open the file for reading here, without harm to a writer."""
     has_log = path.with_name(f"{path.name}-wal").exists()
     if is_wal and file_system_of(path) not in _LOCAL_FILE_SYSTEMS:
         if has_log:
             raise HistoryError(
-                f"{path} has a write-ahead log, which can be read on the host that writes it alone"
+                f"{path} has a write-ahead log, which only the host that writes it can read"
             )
         return _UNCHANGED
     if os.access(path, os.W_OK) and os.access(path.parent, os.W_OK):
         return "mode=rw"  # so that SQLite can clean up after a writer that was killed
-    # Between two writes there are no files beside it, and SQLite would have to make them.
+    # Between two writes there is no log beside the file, and SQLite would have to create one.
     return "mode=ro" if has_log or not is_wal else _UNCHANGED
 
 
@@ -276,13 +278,11 @@ def _naming_damage(path: Path) -> Iterator[None]:
         if type(exc) is not sqlite3.DatabaseError:
             raise
         raise HistoryError(
-            f"the history {path} is damaged ({exc}): move it away, and a new one is made"
+            f"the history {path} is damaged ({exc}): move it away, and a new one will be created"
         ) from exc
 
 
-def _record(
-    number: object, job_id: object, started: object, seen: object, ended: object, text: object
-) -> Record:
+def _record(number: Any, job_id: Any, started: Any, seen: Any, ended: Any, text: Any) -> Record:
     times = (started, seen) if ended is None else (started, seen, ended)
     if not (
         isinstance(number, int)
@@ -290,14 +290,14 @@ def _record(
         and all(isinstance(time, float) and 0 <= time < 1e11 for time in times)
         and isinstance(text, str)
     ):
-        raise ValueError("its columns are not what this program writes")
+        raise ValueError("its columns have unexpected values")
     return Record(number, job_id[:200], started, seen, ended, from_text(text))
 
 
 def _check_header(path: Path) -> bytes:
-    """Give the header, or nothing where there is none yet.
+    """Give the header, or b"" for a missing or empty file.
 
-    A file that is not ours is refused before SQLite sees it.
+    A file that is not a history is refused before SQLite opens it.
     """
     try:
         status = os.stat(path)
@@ -323,17 +323,17 @@ def _check_identity(path: Path, application_id: int, version: int) -> None:
         raise _foreign(path)
     if version != VERSION:
         raise HistoryError(
-            f"the history {path} has version {version}, and this dask-fabric knows version "
+            f"the history {path} has version {version}, but this dask-fabric supports version "
             f"{VERSION}: use a dask-fabric as new as the one that wrote it, or another file"
         )
 
 
 def _foreign(path: Path) -> HistoryError:
-    return HistoryError(f"{path} is not a history of dask-fabric; it is left as it is")
+    return HistoryError(f"{path} is not a history of dask-fabric; it was not changed")
 
 
 def _create_or_check(connection: sqlite3.Connection, path: Path) -> None:
-    """Make the table in a new file, unless somebody else has made something of it by now."""
+    """Create the table in a new file; if another process was first, check the file instead."""
     ((count,),) = connection.execute("SELECT count(*) FROM sqlite_master").fetchall()
     if count == 0:
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
@@ -351,7 +351,7 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if connection.in_transaction:  # of some errors SQLite itself makes the end
+        if connection.in_transaction:  # after some errors SQLite has rolled back itself
             connection.execute("ROLLBACK")
         raise
     connection.execute("COMMIT")

@@ -1,4 +1,4 @@
-"""Summing up one job from what its workers report."""
+"""The summary of one job, from the reports of its workers."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from dask_fabric.telemetry.history import reports
 from dask_fabric.telemetry.history.reports import Row
 from dask_fabric.telemetry.history.summary import AMOUNT_LIMIT, Link, PathSummary, Summary
 
-# Those that were not heard of for the longest time are forgotten.
+# Beyond these limits the least recently seen entries are dropped.
 _PROCESS_LIMIT = 16384
 _LINK_LIMIT = 65536
 _WORKER_LIMIT = 65536
 _PATH_LIMIT = 16
 _SLOW_LINKS_KEPT = 8
-_LINK_BYTES_LEAST = 8 << 20  # less says nothing about a link's speed
+_LINK_BYTES_LEAST = 8 << 20  # with less traffic a link's speed means nothing
 _LINK_COUNT_LEAST = 3
-_SLOW_PART = 1 / 3  # of what the better quarter of links has
-_STEPS = 8  # of the logarithm to 2 of a bandwidth: percentiles are right within 5 %
-_MOST = AMOUNT_LIMIT // 2  # of any sum: only what workers make up has more
+_SLOW_PART = 1 / 3  # a link below this part of the upper quartile is slow
+_STEPS = 8  # per power of two of a bandwidth: percentiles are right within 5 %
+_MOST = AMOUNT_LIMIT // 2  # limit of any sum: only invented figures exceed it
 _NUMBER_COUNT = 3 + len(reports.WAITS)
 
 
 @dataclass
 class _Path:
-    """Sums of all workers, and how often which bandwidth was seen."""
+    """Sums over all workers, and a histogram of the sampled bandwidth."""
 
     numbers: list[float] = field(default_factory=lambda: [0] * _NUMBER_COUNT)
-    sampled_bytes: float = 0  # of those received: up to the last sample
+    sampled_bytes: float = 0  # received until the last sample
     most: float = 0.0
     steps: Counter = field(default_factory=Counter)
 
@@ -53,14 +53,14 @@ class _Path:
 
 
 class Job:
-    """What the workers of one scheduler have moved since it started.
+    """The traffic of one scheduler's workers since its start.
 
     Parameters
     ----------
     scheduler : str
         Its address.
     interval_seconds : float
-        Between two samples.
+        The time between two samples.
     """
 
     def __init__(self, scheduler: str, interval_seconds: float) -> None:
@@ -69,42 +69,42 @@ class Job:
         self._paths: dict[str, _Path] = {}
         self._last: dict[str, dict[str, list[float]]] = {}  # by process and path
         self._links: dict[tuple[str, str, str], tuple[int, float]] = {}
-        self._workers: dict[str, None] = {}  # every address that there was
+        self._workers: dict[str, None] = {}  # every address seen
         self._workers_total = 0
         self._unsampled_seconds = 0.0
         self._most_workers = self._most_silent = 0
 
-    def take(self, told: Iterable[tuple[str, Any]]) -> int:
-        """Add what workers report; give how many report nothing.
+    def take(self, sent: Iterable[tuple[str, Any]]) -> int:
+        """Add the reports of workers; give the number of workers without a report.
 
-        What a process has moved before it was first seen is of no account: it may have been
-        for another scheduler.
+        Traffic of a process before its first report is not counted: it may belong to another
+        scheduler.
 
         Parameters
         ----------
-        told : iterable of (str, object)
-            The address of a worker, and what came with its last heartbeat.
+        sent : iterable of (str, object)
+            The address of a worker, and the untrusted report in its last heartbeat.
         """
         silent_count = 0
         processes = set()
-        for name, report in told:
+        for name, report in sent:
             address = name[: reports.TEXT_LIMIT]
             self._know(address)
             found = reports.read(report)
             if found is None:
                 silent_count += 1
-            elif found.process not in processes:  # workers that share one report the same
+            elif found.process not in processes:  # workers of one process send the same report
                 processes.add(found.process)
                 self._count(found.process, found.rows)
                 self._note_links(address, found.rows)
         return silent_count
 
-    def sample(self, told: list[tuple[str, Any]], seconds: float) -> None:
-        """Add what all workers of now report, *seconds* after the last sample."""
-        self._most_silent = max(self._most_silent, self.take(told))
-        self._most_workers = max(self._most_workers, len(told))
+    def sample(self, sent: list[tuple[str, Any]], seconds: float) -> None:
+        """Add the reports of all current workers, *seconds* after the last sample."""
+        self._most_silent = max(self._most_silent, self.take(sent))
+        self._most_workers = max(self._most_workers, len(sent))
         self._unsampled_seconds += seconds
-        # Heartbeats come in steps: a short time, as before the end, would show any bandwidth.
+        # Heartbeats are discrete, so a bandwidth over a short interval (at the end) is arbitrary.
         if self._unsampled_seconds >= self.interval_seconds / 2:
             for path in self._paths.values():
                 path.sample(self._unsampled_seconds)
@@ -120,7 +120,9 @@ class Job:
         by_path: dict[str, list[Row]] = {}
         for row in rows:
             by_path.setdefault(row.path, []).append(row)
-        now = {path: [*map(sum, [*zip(*some, strict=True)][2:])] for path, some in by_path.items()}
+        now: dict[str, list[float]] = {
+            path: [*map(sum, [*zip(*some, strict=True)][2:])] for path, some in by_path.items()
+        }
         before = self._last.pop(process, None)
         self._last[process] = now
         _forget(self._last, _PROCESS_LIMIT)
@@ -142,7 +144,7 @@ class Job:
         _forget(self._links, _LINK_LIMIT)
 
     def summary(self) -> Summary:
-        """Give what there is so far."""
+        """Give the summary so far."""
         return Summary(
             self.scheduler,
             self.interval_seconds,
@@ -161,7 +163,7 @@ def _forget(known: dict, limit: int) -> None:
 
 
 def _grown(before: list[float] | None, now: list[float]) -> list[float]:
-    if before is None or now[0] + now[1] < before[0] + before[1]:  # another process of that name
+    if before is None or now[0] + now[1] < before[0] + before[1]:  # another process with that name
         return now
     return [max(0, new - old) for old, new in zip(before, now, strict=True)]
 
@@ -173,7 +175,7 @@ def _path_summary(name: str, path: _Path) -> PathSummary:
 
 
 def _slow(links: dict[tuple[str, str, str], tuple[int, float]]) -> list[Link]:
-    """Give the links far below the better ones of their path, the slowest first."""
+    """Give the links that are much slower than others of their path, the slowest first."""
     by_path: dict[str, list[Link]] = {}
     for (worker, peer, path), (nbytes, seconds) in links.items():
         if seconds > 0:

@@ -1,4 +1,4 @@
-"""The thread that sums up a job and writes it to the file, beside the scheduler's event loop."""
+"""The thread that sums up a job and writes it to the file, outside the scheduler's event loop."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from dask_fabric.telemetry.history.job import Job
 
 logger = logging.getLogger(__name__)
 
-_WAITING_LIMIT = 4096  # of pieces of news, while the file system hangs
+_WAITING_LIMIT = 4096  # reports queued while the file system hangs
 
 
 class _News(NamedTuple):
-    told: list[tuple[str, Any]]
+    sent: list[tuple[str, Any]]
     is_sample: bool
     at_seconds: float
 
 
 class Recorder:
-    """Keeps one job in the file.
+    """Records one job in the file.
 
-    No method waits for the file system, but for `finish`. What goes wrong is logged, once until it
-    works again.
+    No method except `finish` waits for the file system. An error is logged once, until a write
+    succeeds again.
 
     Parameters
     ----------
@@ -41,25 +41,25 @@ class Recorder:
         self._started = time.time()
         self._sampled_seconds = time.monotonic()
         self._waiting: queue.Queue[_News | None] = queue.Queue(_WAITING_LIMIT)
-        self._room = threading.Semaphore(2)  # for samples that wait
+        self._room = threading.Semaphore(2)  # for queued samples
         self._broken = False
-        # A daemon: a file system that hangs must not keep the process from its end.
+        # A daemon: a file system that hangs must not keep the process alive.
         self._thread = threading.Thread(target=self._run, name="fabric-history", daemon=True)
         self._thread.start()
 
-    def take(self, told: list[tuple[str, Any]]) -> None:
-        """Add what some workers report; what they are as in `Job.take`."""
-        self._put(_News(told, False, time.monotonic()))
+    def take(self, sent: list[tuple[str, Any]]) -> None:
+        """Add the reports of some workers; see `Job.take`."""
+        self._put(_News(sent, False, time.monotonic()))
 
-    def sample(self, told: list[tuple[str, Any]]) -> None:
-        """Add what all workers report, and write the job."""
+    def sample(self, sent: list[tuple[str, Any]]) -> None:
+        """Add the reports of all workers, and write the job."""
         if not self._room.acquire(blocking=False):
-            return  # the thread is late: the next tells it all
-        if not self._put(_News(told, True, time.monotonic())):
+            return  # the thread is late; the next sample includes this one
+        if not self._put(_News(sent, True, time.monotonic())):
             self._room.release()
 
     def finish(self, seconds: float) -> None:
-        """Write the end of the job, and wait until that is done, but not much longer."""
+        """Write the end of the job, and wait for that, at most about *seconds*."""
         with contextlib.suppress(queue.Full):
             self._waiting.put(None, timeout=seconds)
         self._thread.join(seconds)
@@ -70,7 +70,7 @@ class Recorder:
         try:
             self._waiting.put_nowait(news)
         except queue.Full:
-            logger.debug("The history %s takes no more for now", self._writer.path)
+            logger.debug("The queue for the history %s is full", self._writer.path)
             return False
         return True
 
@@ -81,12 +81,12 @@ class Recorder:
 
     def _take(self, news: _News) -> None:
         if not news.is_sample:
-            self._job.take(news.told)
+            self._job.take(news.sent)
             return
         self._room.release()
         seconds = news.at_seconds - self._sampled_seconds
         self._sampled_seconds = news.at_seconds
-        self._job.sample(news.told, seconds)
+        self._job.sample(news.sent, seconds)
         self._write(None)
         self._broken = False
 
@@ -97,7 +97,7 @@ class Recorder:
     def _attempt(self, what: Any, argument: Any) -> None:
         try:
             what(argument)
-        except Exception as exc:  # whatever it is, the scheduler goes on
+        except Exception as exc:  # no error may stop the scheduler
             if not self._broken:
                 self._broken = True
                 logger.error("Cannot write the history %s: %s", self._writer.path, exc)

@@ -1,6 +1,6 @@
-"""A scheduler keeps a summary of its job in the file that ``fabric.history.file`` names.
+"""A scheduler plugin that records a summary of the job in the file ``fabric.history.file``.
 
-A plugin of Dask, added by the first fabric listener of a scheduler.
+The first fabric listener of a scheduler adds it.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _FINISH_SECONDS = 10.0
 
 
 def watch(server: Any, settings: Settings) -> None:
-    """Let *server*, if it is a scheduler, keep its history, where the configuration says so.
+    """If *server* is a scheduler and the history is enabled, add the plugin to it.
 
     Parameters
     ----------
     server : object
-        Whatever listens.
+        The server that listens.
     settings : Settings
     """
     if settings.history_file is not None and isinstance(server, Scheduler):
@@ -38,7 +38,7 @@ def watch(server: Any, settings: Settings) -> None:
 
 
 class JobPlugin(SchedulerPlugin):
-    """Hands what comes with heartbeats to a `Recorder`, which does the work in its thread.
+    """Passes the reports in heartbeats to a `Recorder`, which does the work in its thread.
 
     Parameters
     ----------
@@ -53,47 +53,49 @@ class JobPlugin(SchedulerPlugin):
         self._recorder: Recorder | None = None
 
     async def start(self, scheduler: Scheduler) -> None:
-        """Begin, with a first write."""
-        # Here, for it brings SQLite, and every process imports this module.
+        """Start recording, with a first write."""
+        # Imported here: it loads SQLite, and every process imports this module.
         try:
             from dask_fabric.telemetry.history.file import Writer
         except ImportError as exc:
-            logger.error("No history is kept: this Python lacks SQLite (%s)", exc)
+            logger.error("No history is recorded: this Python lacks SQLite (%s)", exc)
             return
         from dask_fabric.telemetry.history.job import Job
         from dask_fabric.telemetry.history.recorder import Recorder
 
         interval_seconds = self._settings.history_interval_seconds
+        assert self._settings.history_file is not None  # checked in `watch`
         writer = Writer(self._settings.history_file, self._settings.history_size_bytes)
-        self._recorder = Recorder(writer, scheduler.id, Job(scheduler.address, interval_seconds))
+        recorder = Recorder(writer, scheduler.id, Job(scheduler.address, interval_seconds))
+        self._recorder = recorder
         self._workers = dict(scheduler.workers)
-        self._sample()
-        self._timer = PeriodicCallback(self._sample, interval_seconds * 1000)
+        self._sample(recorder)
+        self._timer = PeriodicCallback(lambda: self._sample(recorder), interval_seconds * 1000)
         self._timer.start()
 
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
-        """Note where the figures of a new worker begin."""
+        """Record the initial figures of a new worker."""
         self._workers[worker] = state = scheduler.workers[worker]
         if self._recorder is not None:
-            self._recorder.take([_told(state)])
+            self._recorder.take([_report_of(state)])
 
     def remove_worker(self, scheduler: Scheduler, worker: str, **kwargs: Any) -> None:
-        """Take the last figures of a worker that leaves."""
+        """Record the last figures of a worker that leaves."""
         state = self._workers.pop(worker, None)
         if state is not None and self._recorder is not None:
-            self._recorder.take([_told(state)])
+            self._recorder.take([_report_of(state)])
 
     async def close(self) -> None:
         """Write the end."""
         if self._recorder is not None:
             self._timer.stop()
-            self._sample()
+            self._sample(self._recorder)
             recorder, self._recorder = self._recorder, None
             await asyncio.to_thread(recorder.finish, _FINISH_SECONDS)
 
-    def _sample(self) -> None:
-        self._recorder.sample([_told(state) for state in self._workers.values()])
+    def _sample(self, recorder: Recorder) -> None:
+        recorder.sample([_report_of(state) for state in self._workers.values()])
 
 
-def _told(state: WorkerState) -> tuple[str, Any]:
+def _report_of(state: WorkerState) -> tuple[str, Any]:
     return state.address, state.metrics.get(METRIC)

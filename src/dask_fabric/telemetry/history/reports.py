@@ -1,4 +1,4 @@
-"""What workers send with their heartbeats (`dask_fabric.telemetry.heartbeat`), checked."""
+"""Checking the untrusted reports in heartbeats of workers (`dask_fabric.telemetry.heartbeat`)."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 
 WAITS = ("loop", "allocate", "wire", "peer", "serialize")
 TEXT_LIMIT = 200
-# Of one report: more than any worker sends.
+# Rows of one report; no worker sends so many.
 _ROW_LIMIT = 256
 _NUMBERS = frozenset((int, float))
 _AMOUNT_LIMIT = 2**63
 
 
 class Row(NamedTuple):
-    """What one process has moved to and from one peer, by one path, since it began."""
+    """The traffic of one process with one peer by one path, since the process started."""
 
     peer: str
     path: str
@@ -36,39 +36,39 @@ class Row(NamedTuple):
 _FIELD_COUNT = len(Row._fields)
 
 
-class Told(NamedTuple):
+class WorkerReport(NamedTuple):
     """One report: the name of the process, and its rows."""
 
     process: str
     rows: list[Row]
 
 
-def read(told: Any) -> Told | None:
-    """Give what is as a worker sends it; the rest is not trusted.
+def read(sent: Any) -> WorkerReport | None:
+    """Check a report, and leave out its invalid parts.
 
     Parameters
     ----------
-    told : object
-        What came with a heartbeat.
+    sent : object
+        The report in a heartbeat.
 
     Returns
     -------
-    Told or None
-        None where it is no report at all.
+    WorkerReport or None
+        None if it is not a report at all.
     """
-    if not isinstance(told, Mapping) or "peers" not in told:
+    if not isinstance(sent, Mapping) or "peers" not in sent:
         return None
-    process, rows = told.get("process"), told["peers"]
+    process, rows = sent.get("process"), sent["peers"]
     if not isinstance(rows, (list, tuple)):
         rows = ()
-    return Told(
+    return WorkerReport(
         process[:TEXT_LIMIT] if isinstance(process, str) else "",
         [Row._make(row) for row in rows[:_ROW_LIMIT] if _is_row(row)],
     )
 
 
 def _is_row(row: Any) -> bool:
-    # A scheduler of a thousand workers looks at ten thousand of them a second.
+    # Must be fast: the scheduler of a thousand workers checks ten thousand rows per second.
     if not isinstance(row, (list, tuple)) or len(row) != _FIELD_COUNT:
         return False
     peer, path, *amounts = row
@@ -78,6 +78,6 @@ def _is_row(row: Any) -> bool:
         and len(path) <= TEXT_LIMIT
         and _NUMBERS.issuperset(map(type, amounts))
         and min(amounts) >= 0
-        and max(amounts) < _AMOUNT_LIMIT  # before the sum: Python makes no float of any integer
-        and sum(amounts) < _AMOUNT_LIMIT  # no infinity, nor what is not a number
+        and max(amounts) < _AMOUNT_LIMIT  # first: a huge integer overflows the sum
+        and sum(amounts) < _AMOUNT_LIMIT  # excludes infinity and NaN
     )

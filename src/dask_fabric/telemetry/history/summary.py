@@ -1,4 +1,4 @@
-"""The summary of one job, and its text in the file, which is not trusted when it is read."""
+"""The summary of one job, and its text in the file, which is untrusted when it is read."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import json
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-TEXT_BYTES_LIMIT = 128 << 10  # more than the longest names make, with 12 bytes to a character
-AMOUNT_LIMIT = 2**63  # what is written and read is below it
+TEXT_BYTES_LIMIT = 128 << 10  # enough for the longest names, at 12 bytes per character
+AMOUNT_LIMIT = 2**63  # all numbers written and read are below it
 _STRING_LIMIT = 200
 _LIST_LIMIT = 32
 
 
 @dataclass(frozen=True)
 class PathSummary:
-    """What all workers have moved by one path, and waited for.
+    """The traffic of all workers by one path, and their waiting times.
 
     Attributes
     ----------
     bandwidth_p50, bandwidth_p90, bandwidth_p99, bandwidth_max : float
         Bytes per second that all workers together received, over the intervals between two
-        writes in which something was received.
+        writes, without intervals in which nothing was received.
     """
 
     path: str
@@ -40,7 +40,7 @@ class PathSummary:
 
 @dataclass(frozen=True)
 class Link:
-    """A worker and a peer whose transfers were slow beside others of their path."""
+    """A worker and a peer whose transfers were slow compared with others by the same path."""
 
     worker: str
     peer: str
@@ -51,14 +51,14 @@ class Link:
 
 @dataclass(frozen=True)
 class Summary:
-    """What became of one job.
+    """The summary of one job.
 
     Attributes
     ----------
     workers, silent : int
-        Most at once: of all, and of those that report nothing.
+        The largest number at one time of all workers, and of workers without a report.
     workers_total : int
-        All that there ever were.
+        The number of workers that there ever were.
     """
 
     scheduler: str
@@ -71,30 +71,30 @@ class Summary:
     slow_links: list[Link] = field(default_factory=list)
 
     def as_text(self) -> str:
-        """Write it as it stands in the file."""
+        """Give the text for the file."""
         return json.dumps(asdict(self), separators=(",", ":"))
 
 
 def from_text(text: str) -> Summary:
-    """Read what `Summary.as_text` wrote.
+    """Parse the text of `Summary.as_text`.
 
     Raises
     ------
     ValueError
-        It is something else.
+        The text is not a summary.
     """
     try:
-        told = json.loads(text)
-        paths = [_fill(PathSummary, one) for one in _list(told["paths"])]
-        links = [_fill(Link, one) for one in _list(told["slow_links"])]
-        return _fill(Summary, told, paths=paths, slow_links=links)
+        content = json.loads(text)
+        paths = [_fill(PathSummary, one) for one in _list(content["paths"])]
+        links = [_fill(Link, one) for one in _list(content["slow_links"])]
+        return _fill(Summary, content, paths=paths, slow_links=links)
     except (TypeError, KeyError, RecursionError) as exc:
-        raise ValueError(f"no summary of a job: {exc!r}") from exc
+        raise ValueError(f"not a summary of a job: {exc!r}") from exc
 
 
-def _fill(kind: Any, told: dict[str, Any], **known: Any) -> Any:
+def _fill(kind: Any, content: dict[str, Any], **known: Any) -> Any:
     plain = (one for one in fields(kind) if one.name not in known)
-    return kind(**known, **{one.name: _CHECKS[one.type](told[one.name]) for one in plain})
+    return kind(**known, **{one.name: _CHECKS[str(one.type)](content[one.name]) for one in plain})
 
 
 def _list(value: Any) -> list[Any]:
@@ -106,7 +106,7 @@ def _list(value: Any) -> list[Any]:
 def _string(value: Any) -> str:
     if not isinstance(value, str) or len(value) > _STRING_LIMIT:
         raise TypeError("a short text is expected")
-    return value.encode(errors="replace").decode()  # JSON can name half a character
+    return value.encode(errors="replace").decode()  # JSON may contain lone surrogates
 
 
 def _count(value: Any) -> int:
