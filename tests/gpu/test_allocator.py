@@ -90,7 +90,7 @@ def test_rmm_without_a_pool(cupy, rmm):
 
 
 def test_more_than_there_is(cupy):
-    with pytest.raises(UnavailableError, match=r"cannot provide 2.00 GiB .* lower fabric\.gpu\.pool"):
+    with pytest.raises(UnavailableError, match=r"cannot provide 2.00 GiB .* fabric\.gpu\.pool"):
         Pool("cupy", 2 << 30).set_up(DEVICE_BYTES)
 
 

@@ -139,8 +139,8 @@ def test_warnings_of_ucx_are_no_answers():
     ("counts", "reason"),
     [
         ({"frames_sent": 3}, ""),
-        ({"frames_sent": 3, "fallbacks_sent": 1}, "failed: large frames were sent on the stream"),
-        ({"frames_sent": 3, "fallbacks_received": 1}, "failed: large frames were sent on the stream"),
+        ({"frames_sent": 3, "fallbacks_sent": 1}, "failed: large frames were sent on"),
+        ({"frames_sent": 3, "fallbacks_received": 1}, "failed: large frames were sent on"),
         ({}, "no large frame used it"),
     ],
 )
