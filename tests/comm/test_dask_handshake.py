@@ -109,7 +109,7 @@ STRANGERS = {
     ),
     "a hello and another one": (HELLO + HELLO, "refused"),
     "a message that cannot be decoded": (
-        HELLO + message(msgpack.packb(GOOD)) + message(b"\xc1", 1), "Ending",
+        HELLO + message(msgpack.packb(GOOD)) + message(b"\xc1", 1), "Closing",
     ),
 }  # fmt: skip
 

@@ -153,7 +153,7 @@ async def test_an_eager_task_that_ends_at_once_is_not_kept():
 
 def test_an_address_before_the_start_is_a_valueerror():
     listener = listen("fabric://127.0.0.1", ignore)
-    with pytest.raises(ValueError, match="not started"):
+    with pytest.raises(ValueError, match="before it is started"):
         _ = listener.contact_address
 
 

@@ -90,7 +90,7 @@ def test_rmm_without_a_pool(cupy, rmm):
 
 
 def test_more_than_there_is(cupy):
-    with pytest.raises(UnavailableError, match=r"has not 2.00 GiB left .* lower fabric\.gpu\.pool"):
+    with pytest.raises(UnavailableError, match=r"cannot provide 2.00 GiB .* fabric\.gpu\.pool"):
         Pool("cupy", 2 << 30).set_up(DEVICE_BYTES)
 
 
@@ -117,7 +117,7 @@ def test_a_broken_cupy_that_nobody_asked_for_is_told(monkeypatch, caplog, tmp_pa
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "cupy.py").write_text("raise RuntimeError('no libnvrtc')")
     Pool("cupy", None).set_up(DEVICE_BYTES)
-    assert "receives no memory of its GPU: CuPy fails: no libnvrtc" in caplog.text
+    assert "cannot send or receive GPU memory: CuPy fails: no libnvrtc" in caplog.text
 
 
 def test_what_is_asked_for():

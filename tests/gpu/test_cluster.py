@@ -156,7 +156,7 @@ def test_the_pool_is_that_of_the_configuration_here(two_gpus):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"processes": False}, ValueError, "needs a worker process of its own"),
+        ({"processes": False}, ValueError, "each needs its own process"),
         ({"worker_class": dict}, TypeError, "expected a subclass of Worker"),
         ({"CUDA_VISIBLE_DEVICES": "5"}, UnavailableError, "names 5, which is no GPU"),
         ({"cupy_pool_size": 1, "rmm_pool_size": 1}, UnavailableError, "not both"),

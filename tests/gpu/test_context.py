@@ -63,7 +63,7 @@ def test_a_context_that_exists_already_is_told(two):
         make_context({uuid(0)!r})
         make_context({uuid(0)!r})
     """
-    assert run(code).count("exists before the worker has started") == 1
+    assert run(code).count("created a CUDA context before the worker started") == 1
 
 
 def test_no_gpu_is_visible(two, monkeypatch):

@@ -4,6 +4,7 @@ Each transfer calls Python methods, which costs microseconds, and its threads ne
 to time. That is enough to try a path out; a fast one derives from `Path` in Cython.
 """
 
+import logging
 from functools import partial
 
 cimport cython
@@ -15,12 +16,15 @@ from libc.string cimport memcpy
 
 from dask_fabric.jobs.completions cimport Job
 from dask_fabric.jobs.mailbox cimport Mailbox
+from dask_fabric.linux cimport ECANCELED
 from dask_fabric.paths.stream cimport COMPLETE, FAILED
 from dask_fabric.wire.frames cimport FrameSet, Slot
 from dask_fabric.wire.path cimport (
     ABANDON, FETCH_FAULT, HOPELESS, STARTED, Fetch, Path, Transfer,
 )
 from dask_fabric.wire.records cimport HOST_MEMORY, OFFER_BYTES
+
+logger = logging.getLogger(__name__)
 
 
 @cython.auto_pickle(False)
@@ -34,7 +38,8 @@ cdef class ThreadJob(Job):
         return 1
 
     def _done(self, future):
-        error = future.exception()
+        # The executor cancels what it has not begun when it is shut down.
+        error = OSError(ECANCELED, "") if future.cancelled() else future.exception()
         if isinstance(error, OSError) and error.errno:
             code = error.errno
         else:
@@ -146,7 +151,10 @@ cdef class PythonPath(Path):
         for index in range(frames.count):
             slot = &frames.slots[index]
             if slot.path == self.number:
-                self.release_frame(slot.descriptor[:self.descriptor_bytes])
+                try:
+                    self.release_frame(slot.descriptor[:self.descriptor_bytes])
+                except Exception:       # it must not keep the connection from ending
+                    logger.exception("The path %s cannot release a frame", self.name)
         return 0
 
     cdef Fetch fetch(self, Transfer transfer) except FETCH_FAULT:

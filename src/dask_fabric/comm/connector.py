@@ -203,14 +203,14 @@ class FabricConnector(Connector):
         except (FabricError, OSError) as exc:
             sock.close()
             if isinstance(exc.__cause__, TimeoutError):
-                self._silent_until[listener] = loop.time() + _UNIX_PAUSE_SECONDS
+                self._pause_unix(listener, loop.time())
             logger.debug("Cannot use the Unix socket of %s; using TCP: %s", listener, exc)
             return None
         except asyncio.CancelledError:
             # Dask's timeout was shorter: its next attempt must not wait here again.
             silent = not self._has_answered(listener, begin)
             if silent and loop.time() - begin >= _UNIX_SILENCE_SECONDS:
-                self._silent_until[listener] = loop.time() + _UNIX_PAUSE_SECONDS
+                self._pause_unix(listener, loop.time())
             raise
         finally:
             if doubt is not None:
@@ -220,6 +220,11 @@ class FabricConnector(Connector):
         if len(self._answered_at) > _ANSWERED_LIMIT:
             self._answered_at.pop(next(iter(self._answered_at)))
         return channel
+
+    def _pause_unix(self, listener: str, now: float) -> None:
+        """Use TCP instead of this Unix socket for a while."""
+        self._silent_until = {name: end for name, end in self._silent_until.items() if end > now}
+        self._silent_until[listener] = now + _UNIX_PAUSE_SECONDS
 
     def _doubt(self, channel: Channel, listener: str, since: float) -> None:
         """Give up a Unix socket that does not answer, unless it answered others meanwhile."""

@@ -96,7 +96,7 @@ _ENGINE = Section(
         "busy-poll": seconds(
             "busy_poll_seconds",
             "300us",
-            "how long an event loop stays awake for a reply that is likely to come",
+            "how long a loop stays awake for a reply that is likely to come",
             "How long an event loop that has sent a message stays awake for the reply, if replies "
             "of this peer have arrived sooner that way. It goes on with other work meanwhile. At "
             "most `10ms`; `0`: never.",

@@ -106,7 +106,7 @@ class Hello:
         content["end"] = _HTTP_END
         body = msgpack.packb(content)
         if len(body) > HELLO_BYTES_LIMIT:
-            raise ValueError(f"a hello of {len(body)} bytes; {HELLO_BYTES_LIMIT} are allowed")
+            raise ValueError(f"a hello of {len(body)} bytes, but at most {HELLO_BYTES_LIMIT} fit")
         return PREAMBLE.pack(MAGIC, MAJOR_VERSION, MINOR_VERSION, 0, len(body)) + body
 
     @functools.cached_property

@@ -123,7 +123,7 @@ CASES = {
         "0000:17:00.0",
         "--gpus all",
     ),
-    "GPUDirect": ({"gpus": (GPU,), "rdma": (DEVICE,)}, "no module", "nvidia_peermem"),
+    "GPUDirect": ({"gpus": (GPU,), "rdma": (DEVICE,)}, "no kernel module", "nvidia_peermem"),
     "interface": (
         {"interfaces": (interface("eth0", 1000, True), interface("ib0", 200_000))},
         "faster than eth0",
@@ -180,7 +180,7 @@ def test_what_is_well_gets_no_advice(parts):
         (
             "ucx",
             NO_UCX,
-            "none needed without RDMA devices and GPUs; else pip install",
+            "not needed without RDMA devices and GPUs; else pip install",
         ),
         (
             "ucx",

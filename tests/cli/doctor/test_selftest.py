@@ -138,9 +138,9 @@ def test_warnings_of_ucx_are_no_answers():
     ("counts", "reason"),
     [
         ({"frames_sent": 3}, ""),
-        ({"frames_sent": 3, "fallbacks_sent": 1}, "failed: large frames went by the stream"),
-        ({"frames_sent": 3, "fallbacks_received": 1}, "failed: large frames went by the stream"),
-        ({}, "no large frame went by it"),
+        ({"frames_sent": 3, "fallbacks_sent": 1}, "failed: large frames were sent on"),
+        ({"frames_sent": 3, "fallbacks_received": 1}, "failed: large frames were sent on"),
+        ({}, "no large frame used it"),
     ],
 )
 def test_only_frames_that_went_by_a_path_show_that_it_works(path, counts, reason):

@@ -12,6 +12,7 @@ from distributed import Client, LocalCluster
 
 import dask_fabric
 from dask_fabric.cli.main import fabric
+from dask_fabric.telemetry.cluster import processes
 
 DATA_COUNT = 1_000_000
 
@@ -87,3 +88,11 @@ def test_top_of_nothing():
     result = CliRunner().invoke(fabric, ["top", "nonsense://127.0.0.1:1", "--once"])
     assert result.exit_code == 1
     assert result.stderr.startswith("Error: cannot watch the cluster at nonsense://127.0.0.1:1")
+
+
+def test_containers_with_equal_names_and_pids_are_processes_of_their_own():
+    one, other = (("host", 1, namespace, "boot") for namespace in (4026531836, 4026532500))
+    found = processes._once_each(
+        [("worker", "a", (one, [])), ("worker", "b", (other, [])), ("worker", "c", (one, []))]
+    )
+    assert [process.name for process in found] == ["a", "b"]

@@ -100,7 +100,7 @@ def _remedy_for_unix(facts: Facts) -> str:
     if facts.configuration.value("unix-sockets") is False:
         return "set fabric.unix-sockets: true"
     if facts.configuration.require_encryption:
-        return "none: with required encryption only TLS is used"
+        return "none: required encryption means TLS only"
     return _remedy_for_stream(facts)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -44,7 +46,7 @@ async def ask(client: Client) -> list[Process]:
         Workers in the same process appear once.
     """
     question = _question()
-    own_process, own_rows = question()
+    own = question()
     answers = await client.run(question, on_error="return")
     processes = [("worker", address, answer) for address, answer in sorted(answers.items())]
     assert client.scheduler is not None  # `client.run` has used it
@@ -53,29 +55,36 @@ async def ask(client: Client) -> list[Process]:
         processes.append(("scheduler", scheduler, await client.run_on_scheduler(question)))
     except Exception as exc:  # any error of the scheduler
         processes.append(("scheduler", scheduler, exc))
-    processes.append(("client", own_process, (own_process, own_rows)))
+    processes.append(("client", f"{socket.gethostname()}:{os.getpid()}", own))
     return _once_each(processes)
 
 
-def _question() -> Callable[[], tuple[str, list[dict[str, Any]] | None]]:
+def _question() -> Callable[[], tuple[tuple, list[dict[str, Any]] | None]]:
     """Give a function that is pickled by value: other processes may lack this module or version."""
 
-    def figures() -> tuple[str, Any]:
+    def figures() -> tuple[tuple, Any]:
         import os
         import socket
 
-        process = f"{socket.gethostname()}:{os.getpid()}"
+        # Containers may have equal host names, and equal process ids in their namespaces.
+        process = [socket.gethostname(), os.getpid()]
+        try:
+            process.append(os.stat("/proc/self/ns/pid").st_ino)
+            with open("/proc/sys/kernel/random/boot_id") as file:
+                process.append(file.read())
+        except OSError:
+            pass
         try:
             from dask_fabric.telemetry.registry import rows
         except ImportError:
-            return process, None
-        return process, rows()
+            return tuple(process), None
+        return tuple(process), rows()
 
     return figures
 
 
 def _once_each(answers: list[tuple[str, str, Any]]) -> list[Process]:
-    seen = set()
+    seen: set[tuple] = set()
     processes = []
     for role, name, answer in answers:
         if isinstance(answer, BaseException):
