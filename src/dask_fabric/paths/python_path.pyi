@@ -5,10 +5,13 @@ to time. That is enough to try a path out; a fast one derives from `Path` in Cyt
 """
 
 import asyncio
+import logging
 from typing import Any, Final
 
 from dask_fabric.jobs.completions import Job
 from dask_fabric.wire.path import Path
+
+logger = logging.getLogger(__name__)
 
 class ThreadJob(Job):
     """A call in a thread of the loop's default executor."""
