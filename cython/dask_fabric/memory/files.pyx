@@ -26,11 +26,13 @@ bounds that), or see wrong content itself.
 
 A forked child has all mappings of its parent. Before a fork all slabs are frozen, and each mapping
 of a peer's slab is claimed once more for the child; what was alive at a fork is not used again
-until that child has ended, which a pipe tells. The child itself begins without files.
+until that child has ended, which a pipe shows. The child itself begins without files. All of that
+is done by handlers of C (pthread_atfork): code of Python that runs at a fork may free arrays.
 
 Everything here is under one mutex, and needs no GIL. Native threads that trim the pool call it.
 """
 
+import fcntl
 import os
 import secrets
 
@@ -56,6 +58,11 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_init(pthread_mutex_t *, const void *)
     int pthread_mutex_lock(pthread_mutex_t *)
     int pthread_mutex_unlock(pthread_mutex_t *)
+    int pthread_atfork(void (*)() noexcept nogil, void (*)() noexcept nogil,
+                       void (*)() noexcept nogil)
+
+cdef extern from "<unistd.h>" nogil:
+    int pipe2(int ends[2], int flags)
 
 cdef extern from "<fcntl.h>" nogil:
     int fallocate(int fd, int mode, long offset, long nbytes)
@@ -87,6 +94,7 @@ cdef enum:
     SLAB_LIMIT = 1 << 16
     TABLE_BYTES = SLAB_LIMIT * 32       # of `Record`
     CLAIMS_BYTES = SLAB_LIMIT * 4
+    MAPPING_LIMIT = 1 << 14             # of vm.max_map_count, which is 65,530, others need some
     PAGE_MAP_BYTES = 8                  # of an entry of /proc/PID/pagemap
     PAGES_AT_ONCE = 512
     # Of PAGEMAP_SCAN, whose names older headers lack.
@@ -196,6 +204,7 @@ cdef Client *clients = NULL
 cdef Origin *origins = NULL
 cdef Mapping *mappings = NULL
 cdef Child *children = NULL
+cdef int child_end = -1              # of the fork that is under way
 cdef Range *ranges = NULL
 cdef Py_ssize_t range_count = 0
 cdef Py_ssize_t range_capacity = 0
@@ -368,38 +377,75 @@ cdef bint release_slab(
 
     Else nothing of it is left in the address space.
     """
-    global retired
-    cdef OwnSlab *slab
     cdef bint is_free
     lock()
     if its_epoch != epoch:              # the parent's: this child has its mapping alone
         unlock()
         munmap(data, mapped_bytes)
         return False
-    slab = &slabs[number]
-    is_free = slab.state == WRITABLE
+    is_free = slabs[number].state == WRITABLE
     if not is_free:
-        slab.state = RETIRED
-        slab.died = fork_count
-        next_generation(&table[number].generation)
-        slab.following, retired = retired, number
-        figures.retired_count += 1
-        figures.retired_bytes += table[number].nbytes
-        _remove_range(data)
+        _retire(number)
     unlock()
     if not is_free:
         munmap(data, mapped_bytes)
     return is_free
 
 
-cdef void free_slab(uint32_t number) noexcept nogil:
-    """Give the memory of a slab that nobody else has back to the system."""
+cdef void _retire(uint32_t number) noexcept nogil:
+    """Others may have the slab mapped: it is used again when they have it no more."""
+    global retired
     cdef OwnSlab *slab = &slabs[number]
-    cdef uint64_t offset = table[number].offset, nbytes = table[number].nbytes
+    slab.state = RETIRED
+    slab.died = fork_count
+    next_generation(&table[number].generation)
+    slab.following, retired = retired, number
+    figures.retired_count += 1
+    figures.retired_bytes += table[number].nbytes
+    _remove_range(slab.data)
+
+
+cdef void reopen_slab(uint32_t number, uint32_t its_epoch) noexcept nogil:
+    """An idle slab of the pool is used again; it may have been frozen by a fork since."""
+    cdef OwnSlab *slab = &slabs[number]
+    lock()
+    if its_epoch == epoch and slab.state == FROZEN:
+        slab.died = fork_count
+        _reap_children()
+        if not _is_in_child(slab) and mmap(
+            slab.data, table[number].nbytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
+            file_fd, table[number].offset,
+        ) != MAP_FAILED:
+            slab.state = WRITABLE
+            slab.born = fork_count
+    unlock()
+
+
+cdef bint release_frozen(uint32_t number) noexcept nogil:
+    """Retire an idle slab that a fork has frozen: a child may have it mapped."""
+    cdef bint is_frozen
+    lock()
+    is_frozen = slabs[number].state == FROZEN
+    if is_frozen:
+        _retire(number)
+    unlock()
+    return is_frozen
+
+
+cdef void free_slab(
+    uint32_t number, uint32_t its_epoch, char *data, Py_ssize_t mapped_bytes
+) noexcept nogil:
+    """Give the memory of a slab that no peer has back to the system."""
+    cdef OwnSlab *slab = &slabs[number]
+    cdef uint64_t offset, nbytes
+    if its_epoch != epoch or release_frozen(number):
+        munmap(data, mapped_bytes)
+        return
+    offset, nbytes = table[number].offset, table[number].nbytes
     lock()
     _remove_range(slab.data)
     unlock()
-    munmap(slab.data, nbytes)           # may take milliseconds, and so may this
+    munmap(data, nbytes)                # may take milliseconds, and so may this
     fallocate(file_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, nbytes)
     lock()
     figures.slab_count -= 1
@@ -613,7 +659,7 @@ cdef Mapped map_place(
     if origin == NULL:
         unlock()
         return UNKNOWN_ORIGIN
-    if 0 < place.slab < SLAB_LIMIT:
+    if 0 < place.slab < SLAB_LIMIT and figures.mapping_count < MAPPING_LIMIT:
         record = &origin.table[place.slab]
         claim(&origin.claims[place.slab], 1)
         if generation_at(&record.generation) == place.generation:
@@ -729,59 +775,50 @@ cdef void _reap_children() noexcept nogil:
         free(child)
 
 
-def is_in_use():
-    """Whether this process shares memory with others."""
-    return own_id != 0 or origins != NULL
-
-
-def before_fork():
-    """Freeze all slabs, and claim all mappings for the child; until `after_fork`, all stands still.
-
-    The pool must have no idle slabs of the file: the child would write into them.
-
-    Returns
-    -------
-    int or None
-        What only the child must keep open, for as long as it lives.
-    """
-    global fork_count, children
-    cdef Child *child = NULL
-    cdef Mapping *mapping
+cdef void _prepare_fork() noexcept nogil:
+    """Freeze all slabs, and claim all mappings for the child; the lock is held over the fork."""
+    global fork_count, children, child_end
+    cdef Child *child
+    cdef Mapping *mapping = mappings
     cdef uint32_t number
+    cdef int[2] ends
     lock()
-    if not is_in_use():
-        return None
+    child_end = -1
+    if own_id == 0 and origins == NULL:
+        return
     fork_count += 1
     for number in range(1, used_numbers):
         if slabs[number].state == WRITABLE:
             _freeze(number)
-    here, there = os.pipe2(os.O_CLOEXEC)
     child = <Child *> calloc(1, sizeof(Child))
-    if child != NULL:
-        child.claims = <int32_t **> malloc(max(figures.mapping_count, 1) * sizeof(int32_t *))
-        child.fd, child.number = here, fork_count
-        mapping = mappings
-        while mapping != NULL and child.claims != NULL:
-            if mapping.origin != NULL:
-                # Its table must outlive the claims: the origin stays for as long as the process.
-                mapping.origin.mapping_count += 1
-                child.claims[child.claim_count] = &mapping.origin.claims[mapping.slab]
-                claim(child.claims[child.claim_count], 1)
-                child.claim_count += 1
-            mapping = mapping.following
-        child.following, children = children, child
-    return there
+    if child == NULL or pipe2(ends, O_CLOEXEC):
+        free(child)                     # the child must not use arrays that its parent has dropped
+        return
+    child.fd, child.number = ends[0], fork_count
+    child_end = ends[1]
+    child.claims = <int32_t **> malloc(max(figures.mapping_count, 1) * sizeof(int32_t *))
+    while mapping != NULL and child.claims != NULL:
+        if mapping.origin != NULL:
+            # Its table must outlive the claims: the origin stays for as long as the process.
+            mapping.origin.mapping_count += 1
+            child.claims[child.claim_count] = &mapping.origin.claims[mapping.slab]
+            claim(child.claims[child.claim_count], 1)
+            child.claim_count += 1
+        mapping = mapping.following
+    child.following, children = children, child
 
 
-def after_fork_in_parent(int fd):
-    """Go on; *fd* is what `before_fork` gave, or -1."""
+cdef void _forked_in_parent() noexcept nogil:
+    if child_end >= 0:
+        close(child_end)
     unlock()
-    if fd >= 0:
-        os.close(fd)
 
 
-def after_fork_in_child():
-    """Begin without files: what is mapped stays mapped, and belongs to the parent."""
+cdef void _forked_in_child() noexcept nogil:
+    """Begin without files: what is mapped stays mapped, and belongs to the parent.
+
+    `child_end` stays open until this process ends.
+    """
     global own_id, file_fd, table_fd, pagemap_fd, table, used_numbers, unused, retired, next_offset
     global clients, origins, children, range_count, epoch, is_on
     cdef Mapping *mapping = mappings
@@ -791,10 +828,10 @@ def after_fork_in_child():
         mapping.origin = NULL
         _add_range(mapping.base, mapping.nbytes, 0, mapping)
         mapping = mapping.following
-    for fd in (file_fd, table_fd, pagemap_fd):
-        if fd >= 0:
-            close(fd)
-    if table != NULL:
+    if own_id:
+        close(file_fd)
+        close(table_fd)
+        close(pagemap_fd)
         munmap(table, TABLE_BYTES)
     table = NULL
     own_id, file_fd, table_fd, pagemap_fd = 0, -1, -1, -1
@@ -805,6 +842,10 @@ def after_fork_in_child():
     figures.slab_count = figures.slab_bytes = 0
     figures.retired_count = figures.retired_bytes = 0
     figures.client_count = figures.origin_count = 0
+
+
+if pthread_atfork(_prepare_fork, _forked_in_parent, _forked_in_child):
+    raise MemoryError("cannot register the handlers that keep memory files apart after a fork")
 
 
 # ---------------------------------------------------------------- for the exchange of descriptors
@@ -846,8 +887,7 @@ def open_file_of_process():
 
 
 def _sealed(name, nbytes):
-    """Make a memory file that keeps its size: who maps it meets no end of it."""
-    import fcntl
+    """Make a memory file that keeps its size, so that its mappings never lose pages."""
     fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(fd, nbytes)
@@ -858,7 +898,7 @@ def _sealed(name, nbytes):
     return fd
 
 
-F_ADD_SEALS, F_GET_SEALS = 1033, 1034       # fcntl(2); Python has their names since 3.8 at times
+F_ADD_SEALS, F_GET_SEALS = 1033, 1034       # fcntl(2)
 F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW = 1, 2, 4
 
 
@@ -871,7 +911,6 @@ def descriptors():
 
 def _checked(fd, nbytes):
     """Raise unless a descriptor of a peer is of a memory file of this size, which it keeps."""
-    import fcntl
     try:
         seals = fcntl.fcntl(fd, F_GET_SEALS)
     except OSError:
@@ -1059,7 +1098,9 @@ def statistics():
     return seen
 
 
-def try_place(uint64_t origin, uint32_t slab, uint32_t generation, uint64_t offset, uint64_t nbytes):
+def try_place(
+    uint64_t origin, uint32_t slab, uint32_t generation, uint64_t offset, uint64_t nbytes
+):
     """Map a place and unmap it again, for tests; give the outcome, 0 for success."""
     cdef Place place = Place(origin, slab, generation, offset)
     cdef Mapping *mapping = NULL

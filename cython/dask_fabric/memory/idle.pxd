@@ -2,6 +2,8 @@
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
+from dask_fabric.memory.system cimport CACHE_LINE_BYTES, whole_pages
+
 cdef Py_ssize_t LARGEST_BYTES       # the address space of a process
 cdef int64_t NEVER_NS
 
@@ -13,7 +15,8 @@ cdef struct Slab:
     int size_class
     bint is_pinned          # never freed: it is only in the stack of its class, not in the list
     bint has_small_pages    # for its last frame; see `pool.use_small_pages`
-    uint32_t number         # of the memory file; 0 elsewhere
+    uint32_t number         # in the memory file; 0: not in it
+    uint32_t epoch          # of the memory file
     int64_t released_ns
     uint64_t release_number
     Slab *newer             # in the list of all idle slabs, by age
@@ -63,3 +66,8 @@ cdef Slab *take_idle(int size_class, Py_ssize_t most_bytes) noexcept nogil
 cdef void keep_idle(Slab *slab) noexcept nogil
 cdef Py_ssize_t trim_to(Py_ssize_t target_bytes, int64_t expiry_ns) noexcept nogil
 cdef void trim_expired() noexcept nogil
+
+
+cdef inline Py_ssize_t file_bytes(Py_ssize_t capacity_bytes) noexcept nogil:
+    """How much of the memory file a slab takes: its data may begin anywhere in a cache line."""
+    return whole_pages(capacity_bytes + CACHE_LINE_BYTES)

@@ -192,7 +192,7 @@ cdef void destroy(Slab *slab) noexcept nogil:
     while slab != NULL:
         following = slab.below
         if slab.number:
-            free_slab(slab.number)
+            free_slab(slab.number, slab.epoch, slab.data, file_bytes(slab.capacity_bytes))
         else:
             give_back(slab.data, slab.capacity_bytes)
         free(slab)

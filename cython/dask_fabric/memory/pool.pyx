@@ -34,11 +34,11 @@ from libc.stdlib cimport free, malloc
 from dask_fabric.atomics cimport add_relaxed
 from dask_fabric.memory.files cimport (
     Mapping, current_epoch, free_slab, needs_care, next_reusable, obtain_slab, release_slab,
-    serves, unmap,
+    reopen_slab, serves, unmap,
 )
 from dask_fabric.memory.idle cimport (
-    LARGEST_BYTES, NEVER_NS, STEP_COUNT, Figures, Slab, class_bytes, figures, has_idle, keep_idle,
-    set_limits, snapshot, take_idle, trim_expired, trim_to, usage,
+    LARGEST_BYTES, NEVER_NS, STEP_COUNT, Figures, Slab, class_bytes, figures, file_bytes,
+    has_idle, keep_idle, set_limits, snapshot, take_idle, trim_expired, trim_to, usage,
 )
 from dask_fabric.memory.system cimport (
     CACHE_LINE_BYTES, HUGE_BYTES, forgo_huge_pages, give_back, obtain, prefer_huge_pages,
@@ -96,7 +96,7 @@ cdef void release(Buffer buffer) noexcept:
     slab = <Slab *>malloc(sizeof(Slab)) if buffer.size_class >= 0 else NULL
     if slab == NULL:
         if buffer.slab:
-            free_slab(buffer.slab)
+            free_slab(buffer.slab, buffer.epoch, data, file_bytes(buffer.capacity_bytes))
         elif not buffer.is_pinned:
             give_back(data, buffer.capacity_bytes)
         return
@@ -105,13 +105,8 @@ cdef void release(Buffer buffer) noexcept:
     slab.size_class = buffer.size_class
     slab.is_pinned = buffer.is_pinned
     slab.has_small_pages = buffer.has_small_pages
-    slab.number = buffer.slab
+    slab.number, slab.epoch = buffer.slab, buffer.epoch
     keep_idle(slab)
-
-
-cdef inline Py_ssize_t file_bytes(Py_ssize_t capacity_bytes) noexcept nogil:
-    """How much of the memory file a slab has: the data may begin anywhere in a cache line."""
-    return whole_pages(capacity_bytes + CACHE_LINE_BYTES)
 
 
 cdef void reclaim() noexcept nogil:
@@ -124,10 +119,11 @@ cdef void reclaim() noexcept nogil:
     while number:
         slab = <Slab *>malloc(sizeof(Slab)) if size_class >= 0 else NULL
         if slab == NULL:
-            free_slab(number)
+            free_slab(number, current_epoch(), data, file_bytes(capacity_bytes))
         else:
             slab[0] = Slab(data=data, capacity_bytes=capacity_bytes, size_class=size_class,
-                           is_pinned=False, has_small_pages=False, number=number)
+                           is_pinned=False, has_small_pages=False, number=number,
+                           epoch=current_epoch())
             keep_idle(slab)
         number = next_reusable(&data, &capacity_bytes, &size_class)
 
@@ -181,8 +177,9 @@ cdef void reuse(Buffer buffer, Slab *slab) noexcept:
     buffer.capacity_bytes = slab.capacity_bytes
     buffer.size_class = slab.size_class
     buffer.is_pinned = slab.is_pinned
-    buffer.slab = slab.number
-    buffer.epoch = current_epoch()
+    buffer.slab, buffer.epoch = slab.number, slab.epoch
+    if buffer.slab:
+        reopen_slab(buffer.slab, buffer.epoch)
     free(slab)
 
 

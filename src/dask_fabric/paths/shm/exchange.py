@@ -29,7 +29,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dask_fabric.errors import UnavailableError
-from dask_fabric.memory import files, pool
+from dask_fabric.memory import files
 
 logger = logging.getLogger(__name__)
 
@@ -224,7 +224,6 @@ def _close_all(received: tuple[bytes, list[int]] | None) -> None:
 _inherited: list[Exchange] = []
 _exchange: Exchange | None = None
 _making = threading.Lock()
-_kept: int | None = None  # what a forked child must keep open
 
 
 def of_process() -> Exchange:
@@ -242,30 +241,12 @@ def of_process() -> Exchange:
         return _exchange
 
 
-def _before_fork() -> None:
-    global _kept
-    if files.is_in_use():
-        pool.trim(0)  # the child would write into idle slabs
-    _kept = files.before_fork()
-
-
-def _after_fork_in_parent() -> None:
-    global _kept
-    files.after_fork_in_parent(-1 if _kept is None else _kept)
-    _kept = None
-
-
 def _after_fork_in_child() -> None:
     global _exchange, _making
     _making = threading.Lock()
-    files.after_fork_in_child()
     if _exchange is not None:
         _exchange.forked()
         _exchange = None
 
 
-os.register_at_fork(
-    before=_before_fork,
-    after_in_parent=_after_fork_in_parent,
-    after_in_child=_after_fork_in_child,
-)
+os.register_at_fork(after_in_child=_after_fork_in_child)
