@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
+from dask_fabric import providers
 from dask_fabric.memory import pool
 from dask_fabric.telemetry import registry
 
@@ -154,6 +155,16 @@ def _gauges(by_path: dict[str, dict[str, Any]]) -> Iterator[Any]:
     )
     for state in ("in_use", "idle"):
         family.add_metric([state], pool_figures[f"{state}_bytes"])
+    yield family
+    family = GaugeMetricFamily(
+        "dask_fabric_path_figures",
+        "Figures of a process that only one path has",
+        labels=["path", "figure"],
+    )
+    for provider in providers.found():
+        for figure, value in (provider.statistics() or {}).items():
+            if isinstance(value, int | float):
+                family.add_metric([provider.name, figure], value)
     yield family
     open_count = registry.open_count()
     yield GaugeMetricFamily("dask_fabric_open_comms", "Open comms", value=open_count)

@@ -40,7 +40,8 @@ class SHMProvider(Provider):
                 "shares_results",
                 False,
                 "also arrays that tasks make",
-                "Large arrays that NumPy makes in the tasks of a worker lie in the memory file, too.",
+                "Large arrays that NumPy makes in the tasks of a worker lie in the memory file as "
+                "well.",
             ),
             "threshold": size(
                 "threshold_bytes",
@@ -111,6 +112,11 @@ class SHMProvider(Provider):
 
         found = files.statistics()
         return found if any(found.values()) else None
+
+    def remedy(self, facts: Any) -> str:
+        if facts.configuration.value("shm.enabled") is not True:
+            return "set fabric.shm.enabled: true"
+        return ""
 
     def check(self, description: Mapping[str, Any]) -> bool:
         found = description.get("id")
