@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import fcntl
 import gc
 import json
 import os
+import pickle
 import socket
 import struct
 import subprocess
@@ -16,12 +18,14 @@ import sys
 import dask
 import numpy as np
 import pytest
+from distributed import Client, LocalCluster
 from distributed.comm import connect
 from distributed.protocol import to_serialize
-
-from dask_fabric.memory import files
-from dask_fabric.paths.shm import exchange
+from tests.conftest import LOCAL_CLUSTER
 from tests.paths.shm_peer import SETTINGS, new_array
+
+from dask_fabric.memory import arrays, files, pool
+from dask_fabric.paths.shm import exchange
 
 NBYTES = 4_000_000
 PATIENCE_SECONDS = 60
@@ -135,7 +139,9 @@ async def test_what_was_changed_after_it_was_sent_is_sent_anew_by_another_path(p
     await send(peer, "z", data)
     assert shm_frames(peer)[0] == sent_before + 2
     assert (await peer("look", name="z"))["values"] == [1, 7]
-    assert (await peer("look", name="x"))["values"] == (await peer("look", name="y"))["values"] == [1]
+    assert (
+        (await peer("look", name="x"))["values"] == (await peer("look", name="y"))["values"] == [1]
+    )
 
 
 async def test_a_part_of_an_array(peers):
@@ -377,3 +383,86 @@ async def test_places_that_make_no_sense_are_requested(peers):
         (60_000, 0, 0, 1),
     ):
         assert memory_files.try_place(origin, slab, generation, offset, nbytes) != 0
+
+
+# ---------------------------------------------------------------- results of tasks
+
+
+@pytest.fixture
+def shareable(shm):
+    """Run functions in a context in which NumPy's arrays lie in the memory file."""
+    exchange.of_process()
+    files.configure(is_enabled=True, threshold_bytes=1 << 20, most_bytes=1 << 30)
+    context = contextvars.copy_context()
+    context.run(arrays.share_results)
+    return context.run
+
+
+def in_file() -> int:
+    pool.trim(0)
+    return files.statistics()["slab_count"]
+
+
+def test_large_results_lie_in_the_file_and_small_ones_do_not(shareable):
+    before = in_file()
+    large = shareable(np.ones, NBYTES, "u1")
+    assert in_file() == before + 1
+    small = shareable(np.ones, 1000, "u1")
+    assert in_file() == before + 1
+    outside = np.ones(NBYTES, "u1")
+    assert in_file() == before + 1
+    assert large.flags.owndata and large.sum() == outside.sum() == NBYTES and small.sum() == 1000
+    del large
+    gc.collect()
+    assert in_file() == before
+
+
+def test_zeros_are_zeros_also_in_memory_that_was_used_before(shareable):
+    for _ in range(3):
+        dirty = shareable(np.full, NBYTES, 255, "u1")
+        del dirty
+        clean = shareable(np.zeros, NBYTES, "u1")
+        assert clean.max() == 0
+        del clean
+
+
+def test_results_can_be_resized_copied_and_pickled(shareable):
+    data = shareable(np.arange, 1_000_000)
+    copied = shareable(pickle.loads, pickle.dumps(data))
+    assert np.array_equal(data, copied)
+    data.resize(1_000_001, refcheck=False)
+    assert data[999_999] == 999_999 and data[-1] == 0
+    assert shareable(lambda: (copied * 2)[::-1].sum()) == 999_999 * 1_000_000
+    objects = shareable(np.empty, 500_000, object)
+    assert objects[0] is None
+
+
+def test_results_beyond_the_limit_lie_elsewhere(shareable):
+    files.configure(is_enabled=True, threshold_bytes=1 << 20, most_bytes=NBYTES + (1 << 20))
+    before = in_file()
+    made = [shareable(np.ones, NBYTES, "u1") for _ in range(3)]
+    assert in_file() <= before + 1
+    assert all(one.sum() == NBYTES for one in made)
+
+
+def test_a_worker_shares_what_its_tasks_make():
+    def make():
+        return np.ones(NBYTES)
+
+    def frames(dask_worker):
+        from dask_fabric import statistics
+
+        return statistics()["shm"]["frozen_count"]
+
+    settings = {"fabric.shm.enabled": True, "fabric.shm.results": True}
+    with (
+        dask.config.set(settings),
+        LocalCluster(n_workers=2, threads_per_worker=1, protocol="fabric", **LOCAL_CLUSTER) as own,
+        Client(own) as client,
+    ):
+        one, other = client.scheduler_info()["workers"]
+        for _ in range(5):  # the first may find that nobody is attached yet
+            made = client.submit(make, workers=[one], pure=False)
+            assert client.submit(np.sum, made, workers=[other], pure=False).result() == NBYTES
+            assert made.result().sum() == NBYTES
+        assert client.run(frames)[one] > 0
