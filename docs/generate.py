@@ -163,7 +163,7 @@ SHOWN = (  # in the README
     ("numpy 100 MB, acknowledged", "array of 100 MB, acknowledged"),
     ("numpy 100 MB, busy receiver", "array of 100 MB, receiver's tasks hold the GIL"),
     ("connects, 32 at once", "connects, 32 at once"),
-    ("(x + x.T).sum(), 8000 x 8000", "(x + x.T).sum(), 8000 x 8000"),
+    ("(x + x.T).sum(), 8000 x 8000 in chunks of 1000", "(x + x.T).sum(), 8000 x 8000"),
 )
 
 
