@@ -108,7 +108,13 @@ def test_default_settings():
         close_timeout_seconds=2.0,
         paths=settings.paths,
     )
-    assert settings.paths._fields == ("cma", "ucx")
+    assert settings.paths._fields == ("shm", "cma", "ucx")
+    assert settings.paths.shm._asdict() == {
+        "enabled": False,
+        "shares_results": False,
+        "threshold_bytes": 2**20,
+        "most_bytes": None,
+    }
     assert settings.paths.cma._asdict() == {
         "enabled": True,
         "threshold_bytes": 131072,
@@ -135,6 +141,11 @@ def test_default_settings():
         ("stream.inline", "1 MiB", 2**20),
         ("stream.bulk", "2 GiB", 2**31),
         ("unix-sockets", False, False),
+        ("shm.enabled", True, True),
+        ("shm.results", True, True),
+        ("shm.threshold", "64 KiB", 65536),
+        ("shm.max", None, None),
+        ("shm.max", "2 GiB", 2**31),
         ("cma.enabled", False, False),
         ("cma.threshold", "64 KiB", 65536),
         ("cma.allow-ptrace", False, False),
@@ -186,6 +197,10 @@ BAD = {
     "stream.inline": [*BAD_SIZES, None, "2 MiB"],
     "stream.bulk": [*BAD_SIZES, None],
     "unix-sockets": BAD_SWITCHES,
+    "shm.enabled": BAD_SWITCHES,
+    "shm.results": BAD_SWITCHES,
+    "shm.threshold": [*BAD_SIZES, None, 65535],
+    "shm.max": BAD_SIZES,
     "cma.enabled": BAD_SWITCHES,
     "cma.threshold": [*BAD_SIZES, None, 65535],
     "cma.allow-ptrace": BAD_SWITCHES,

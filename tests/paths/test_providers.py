@@ -167,15 +167,15 @@ ODD, UPPER, TAKEN, TWICE = Named(), Upper(), Taken(), Twice()
 def test_one_that_cannot_be_used_is_left_out_and_named(points, caplog, name, value, reason):
     caplog.set_level(logging.WARNING)
     points(name, value)
-    assert [one.name for one in providers.found()] == ["cma", "ucx"]
+    assert [one.name for one in providers.found()] == ["shm", "cma", "ucx"]
     (message,) = caplog.messages
     assert name in message and value in message and reason in message
 
 
 def test_one_more_is_found_by_its_rank(points):
     points("odd", f"{__name__}:ODD")
-    assert [one.name for one in providers.found()] == ["cma", "ucx", "odd"]
-    assert set(providers.names()) == {"cma", "ucx", "odd"}
+    assert [one.name for one in providers.found()] == ["shm", "cma", "ucx", "odd"]
+    assert set(providers.names()) == {"shm", "cma", "ucx", "odd"}
 
 
 def test_no_path_has_a_name_that_means_something_else():

@@ -1045,6 +1045,18 @@ def remove_origin(uint64_t id):
         unlock()
 
 
+def holds(uintptr_t address):
+    """Whether memory at this address lies in the file of this process."""
+    cdef Range *found
+    cdef bint is_own
+    with nogil:
+        lock()
+        found = _range_of(address, 1)
+        is_own = found != NULL and found.slab != 0
+        unlock()
+    return is_own
+
+
 def has_origin(uint64_t id):
     """Whether slabs of a peer can be mapped."""
     cdef bint has

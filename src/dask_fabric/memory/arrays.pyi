@@ -11,6 +11,13 @@ die at any time, also while the interpreter ends or an exception propagates.
 
 from typing import Any
 
+def share_results():
+    """Have large arrays lie in the memory file that NumPy makes from now on in this context.
+
+    The handler of NumPy's memory is a context variable: tasks and threads that are started with a
+    copy of this context (`contextvars.copy_context`) have it too.
+    """
+
 def new_array(nbytes: int, like: int = 0) -> Any:
     """Make an array that owns memory of the pool, and returns it when it dies.
 
