@@ -145,6 +145,7 @@ class FabricComm(Comm):
             "peer_address": self._peer_addr,
             "control_stream": self.control_stream,
             "paths": self.paths,
+            "path_order": dict(self._channel.choice.ordered),
             "refused": self.refused_paths,
             "kernel": parse_tcp_info(self._channel.tcp_info()),
             "staged": self._staged_statistics(),

@@ -26,6 +26,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+import numpy as np
+
 from dask_fabric.keys import Section
 
 if TYPE_CHECKING:
@@ -255,6 +257,10 @@ class Provider:
 
         Called in the context (`contextvars`) from which that of its tasks is copied.
         """
+
+    def new_frame(self, nbytes: int) -> Any:
+        """Give an array of bytes that lies where the path can send it from; for the self-test."""
+        return np.empty(nbytes, np.uint8)
 
     def statistics(self) -> Mapping[str, Any] | None:
         """Give this path's process-wide counters, or None if there are none."""

@@ -57,13 +57,18 @@ def _best(facts: Facts) -> SchemeUse:
     stream = _by_stream(facts, STREAM, "TCP")
     within = "Unix socket" if facts.path(UNIX).works else stream.within_host
     # The path on which a pair of fabric:// has agreed; others may work, but are not preferred.
-    tried = [facts.path(one.name) for one in providers.found() if not one.scheme]
+    tried = [facts.path(one.name) for one in providers.found() if _is_for_all(one)]
     agreed = next((one.path for one in tried if one.works), "")
     agreed = agreed or next((one.instead for one in tried if one.instead), "")
     if agreed in providers.by_name() and facts.path(agreed).works:
         within = f"{agreed} for large frames"
     between = next((one.name for one in providers.found() if _reach(facts, one)), "")
     return SchemeUse(within, f"{between} for large frames" if between else stream.between_hosts)
+
+
+def _is_for_all(provider: Provider) -> bool:
+    """Whether ``fabric://`` may send every large frame by a path."""
+    return provider.takes_all and not provider.scheme
 
 
 def _by_stream(facts: Facts, path: str, name: str) -> SchemeUse:

@@ -8,6 +8,7 @@ not affect the doctor.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import statistics
 import subprocess
@@ -16,7 +17,6 @@ import time
 from typing import Any
 
 import dask.config
-import numpy as np
 from distributed.comm import CommClosedError, connect, listen
 from distributed.protocol import to_serialize
 from distributed.security import Security
@@ -25,9 +25,10 @@ from distributed.utils import wait_for
 from dask_fabric import config, providers
 from dask_fabric.comm.channels.negotiator import SchemeUnavailableError
 from dask_fabric.comm.network.reachability import explain
+from dask_fabric.paths.provider import Provider
 
 STREAM, UNIX, TLS = _STREAMS = ("stream", "unix", "tls")
-PATHS = (*_STREAMS, *(provider.name for provider in providers.found()))
+PATHS = (*_STREAMS, *providers.names())
 _OF_ONE_PATH = {one.name: one.scheme for one in providers.found() if one.scheme}
 SCHEMES = ("fabric", "fabric+tcp", "fabric+tls", *_OF_ONE_PATH.values())
 
@@ -133,7 +134,7 @@ async def _try_path(path: str, address: str) -> dict[str, Any]:
         if path not in used_paths(figures, comm.extra_info):
             reason = figures["refused"].get(path) or _why_not_unix()
             return {"path": path, "reason": reason, "instead": figures["paths"]["host"]}
-        bandwidth = await _bandwidth(comm)
+        bandwidth = await _bandwidth(comm, path)
         if reason := why_not_moved(path, comm.statistics()):
             return {"path": path, "reason": reason}
         return {
@@ -154,7 +155,7 @@ def _why_not_unix() -> str:
 
 def used_paths(figures: dict[str, Any], extra_info: dict[str, Any]) -> set[str]:
     """Name the paths in use between a pair, by the statistics of its comm."""
-    found = {STREAM, *figures["paths"].values()}
+    found = {STREAM, *itertools.chain.from_iterable(figures["path_order"].values())}
     if figures["control_stream"] == "unix":
         found.add(UNIX)
     if extra_info.get("cipher"):
@@ -180,9 +181,12 @@ def why_not_moved(path: str, figures: dict[str, Any]) -> str:
     return "" if moved["frames_sent"] else "the two agreed on it, but no large frame used it"
 
 
-async def _bandwidth(comm: Any) -> float:
+async def _bandwidth(comm: Any, path: str) -> float:
     """Give the best bandwidth of some large frames, each answered, in bytes per second."""
-    message = {"frame": to_serialize(np.ones(_FRAME_BYTES, "u1"))}
+    provider = providers.by_name().get(path, Provider())
+    frame = provider.new_frame(_FRAME_BYTES)
+    frame[:] = 1
+    message = {"frame": to_serialize(frame)}
     for _ in range(_WARM_UP_COUNT):
         await exchange(comm, message)
     seconds: list[float] = []

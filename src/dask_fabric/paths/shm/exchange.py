@@ -177,7 +177,8 @@ class Exchange:
         try:
             if received is None or received[0] != _MAGIC or len(received[1]) != 2:
                 raise ValueError("it was refused")
-            files.add_origin(peer, *received[1], claims)
+            memory, table = received[1]
+            files.add_origin(peer, memory, table, claims)
         except (ValueError, OSError, MemoryError) as error:
             logger.debug("A memory file cannot be had: %s", error)
             self._close(sock)

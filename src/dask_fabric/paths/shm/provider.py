@@ -107,6 +107,11 @@ class SHMProvider(Provider):
         if settings.enabled and settings.shares_results and hasattr(server, "executors"):
             arrays.share_results()
 
+    def new_frame(self, nbytes: int) -> Any:
+        from dask_fabric.memory import arrays
+
+        return arrays.new_array(nbytes)
+
     def statistics(self) -> Mapping[str, Any] | None:
         from dask_fabric.memory import files
 
