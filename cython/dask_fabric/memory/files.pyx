@@ -43,7 +43,8 @@ from libc.string cimport memmove, memset
 from posix.fcntl cimport O_CLOEXEC, O_RDONLY, open as open_file
 from posix.ioctl cimport ioctl
 from posix.mman cimport (
-    MAP_FAILED, MAP_FIXED, MAP_PRIVATE, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap,
+    MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, PROT_READ,
+    PROT_WRITE, mmap, munmap,
 )
 from posix.unistd cimport close, pread
 
@@ -58,8 +59,15 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_init(pthread_mutex_t *, const void *)
     int pthread_mutex_lock(pthread_mutex_t *)
     int pthread_mutex_unlock(pthread_mutex_t *)
+    ctypedef struct pthread_t:
+        pass
+    int pthread_create(pthread_t *, void *, void *(*)(void *) noexcept nogil, void *)
+    int pthread_detach(pthread_t)
     int pthread_atfork(void (*)() noexcept nogil, void (*)() noexcept nogil,
                        void (*)() noexcept nogil)
+
+cdef extern from "<sys/mman.h>" nogil:
+    void *mremap(void *data, size_t nbytes, size_t new_nbytes, int flags, ...)
 
 cdef extern from "<unistd.h>" nogil:
     int pipe2(int ends[2], int flags)
@@ -97,6 +105,11 @@ cdef enum:
     MAPPING_LIMIT = 1 << 14             # of vm.max_map_count, which is 65,530, others need some
     PAGE_MAP_BYTES = 8                  # of an entry of /proc/PID/pagemap
     PAGES_AT_ONCE = 512
+    DEFERRED_BYTES = 4 << 20
+    # Of mremap(2); older headers lack the last one's name.
+    MREMAP_MAYMOVE = 1
+    MREMAP_FIXED = 2
+    MREMAP_DONTUNMAP = 4
     # Of PAGEMAP_SCAN, whose names older headers lack.
     PAGE_IS_FILE = 1 << 2
     PAGE_IS_PRESENT = 1 << 3
@@ -356,10 +369,14 @@ cdef bint _map_shared(uint32_t number) noexcept nogil:
     """Map a slab that nobody else has, for its owner to write."""
     cdef OwnSlab *slab = &slabs[number]
     cdef Record *record = &table[number]
+    cdef char *place = _reserve(record.nbytes) if record.nbytes >= HUGE_BYTES else NULL
+    cdef int flags = MAP_SHARED | MAP_FIXED if place != NULL else MAP_SHARED
     cdef void *data = mmap(
-        NULL, record.nbytes, PROT_READ | PROT_WRITE, MAP_SHARED, file_fd, record.offset
+        place, record.nbytes, PROT_READ | PROT_WRITE, flags, file_fd, record.offset
     )
     if data == MAP_FAILED:
+        if place != NULL:
+            munmap(place, record.nbytes)
         return False
     if not _add_range(<char *> data, record.nbytes, number, NULL):
         munmap(data, record.nbytes)
@@ -509,19 +526,84 @@ cdef bint _is_in_child(OwnSlab *slab) noexcept nogil:
     return False
 
 
-cdef bint _freeze(uint32_t number) noexcept nogil:
-    """Keep the content of a slab as it is, in the file; writes go elsewhere from now on."""
+cdef bint _freeze(uint32_t number, bint may_defer=True) noexcept nogil:
+    """Keep the content of a slab as it is, in the file; writes go elsewhere from now on.
+
+    To drop the page table of the shared mapping takes 100 us for each MiB. So a large one is moved
+    away first, whole pages of the table at a time, and a thread drops it.
+    """
     cdef OwnSlab *slab = &slabs[number]
     cdef Record *record = &table[number]
-    cdef void *data = mmap(
+    cdef char *alias = NULL
+    cdef void *data
+    if may_defer and record.nbytes >= DEFERRED_BYTES:
+        alias = _move_page_table(slab.data, record.nbytes)
+    data = mmap(
         slab.data, record.nbytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, file_fd,
         record.offset,
     )
+    if alias != NULL:
+        _unmap_later(alias, record.nbytes)
     if data == MAP_FAILED:
         return False
     slab.state = FROZEN
     figures.frozen_count += 1
     return True
+
+
+cdef char *_reserve(uint64_t nbytes) noexcept nogil:
+    """Addresses that begin as a whole page of the page table does; NULL where there are none."""
+    cdef uint64_t lead_bytes
+    cdef char *data = <char *> mmap(
+        NULL, nbytes + HUGE_BYTES, 0, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0
+    )
+    if data == <char *> MAP_FAILED:
+        return NULL
+    lead_bytes = -<uintptr_t> data % HUGE_BYTES
+    if lead_bytes:
+        munmap(data, lead_bytes)
+    munmap(data + lead_bytes + nbytes, HUGE_BYTES - lead_bytes)
+    return data + lead_bytes
+
+
+cdef char *_move_page_table(char *data, uint64_t nbytes) noexcept nogil:
+    """Move the page table of a shared mapping elsewhere; the mapping gets pages as it is used.
+
+    NULL before Linux 5.13, which cannot do that with shared mappings.
+    """
+    cdef char *alias = _reserve(nbytes)
+    if alias == NULL:
+        return NULL
+    if mremap(
+        data, nbytes, nbytes, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, alias
+    ) == MAP_FAILED:
+        munmap(alias, nbytes)
+        return NULL
+    return alias
+
+
+cdef struct Alias:
+    char *data
+    uint64_t nbytes
+
+
+cdef void *_unmap_alias(void *argument) noexcept nogil:
+    cdef Alias *alias = <Alias *> argument
+    munmap(alias.data, alias.nbytes)
+    free(alias)
+    return NULL
+
+
+cdef void _unmap_later(char *data, uint64_t nbytes) noexcept nogil:
+    cdef pthread_t thread
+    cdef Alias *alias = <Alias *> malloc(sizeof(Alias))
+    if alias != NULL:
+        alias.data, alias.nbytes = data, nbytes
+        if pthread_create(&thread, NULL, _unmap_alias, alias) == 0:
+            pthread_detach(thread)
+            return
+        free(alias)
+    munmap(data, nbytes)
 
 
 # ---------------------------------------------------------------- what was changed
@@ -789,7 +871,7 @@ cdef void _prepare_fork() noexcept nogil:
     fork_count += 1
     for number in range(1, used_numbers):
         if slabs[number].state == WRITABLE:
-            _freeze(number)
+            _freeze(number, False)
     child = <Child *> calloc(1, sizeof(Child))
     if child == NULL or pipe2(ends, O_CLOEXEC):
         free(child)                     # the child must not use arrays that its parent has dropped

@@ -68,9 +68,11 @@ class SHMProvider(Provider):
         from dask_fabric.paths.shm import endpoint, exchange  # noqa: F401
 
     def configure(self, settings: Any) -> None:
-        from dask_fabric.memory import files
+        from dask_fabric.memory import files, pool
 
         is_enabled = settings.enabled and not isinstance(self._exchange(), str)
+        if is_enabled:
+            pool.trim(0)  # idle slabs lie elsewhere, and would be reused
         files.configure(
             is_enabled=is_enabled,
             threshold_bytes=settings.threshold_bytes,
