@@ -24,6 +24,7 @@ from distributed.protocol import to_serialize
 from tests.conftest import LOCAL_CLUSTER
 from tests.paths.shm_peer import SETTINGS, new_array
 
+from dask_fabric.comm import runtime
 from dask_fabric.memory import arrays, files, pool
 from dask_fabric.paths.shm import exchange
 
@@ -49,6 +50,7 @@ class Remote:
 
 @pytest.fixture
 def shm(monkeypatch):
+    monkeypatch.setattr(runtime, "_applied", None)  # what a test has configured here ends with it
     with dask.config.set(SETTINGS):
         yield
     files.configure(is_enabled=False, threshold_bytes=1 << 20, most_bytes=0)
