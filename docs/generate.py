@@ -14,6 +14,7 @@ README.md, docs/benchmarks.md, tables          ``benchmarks/results/*.json``, se
 
 from __future__ import annotations
 
+import functools
 import re
 import statistics
 from collections.abc import Iterator, Sequence
@@ -167,6 +168,7 @@ SHOWN = (  # in the README
 )
 
 
+@functools.cache
 def runs(suite: str) -> list[Results]:
     """Give the runs of one suite, the first one first."""
     return [read(path) for path in sorted(RESULTS.glob(f"{suite}-*.json"))]
@@ -225,10 +227,11 @@ def _all_figures() -> Iterator[str]:
     for suite in SUITES:
         found = runs(suite)
         all_of_them = together(found)
-        loads = [run.facts["load_average"] for run in found]
-        all_of_them.facts["load_average"] = statistics.median(loads)
-        text = render(all_of_them, markdown=True).removeprefix(facts_line(all_of_them.facts))
-        yield f"\n{len(found)} runs together: {facts_line(all_of_them.facts)}\n{text}\n\n"
+        load = statistics.median(run.facts["load_average"] for run in found)
+        all_of_them.facts = {**all_of_them.facts, "load_average": load}
+        facts = facts_line(all_of_them.facts)
+        count = "One run" if len(found) == 1 else f"{len(found)} runs together"
+        yield f"\n{count}: {facts}\n{render(all_of_them, markdown=True).removeprefix(facts)}\n\n"
 
 
 if __name__ == "__main__":

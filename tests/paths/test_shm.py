@@ -368,23 +368,36 @@ def test_who_breaks_the_exchange_is_refused(shm, message, made):
     assert files.statistics()["client_count"] == before
 
 
-async def test_places_that_make_no_sense_are_requested(peers):
-    """Stale, beyond the slab, beyond the file: the message comes by the stream."""
-    from dask_fabric.memory import files as memory_files
-
-    peer = await peers()
-    await until_attached(peer)
-    origin = exchange.of_process().id
-    for slab, generation, offset, nbytes in (
-        (0, 0, 0, NBYTES),
-        (1, 12345, 0, NBYTES),
-        (1 << 16, 0, 0, NBYTES),
-        ((1 << 32) - 1, 0, 0, NBYTES),
-        (1, 0, (1 << 64) - 1, NBYTES),
-        (1, 0, 0, 1 << 63),
-        (60_000, 0, 0, 1),
+async def test_places_that_make_no_sense_are_not_mapped(shm):
+    """Stale, beyond the slab, beyond the table: only the place itself is mapped."""
+    own = exchange.of_process()
+    assert own.attach(own.id) == ""
+    await until(lambda: files.has_origin(own.id))
+    files.configure(is_enabled=True, threshold_bytes=1 << 20, most_bytes=1 << 30)
+    pool.trim(0)
+    data = new_array(NBYTES, 1)
+    memory, table = files.descriptors()
+    records = struct.iter_unpack("<IIQQQ", os.pread(table, 32 << 16, 0))
+    slab, generation = next(
+        (number, one[0]) for number, one in enumerate(records) if one[3] >= NBYTES
+    )
+    os.close(memory)
+    os.close(table)
+    assert files.try_place(own.id, slab, generation, 0, NBYTES) == 0
+    for place in (
+        (0, generation, 0, NBYTES),
+        (slab, generation + 1, 0, NBYTES),
+        (1 << 16, generation, 0, NBYTES),
+        ((1 << 32) - 1, generation, 0, NBYTES),
+        (slab, generation, (1 << 64) - 1, NBYTES),
+        (slab, generation, NBYTES, NBYTES),
+        (slab, generation, 0, 1 << 63),
+        (slab, generation, 1 << 50, 1),
     ):
-        assert memory_files.try_place(origin, slab, generation, offset, nbytes) != 0
+        assert files.try_place(own.id, *place) in (2, 3), place
+    assert files.try_place(own.id + 1, slab, generation, 0, NBYTES) == 1  # nobody is known there
+    assert files.statistics()["mapping_count"] == 0
+    del data
 
 
 # ---------------------------------------------------------------- results of tasks

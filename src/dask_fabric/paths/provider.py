@@ -26,8 +26,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-import numpy as np
-
 from dask_fabric.keys import Section
 
 if TYPE_CHECKING:
@@ -260,6 +258,8 @@ class Provider:
 
     def new_frame(self, nbytes: int) -> Any:
         """Give an array of bytes that lies where the path can send it from; for the self-test."""
+        import numpy as np  # not when the configuration is imported
+
         return np.empty(nbytes, np.uint8)
 
     def statistics(self) -> Mapping[str, Any] | None:

@@ -93,6 +93,9 @@ class Exchange:
                 claims, theirs = files.new_claims()
                 try:
                     socket.send_fds(sock, [_HELLO.pack(_MAGIC, self.id)], [theirs])
+                except OSError:
+                    os.close(claims)
+                    raise
                 finally:
                     os.close(theirs)
             except OSError as error:

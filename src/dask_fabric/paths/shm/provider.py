@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import socket
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,8 +10,6 @@ from dask_fabric.config.memory import host_memory_bytes
 from dask_fabric.errors import UnavailableError
 from dask_fabric.keys import Section, optional_size, size, switch
 from dask_fabric.paths.provider import Candidate, Description, Peer, Provider
-
-logger = logging.getLogger(__name__)
 
 _THRESHOLD_BYTES_LEAST = 64 << 10
 _PART_OF_MEMORY = 2  # a half
@@ -70,13 +67,16 @@ class SHMProvider(Provider):
     def configure(self, settings: Any) -> None:
         from dask_fabric.memory import files, pool
 
+        most_bytes = settings.most_bytes
+        if most_bytes is None:
+            most_bytes = host_memory_bytes() // _PART_OF_MEMORY
         is_enabled = settings.enabled and not isinstance(self._exchange(), str)
         if is_enabled:
             pool.trim(0)  # idle slabs lie elsewhere, and would be reused
         files.configure(
             is_enabled=is_enabled,
             threshold_bytes=settings.threshold_bytes,
-            most_bytes=settings.most_bytes or host_memory_bytes() // _PART_OF_MEMORY,
+            most_bytes=most_bytes,
         )
 
     def _exchange(self) -> Any:
