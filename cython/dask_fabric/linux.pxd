@@ -13,6 +13,8 @@ cdef extern from "<sys/uio.h>" nogil:
 
 cdef extern from "<unistd.h>" nogil:
     long syscall(long number, ...)
+    int close(int fd)
+    int pipe2(int ends[2], int flags)
 
 cdef extern from "<sys/prctl.h>" nogil:
     int prctl(int operation, unsigned long first, unsigned long second, unsigned long third,
@@ -20,12 +22,21 @@ cdef extern from "<sys/prctl.h>" nogil:
     int PR_SET_PTRACER
     unsigned long PR_SET_PTRACER_ANY
 
+cdef extern from "<fcntl.h>" nogil:
+    int fallocate(int fd, int mode, long offset, long nbytes)
+    int FALLOC_FL_KEEP_SIZE
+    int FALLOC_FL_PUNCH_HOLE
+
+cdef extern from "<sys/syscall.h>" nogil:
+    long SYS_mremap
+
 cdef extern from "<poll.h>" nogil:
     struct pollfd:
         int fd
         short events
         short revents
     int poll(pollfd *fds, unsigned long fd_count, int timeout_ms)
+    short POLLIN
     short POLLRDHUP
     short POLLHUP
     short POLLERR
@@ -112,17 +123,8 @@ cdef extern from "<pthread.h>" nogil:
         pthread_cond_t *condition, pthread_mutex_t *mutex, const timespec *until)
     int pthread_cond_wait(pthread_cond_t *condition, pthread_mutex_t *mutex)
     int pthread_cond_broadcast(pthread_cond_t *condition)
-
-cdef extern from "<unistd.h>" nogil:
-    int close(int fd)
-
-cdef extern from "<poll.h>" nogil:
-    struct pollfd:
-        int fd
-        short events
-        short revents
-    int poll(pollfd *fds, unsigned long count, int timeout_ms)
-    int POLLIN
+    int pthread_atfork(void (*prepare)() noexcept nogil, void (*parent)() noexcept nogil,
+                       void (*child)() noexcept nogil)
 
 cdef extern from "<dlfcn.h>" nogil:
     ctypedef struct Dl_info:

@@ -41,41 +41,23 @@ from libc.stdint cimport int32_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memmove, memset
 from posix.fcntl cimport O_CLOEXEC, O_RDONLY, open as open_file
-from posix.ioctl cimport ioctl
 from posix.mman cimport (
-    MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, PROT_READ,
+    MAP_FAILED, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, PROT_READ,
     PROT_WRITE, mmap, munmap,
 )
-from posix.unistd cimport close, pread
+from posix.unistd cimport close
 
-from dask_fabric.linux cimport POLLIN, poll, pollfd
-from dask_fabric.memory.system cimport HUGE_BYTES, PAGE_BYTES, whole_pages
+from dask_fabric.linux cimport (
+    FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, POLLIN, SYS_mremap, fallocate, pipe2, poll, pollfd,
+    pthread_atfork, pthread_create, pthread_detach, pthread_mutex_init, pthread_mutex_lock,
+    pthread_mutex_t, pthread_mutex_unlock, pthread_t, syscall,
+)
+from dask_fabric.memory.pagemap cimport (
+    PAGE_IS_FILE, PAGE_IS_PRESENT, PAGE_IS_SWAPPED, has_page,
+)
+from dask_fabric.memory.system cimport HUGE_BYTES, PAGE_BYTES, map_aligned, whole_pages
 
 from dask_fabric.errors import ConfigError, UnavailableError
-
-cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_mutex_t:
-        pass
-    int pthread_mutex_init(pthread_mutex_t *, const void *)
-    int pthread_mutex_lock(pthread_mutex_t *)
-    int pthread_mutex_unlock(pthread_mutex_t *)
-    ctypedef struct pthread_t:
-        pass
-    int pthread_create(pthread_t *, void *, void *(*)(void *) noexcept nogil, void *)
-    int pthread_detach(pthread_t)
-    int pthread_atfork(void (*)() noexcept nogil, void (*)() noexcept nogil,
-                       void (*)() noexcept nogil)
-
-cdef extern from "<sys/mman.h>" nogil:
-    void *mremap(void *data, size_t nbytes, size_t new_nbytes, int flags, ...)
-
-cdef extern from "<unistd.h>" nogil:
-    int pipe2(int ends[2], int flags)
-
-cdef extern from "<fcntl.h>" nogil:
-    int fallocate(int fd, int mode, long offset, long nbytes)
-    int FALLOC_FL_KEEP_SIZE
-    int FALLOC_FL_PUNCH_HOLE
 
 cdef extern from *:
     """
@@ -103,24 +85,14 @@ cdef enum:
     TABLE_BYTES = SLAB_LIMIT * 32       # of `Record`
     CLAIMS_BYTES = SLAB_LIMIT * 4
     MAPPING_LIMIT = 1 << 14             # of vm.max_map_count, which is 65,530, others need some
-    PAGE_MAP_BYTES = 8                  # of an entry of /proc/PID/pagemap
-    PAGES_AT_ONCE = 512
     DEFERRED_BYTES = 4 << 20
     # Of mremap(2); older headers lack the last one's name.
     MREMAP_MAYMOVE = 1
     MREMAP_FIXED = 2
     MREMAP_DONTUNMAP = 4
-    # Of PAGEMAP_SCAN, whose names older headers lack.
-    PAGE_IS_FILE = 1 << 2
-    PAGE_IS_PRESENT = 1 << 3
-    PAGE_IS_SWAPPED = 1 << 4
 
 # Sparse, and so large that offsets are never used twice: at 10 GB/s it lasts for a day.
 cdef uint64_t FILE_BYTES = <uint64_t> 1 << 50
-cdef unsigned long PAGEMAP_SCAN = 0xC0606610     # _IOWR('f', 16, struct pm_scan_arg)
-cdef uint64_t ENTRY_IS_PRESENT = <uint64_t> 1 << 63
-cdef uint64_t ENTRY_IS_SWAPPED = <uint64_t> 1 << 62
-cdef uint64_t ENTRY_IS_FILE = <uint64_t> 1 << 61
 
 # What peers can read of a slab.
 cdef struct Record:
@@ -438,7 +410,7 @@ cdef void reopen_slab(uint32_t number, uint32_t its_epoch) noexcept nogil:
     unlock()
 
 
-cdef bint release_frozen(uint32_t number) noexcept nogil:
+cdef bint _retire_frozen(uint32_t number) noexcept nogil:
     """Retire an idle slab that a fork has frozen: a child may have it mapped."""
     cdef bint is_frozen
     lock()
@@ -453,23 +425,33 @@ cdef void free_slab(
     uint32_t number, uint32_t its_epoch, char *data, Py_ssize_t mapped_bytes
 ) noexcept nogil:
     """Give the memory of a slab that no peer has back to the system."""
-    cdef OwnSlab *slab = &slabs[number]
-    cdef uint64_t offset, nbytes
-    if its_epoch != epoch or release_frozen(number):
+    if its_epoch != epoch or _retire_frozen(number):
         munmap(data, mapped_bytes)
         return
-    offset, nbytes = table[number].offset, table[number].nbytes
     lock()
-    _remove_range(slab.data)
+    slabs[number].state = UNUSED        # a fork must not freeze what is about to be unmapped
+    _remove_range(data)
     unlock()
-    munmap(data, nbytes)                # may take milliseconds, and so may this
-    fallocate(file_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, nbytes)
+    munmap(data, mapped_bytes)          # may take milliseconds, and so may the next
+    _punch(number)
     lock()
+    _forget(number)
+    unlock()
+
+
+cdef void _punch(uint32_t number) noexcept nogil:
+    """Free the pages of the file that a slab has."""
+    cdef Record *record = &table[number]
+    cdef int mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+    fallocate(file_fd, mode, record.offset, record.nbytes)
+
+
+cdef void _forget(uint32_t number) noexcept nogil:
+    """Let the number of a slab without pages be used for another one."""
     figures.slab_count -= 1
-    figures.slab_bytes -= nbytes
+    figures.slab_bytes -= table[number].nbytes
     next_generation(&table[number].generation)
     _put_back(number)
-    unlock()
 
 
 cdef uint32_t next_reusable(
@@ -495,13 +477,8 @@ cdef uint32_t next_reusable(
             capacity_bytes[0] = slabs[number].capacity_bytes
             size_class[0] = slabs[number].size_class
         else:
-            figures.slab_count -= 1
-            figures.slab_bytes -= table[number].nbytes
-            fallocate(
-                file_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, table[number].offset,
-                table[number].nbytes,
-            )
-            _put_back(number)
+            _punch(number)
+            _forget(number)
             number = 0
     unlock()
     return number
@@ -552,18 +529,8 @@ cdef bint _freeze(uint32_t number, bint may_defer=True) noexcept nogil:
 
 
 cdef char *_reserve(uint64_t nbytes) noexcept nogil:
-    """Addresses that begin as a whole page of the page table does; NULL where there are none."""
-    cdef uint64_t lead_bytes
-    cdef char *data = <char *> mmap(
-        NULL, nbytes + HUGE_BYTES, 0, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0
-    )
-    if data == <char *> MAP_FAILED:
-        return NULL
-    lead_bytes = -<uintptr_t> data % HUGE_BYTES
-    if lead_bytes:
-        munmap(data, lead_bytes)
-    munmap(data + lead_bytes + nbytes, HUGE_BYTES - lead_bytes)
-    return data + lead_bytes
+    """Addresses that begin where a page of the page table does; NULL if there are none."""
+    return map_aligned(nbytes, 0, MAP_NORESERVE)
 
 
 cdef char *_move_page_table(char *data, uint64_t nbytes) noexcept nogil:
@@ -571,12 +538,13 @@ cdef char *_move_page_table(char *data, uint64_t nbytes) noexcept nogil:
 
     NULL before Linux 5.13, which cannot do that with shared mappings.
     """
+    cdef long flags = MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP
     cdef char *alias = _reserve(nbytes)
     if alias == NULL:
         return NULL
-    if mremap(
-        data, nbytes, nbytes, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, alias
-    ) == MAP_FAILED:
+    # Not mremap(3): UCX before 1.15 puts its own there, which loses the last argument
+    # (openucx/ucx#8820). The mapping would lie at address 0.
+    if syscall(SYS_mremap, data, nbytes, nbytes, flags, alias) == -1:
         munmap(alias, nbytes)
         return NULL
     return alias
@@ -608,66 +576,14 @@ cdef void _unmap_later(char *data, uint64_t nbytes) noexcept nogil:
 
 # ---------------------------------------------------------------- what was changed
 
-cdef struct PageRegion:         # struct page_region
-    uint64_t start
-    uint64_t end
-    uint64_t categories
-
-cdef struct PageScan:           # struct pm_scan_arg
-    uint64_t size
-    uint64_t flags
-    uint64_t start
-    uint64_t end
-    uint64_t walk_end
-    uint64_t regions
-    uint64_t region_count
-    uint64_t most_pages
-    uint64_t inverted_categories
-    uint64_t all_categories
-    uint64_t any_categories
-    uint64_t told_categories
-
-
 cdef bint _has_changed(uintptr_t address, uint64_t nbytes) noexcept nogil:
     """Whether a page of a private mapping was written, and is not the file's any more.
 
     True also where the kernel does not tell. A page that was written is anonymous.
     """
-    cdef uint64_t begin = address // PAGE_BYTES * PAGE_BYTES
-    cdef uint64_t end = (address + nbytes + PAGE_BYTES - 1) // PAGE_BYTES * PAGE_BYTES
-    cdef PageRegion region
-    cdef PageScan scan = PageScan(
-        sizeof(PageScan), 0, begin, end, 0, <uint64_t> &region, 1, 1,
-        PAGE_IS_FILE, PAGE_IS_FILE, PAGE_IS_PRESENT | PAGE_IS_SWAPPED, PAGE_IS_FILE,
+    return pagemap_fd < 0 or has_page(
+        pagemap_fd, address, nbytes, PAGE_IS_FILE, PAGE_IS_PRESENT | PAGE_IS_SWAPPED
     )
-    cdef int found
-    if pagemap_fd < 0:
-        return True
-    found = ioctl(pagemap_fd, PAGEMAP_SCAN, &scan)
-    if found >= 0:
-        return found > 0
-    return _is_any_anonymous(begin // PAGE_BYTES, (end - begin) // PAGE_BYTES)
-
-
-cdef bint _is_any_anonymous(uint64_t page, uint64_t left_count) noexcept nogil:
-    """The same, on kernels before 6.7."""
-    cdef uint64_t entries[PAGES_AT_ONCE]
-    cdef uint64_t count, index
-    while left_count > 0:
-        count = min(left_count, <uint64_t> PAGES_AT_ONCE)
-        if pread(pagemap_fd, entries, count * PAGE_MAP_BYTES, page * PAGE_MAP_BYTES) != <ssize_t> (
-            count * PAGE_MAP_BYTES
-        ):
-            return True
-        for index in range(count):
-            if (
-                entries[index] & (ENTRY_IS_PRESENT | ENTRY_IS_SWAPPED)
-                and not entries[index] & ENTRY_IS_FILE
-            ):
-                return True
-        page += count
-        left_count -= count
-    return False
 
 
 # ---------------------------------------------------------------- offered, and mapped by peers

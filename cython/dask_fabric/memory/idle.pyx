@@ -8,17 +8,11 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport free
 
 from dask_fabric.atomics cimport relaxed
+from dask_fabric.linux cimport (
+    pthread_atfork, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
+)
 from dask_fabric.memory.files cimport free_slab
 from dask_fabric.memory.system cimport coarse_ns, give_back, resident_bytes
-
-cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_mutex_t:
-        pass
-    int pthread_mutex_init(pthread_mutex_t *, const void *)
-    int pthread_mutex_lock(pthread_mutex_t *)
-    int pthread_mutex_unlock(pthread_mutex_t *)
-    int pthread_atfork(void (*)() noexcept nogil, void (*)() noexcept nogil,
-                       void (*)() noexcept nogil)
 
 cdef enum:
     CLASS_COUNT = 31 * STEP_COUNT + 1       # 64 KiB to LARGEST_BYTES

@@ -38,12 +38,12 @@ cdef Py_ssize_t mapped_bytes(Py_ssize_t capacity_bytes) noexcept nogil:
     return least_bytes if capacity_bytes <= SHARED_BYTES or huge_bytes > most_bytes else huge_bytes
 
 
-cdef char *map_huge(Py_ssize_t nbytes) noexcept nogil:
-    """Map memory that is aligned to a huge page."""
+cdef char *map_aligned(Py_ssize_t nbytes, int protection, int flags) noexcept nogil:
+    """Map anonymous memory that is aligned to a huge page; NULL if there is none."""
     # Kernels differ in which mappings they align by themselves.
     cdef Py_ssize_t lead_bytes
-    cdef char *data = <char *>mmap(NULL, nbytes + HUGE_BYTES, PROT_READ | PROT_WRITE,
-                                   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+    cdef char *data = <char *>mmap(NULL, nbytes + HUGE_BYTES, protection,
+                                   MAP_PRIVATE | MAP_ANONYMOUS | flags, -1, 0)
     if data == <char *>MAP_FAILED:
         return NULL
     lead_bytes = -<uintptr_t>data % HUGE_BYTES
@@ -51,7 +51,13 @@ cdef char *map_huge(Py_ssize_t nbytes) noexcept nogil:
         munmap(data, lead_bytes)
     data += lead_bytes
     munmap(data + nbytes, HUGE_BYTES - lead_bytes)
-    madvise(data, nbytes, MADV_HUGEPAGE)        # a kernel without huge pages is slower, not wrong
+    return data
+
+
+cdef char *map_huge(Py_ssize_t nbytes) noexcept nogil:
+    cdef char *data = map_aligned(nbytes, PROT_READ | PROT_WRITE, 0)
+    if data != NULL:
+        madvise(data, nbytes, MADV_HUGEPAGE)    # a kernel without huge pages is slower, not wrong
     return data
 
 

@@ -13,7 +13,6 @@ cdef class Process:
     cdef _open_pagemap(self)
     cdef bint has_ended(self) noexcept
     cpdef bint is_resident(self, uint64_t address, uint64_t nbytes, bint scans=*) noexcept
-    cdef bint _are_present(self, uint64_t page, uint64_t left_count) noexcept
 
 cdef int read_memory(int pid, char *data, uint64_t address, size_t nbytes) noexcept nogil
 cdef uint64_t address_of(const Slot *slot) noexcept nogil

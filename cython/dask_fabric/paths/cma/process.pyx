@@ -19,45 +19,18 @@ from libc.errno cimport EFAULT, EINTR, EPERM, ESRCH, ETIMEDOUT, errno
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
-from posix.ioctl cimport ioctl
-from posix.unistd cimport _SC_PAGESIZE, close, pread, sysconf
+from posix.unistd cimport close, pread
 
 from dask_fabric.linux cimport (
     POLLIN, PR_SET_PTRACER, PR_SET_PTRACER_ANY, iovec, poll, pollfd, prctl, process_vm_readv,
     syscall,
 )
+from dask_fabric.memory.pagemap cimport PAGE_IS_PRESENT, PAGE_MAP_BYTES, has_page
 from dask_fabric.wire.frames cimport Slot
 
 cdef enum:
     NONCE_BYTES = 16
     SYS_PIDFD_OPEN = 434        # missing in older headers; the same everywhere except on Alpha
-    PAGE_MAP_BYTES = 8          # an entry of /proc/PID/pagemap
-    PAGES_AT_ONCE = 512
-    PAGE_IS_PRESENT = 1 << 3    # of PAGEMAP_SCAN, also missing in older headers
-
-cdef unsigned long PAGEMAP_SCAN = 0xC0606610     # _IOWR('f', 16, struct pm_scan_arg)
-
-cdef struct PageRegion:         # struct page_region
-    uint64_t start
-    uint64_t end
-    uint64_t categories
-
-cdef struct PageScan:           # struct pm_scan_arg
-    uint64_t size
-    uint64_t flags
-    uint64_t start
-    uint64_t end
-    uint64_t walk_end
-    uint64_t regions
-    uint64_t region_count
-    uint64_t most_pages
-    uint64_t inverted_categories
-    uint64_t all_categories
-    uint64_t any_categories
-    uint64_t returned_categories
-
-cdef uint64_t PAGE_PRESENT = <uint64_t> 1 << 63
-cdef uint64_t PAGE_BYTES = sysconf(_SC_PAGESIZE)
 
 # How long a probe of a page that may not be resident may block its caller, an event loop.
 PROBE_SECONDS = 0.05
@@ -137,35 +110,9 @@ cdef class Process:
         scans : bool
             Whether to use PAGEMAP_SCAN, available since Linux 6.7: a fifth of the time.
         """
-        cdef uint64_t page = address // PAGE_BYTES
-        cdef uint64_t count = (address % PAGE_BYTES + nbytes + PAGE_BYTES - 1) // PAGE_BYTES
-        cdef PageRegion absent
-        cdef PageScan scan = PageScan(
-            sizeof(PageScan), 0, page * PAGE_BYTES, (page + count) * PAGE_BYTES, 0,
-            <uint64_t> &absent, 1, 1, PAGE_IS_PRESENT, PAGE_IS_PRESENT, 0, PAGE_IS_PRESENT,
+        return self.pagemap_fd >= 0 and not address >> 63 and not has_page(
+            self.pagemap_fd, address, nbytes, PAGE_IS_PRESENT, 0, scans
         )
-        cdef int absent_count = -1
-        if self.pagemap_fd < 0 or address >> 63:
-            return False
-        if scans:
-            absent_count = ioctl(self.pagemap_fd, PAGEMAP_SCAN, &scan)
-        return absent_count == 0 if absent_count >= 0 else self._are_present(page, count)
-
-    cdef bint _are_present(self, uint64_t page, uint64_t left_count) noexcept:
-        cdef uint64_t entries[PAGES_AT_ONCE]
-        cdef uint64_t count, index
-        while left_count > 0:
-            count = min(left_count, <uint64_t> PAGES_AT_ONCE)
-            if pread(
-                self.pagemap_fd, entries, count * PAGE_MAP_BYTES, page * PAGE_MAP_BYTES
-            ) != <ssize_t> (count * PAGE_MAP_BYTES):
-                return False
-            for index in range(count):
-                if not entries[index] & PAGE_PRESENT:
-                    return False
-            page += count
-            left_count -= count
-        return True
 
     def lives(self):
         """Whether the process still has the memory that it had when this object was made."""

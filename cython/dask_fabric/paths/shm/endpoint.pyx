@@ -9,13 +9,13 @@ who has what mapped (`dask_fabric.memory.files`). So a fetched frame needs no li
 
 cimport cython
 from libc.errno cimport ENOMEM, ESTALE, ETIMEDOUT
-from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport uint32_t, uintptr_t
 from libc.string cimport memcpy
 
 from dask_fabric.clock cimport now_ns
 from dask_fabric.memory.arrays cimport array_of
 from dask_fabric.memory.files cimport (
-    MAPPED, NOT_MAPPED, STALE, UNKNOWN_ORIGIN, Mapped, Mapping, Place, describe_place, map_place,
+    MAPPED, STALE, UNKNOWN_ORIGIN, Mapped, Mapping, Place, describe_place, map_place,
 )
 from dask_fabric.memory.pool cimport buffer_on
 from dask_fabric.wire.frames cimport Slot
@@ -63,20 +63,13 @@ cdef class SHMPath(Path):
         return 0
 
     cdef object place(self, Slot *slot):
-        cdef Place place
-        cdef Mapping *mapping = NULL
-        cdef char *data = NULL
-        memcpy(&place, slot.descriptor, sizeof(Place))
-        if map_place(&place, slot.nbytes, &mapping, &data) != MAPPED:
-            return None                 # `fetch` tries again, and says why not
-        slot.data = data
-        return memoryview(array_of(buffer_on(mapping, data, slot.nbytes)))
+        return None                     # `fetch` maps it
 
     cdef Fetch fetch(self, Transfer transfer) except FETCH_FAULT:
         return self._map_rest(transfer)
 
     cdef Fetch _map_rest(self, Transfer transfer) except FETCH_FAULT:
-        """Map those frames that are not mapped yet."""
+        """Map the frames that are not mapped yet."""
         cdef Slot *slot
         cdef Place place
         cdef Mapping *mapping

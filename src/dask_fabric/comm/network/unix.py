@@ -13,7 +13,6 @@ import logging
 import os
 import re
 import socket
-import struct
 from collections.abc import Iterable
 
 from distributed.comm.addressing import parse_host_port, unparse_host_port
@@ -24,6 +23,7 @@ from dask_fabric.comm.network.addresses import (
     host_of,
     numeric_address,
 )
+from dask_fabric.paths.credentials import ROOT, is_trusted, peer_credentials
 from dask_fabric.wire.hello import Hello
 
 logger = logging.getLogger(__name__)
@@ -34,12 +34,10 @@ _NAME_PREFIX = b"\0dask-fabric/"
 _WILDCARDS: dict[int, str] = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
 _WILDCARD_LISTENERS = ("0.0.0.0:", "[::]:")
 _DISCARD_PORT = 9  # any: nothing is sent
-_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 # The name that the kernel gives to a socket bound without one; see unix(7), autobind.
 _AUTOBOUND = re.compile(rb"\0([0-9a-f]{5})")
 # Above all TCP ports, so that the two kinds never share an address.
 _FIRST_PORT = 1 << 16
-_ROOT = 0
 
 
 def address_of(sockname: tuple) -> str:
@@ -116,7 +114,7 @@ def _connect(listener: str) -> socket.socket | None:
     try:
         sock.bind("")  # autobind: the listener sees a unique name
         sock.connect(_name(listener))
-        if peer_uid(sock) in (os.geteuid(), _ROOT):
+        if is_trusted(peer_uid(sock)):
             tune(sock)
             return sock
         logger.debug("The Unix socket of %s belongs to another user; using TCP", listener)
@@ -156,26 +154,19 @@ def is_welcome(sock: socket.socket, name: object) -> bool:
     """Whether to accept a connection from *name*: autobound, and of this user or root."""
     if not isinstance(name, bytes) or not _AUTOBOUND.fullmatch(name):
         return False
-    own = os.geteuid()
     with contextlib.suppress(OSError):
-        return own == _ROOT or peer_uid(sock) in (own, _ROOT)
+        return os.geteuid() == ROOT or is_trusted(peer_uid(sock))
     return False
 
 
 def peer_uid(sock: socket.socket) -> int:
     """Give the user id of the process at the other end of a Unix socket."""
-    return _peer_credentials(sock)[1]
+    return peer_credentials(sock)[1]
 
 
 def peer_pid(sock: socket.socket) -> int:
     """Give the process id of the other end in this pid namespace; 0 if it is not visible here."""
-    return _peer_credentials(sock)[0]
-
-
-def _peer_credentials(sock: socket.socket) -> tuple[int, int, int]:
-    return _CREDENTIALS.unpack(
-        sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    )
+    return peer_credentials(sock)[0]
 
 
 def client_address(target: str, name: bytes) -> str:

@@ -30,14 +30,13 @@ from typing import Any
 
 from dask_fabric.errors import UnavailableError
 from dask_fabric.memory import files
+from dask_fabric.paths.credentials import is_trusted, peer_credentials
 
 logger = logging.getLogger(__name__)
 
 _NAME = "\0dask-fabric-shm-{:016x}"
 _HELLO = struct.Struct("<8sQ")
 _MAGIC = b"dfshm 1\n"
-_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
-_ROOT = 0
 _BACKLOG = 1024
 _CLIENT_LIMIT = 4096
 
@@ -88,7 +87,7 @@ class Exchange:
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
             try:
                 sock.connect(_NAME.format(peer))
-                if not _is_trusted(sock):
+                if not is_trusted(peer_credentials(sock)[1]):
                     raise PermissionError("it belongs to another user")
                 claims, theirs = files.new_claims()
                 try:
@@ -134,7 +133,7 @@ class Exchange:
     def _accept(self) -> None:
         sock, _ = self._listening.accept()
         sock.setblocking(False)
-        if not _is_trusted(sock) or len(self._connections) > _CLIENT_LIMIT:
+        if not is_trusted(peer_credentials(sock)[1]) or len(self._connections) > _CLIENT_LIMIT:
             sock.close()
             return
         self._watch(sock, lambda: self._greeted(sock))
@@ -204,11 +203,6 @@ class Exchange:
         """In a child: stop to listen, and keep the connections open, for what is mapped by them."""
         self._listening.close()
         _inherited.append(self)
-
-
-def _is_trusted(sock: socket.socket) -> bool:
-    found = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    return _CREDENTIALS.unpack(found)[1] in (os.geteuid(), _ROOT)
 
 
 def _received(sock: socket.socket, most: int) -> tuple[bytes, list[int]] | None:
