@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import gc
 import json
 import os
 import sys
+import zlib
 
 import dask
 import numpy as np
@@ -26,6 +29,11 @@ def new_array(nbytes: int, value: int) -> np.ndarray:
     return data
 
 
+@functools.cache
+def pattern(seed: int, nbytes: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, nbytes, "u1")
+
+
 class Peer:
     def __init__(self) -> None:
         self.kept: dict[str, np.ndarray] = {}
@@ -43,6 +51,27 @@ class Peer:
     def make(self, name: str, nbytes: int, value: int) -> dict:
         self.kept[name] = new_array(nbytes, value)
         return {}
+
+    def paint(self, name: str, nbytes: int, seed: int, in_file: bool) -> dict:
+        data = new_array(nbytes, 0) if in_file else np.empty(nbytes, "u1")
+        data[:] = pattern(seed, nbytes)
+        self.kept[name] = data
+        return {}
+
+    def digest(self, name: str) -> dict:
+        return {"digest": zlib.crc32(self.kept[name])}
+
+    def usage(self) -> dict:
+        """What the process has, once it has freed what it can."""
+        gc.collect()
+        with open("/proc/self/maps") as maps, open("/proc/self/smaps_rollup") as rollup:
+            sizes = dict(line.split()[:2] for line in rollup.read().splitlines()[1:])
+            file_maps = sum("memfd:dask-fabric" in line for line in maps)
+        return {
+            "fds": len(os.listdir("/proc/self/fd")),
+            "file_maps": file_maps,
+            "pss_bytes": int(sizes["Pss:"]) * 1024,
+        }
 
     def keep(self, name: str, data) -> dict:
         self.kept[name] = data
@@ -64,11 +93,11 @@ class Peer:
         del self.kept[name]
         return {}
 
-    async def fetch(self, name: str, address: str) -> dict:
+    async def fetch(self, name: str, address: str, new_name: str = "") -> dict:
         """Get an array of another process."""
         comm = await connect(address)
         await comm.write({"op": "give", "name": name})
-        self.kept[name] = (await comm.read())["data"]
+        self.kept[new_name or name] = (await comm.read())["data"]
         traffic = comm.statistics()["traffic"]
         await comm.close()
         return {"path": [p for p, of in traffic.items() if of["frames_received"]]}

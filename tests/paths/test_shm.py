@@ -23,6 +23,7 @@ from distributed.comm import connect
 from distributed.protocol import to_serialize
 from tests.conftest import LOCAL_CLUSTER
 from tests.paths.shm_peer import SETTINGS, new_array
+from tests.programs import hand_over
 
 from dask_fabric.comm import runtime
 from dask_fabric.memory import arrays, files, pool
@@ -165,6 +166,14 @@ async def test_a_part_of_an_array(peers):
 # ---------------------------------------------------------------- who lives, and who dies
 
 
+async def mapped_at_home(owner: Remote, reader: Remote) -> dict:
+    """Have a process map its own memory, which another one has."""
+    assert (await owner("fetch", name="x", address=reader.address))["path"] == ["shm"]
+    seen = await owner("look", name="x")
+    await owner("drop", name="x")
+    return seen
+
+
 async def test_a_chain_of_three_processes(peers):
     """The third maps the file of the first, without a copy, and outlives both others."""
     first, second, third = [await peers() for _ in range(3)]
@@ -177,12 +186,36 @@ async def test_a_chain_of_three_processes(peers):
         return outcome["path"] == ["shm"]
 
     await until(lambda: mapped(second, first))
+    await first("drop", name="x")  # what a reader still has, it can pass on
     await until(lambda: mapped(third, second))
+    assert await second("look", name="x") == await third("look", name="x")
+    assert (await mapped_at_home(first, second))["values"] == [3]
     await second("drop", name="x")
     first.process.kill()
     second.process.kill()
     first.process.wait()
     assert (await third("look", name="x"))["values"] == [3]
+
+
+async def test_of_a_process_that_is_gone_arrays_are_passed_on_by_another_path(peers):
+    first, second, third = [await peers() for _ in range(3)]
+    await first("make", name="x", nbytes=NBYTES, value=3)
+    outcome = await second("fetch", name="x", address=first.address)
+    while outcome["path"] != ["shm"]:
+        outcome = await second("fetch", name="x", address=first.address)
+    first.process.kill()
+    first.process.wait()
+
+    async def copied():
+        outcome = await third("fetch", name="x", address=second.address)
+        assert (await third("look", name="x"))["values"] == [3]
+        return outcome["path"] == ["cma"]
+
+    await until(copied)
+
+
+async def test_arrays_that_go_around_at_random_are_what_they_must_be():
+    await hand_over.run(count=60, nbytes=NBYTES, seed=7, is_quiet=True)
 
 
 async def test_memory_is_used_again_when_the_last_reader_has_dropped_it(peers):

@@ -17,7 +17,8 @@ it maps it. Its claims are counters in a table of its own, one for each slab, wh
 read. Owner and peer never write to the same memory, and neither waits for the other:
 
     peer:   claims[slab] += 1;       then read generation[slab]; if it is another one: claims -= 1
-    owner:  generation[slab] += 1;   then read the claims of all peers; if one is not 0: try later
+    owner:  if the claims of all peers are 0: generation[slab] += 1;   then read the claims again;
+            if one is not 0 now: try later
 
 Both steps are sequentially consistent, so that at least one of the two sees the other. A peer that
 dies loses its claims: its connection to `dask_fabric.paths.shm.exchange` ends, and the owner drops
@@ -42,8 +43,8 @@ from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memmove, memset
 from posix.fcntl cimport O_CLOEXEC, O_RDONLY, open as open_file
 from posix.mman cimport (
-    MAP_FAILED, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, PROT_READ,
-    PROT_WRITE, mmap, munmap,
+    MADV_DONTNEED, MADV_HUGEPAGE, MAP_FAILED, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED,
+    PROT_READ, PROT_WRITE, madvise, mmap, munmap,
 )
 from posix.unistd cimport close
 
@@ -86,6 +87,7 @@ cdef enum:
     CLAIMS_BYTES = SLAB_LIMIT * 4
     MAPPING_LIMIT = 1 << 14             # of vm.max_map_count, which is 65,530, others need some
     DEFERRED_BYTES = 4 << 20
+    PIECE_BYTES = 1 << 20
     # Of mremap(2); older headers lack the last one's name.
     MREMAP_MAYMOVE = 1
     MREMAP_FIXED = 2
@@ -343,9 +345,7 @@ cdef bint _map_shared(uint32_t number) noexcept nogil:
     cdef Record *record = &table[number]
     cdef char *place = _reserve(record.nbytes) if record.nbytes >= HUGE_BYTES else NULL
     cdef int flags = MAP_SHARED | MAP_FIXED if place != NULL else MAP_SHARED
-    cdef void *data = mmap(
-        place, record.nbytes, PROT_READ | PROT_WRITE, flags, file_fd, record.offset
-    )
+    cdef void *data = _map_file(place, record, flags)
     if data == MAP_FAILED:
         if place != NULL:
             munmap(place, record.nbytes)
@@ -357,6 +357,16 @@ cdef bint _map_shared(uint32_t number) noexcept nogil:
     slab.state = WRITABLE
     slab.born = fork_count
     return True
+
+
+cdef void *_map_file(char *place, const Record *record, int flags) noexcept nogil:
+    cdef void *data = mmap(
+        place, record.nbytes, PROT_READ | PROT_WRITE, flags, file_fd, record.offset
+    )
+    # Of use where the host allows it for memory files (shmem_enabled), which is not the default.
+    if data != MAP_FAILED and record.nbytes >= HUGE_BYTES:
+        madvise(data, record.nbytes, MADV_HUGEPAGE)
+    return data
 
 
 cdef bint release_slab(
@@ -387,7 +397,6 @@ cdef void _retire(uint32_t number) noexcept nogil:
     cdef OwnSlab *slab = &slabs[number]
     slab.state = RETIRED
     slab.died = fork_count
-    next_generation(&table[number].generation)
     slab.following, retired = retired, number
     figures.retired_count += 1
     figures.retired_bytes += table[number].nbytes
@@ -401,9 +410,8 @@ cdef void reopen_slab(uint32_t number, uint32_t its_epoch) noexcept nogil:
     if its_epoch == epoch and slab.state == FROZEN:
         slab.died = fork_count
         _reap_children()
-        if not _is_in_child(slab) and mmap(
-            slab.data, table[number].nbytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
-            file_fd, table[number].offset,
+        if not _is_in_child(slab) and _map_file(
+            slab.data, &table[number], MAP_SHARED | MAP_FIXED
         ) != MAP_FAILED:
             slab.state = WRITABLE
             slab.born = fork_count
@@ -457,14 +465,17 @@ cdef void _forget(uint32_t number) noexcept nogil:
 cdef uint32_t next_reusable(
     char **data, Py_ssize_t *capacity_bytes, int *size_class
 ) noexcept nogil:
-    """Take a retired slab that nobody has any more, and map it again; 0 where there is none."""
+    """Take a retired slab that nobody has any more, and map it again; 0 where there is none.
+
+    Who has it mapped may pass it on, so its generation stays the same for as long.
+    """
     global retired
     cdef uint32_t number
     cdef uint32_t *link
     lock()
     _reap_children()
     link = &retired
-    while link[0] and (_is_claimed(link[0]) or _is_in_child(&slabs[link[0]])):
+    while link[0] and not _takes_back(link[0]):
         link = &slabs[link[0]].following
     number = link[0]
     if number:
@@ -482,6 +493,14 @@ cdef uint32_t next_reusable(
             number = 0
     unlock()
     return number
+
+
+cdef bint _takes_back(uint32_t number) noexcept nogil:
+    """Whether nobody has a retired slab; nobody can claim it then."""
+    if _is_in_child(&slabs[number]) or _is_claimed(number):
+        return False
+    next_generation(&table[number].generation)
+    return not _is_claimed(number)
 
 
 cdef bint _is_claimed(uint32_t number) noexcept nogil:
@@ -515,10 +534,7 @@ cdef bint _freeze(uint32_t number, bint may_defer=True) noexcept nogil:
     cdef void *data
     if may_defer and record.nbytes >= DEFERRED_BYTES:
         alias = _move_page_table(slab.data, record.nbytes)
-    data = mmap(
-        slab.data, record.nbytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, file_fd,
-        record.offset,
-    )
+    data = _map_file(slab.data, record, MAP_PRIVATE | MAP_FIXED)
     if alias != NULL:
         _unmap_later(alias, record.nbytes)
     if data == MAP_FAILED:
@@ -556,7 +572,17 @@ cdef struct Alias:
 
 
 cdef void *_unmap_alias(void *argument) noexcept nogil:
+    """Empty the page table piece by piece first: other calls wait for a piece, not for it all.
+
+    Since Linux 6.17 they do not wait at all: munmap locks the address space, madvise the mapping.
+    """
     cdef Alias *alias = <Alias *> argument
+    cdef uint64_t offset = 0
+    while offset < alias.nbytes:
+        madvise(
+            alias.data + offset, min(alias.nbytes - offset, <uint64_t> PIECE_BYTES), MADV_DONTNEED
+        )
+        offset += PIECE_BYTES
     munmap(alias.data, alias.nbytes)
     free(alias)
     return NULL
@@ -615,7 +641,7 @@ cdef bint describe_place(
             if slabs[found.slab].state == WRITABLE:
                 is_shareable = _freeze(found.slab)
                 may_have_changed = False
-    elif found != NULL and found.mapping.origin != NULL:
+    elif found != NULL and found.mapping.origin != NULL and not found.mapping.origin.is_gone:
         place[0] = Place(
             found.mapping.origin_id, found.mapping.slab, found.mapping.generation,
             found.mapping.offset + (address - found.begin),

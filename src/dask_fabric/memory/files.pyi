@@ -17,7 +17,8 @@ it maps it. Its claims are counters in a table of its own, one for each slab, wh
 read. Owner and peer never write to the same memory, and neither waits for the other:
 
     peer:   claims[slab] += 1;       then read generation[slab]; if it is another one: claims -= 1
-    owner:  generation[slab] += 1;   then read the claims of all peers; if one is not 0: try later
+    owner:  if the claims of all peers are 0: generation[slab] += 1;   then read the claims again;
+            if one is not 0 now: try later
 
 Both steps are sequentially consistent, so that at least one of the two sees the other. A peer that
 dies loses its claims: its connection to `dask_fabric.paths.shm.exchange` ends, and the owner drops

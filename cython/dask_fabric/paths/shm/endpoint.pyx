@@ -8,7 +8,7 @@ who has what mapped (`dask_fabric.memory.files`). So a fetched frame needs no li
 """
 
 cimport cython
-from libc.errno cimport ENOMEM, ESTALE, ETIMEDOUT
+from libc.errno cimport ENOMEM, ESRCH, ESTALE, ETIMEDOUT
 from libc.stdint cimport uint32_t, uintptr_t
 from libc.string cimport memcpy
 
@@ -43,7 +43,8 @@ cdef class SHMPath(Path):
     peer : int
         The peer's process; see `dask_fabric.memory.files.open_file_of_process`.
     attach : callable
-        Called with the process of a frame, where its file is not known yet.
+        Called with the process of a frame, where its file is not known yet. Returns the reason why
+        it cannot be had, or "".
     least_bytes : int
         From which size on a frame is offered.
     """
@@ -84,8 +85,9 @@ cdef class SHMPath(Path):
             memcpy(&place, slot.descriptor, sizeof(Place))
             outcome = map_place(&place, slot.nbytes, &mapping, &data)
             if outcome == UNKNOWN_ORIGIN:
-                if transfer.stage == 0:
-                    self.attach(place.origin)
+                if transfer.stage == 0 and self.attach(place.origin):
+                    transfer.error = ESRCH
+                    return NOT_FETCHED
                 is_waiting = True
                 continue
             if outcome != MAPPED:

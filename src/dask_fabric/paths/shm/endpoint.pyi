@@ -25,7 +25,8 @@ class SHMPath(Path):
     peer : int
         The peer's process; see `dask_fabric.memory.files.open_file_of_process`.
     attach : callable
-        Called with the process of a frame, where its file is not known yet.
+        Called with the process of a frame, where its file is not known yet. Returns the reason why
+        it cannot be had, or "".
     least_bytes : int
         From which size on a frame is offered.
     """
