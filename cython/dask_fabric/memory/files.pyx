@@ -558,8 +558,8 @@ cdef char *_move_page_table(char *data, uint64_t nbytes) noexcept nogil:
     cdef char *alias = _reserve(nbytes)
     if alias == NULL:
         return NULL
-    # Not mremap(3): UCX before 1.15 puts its own there, which loses the last argument
-    # (openucx/ucx#8820). The mapping would lie at address 0.
+    # Not mremap(3): libraries replace it to know what is mapped, and one of them loses the last
+    # argument. The mapping would lie at address 0.
     if syscall(SYS_mremap, data, nbytes, nbytes, flags, alias) == -1:
         munmap(alias, nbytes)
         return NULL
