@@ -129,7 +129,7 @@ def test_another_python_needs_nothing_of_this_package(tmp_path):
 
 
 def test_floors():
-    opened = [floors.Sockets(), floors.MemoryCopies(1_000_000)]
+    opened = [floors.Sockets(), floors.MemoryCopies(1_000_000), floors.Mappings(1_000_000)]
     try:
         try:
             opened.append(floors.RemoteReads(1_000_000))

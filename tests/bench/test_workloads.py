@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 from distributed import Client, secede
@@ -53,7 +54,8 @@ def test_every_workload(client, name, monkeypatch):
     run = WORKLOADS[name].prepare(client, SMALL)
     for _ in range(2):
         outcome = run()
-        assert outcome.right and outcome.value > 0
+        assert outcome.right
+        assert outcome.value > 0 or name == "fanout"  # 10 kB may lie in memory that is there
 
 
 def shifted(row, column):
@@ -68,6 +70,7 @@ def shifted(row, column):
         ("rechunk", arrays, "_element", shifted),
         ("fetch", arrays, "_sum", len),
         ("broadcast", arrays, "_sum", len),
+        ("fanout", arrays, "_sum", len),
         ("tasks", tasks, "_increment", abs),
         ("shuffle", frames, "_count", None),
         ("merge", frames, "_count", None),
@@ -146,6 +149,7 @@ def test_every_round_has_new_clusters_in_another_order(monkeypatch):
         ("busy-fetch", "fetch of 100 MB, both workers busy"),
         ("transpose-sum", "(x + x.T).sum(), 8000 x 8000 in chunks of 1000"),
         ("broadcast", "400 MB from one worker to all others"),
+        ("fanout", "memory of all workers that have the same 400 MB"),
         ("merge", "two dataframes merged by a key, 16 x 100,000 rows"),
     ],
 )
@@ -199,3 +203,11 @@ def test_a_cluster_that_lacks_this_package(bare_cluster):
     )
     assert [row.problems for row in rows] == [{}] * len(names)
     assert all(len(row.rounds["tcp"]) == 1 for row in rows)
+
+
+def test_the_memory_of_a_fanout_is_that_of_every_worker(client):
+    extent = replace(SMALL, fetch_bytes=20_000_000)
+    outcome = WORKLOADS["fanout"].prepare(client, extent)()
+    count = len(client.scheduler_info()["workers"])
+    assert outcome.right
+    assert outcome.value > 20 * count * 0.9

@@ -189,6 +189,11 @@ def test_the_page_shows_the_path_of_these_tests():
     assert MODULE.read_text() in PAGE.read_text()
 
 
+def test_all_paths_are_found_also_before_the_configuration_is_read():
+    program = "from dask_fabric import providers; print(*(one.name for one in providers.found()))"
+    assert run(program, dict(os.environ)).split() == ["shm", "cma", "ucx"]
+
+
 def test_every_path_has_its_settings():
     assert set(config.load().paths._fields) == {one.name for one in providers.found()}
 

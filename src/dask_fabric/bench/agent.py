@@ -24,6 +24,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import dask
 import numpy as np
 from distributed.comm import connect, listen
 from distributed.comm.core import CommClosedError
@@ -364,6 +365,15 @@ def run(coroutine: Any, uvloop: bool) -> None:
         asyncio.run(coroutine)
 
 
+def share_results() -> None:
+    """Make arrays in the memory file, as tasks of workers do where fabric.shm.results says so."""
+    if dask.config.get("fabric.shm.results", False):
+        with contextlib.suppress(ImportError):  # another Python, without this package
+            from dask_fabric.memory import arrays
+
+            arrays.share_results()
+
+
 def end_with_parent() -> None:
     """Have the kernel kill this process with its parent: while stopped it cannot see stdin end."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
@@ -381,6 +391,7 @@ def main() -> None:
 
     config = json.loads(sys.stdin.readline())
     Arrays(config["module"]).of(1)  # creates a GPU's context before anything is timed
+    share_results()
     with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
         if "address" in config:
             run(measure(config, answer), config["uvloop"])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import mmap
 import os
 import socket
 import sys
@@ -263,6 +264,24 @@ class MemoryCopies(_Copies):
 
     def _copy(self, nbytes: int) -> None:
         np.copyto(self._buffer[:nbytes], self._source[:nbytes])
+
+
+class Mappings(_Copies):
+    """Mappings of a memory file: nothing is copied, and one page is read."""
+
+    name = "mmap"
+
+    def __init__(self, nbytes: int) -> None:
+        super().__init__(nbytes)
+        self._fd = os.memfd_create(self.name)
+        os.write(self._fd, self._buffer)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def _copy(self, nbytes: int) -> None:
+        with mmap.mmap(self._fd, nbytes, mmap.MAP_PRIVATE) as mapped:
+            mapped[0]
 
 
 class Perftest(_Floor):

@@ -32,6 +32,7 @@ _ABOUT = {
     "transpose-sum": "(x + x.T).sum() of an array in chunks",
     "rechunk": "an array's blocks to columns, all to all",
     "broadcast": "an array of one worker, used by all others",
+    "fanout": "the memory of all workers that have the same array",
     "shuffle": "a dataframe shuffled by a key",
     "merge": "two dataframes merged by a key",
 }

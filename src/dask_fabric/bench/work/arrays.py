@@ -10,7 +10,7 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
-from distributed import Client, secede, wait
+from distributed import Client, Future, secede, wait
 
 from dask_fabric.bench.work.extent import GPU, Extent, Outcome
 from dask_fabric.bench.work.local import worker_addresses
@@ -97,19 +97,46 @@ def _sum_of_ones(nbytes: int) -> int:
 
 def broadcast(client: Client, extent: Extent) -> Callable[[], Outcome]:
     """An array of one worker, used by a task of every other."""
-    source, *others = worker_addresses(client)
-    nbytes = extent.fetch_bytes
+    count = len(worker_addresses(client)) - 1
 
     def run() -> Outcome:
-        array = client.submit(ones, nbytes, extent.kind, workers=[source], pure=False)
-        wait(array)
-        begin = time.perf_counter()
-        sums = client.gather(
-            [client.submit(_sum, array, workers=[worker], pure=False) for worker in others]
-        )
-        seconds = time.perf_counter() - begin
-        right = sums == [_sum_of_ones(nbytes)] * len(others)
-        return Outcome(nbytes * len(others) / 1e9 / seconds, right)
+        seconds, right, _ = _broadcast(client, extent)
+        return Outcome(extent.fetch_bytes * count / 1e9 / seconds, right)
+
+    return run
+
+
+def _broadcast(client: Client, extent: Extent) -> tuple[float, bool, Future]:
+    """Give the time, whether the result is correct, and the array, which all workers have."""
+    source, *others = worker_addresses(client)
+    array = client.submit(ones, extent.fetch_bytes, extent.kind, workers=[source], pure=False)
+    wait(array)
+    begin = time.perf_counter()
+    sums = client.gather(
+        [client.submit(_sum, array, workers=[worker], pure=False) for worker in others]
+    )
+    seconds = time.perf_counter() - begin
+    return seconds, sums == [_sum_of_ones(extent.fetch_bytes)] * len(others), array
+
+
+def _proportional_bytes() -> int:
+    """Memory of this process (PSS): a page that n processes have counts 1/n in each."""
+    with open("/proc/self/smaps_rollup") as file:
+        return 1024 * next(int(line.split()[1]) for line in file if line.startswith("Pss:"))
+
+
+def fanout(client: Client, extent: Extent) -> Callable[[], Outcome]:
+    """As `broadcast`: the memory that all workers take for it together, while all have the array.
+
+    Memory that a process keeps to use it again counts too.
+    """
+    before = sum(client.run(_proportional_bytes).values())
+
+    def run() -> Outcome:
+        _, right, array = _broadcast(client, extent)
+        nbytes = sum(client.run(_proportional_bytes).values()) - before
+        del array
+        return Outcome(nbytes / 1e6, right)
 
     return run
 

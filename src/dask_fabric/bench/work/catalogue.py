@@ -35,6 +35,7 @@ WORKLOADS = {
         Workload("transpose-sum", "s", "(x + x.T).sum(), " + _BLOCKS, arrays.transpose_sum),
         Workload("rechunk", "s", "blocks to columns, all to all, " + _BLOCKS, arrays.rechunk),
         Workload("broadcast", "GB/s", "{fetch} from one worker to all others", arrays.broadcast),
+        Workload("fanout", "MB", "memory of all workers that have the same {fetch}", arrays.fanout),
         Workload("shuffle", "s", "dataframe shuffled by a key, " + _ROWS, _shuffle),
         Workload("merge", "s", "two dataframes merged by a key, " + _ROWS, _merge),
     )

@@ -6,7 +6,6 @@ import socket
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dask_fabric.config.memory import host_memory_bytes
 from dask_fabric.errors import UnavailableError
 from dask_fabric.keys import Section, optional_size, size, switch
 from dask_fabric.paths.provider import Candidate, Description, Peer, Provider
@@ -65,6 +64,7 @@ class SHMProvider(Provider):
         from dask_fabric.paths.shm import endpoint, exchange  # noqa: F401
 
     def configure(self, settings: Any) -> None:
+        from dask_fabric.config.memory import host_memory_bytes
         from dask_fabric.memory import files, pool
 
         most_bytes = settings.most_bytes
