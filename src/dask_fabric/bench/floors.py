@@ -274,7 +274,8 @@ class Mappings(_Copies):
     def __init__(self, nbytes: int) -> None:
         super().__init__(nbytes)
         self._fd = os.memfd_create(self.name)
-        os.write(self._fd, self._buffer)
+        with open(self._fd, "wb", closefd=False) as file:
+            file.write(self._buffer.data)
 
     def close(self) -> None:
         os.close(self._fd)
