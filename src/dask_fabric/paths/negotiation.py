@@ -130,7 +130,7 @@ class Agreement:
                     refused[_key(provider.name, memory)] = reason or f"{best} is better"
                     continue
                 names.append(provider.name)
-                if provider.takes_all:
+                if not provider.takes_only:
                     best = provider.name
             if best:
                 refused[_key(STREAM, memory)] = f"{best} is better"

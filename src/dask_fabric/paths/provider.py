@@ -181,8 +181,9 @@ class Provider:
         The kinds of memory whose frames it can carry: ``host``, ``cuda``.
     rank : int
         Of two paths, the one with the lower rank is preferred.
-    takes_all : bool
-        Whether it accepts every large frame, so that no path of a higher rank is needed beside it.
+    takes_only : str
+        Which of the large frames it accepts. Empty: all, so that no path of a higher rank is needed
+        beside it.
     within_host : bool
         Whether it only works between processes of one host.
     needs_direct_connection : bool
@@ -199,7 +200,7 @@ class Provider:
     scheme: ClassVar[str] = ""
     memory: ClassVar[tuple[str, ...]] = (HOST,)
     rank: ClassVar[int] = 50
-    takes_all: ClassVar[bool] = True
+    takes_only: ClassVar[str] = ""
     within_host: ClassVar[bool] = False
     needs_direct_connection: ClassVar[bool] = False
     section: ClassVar[Section] = Section("", {})

@@ -21,6 +21,7 @@ from dask_fabric.paths.ucx.survey import Library, Ucx
 
 ALL_WORK = tuple(PathResult(path, True) for path in PATHS)
 UCX_LIBRARY = Library("/opt/libucp.so.0", "site", "1.15.0", ("rc_mlx5",), True, True, "")
+SHM = "shm for arrays in memory files"
 NO_UCX = {"details": {"ucx": Ucx()}}
 PORT = RdmaPort(1, "ACTIVE", "LinkUp", "400 Gb/sec (4X NDR)", "InfiniBand")
 DEVICE = RdmaDevice("mlx5_0", None, (PORT,), ("ib0",), "/dev/infiniband/uverbs0", True, None)
@@ -65,7 +66,9 @@ def configured(**values) -> dict:
 
 
 BROKEN_UCX = configured(changed={"fabric.ucx.library": "/opt/libucp.so.0"})
+SMALL_PAGES = {"details": {**ucx()["details"], "shm": {"huge_pages": "never"}}}
 CASES = {
+    "huge pages of memory files": (SMALL_PAGES, "switched off", "shmem_enabled"),
     "memlock": ({"rdma": (DEVICE,), **limits(memlock_bytes=8 << 20)}, "8 MiB", "memlock=-1"),
     "somaxconn": (
         {**limits(somaxconn_count=128), **configured(socket_backlog_count=2048)},
@@ -216,7 +219,7 @@ def used(found: Facts) -> dict[str, tuple[str, str]]:
 
 def test_schemes_where_everything_works():
     assert used(facts(rdma=(DEVICE,), **configured(certificates=False))) == {
-        "fabric": ("cma for large frames", "ucx for large frames"),
+        "fabric": (f"{SHM}, cma for large frames", "ucx for large frames"),
         "fabric+tcp": ("TCP", "TCP"),
         "fabric+tls": ("refused: no certificates",) * 2,
         "fabric+ucx": ("ucx", "ucx by RDMA"),
@@ -235,12 +238,13 @@ def test_schemes_where_everything_works():
     ],
 )
 def test_the_best_path_within_a_host(refused, instead, within):
-    assert used(facts(*refused, instead=instead))["fabric"] == (within, "TCP")
+    assert used(facts("shm", *refused, instead=instead))["fabric"] == (within, "TCP")
+    assert used(facts(*refused, instead=instead))["fabric"] == (f"{SHM}, {within}", "TCP")
 
 
 def test_what_has_failed_within_the_host_is_not_promised():
     found = used(facts("stream", "tls", **configured(certificates=False)))
-    assert found["fabric"] == ("cma for large frames", "unknown")
+    assert found["fabric"] == (f"{SHM}, cma for large frames", "unknown")
     assert found["fabric+tcp"] == ("does not work", "unknown")
     assert used(facts("stream", "unix", "cma"))["fabric"] == ("does not work", "unknown")
     with_certificates = used(facts("tls", **configured(certificates=True)))

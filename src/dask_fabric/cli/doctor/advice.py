@@ -62,13 +62,16 @@ def _best(facts: Facts) -> SchemeUse:
     agreed = agreed or next((one.instead for one in tried if one.instead), "")
     if agreed in providers.by_name() and facts.path(agreed).works:
         within = f"{agreed} for large frames"
+    if within != _FAILS:
+        some = [one for one in providers.found() if one.takes_only and facts.path(one.name).works]
+        within = ", ".join([*(f"{one.name} for {one.takes_only}" for one in some), within])
     between = next((one.name for one in providers.found() if _reach(facts, one)), "")
     return SchemeUse(within, f"{between} for large frames" if between else stream.between_hosts)
 
 
 def _is_for_all(provider: Provider) -> bool:
     """Whether ``fabric://`` may send every large frame by a path."""
-    return provider.takes_all and not provider.scheme
+    return not provider.takes_only and not provider.scheme
 
 
 def _by_stream(facts: Facts, path: str, name: str) -> SchemeUse:

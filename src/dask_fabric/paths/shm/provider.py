@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from dask_fabric.errors import UnavailableError
 from dask_fabric.keys import Section, optional_size, size, switch
-from dask_fabric.paths.provider import Candidate, Description, Peer, Provider
+from dask_fabric.paths.provider import Advice, Candidate, Description, Peer, Provider
 
+_HUGE_PAGES = "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
 _THRESHOLD_BYTES_LEAST = 64 << 10
 _PART_OF_MEMORY = 2  # a half
 
@@ -20,7 +23,7 @@ class SHMProvider(Provider):
     name = "shm"
     title = "shared memory"
     rank = 10
-    takes_all = False
+    takes_only = "arrays in memory files"
     within_host = True
     section = Section(
         "Frames within a host lie in memory files, and are mapped by their receiver.",
@@ -120,6 +123,26 @@ class SHMProvider(Provider):
         found = files.statistics()
         return found if any(found.values()) else None
 
+    # ---- the doctor
+
+    def inspect(self, settings: Any) -> Mapping[str, Any] | None:
+        return {"huge_pages": _huge_pages()} if settings.enabled else None
+
+    def rows(self, details: Mapping[str, Any] | None) -> Iterator[Sequence[str]]:
+        if details is None:
+            yield "not in use", "fabric.shm.enabled is false"
+        else:
+            yield "huge pages", f"{details['huge_pages']} ({_HUGE_PAGES})"
+
+    def advice(self, facts: Any) -> Iterator[Advice]:
+        details = facts.details.get(self.name)
+        if details and details["huge_pages"] in ("never", "deny"):
+            yield Advice(
+                "huge pages of memory files",
+                "they are switched off, so arrays there take longer to write, share and read",
+                f"echo advise > {_HUGE_PAGES}",
+            )
+
     def remedy(self, facts: Any) -> str:
         if facts.configuration.value("shm.enabled") is not True:
             return "set fabric.shm.enabled: true"
@@ -128,6 +151,15 @@ class SHMProvider(Provider):
     def check(self, description: Mapping[str, Any]) -> bool:
         found = description.get("id")
         return type(found) is int and 0 < found < 1 << 63
+
+
+def _huge_pages() -> str:
+    """Give the chosen one of the kernel's settings."""
+    try:
+        chosen = re.search(r"\[(\w+)\]", Path(_HUGE_PAGES).read_text())
+    except OSError:
+        chosen = None
+    return chosen[1] if chosen else "unknown"
 
 
 class _Candidate(Candidate):
