@@ -497,15 +497,18 @@ def test_a_worker_shares_what_its_tasks_make():
     def make():
         return np.ones(NBYTES)
 
-    def frames(dask_worker):
+    def figures(dask_worker):
         from dask_fabric import statistics
 
-        return statistics()["shm"]["frozen_count"]
+        return statistics()["shm"]
 
     settings = {"fabric.shm.enabled": True, "fabric.shm.results": True}
     with (
         dask.config.set(settings),
-        LocalCluster(n_workers=2, threads_per_worker=1, protocol="fabric", **LOCAL_CLUSTER) as own,
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, protocol="fabric", memory_limit="2 GB",
+            **LOCAL_CLUSTER,
+        ) as own,
         Client(own) as client,
     ):
         one, other = client.scheduler_info()["workers"]
@@ -513,4 +516,6 @@ def test_a_worker_shares_what_its_tasks_make():
             made = client.submit(make, workers=[one], pure=False)
             assert client.submit(np.sum, made, workers=[other], pure=False).result() == NBYTES
             assert made.result().sum() == NBYTES
-        assert client.run(frames)[one] > 0
+        found = client.run(figures)[one]
+        assert found["frozen_count"] > 0
+        assert found["most_bytes"] == 10**9  # half of the worker's limit

@@ -163,6 +163,7 @@ cdef struct Child:
     Child *following
 
 cdef struct Figures:
+    Py_ssize_t most_bytes       # of `slab_bytes`; 0 where nothing is to lie in the file
     Py_ssize_t slab_count       # in use, idle in the pool, or retired
     Py_ssize_t slab_bytes
     Py_ssize_t retired_count    # dead, and still mapped by peers
@@ -1121,6 +1122,7 @@ def configure(*, is_enabled, threshold_bytes, most_bytes):
     lock()
     is_on = is_enabled and own_id != 0
     least_bytes, max_bytes = threshold_bytes, most_bytes
+    figures.most_bytes = max_bytes if is_on else 0
     unlock()
 
 

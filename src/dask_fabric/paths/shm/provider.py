@@ -54,7 +54,8 @@ class SHMProvider(Provider):
                 "most_bytes",
                 "the most that one process has in its memory file",
                 "Most bytes of the memory file of one process, with what peers still have mapped. "
-                "`null`: half of the memory of the host, or of its cgroup.",
+                "`null`: half of the memory limit of the worker; without one, of the memory of the "
+                "host, or of its cgroup.",
             ),
         },
         "within a host, frames are mapped from a memory file of their sender",
@@ -62,6 +63,7 @@ class SHMProvider(Provider):
 
     def __init__(self) -> None:
         self._described: Description | None = None
+        self._limit_bytes = 0  # of a worker in this process
 
     def load(self) -> None:
         from dask_fabric.paths.shm import endpoint, exchange  # noqa: F401
@@ -72,7 +74,7 @@ class SHMProvider(Provider):
 
         most_bytes = settings.most_bytes
         if most_bytes is None:
-            most_bytes = host_memory_bytes() // _PART_OF_MEMORY
+            most_bytes = (self._limit_bytes or host_memory_bytes()) // _PART_OF_MEMORY
         is_enabled = settings.enabled and not isinstance(self._exchange(), str)
         if is_enabled:
             pool.trim(0)  # idle slabs lie elsewhere, and would be reused
@@ -109,7 +111,13 @@ class SHMProvider(Provider):
     def serve(self, settings: Any, server: Any) -> None:
         from dask_fabric.memory import arrays
 
-        if settings.enabled and settings.shares_results and hasattr(server, "executors"):
+        if not settings.enabled:
+            return
+        limit_bytes = getattr(getattr(server, "memory_manager", None), "memory_limit", None) or 0
+        if limit_bytes > self._limit_bytes:
+            self._limit_bytes = limit_bytes
+            self.configure(settings)
+        if settings.shares_results and hasattr(server, "executors"):
             arrays.share_results()
 
     def new_frame(self, nbytes: int) -> Any:
