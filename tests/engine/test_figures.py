@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
-from dask_fabric.wire.metrics import HISTOGRAM_BUCKET_COUNT, Metrics, histogram_of
+from dask_fabric.wire.metrics import (
+    HISTOGRAM_BUCKET_COUNT,
+    Metrics,
+    histogram_of,
+    time_of_counting,
+)
 
 
 @pytest.mark.parametrize(
@@ -31,6 +38,13 @@ def test_a_histogram_counts_every_value():
     assert told["sum"] == sum(values)
     assert told["counts"] == [2, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 903]
     assert histogram_of([]) == {"counts": [], "sum": 0}
+
+
+def test_the_time_of_counting_is_that_of_one_message():
+    count = 100_000
+    begin_ns = time.monotonic_ns()
+    counting_ns = time_of_counting(count)
+    assert 0 < counting_ns <= (time.monotonic_ns() - begin_ns) / count
 
 
 def test_figures_add_up():

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from dask_fabric.errors import ChannelClosedError
+from dask_fabric.errors import ChannelClosedError, MessageTooLargeError
 from dask_fabric.wire.hello import Hello
 from dask_fabric.wire.records import close_record
 
@@ -48,6 +48,30 @@ async def test_a_server_that_closes_at_once_has_said_hello():
         data = client.recv(65536)
         assert data.startswith(b"\x89fabric\x8a") and data.endswith(close_record())
         assert client.recv(1) == b""
+
+
+@pytest.mark.parametrize(
+    ("header", "frames", "text"),
+    [
+        (b"", [b""] * 3, r"3 frames; the peer accepts 2 \(fabric\.limits\.frames "),
+        (b"h" * 301, [], r"301 bytes of header; .* accepts 300 \(fabric\.limits\.header "),
+        (b"h" * 300, [b"f" * 701], r"1001 bytes; .* accepts 1000 \(fabric\.limits\.message "),
+    ],
+)
+async def test_what_is_above_a_limit_in_the_peers_hello_is_not_sent(header, frames, text):
+    client, accepted = tcp_pair()
+    limits = {"frames": 2, "header": 300, "message": 1000}
+    client.sendall(Hello(scheme="fabric+tcp", limits=limits).encode())
+    server = new_channel(accepted, True)
+    with client:
+        await server.open()
+        pending_bytes = server.pending_bytes
+        with pytest.raises(MessageTooLargeError, match=text):
+            server.send(header, frames)
+        assert server.pending_bytes == pending_bytes
+        server.send(b"h" * 300, [b"f" * 699, b"f"])
+        assert client.recv(65536).endswith(b"h" * 300 + b"f" * 700)
+        server.abort()
 
 
 async def test_a_large_message_right_behind_the_hello_is_received():

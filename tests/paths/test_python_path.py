@@ -12,6 +12,7 @@ from tests.paths.conformance.conftest import new_channel
 from tests.paths.conformance.file_path import file_path
 
 from dask_fabric.errors import ChannelClosedError
+from dask_fabric.wire.path import Path
 
 PATIENCE_SECONDS = 30
 NBYTES = 300_000
@@ -64,6 +65,15 @@ async def test_a_reader_wakes_up_although_a_frame_cannot_be_released():
     with pytest.raises(ChannelClosedError):
         await reading
     far.abort()
+
+
+async def test_a_path_that_cannot_fetch_ends_its_comm():
+    near, far = await joined(lambda loop: Path("mute", 16))
+    near.send(b"", [np.ones(NBYTES, "u1")])
+    with pytest.raises(ChannelClosedError, match="NotImplementedError"):
+        await receive(far)
+    with pytest.raises(ChannelClosedError, match="was lost"):
+        await receive(near)
 
 
 async def test_a_fetch_that_its_executor_drops_is_requested():

@@ -22,12 +22,14 @@ from distributed import Client, LocalCluster
 from distributed.comm import connect
 from distributed.protocol import to_serialize
 from tests.conftest import LOCAL_CLUSTER
+from tests.paths.conformance.conftest import new_channel
 from tests.paths.shm_peer import SETTINGS, new_array
 from tests.programs import hand_over
 
 from dask_fabric.comm import runtime
 from dask_fabric.memory import arrays, files, pool
-from dask_fabric.paths.shm import exchange
+from dask_fabric.paths.python_path import PythonPath
+from dask_fabric.paths.shm import endpoint, exchange
 
 NBYTES = 4_000_000
 PATIENCE_SECONDS = 60
@@ -433,6 +435,31 @@ async def test_places_that_make_no_sense_are_not_mapped(shm):
     assert files.try_place(own.id + 1, slab, generation, 0, NBYTES) == 1  # nobody is known there
     assert files.statistics()["mapping_count"] == 0
     del data
+
+
+class Elsewhere(PythonPath):
+    """Says that all frames lie in the file of a process that nobody knows."""
+
+    def describe_frame(self, memory):
+        return struct.pack("<QIIQ", STRANGER, 1, 1, 0)
+
+
+async def test_frames_in_a_file_that_never_comes_are_requested(monkeypatch):
+    monkeypatch.setattr(endpoint, "PATIENCE_SECONDS", 0.01)
+    near, far = socket.socketpair()
+    near, far = new_channel(near, False), new_channel(far, True)
+    await asyncio.gather(near.open(), far.open())
+    wanted = []
+    far.use(endpoint.SHMPath(STRANGER, wanted.append, 65_536))
+    near.use(Elsewhere(asyncio.get_running_loop(), endpoint.NAME, endpoint.NUMBER, 24))
+    sent = np.arange(100_000, dtype="u1")
+    near.send(b"header", [sent])
+    header, (frame,) = await asyncio.wait_for(far.receive(), PATIENCE_SECONDS)
+    assert bytes(header) == b"header" and frame == memoryview(sent)
+    assert wanted == [STRANGER]
+    assert near.statistics()["fallbacks_sent"] == 1
+    for channel in (near, far):
+        channel.abort()
 
 
 # ---------------------------------------------------------------- results of tasks

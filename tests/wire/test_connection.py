@@ -38,6 +38,10 @@ def ends():
     return End(), End()
 
 
+def map_len(frames):
+    return [len(frame) for frame in frames]
+
+
 # ---------------------------------------------------------------- answers
 
 
@@ -218,6 +222,31 @@ def test_a_close_that_nobody_has_read_is_an_orderly_end_too():
     assert str(far.core.lose_stream()) == "the peer closed the connection"
     far.core.end(FAILED)
     assert contents(far.messages()) == [(b"unread", [])]
+
+
+@pytest.mark.parametrize("answer", [record(ACKNOWLEDGE), record(REQUEST), paths_record(b"\x80")])
+def test_after_the_end_answers_are_passed_over(answer):
+    near = End()
+    near.send(b"", [LARGE])
+    near.store(record(MESSAGE, 0, b"1") + answer + record(MESSAGE, 1, b"2"))
+    near.core.end(FAILED)
+    assert contents(near.messages()) == [(b"1", []), (b"2", [])]
+    assert near.path.released == [0]
+    assert near.core.take_notices() == []
+    assert near.take() == b""
+
+
+@pytest.mark.parametrize("is_begun", [False, True])
+def test_a_message_of_very_many_frames_becomes_whole_after_the_end(is_begun):
+    far = End()
+    frames = [b"abc"[: n % 4] for n in range(20_000)]
+    far.store(record(MESSAGE, sizes=map_len(frames)) + b"".join(frames))
+    far.store(record(MESSAGE, 1, b"behind"))
+    if is_begun:
+        assert far.core.next_message() is None
+    far.core.end(FAILED)
+    assert contents([far.core.next_message()]) == [(b"", frames)]
+    assert contents([far.core.next_message()]) == [(b"behind", [])]
 
 
 def test_a_message_that_will_never_be_whole_is_dropped():

@@ -159,6 +159,13 @@ def test_a_claim_at_the_limit_passes():
     assert as_bytes(target.receive_data(data)) == [(b"h" * 8, [b"f" * 992])]
 
 
+def test_a_header_counts_towards_the_limit_of_its_message():
+    data = record(0, b"h" * 1000, [])
+    assert assembler(header=2000, message=1000).receive_data(data) == [(b"h" * 1000, [])]
+    with pytest.raises(LimitError, match=r"message of 1001 .*fabric\.limits\.message "):
+        assembler(header=2000, message=1000).receive_data(record(0, b"h" * 1001, []))
+
+
 def test_the_error_of_the_peer_is_reported():
     with pytest.raises(ProtocolError, match="the peer ended the connection: no, thanks"):
         assembler().receive_data(error_record("no, thanks"))

@@ -88,6 +88,16 @@ def test_a_comm_that_has_received_nothing_has_no_buffers():
     assert all(sys.getsizeof(target) == sys.getsizeof(targets[0]) for target in targets)
 
 
+def test_what_waits_for_the_rest_of_its_record_counts_in_the_size_of_a_comm():
+    target = assembler()
+    size = sys.getsizeof(target)
+    data = record(0, b"x" * 1000)
+    assert target.receive_data(data[:500]) == []
+    assert sys.getsizeof(target) == size + (128 << 10)
+    assert target.receive_data(data[500:]) == [(b"x" * 1000, [])]
+    assert sys.getsizeof(target) == size
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_comms_that_take_turns_keep_their_bytes_apart(seed):
     """They hand the buffer that they read into on to each other, but not what is in it."""

@@ -110,6 +110,15 @@ def test_a_side_that_closes_goes_through_its_states_once():
     assert end.local == DONE
 
 
+def test_a_side_that_closes_before_the_hellos_sends_nothing():
+    end = Connection(1000, 1000, 1000, 0)
+    end.close()
+    assert end.local == CLOSING
+    with pytest.raises(ChannelClosedError, match="being closed on this side"):
+        end.send(b"late", [])
+    assert end.take_outgoing(1000) == b""
+
+
 def test_a_side_that_has_closed_sends_no_message():
     end = End()
     end.core.close()

@@ -544,7 +544,6 @@ cdef class Connection:
         for path in self.paths:
             if message.paths_left >> path.number & 1:
                 return path
-        return None
 
     cdef _place_window(self, Transfer transfer):
         """Allocate the next frames of this path, in proportion to what was fetched so far."""

@@ -125,7 +125,7 @@ cdef class Path:
         """Fetch frames into the memory that `place` gave them, at once or by a job."""
         raise NotImplementedError
 
-    cdef double tend(self, Transfer transfer) except? -3.0:
+    cdef double tend(self, Transfer transfer) except? -3.0:  # untested: paths with jobs override it
         """Check the progress of a transfer.
 
         Called when the transfer has started, and then after each delay that it returned.
@@ -135,7 +135,7 @@ cdef class Path:
         float
             Seconds until the next check, 0 for none; `ABANDON`, `HOPELESS` or `ARRIVED`.
         """
-        return 0.0
+        return 0.0              # untested: as above
 
     cdef bint cancel(self, Transfer transfer) except -1:
         """Cancel a transfer. True if its memory may still be written to: it is in quarantine."""

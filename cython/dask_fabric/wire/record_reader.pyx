@@ -137,13 +137,11 @@ cdef class RecordReader:
         return at == buffer.end - PREFIX_BYTES
 
     cdef Py_ssize_t _record_bytes(self, Py_ssize_t at) noexcept:
-        """The size of the record at `at`; all remaining bytes if it is incomplete."""
+        """The size of the record whose prefix is at `at`; all that remains if it is incomplete."""
         cdef Prefix prefix
         cdef Entry entry
         cdef uint64_t nbytes, staged_bytes = self.buffer.end - at
         cdef uint32_t index
-        if staged_bytes < PREFIX_BYTES:
-            return staged_bytes
         memcpy(&prefix, self.buffer.staging.data + at, PREFIX_BYTES)
         nbytes = PREFIX_BYTES + <uint64_t> prefix.frame_count * ENTRY_BYTES
         if nbytes > staged_bytes or prefix.header_bytes > staged_bytes - nbytes:
