@@ -258,6 +258,16 @@ def test_a_message_that_will_never_be_whole_is_dropped():
     assert not far.core.is_in_message(True)
 
 
+def test_the_staged_rest_of_a_dropped_message_is_not_read_as_records():
+    far = End()
+    frame = record(MESSAGE, 0, b"forged")
+    far.store((record(MESSAGE, sizes=[len(frame)] * 20_000) + frame * 20_000)[:-1])
+    assert far.core.next_message() is None
+    far.core.end(FAILED)
+    assert far.messages() == []
+    assert not far.core.is_in_message(True)
+
+
 VIOLATIONS = [
     record(9),
     record(ACKNOWLEDGE, 7),

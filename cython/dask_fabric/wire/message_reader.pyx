@@ -168,6 +168,7 @@ cdef class MessageReader:
         """Drop a message that cannot become whole; keep those that are staged whole."""
         if self.is_filling_requested or (self.is_in_message() and not self._rest_is_staged()):
             self.buffer.filled()
+            self.buffer.start = self.buffer.end     # its staged rest is not a record
             self.frame_count = 0
             self._free_table()
             self.header = self.frames = self.offered = None
