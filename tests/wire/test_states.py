@@ -117,6 +117,9 @@ def test_a_side_that_closes_before_the_hellos_sends_nothing():
     with pytest.raises(ChannelClosedError, match="being closed on this side"):
         end.send(b"late", [])
     assert end.take_outgoing(1000) == b""
+    end.opened()
+    with pytest.raises(ChannelClosedError, match="being closed on this side"):
+        end.send(b"late", [])
 
 
 def test_a_side_that_has_closed_sends_no_message():

@@ -183,8 +183,9 @@ cdef class PythonPath(Path):
         transfer.error = ETIMEDOUT
         return HOPELESS if self.is_hopeless() else ABANDON
 
-    cdef bint cancel(self, Transfer transfer) except -1:
-        return (<ThreadJob> transfer.job).cancel(list(transfer.frames.frames))
+    cdef int cancel(self, Transfer transfer) except -1:
+        (<ThreadJob> transfer.job).cancel(list(transfer.frames.frames))
+        return 0
 
     cdef void close(self) noexcept:
         self.closed()

@@ -176,8 +176,9 @@ cdef class Connection:
     # ------------------------------------------------------------ events
 
     cpdef opened(self):
-        """Both hellos are exchanged: records follow."""
-        self.local = after(self.local, HELLO_DONE)
+        """Both hellos are exchanged: records follow, unless this side has closed meanwhile."""
+        if self.local == GREETING:
+            self.local = after(self.local, HELLO_DONE)
         self.reader.records.advance_state(HELLO_DONE)
 
     cpdef use(self, Path path, devices=None):

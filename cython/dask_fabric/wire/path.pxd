@@ -58,7 +58,7 @@ cdef class Path:
     cdef object place(self, Slot *slot)
     cdef Fetch fetch(self, Transfer transfer) except FETCH_FAULT
     cdef double tend(self, Transfer transfer) except? -3.0
-    cdef bint cancel(self, Transfer transfer) except -1
+    cdef int cancel(self, Transfer transfer) except -1
     cdef bint has_lost_sender(self) noexcept
     cdef int sender_fd(self) except -2
 

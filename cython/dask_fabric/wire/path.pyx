@@ -137,9 +137,9 @@ cdef class Path:
         """
         return 0.0              # untested: as above
 
-    cdef bint cancel(self, Transfer transfer) except -1:
-        """Cancel a transfer. True if its memory may still be written to: it is in quarantine."""
-        return False
+    cdef int cancel(self, Transfer transfer) except -1:
+        """Cancel a transfer. Memory that may still be written to goes into quarantine."""
+        return 0
 
     cdef bint has_lost_sender(self) noexcept:
         """Whether the sender's process is known to have ended, though its stream may be open."""

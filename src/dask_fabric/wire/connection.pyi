@@ -111,7 +111,7 @@ class Connection:
         not count.
         """
     def opened(self) -> Any:
-        """Both hellos are exchanged: records follow."""
+        """Both hellos are exchanged: records follow, unless this side has closed meanwhile."""
     def use(self, path: Path, devices=None) -> Any:
         """Use one more path for large frames, in both directions.
 

@@ -119,8 +119,9 @@ cdef class CMAPath(Path):
         transfer.error = ETIMEDOUT
         return ABANDON
 
-    cdef bint cancel(self, Transfer transfer) except -1:
-        return (<CopyJob> transfer.job).cancel(list(transfer.frames.frames))
+    cdef int cancel(self, Transfer transfer) except -1:
+        (<CopyJob> transfer.job).cancel(list(transfer.frames.frames))
+        return 0
 
     cdef bint has_lost_sender(self) noexcept:
         return self.process.has_ended()

@@ -116,8 +116,9 @@ cdef class UCXPath(Path):
             fail(token)
         return STUCK_NS / 1e9
 
-    cdef bint cancel(self, Transfer transfer) except -1:
-        return (<FrameJob> transfer.job).cancel(list(transfer.frames.frames))
+    cdef int cancel(self, Transfer transfer) except -1:
+        (<FrameJob> transfer.job).cancel(list(transfer.frames.frames))
+        return 0
 
     cdef void fail(self) noexcept:
         cdef uint64_t token = self.token
