@@ -533,7 +533,10 @@ def test_a_worker_shares_what_its_tasks_make():
     with (
         dask.config.set(settings),
         LocalCluster(
-            n_workers=2, threads_per_worker=1, protocol="fabric", memory_limit="2 GB",
+            n_workers=2,
+            threads_per_worker=1,
+            protocol="fabric",
+            memory_limit="2 GB",
             **LOCAL_CLUSTER,
         ) as own,
         Client(own) as client,
