@@ -27,6 +27,9 @@ cdef extern from "<fcntl.h>" nogil:
     int FALLOC_FL_KEEP_SIZE
     int FALLOC_FL_PUNCH_HOLE
 
+cdef extern from "<sched.h>" nogil:
+    int sched_yield()
+
 cdef extern from "<sys/syscall.h>" nogil:
     long SYS_mremap
 

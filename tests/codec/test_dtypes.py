@@ -1,5 +1,6 @@
 """Of a peer's dtypes only what NumPy itself writes is read, and only where arrays are made."""
 
+import pickle
 import struct
 import subprocess
 import sys
@@ -132,12 +133,21 @@ def serialized(sub_header):
         {"dtype": (0, [("a", "<f8"), ("b", "<m8[s/0]")])},
         {"dtype": (0, "<f8,<m8[s/0]")},
         {"typestr": "<M8[s/0]"},
+        {"dtype": (0, "timedelta64[s/0]")},
+        {"dtype": (0, b"<m8[s/0]")},
+        {"dtype": b"<m8[s/0]"},
     ],
 )
-def test_they_do_not_reach_it_in_a_header_of_distributeds_either(codec, sub_header):
+@pytest.mark.parametrize("deserialize", [True, False])
+def test_they_do_not_reach_it_in_a_header_of_distributeds_either(codec, sub_header, deserialize):
+    """A scheduler passes payloads through, and deserializes some of them later, by Dask alone."""
     with pytest.raises(TypeError, match="NumPy writes no dtype as"):
-        codec.decode(serialized(sub_header), [])
-    assert codec.decode(serialized(sub_header), [], False).header["sub-header"]
+        codec.decode(serialized(sub_header), [], deserialize)
+
+
+@pytest.mark.parametrize("dtype", ["datetime64[ns]", "<M8[25s]", (1, pickle.dumps("a[b/c"))])
+def test_units_without_a_divisor_and_pickled_dtypes_are_let_through(codec, dtype):
+    assert codec.decode(serialized({"dtype": dtype}), [], False).header["sub-header"]["dtype"]
 
 
 def test_other_text_that_looks_like_it_is_let_through(codec):

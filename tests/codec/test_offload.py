@@ -1,14 +1,21 @@
 """What is worth another thread, and that finishing there is all the same."""
 
+import asyncio
 import logging
+import struct
 import threading
 
+import msgpack
 import numpy as np
 import pandas as pd
 import pytest
 from dask._task_spec import DataNode, Task, TaskRef
 from distributed.protocol import Pickled, Serialize, ToPickle, serialize
 from distributed.protocol.serialize import Serialized
+
+from dask_fabric.codec.codec import Codec
+from dask_fabric.comm.serialize.distributed import make_dialect
+from dask_fabric.errors import LimitError
 
 THRESHOLD = 10_000_000
 big = np.zeros(20_000_000, "u1")
@@ -107,3 +114,82 @@ def test_what_is_compressed_is_decompressed_in_another_thread(codec, message):
     # A scheduler passes on what was serialized, but unpickles.
     is_work = codec.offload_bytes(header, frames, False) > THRESHOLD
     assert is_work == isinstance(message, ToPickle)
+
+
+MANY = b"\xdd" + struct.pack(">I", 300_000) + b"\x80" * 300_000  # empty maps
+REFERENCE = msgpack.packb({"__Payload__": 1})
+LONG = {
+    "maps": MANY,
+    "maps of a payload": b"\xc1\1\0\0\0"
+    + struct.pack("<BIQ", 2, 0, len(MANY) + 3)
+    + b"\x81\xa1x"
+    + MANY
+    + REFERENCE,
+    "payloads": b"\xc1"
+    + struct.pack("<I", 10_000)
+    + (struct.pack("<BIQ", 2, 0, 1) + b"\x80") * 10_000
+    + REFERENCE,
+    "long": msgpack.packb("x" * 2_000_000),
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_no_loop_decodes_very_many_objects(codec, name):
+    assert codec.is_long(LONG[name], [])
+
+
+@pytest.mark.parametrize(
+    "message",
+    [{"op": "ping"}, ["x" * 500_000], [Serialize(None)] * 500, {str(i): i for i in range(10_000)}],
+)
+def test_a_loop_decodes_few_objects(codec, message):
+    assert not codec.is_long(*codec.encode(message))
+
+
+@pytest.mark.parametrize("header", [b"\x92" * 50_000, b"\xc1\xff\xff\xff\xff" + bytes(50_000)])
+def test_what_is_malformed_is_refused_at_once(codec, header):
+    assert not codec.is_long(header, [])
+
+
+@pytest.mark.parametrize("name", ["maps", "maps of a payload", "payloads"])
+async def test_others_run_while_very_many_objects_are_decoded(codec, name):
+    """Msgpack does not release the GIL by itself."""
+    turns = 0
+    decoding = asyncio.get_running_loop().run_in_executor(None, codec.decode, LONG[name], [], False)
+    while not decoding.done():
+        await asyncio.sleep(0)
+        turns += 1
+    await decoding
+    assert turns > 5
+
+
+@pytest.mark.parametrize("name", ["maps", "maps of a payload"])
+def test_decoded_objects_count_towards_the_limit_of_a_message(codec, name):
+    with pytest.raises(LimitError, match=r"bytes when decoded.*fabric\.limits\.message"):
+        codec.decode(LONG[name], [], False, None, 10_000_000)
+    codec.decode(LONG[name], [], False, None, 100_000_000)
+
+
+def test_what_is_decoded_in_pieces_is_the_same(codec):
+    message = {"k": ["é" * 20_000, -1, 2.5, None, b"x" * 40_000, {"a": {1, 2}}] * 3, 7: {}}
+    assert codec.decode(*codec.encode(message)) == msgpack_like(message)
+
+
+def msgpack_like(item):
+    """Lists arrive as tuples, as under tcp."""
+    if isinstance(item, (list, tuple)):
+        return tuple(map(msgpack_like, item))
+    return {k: msgpack_like(v) for k, v in item.items()} if isinstance(item, dict) else item
+
+
+def test_failures_to_decode_are_logged_ten_times_a_minute(caplog):
+    codec = Codec(make_dialect())
+    for _ in range(200):
+        with pytest.raises(ImportError):
+            codec.decode(
+                msgpack.packb(
+                    {"__Enum__": True, "name": "x", "__module__": "distributed.x", "__name__": "X"}
+                ),
+                [],
+            )
+    assert 0 < len(caplog.records) <= 10

@@ -11,8 +11,9 @@ import logging
 import socket
 import struct
 
+import dask
 import pytest
-from distributed.comm import CommClosedError
+from distributed.comm import CommClosedError, connect
 from distributed.comm.registry import get_backend
 from distributed.utils import wait_for
 
@@ -168,3 +169,24 @@ async def test_a_client_goes_on(stream, scheme, listen_args, connect_args, caplo
                 assert type(error).__module__.startswith(("msgpack", "dask_fabric")), error
     assert (socket.AF_UNIX in families) == (stream == "unix")
     assert not [record for record in caplog.records if record.exc_info]
+
+
+async def test_a_server_that_says_no_more_than_its_hello_is_given_up(monkeypatch):
+    """Dask itself would wait for the server's half of its handshake for ever."""
+    monkeypatch.setattr(attempts, "_LONGEST_PAUSE_SECONDS", 0.0)
+
+    async def serve(reader, writer):
+        begin = await reader.readexactly(16)
+        await reader.readexactly(struct.unpack_from("<I", begin, 12)[0])
+        writer.write(Hello(scheme="fabric+tcp").encode())
+        with contextlib.suppress(OSError):
+            await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        address = unix.address_of(server.sockets[0].getsockname())
+        with dask.config.set({"fabric.timeouts.stalled": 0.2}):
+            with pytest.raises(OSError) as caught:
+                await wait_for(connect(f"fabric+tcp://{address}"), PATIENCE_SECONDS)
+            chain = f"{caught.value!r} {caught.value.__cause__!r}"
+            assert "fabric.timeouts.stalled" in chain

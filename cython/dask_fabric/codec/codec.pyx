@@ -1,4 +1,7 @@
 from cpython.buffer cimport PyBUF_SIMPLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer
+from libc.stdint cimport int64_t, uint64_t
+
+from dask_fabric.clock cimport now_ns
 
 import sys
 from time import perf_counter
@@ -7,7 +10,9 @@ from types import BuiltinFunctionType, FunctionType
 import msgpack
 
 from dask_fabric.codec.arrays cimport encode_array, is_plain, ndarray
-from dask_fabric.codec.decoding cimport Decoding, holds_payloads, unpack_msgpack
+from dask_fabric.codec.decoding cimport (
+    Decoding, checked, holds_payloads, too_much, unpack_msgpack,
+)
 from dask_fabric.codec.large cimport (
     LARGE_NBYTES, LESSER_NBYTES, MANY_NBYTES, Large, cut_large,
 )
@@ -15,7 +20,6 @@ from dask_fabric.codec.layout cimport (
     KIND_FRAMED_PICKLE, KIND_PICKLE, KIND_PICKLED, KIND_SERIALIZED, Kind, append_frames,
     body_entry, nbytes_of, prefix,
 )
-from dask_fabric.codec.scan cimport SCAN_OK, ScanResult, scan, scan_error
 
 from dask_fabric.errors import MessageTooLargeError, ProtocolError
 from dask_fabric.memory.device import span_of
@@ -26,7 +30,14 @@ cdef object packb = msgpack.packb
 cdef enum:
     MAX_IDLE_PACKINGS = 8
     MAX_KEPT_PACKED_NBYTES = 1 << 20    # a packer's buffer never shrinks
+    SHORT_NBYTES = 32 << 10             # of a header: whatever it holds, it takes few milliseconds
+    LONG_NBYTES = 1 << 20
+    LONG_MADE_NBYTES = 2 << 20          # of objects: takes up to 15 ms
     MAX_COST_PARTS = 100                # parts of a payload to estimate; more is left to sizeof
+
+cdef enum:
+    FAILURES_LOGGED = 10
+cdef int64_t PERIOD_NS = 60_000_000_000
 
 cdef frozenset FREE_KINDS = frozenset(
     [type(None), bool, int, float, complex, type, FunctionType, BuiltinFunctionType])
@@ -160,6 +171,25 @@ cdef class Codec:
         except ProtocolError:
             return 0
 
+    def is_long(self, header, list frames):
+        """Whether a header holds so many objects that no event loop should decode it.
+
+        ``decode`` lets other threads run meanwhile.
+        """
+        cdef Py_ssize_t nbytes = len(header)
+        cdef bint special
+        if nbytes <= SHORT_NBYTES:
+            return False
+        if nbytes > LONG_NBYTES:
+            return True             # to look closer would take long, too
+        try:
+            if not holds_payloads(header):
+                return check_msgpack(header, &special) > LONG_MADE_NBYTES
+            return Decoding(
+                self.dialect, self.unpack_options, header, frames).made_bytes > LONG_MADE_NBYTES
+        except ProtocolError:
+            return False
+
     def decode(self, header, list frames, bint deserialize=True, deserializers=None,
                limit_bytes=None):
         """Rebuild a message.
@@ -189,18 +219,35 @@ cdef class Codec:
         except MessageTooLargeError:
             raise       # sent by the peer instead of a message, and logged there
         except Exception as error:
-            log_decoding_failure(self.dialect, frames, error)
+            # What breaks the protocol, any stranger may cause: the comm logs that, on one line.
+            if not isinstance(error, ProtocolError) and self.may_log_failure():
+                log_decoding_failure(self.dialect, frames, error)
             raise
+
+    cdef bint may_log_failure(self) except -1:
+        """Whether to log one more failure: 10 a minute, because a peer can cause very many."""
+        cdef int64_t time_ns = now_ns()
+        if self.failure_count == 0 or time_ns - self.failures_begin_ns > PERIOD_NS:
+            if self.failure_count > FAILURES_LOGGED:
+                self.dialect.protocol_logger.critical(
+                    "%d more messages could not be deserialized",
+                    self.failure_count - FAILURES_LOGGED)
+            self.failures_begin_ns, self.failure_count = time_ns, 0
+        self.failure_count += 1
+        return self.failure_count <= FAILURES_LOGGED
 
     cdef object unpack(self, object header, list frames, bint deserialize, object deserializers,
                        object limit_bytes):
         cdef bint special
+        cdef uint64_t made_bytes
         if holds_payloads(header):
             return Decoding(self.dialect, self.unpack_options, header, frames).unpack(
                 deserialize, deserializers, limit_bytes)
         if frames:
             raise ProtocolError(f"{len(frames)} frames came with a message without payloads")
-        check_msgpack(header, &special)
+        made_bytes = check_msgpack(header, &special)
+        if limit_bytes is not None and made_bytes > <uint64_t>limit_bytes:
+            raise too_much(made_bytes, limit_bytes)
         hook = self.dialect.msgpack_decode_default if special else None
         return unpack_msgpack(header, hook, self.unpack_options)
 
@@ -367,14 +414,13 @@ cdef class Encoding:
         return None
 
 
-cdef int check_msgpack(object header, bint *special) except -1:
+cdef uint64_t check_msgpack(object header, bint *special) except? 0:
     cdef Py_buffer view
     PyObject_GetBuffer(header, &view, PyBUF_SIMPLE)
-    cdef ScanResult result = scan(<const unsigned char *>view.buf, view.len, 0, special)
-    PyBuffer_Release(&view)
-    if result != SCAN_OK:
-        raise scan_error(result)
-    return 0
+    try:
+        return checked(<const unsigned char *>view.buf, view.len, 0, special)
+    finally:
+        PyBuffer_Release(&view)
 
 
 cdef object log_encoding_failure(object dialect, object message, object error):
@@ -384,8 +430,6 @@ cdef object log_encoding_failure(object dialect, object message, object error):
 
 
 cdef object log_decoding_failure(object dialect, list frames, object error):
-    if isinstance(error, ProtocolError):
-        return      # any stranger may cause it: the comm that closes logs it, on one line
     dialect.protocol_logger.critical("Failed to deserialize", exc_info=True)
     if isinstance(error, EOFError):
         nbytes = sum([nbytes_of(frame) for frame in frames if span_of(frame) is None])

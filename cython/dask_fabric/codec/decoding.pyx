@@ -6,7 +6,9 @@ from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from libc.stdint cimport uint64_t
 
 from dask_fabric.codec.arrays cimport array_sub_header, build_array, parse_array
-from dask_fabric.codec.headers cimport check_dtype_texts, check_pickled, check_serialized
+from dask_fabric.codec.headers cimport (
+    check_dtype_texts, check_pickled, check_serialized, let_others_run,
+)
 from dask_fabric.codec.layout cimport (
     KIND_ARRAY, KIND_FRAMED_PICKLE, KIND_PICKLE, KIND_PICKLED, KIND_SERIALIZED, MIN_ENTRY_NBYTES,
     TABLE_MARK, Entry, Kind, Reader, get, nbytes_of, take,
@@ -18,10 +20,16 @@ from time import perf_counter
 
 import msgpack
 
-from dask_fabric.errors import ProtocolError
+from dask_fabric.errors import LimitError, ProtocolError
 from dask_fabric.memory.device import belongs_on_device
 
 cdef object unpackb = msgpack.unpackb
+cdef object Unpacker = msgpack.Unpacker
+cdef enum:
+    PIECE_NBYTES = 16 << 10         # of msgpack: 16,384 objects at most, about 5 ms
+    MANY_PAYLOADS = 256
+    PAYLOAD_NBYTES = 1024           # as much work as one payload, in bytes of small objects
+
 cdef object MUCH_WORK = sys.maxsize
 cdef object NO_LIMIT = 2**62
 
@@ -46,8 +54,22 @@ cdef class Hook:
         return made
 
 
+cdef class Pieces:
+    """Msgpack as a file whose reads let other threads run."""
+    cdef object data
+    cdef Py_ssize_t at
+
+    def read(self, Py_ssize_t nbytes):
+        cdef Py_ssize_t begin = self.at
+        let_others_run()
+        self.at += min(nbytes, PIECE_NBYTES)
+        return bytes(self.data[begin:self.at])
+
+
 cdef object unpack_msgpack(object data, object function, dict options):
     """Decode the structure of a message. Exceptions of the hook, which makes objects, propagate.
+
+    Where it is long, other threads run in between: then this is not the event loop's.
 
     Raises
     ------
@@ -55,11 +77,17 @@ cdef object unpack_msgpack(object data, object function, dict options):
         msgpack refuses it: nested too deep, unhashable keys, invalid UTF-8...
     """
     cdef Hook hook = None
+    cdef Pieces pieces
+    cdef Py_ssize_t nbytes = len(data)
     if function is not None:
         hook = Hook.__new__(Hook)
         hook.function = function
     try:
-        return unpackb(data, object_hook=hook, **options)
+        if nbytes <= PIECE_NBYTES:
+            return unpackb(data, object_hook=hook, **options)
+        pieces = Pieces.__new__(Pieces)
+        pieces.data = data
+        return Unpacker(pieces, object_hook=hook, max_buffer_size=nbytes, **options).unpack()
     except MemoryError:
         raise
     except Exception as error:
@@ -69,12 +97,30 @@ cdef object unpack_msgpack(object data, object function, dict options):
             f"the message's msgpack is malformed: {type(error).__name__}: {error}") from error
 
 
-cdef dict unpack_map(Entry *entry, object function, dict options):
-    """Decode the header of one payload."""
-    cdef bint special
-    cdef ScanResult result = scan(entry.body, entry.body_nbytes, 0, &special)
+cdef uint64_t checked(
+    const unsigned char *data, Py_ssize_t nbytes, Py_ssize_t payload_count, bint *special
+) except? 0:
+    """Check msgpack before it is decoded; give the memory that its objects will take, about."""
+    cdef ScanResult result
+    cdef uint64_t made_bytes
+    if nbytes <= PIECE_NBYTES:
+        result = scan(data, nbytes, payload_count, special, &made_bytes)
+    else:
+        with nogil:
+            result = scan(data, nbytes, payload_count, special, &made_bytes)
     if result != SCAN_OK:
         raise scan_error(result)
+    return made_bytes
+
+
+cdef object too_much(uint64_t made_bytes, object limit_bytes):
+    return LimitError(
+        f"a message whose header would take about {made_bytes} bytes when decoded; the limit is "
+        f"{limit_bytes} (fabric.limits.message)")
+
+
+cdef dict unpack_map(Entry *entry, object function, dict options):
+    """Decode the header of one payload."""
     header = unpack_msgpack(entry.body[:entry.body_nbytes], function, options)
     if type(header) is not dict:
         raise ProtocolError(f"the header of a payload is a {type(header).__name__}, not a map")
@@ -116,14 +162,20 @@ cdef class Decoding:
             raise ProtocolError(
                 f"the payloads have {frame_start} frames, {len(self.frames)} came")
         self.main_offset = reader.at
-        return self.check_main()
-
-    cdef int check_main(self) except -1:
-        cdef ScanResult result = scan(
+        self.made_bytes = checked(
             <const unsigned char *>self.view.buf + self.main_offset,
             self.view.len - self.main_offset, self.payload_count, &self.is_special)
-        if result != SCAN_OK:
-            raise scan_error(result)
+        return self.check_headers()
+
+    cdef int check_headers(self) except -1:
+        """Check the msgpack of all payloads that have some."""
+        cdef Py_ssize_t index
+        cdef bint is_special
+        for index in range(self.payload_count):
+            if self.entries[index].kind == KIND_SERIALIZED or (
+                    self.entries[index].kind == KIND_PICKLED):
+                self.made_bytes += PAYLOAD_NBYTES + checked(
+                    self.entries[index].body, self.entries[index].body_nbytes, 0, &is_special)
         return 0
 
     cdef object unpack(self, bint deserialize, object deserializers, object limit_bytes):
@@ -131,11 +183,22 @@ cdef class Decoding:
         self.deserializers = deserializers
         self.limit_bytes = NO_LIMIT if limit_bytes is None else limit_bytes
         self.is_metered = bool(self.dialect.metered())
+        if self.made_bytes > <uint64_t>self.limit_bytes:
+            raise too_much(self.made_bytes, self.limit_bytes)
         # Check all headers before any object is made.
-        self.headers = [self.read_header(&self.entries[i]) for i in range(self.payload_count)]
+        self.headers = self.read_headers()
         main = PyMemoryView_FromMemory(
             <char *>self.view.buf + self.main_offset, self.view.len - self.main_offset, PyBUF_READ)
         return unpack_msgpack(main, self, self.unpack_options)
+
+    cdef list read_headers(self):
+        cdef Py_ssize_t index
+        cdef list headers = []
+        for index in range(self.payload_count):
+            headers.append(self.read_header(&self.entries[index]))
+            if index % MANY_PAYLOADS == MANY_PAYLOADS - 1:
+                let_others_run()
+        return headers
 
     cdef dict read_header(self, Entry *entry):
         cdef dict header
@@ -143,7 +206,8 @@ cdef class Decoding:
             header = unpack_map(entry, self.dialect.msgpack_decode_default, self.unpack_options)
             if self.deserialize:
                 check_serialized(header, entry.frame_count)
-                check_dtype_texts(header, entry.body, entry.body_nbytes)
+            # Also what is passed through: Dask may deserialize it later, without this check.
+            check_dtype_texts(header, entry.body, entry.body_nbytes)
             return header
         if entry.kind == KIND_PICKLED:
             header = unpack_map(entry, None, {})

@@ -1,9 +1,22 @@
-from dask_fabric.codec.dtypes cimport itemsize_of
+from libc.string cimport memchr
+
+from dask_fabric.linux cimport sched_yield
 
 from dask_fabric.errors import ProtocolError
 
 cdef frozenset COLLECTIONS = frozenset(["tuple", "list", "set", "dict"])
+cdef bytes PICKLE_MARK = b"\x80"     # of protocol 2 and later: structured dtypes are pickled
+cdef enum:
+    MANY_PARTS = 1024
+
 cdef tuple DTYPE_KEYS = ("dtype", "typestr")    # of NumPy arrays, and of device arrays
+
+
+cdef int let_others_run() except -1:
+    """Release the GIL for a moment: a call of msgpack's, and a loop of ours, keep it otherwise."""
+    with nogil:
+        sched_yield()
+    return 0
 
 
 cdef int check_serialized(dict header, Py_ssize_t frame_count) except -1:
@@ -64,7 +77,9 @@ cdef int check_collection(dict header, Py_ssize_t frame_count) except -1:
         raise ProtocolError(f"a collection of payloads is a {name!r:.80}")
     if len(headers) != len(lengths):
         raise ProtocolError(f"{len(headers)} parts of a collection have {len(lengths)} lengths")
-    for part, length in zip(headers, lengths):
+    for index, (part, length) in enumerate(zip(headers, lengths)):
+        if index % MANY_PARTS == MANY_PARTS - 1:
+            let_others_run()
         if type(part) is not dict or type(length) is not int:
             raise ProtocolError("a part of a collection without header or length")
         if not 0 <= length <= frame_count:
@@ -86,23 +101,22 @@ cdef object sequence_of(dict header, str name):
 
 
 cdef int check_dtype_texts(dict header, const unsigned char *packed, Py_ssize_t nbytes) except -1:
-    cdef Py_ssize_t i
-    # Only texts with a unit are dangerous, and hardly any header has one: skip the walk otherwise.
-    for i in range(1, nbytes):
-        if packed[i] == c"[" and (packed[i - 1] == c"8" or packed[i - 1] == c"4"):
-            return check_texts(header, False)
+    # Hardly any header has both characters: skip the walk otherwise.
+    if memchr(packed, c"[", nbytes) != NULL and memchr(packed, c"/", nbytes) != NULL:
+        return check_texts(header, False)
     return 0
 
 
 cdef int check_texts(object item, bint is_dtype) except -1:
+    """Raise for a unit with a divisor: NumPy reads it, divides by it, and never writes one."""
     if type(item) is dict:
         for key, value in item.items():
             check_texts(value, is_dtype or key in DTYPE_KEYS)
     elif type(item) is tuple or type(item) is list:
         for value in item:
             check_texts(value, is_dtype)
-    elif is_dtype and type(item) is str and "[" in item:
-        text = item.encode()
-        if not itemsize_of(text, len(text)):
-            raise TypeError(f"NumPy writes no dtype as {item!r:.80}")
+    elif is_dtype and type(item) is str and "[" in item and "/" in item:
+        raise TypeError(f"NumPy writes no dtype as {item!r:.80}")
+    elif is_dtype and type(item) is bytes and item[:1] != PICKLE_MARK and b"/" in item:
+        raise TypeError(f"NumPy writes no dtype as {item!r:.80}")
     return 0

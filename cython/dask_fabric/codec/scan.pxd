@@ -10,9 +10,10 @@ cdef enum ScanResult:
     SCAN_REFERENCE          # a reference to a payload that does not exist
 
 # Sets ``special`` if a string that is not a reference starts with "__": only then may a map encode
-# an object. Without payloads there are no references.
+# an object. Without payloads there are no references. ``made_bytes`` is the memory that the decoded
+# objects take, about: up to 72 times the bytes here.
 cdef ScanResult scan(const unsigned char *data, Py_ssize_t nbytes, uint64_t payload_count,
-                     bint *special) noexcept nogil
+                     bint *special, uint64_t *made_bytes) noexcept nogil
 
 cdef object scan_error(ScanResult result)
 

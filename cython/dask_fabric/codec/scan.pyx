@@ -18,6 +18,15 @@ cdef unsigned char WIDTH[256]
 cdef unsigned char NUMBER[256]
 cdef unsigned char EXTRA[256]
 
+# What CPython allocates for the objects, about.
+cdef enum:
+    TEXT_NBYTES = 50
+    NUMBER_NBYTES = 32
+    ARRAY_NBYTES = 64
+    ARRAY_ITEM_NBYTES = 8
+    MAP_NBYTES = 64
+    MAP_ITEM_NBYTES = 100
+
 cdef const char *REFERENCE = "__Payload__"
 cdef int REFERENCE_NBYTES = 11
 
@@ -72,13 +81,14 @@ cdef inline uint64_t big_endian(const unsigned char *data, int width) noexcept n
 
 
 cdef ScanResult scan(const unsigned char *data, Py_ssize_t nbytes, uint64_t payload_count,
-                     bint *special) noexcept nogil:
+                     bint *special, uint64_t *made_bytes) noexcept nogil:
     cdef Py_ssize_t at = 0
     cdef uint64_t pending = 1, number
     cdef unsigned char tag
     # 1 behind the head of a map with one item, 2 behind the key that makes it a reference
     cdef int reference = 0, next_reference
     special[0] = False
+    made_bytes[0] = 0
     while pending:
         if pending > <uint64_t>(nbytes - at):
             return SCAN_TRUNCATED
@@ -101,15 +111,20 @@ cdef ScanResult scan(const unsigned char *data, Py_ssize_t nbytes, uint64_t payl
                 else:
                     special[0] = True
             at += <Py_ssize_t>number
+            made_bytes[0] += TEXT_NBYTES + number
         elif KIND[tag] == MAP:
             pending += 2 * number
+            made_bytes[0] += MAP_NBYTES + MAP_ITEM_NBYTES * number
             next_reference = number == 1
         elif KIND[tag] == ARRAY:
             pending += number
+            made_bytes[0] += ARRAY_NBYTES + ARRAY_ITEM_NBYTES * number
         elif KIND[tag] == INVALID:
             return SCAN_INVALID
         elif reference == 2 and KIND[tag] == UNSIGNED and 0 < payload_count < number:
             return SCAN_REFERENCE
+        elif WIDTH[tag]:
+            made_bytes[0] += NUMBER_NBYTES
         reference = next_reference
     return SCAN_OK if at == nbytes else SCAN_TRAILING
 

@@ -71,6 +71,12 @@ cdef extern from "Python.h":
 
 logger = logging.getLogger(__name__)
 
+
+def warn_always(kind, text, *args):
+    """Log a warning. Comms use a rate-limited function instead: a peer causes these lines."""
+    logger.warning(text, *args)
+
+
 cdef enum:
     TURN_BYTES = 1 << 20        # the most that the loop moves in one turn
     DRAIN_COUNT = 16            # reads before a faulty connection is closed: see `_drain`
@@ -123,6 +129,9 @@ cdef class Channel:
         Returns both addresses of the channel as users see them.
     on_closed : callable or None
         Called once, with the channel, when it is closed. It must not keep its owner alive.
+    warn : callable
+        Logs a line that a peer has caused: called with the kind of the line for a count of many,
+        and with a text and its arguments.
     on_active : callable or None
         Called once, before the channel moves anything, and then reset to None.
 
@@ -143,6 +152,7 @@ cdef class Channel:
         self.peer_sockname = transport.sock.getpeername()
         self.handshake = handshake
         self.negotiator = negotiator
+        self.warn = warn_always
         self.stalled_seconds = settings.stalled_timeout_seconds
         self.busy_poll = BusyPoll(loop, settings.busy_poll_seconds)
         self.uncork_callback = self._uncork
@@ -252,6 +262,13 @@ cdef class Channel:
         self._fail(TimeoutError(
             f"no handshake within {timeout_seconds} seconds (fabric.timeouts.handshake in Dask's "
             "configuration)"
+        ))
+
+    def give_up_silent(self, timeout_seconds):
+        """Fail a connection whose server has said nothing since its hello."""
+        self._fail(ChannelClosedError(
+            f"the server has not begun Dask's handshake within {timeout_seconds:g} seconds "
+            "(fabric.timeouts.stalled in Dask's configuration)"
         ))
 
     cdef _process_handshake(self):
@@ -904,14 +921,15 @@ cdef class Channel:
             if kind == NOTICE_PATHS:
                 self._complete_negotiation(subject)
             elif kind == NOTICE_FELL_BACK:
-                logger.log(
-                    logging.WARNING if subject == 1 else logging.DEBUG,
-                    "Frames from %s to %s cannot be fetched by the path %s; they are sent on the "
-                    "stream",
-                    *self.addresses(), path.name,
-                )
+                if subject == 1:
+                    self.warn(
+                        f"messages could not be fetched by the path {path.name}",
+                        "Frames from %s to %s cannot be fetched by the path %s; they are sent on "
+                        "the stream", *self.addresses(), path.name,
+                    )
             elif kind == NOTICE_BROKEN:
-                logger.warning(
+                self.warn(
+                    f"connections lost the path {path.name}",
                     "Frames from %s to %s go on the stream from now on: the path %s is broken",
                     *self.addresses(), path.name,
                 )
@@ -1007,7 +1025,8 @@ cdef class Channel:
                 return
 
     def _warn_of_unsent(self, left_bytes, timeout_seconds):
-        logger.warning(
+        self.warn(
+            "comms were closed with bytes unsent",
             "The comm from %s to %s is closed with %d bytes unsent: no progress for %s s "
             "(fabric.timeouts.close in Dask's configuration)",
             *self.addresses(), left_bytes, timeout_seconds,

@@ -51,6 +51,11 @@ class Codec:
         Pickles count even without `deserialize`, because they are always unpickled. Zero if header
         and frames do not fit each other: then ``decode`` fails at once.
         """
+    def is_long(self, header, frames: list[Any]):
+        """Whether a header holds so many objects that no event loop should decode it.
+
+        ``decode`` lets other threads run meanwhile.
+        """
     def decode(
         self,
         header: bytes | memoryview,

@@ -4,6 +4,10 @@ class Hook:
     """Calls msgpack's object hook, and records whether an exception came from the hook."""
     def __call__(self, item): ...
 
+class Pieces:
+    """Msgpack as a file whose reads let other threads run."""
+    def read(self, nbytes: int): ...
+
 class Decoding:
     """One header with a table of payloads, and its frames."""
     def __init__(self, dialect, unpack_options: dict[Any, Any], header, frames: list[Any]): ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+import weakref
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,12 @@ _MARK, _MARK_BYTES = staging_send.MARK, len(staging_send.MARK)
 _ENDS_COMM = (ChannelClosedError, ProtocolError, EOFError, OSError)
 
 
+def _give_up(reference: weakref.ref[FabricComm], seconds: float) -> None:
+    comm = reference()
+    if comm is not None and comm._is_new:
+        comm._channel.give_up_silent(seconds)
+
+
 class FabricComm(Comm):
     """A message-oriented connection over one channel.
 
@@ -90,6 +97,7 @@ class FabricComm(Comm):
         self._takes_chunks = CHUNKS in channel.peer.features
         self._outgoing: staging_send.Outgoing | None = None
         self._incoming: staging_receive.Incoming | None = None
+        self._patience: asyncio.TimerHandle | None = None
         self._is_new = True  # until the peer's side of Dask's handshake has been read
         self._context: dict[str, Any] | None = None
         self._context_options: dict[str, Any] | None = None  # that `_context` was made with
@@ -189,12 +197,13 @@ class FabricComm(Comm):
         try:
             if deserialize and frames and (is_staged or self._channel.receives_devices):
                 frames = await staging_receive.to_device(frames)
-            work_bytes = codec.offload_bytes(header, frames, deserialize)
-            if not work_bytes or self._is_little(work_bytes):
+            is_long = codec.is_long(header, frames)
+            work_bytes = codec.offload_bytes(header, frames, deserialize) if not is_long else 0
+            if not is_long and (not work_bytes or self._is_little(work_bytes)):
                 return codec.decode(header, frames, deserialize, deserializers, self._limit_bytes)
             begin_ns = perf_counter_ns()
             known = header, frames, deserialize, deserializers, self._limit_bytes
-            if self._offloads(work_bytes):
+            if is_long or self._offloads(work_bytes):
                 decoded = await offload(codec.decode, *known)
             else:
                 decoded = codec.decode(*known)
@@ -208,6 +217,12 @@ class FabricComm(Comm):
             self._end(exc)
             raise
 
+    def expect_handshake(self) -> None:
+        """End the comm unless the server begins Dask's handshake soon: Dask itself would wait."""
+        seconds = self._settings.stalled_timeout_seconds
+        if seconds > 0:
+            self._patience = self._loop.call_later(seconds, _give_up, weakref.ref(self), seconds)
+
     def _take_handshake(self, header: bytes | memoryview, frames: list) -> dict[str, Any]:
         try:
             handshake = dask_handshake.decode(header, frames)
@@ -215,6 +230,9 @@ class FabricComm(Comm):
             self._end(exc)
             raise
         self._is_new = False
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
         return handshake
 
     async def write(self, msg: Any, serializers: Any = None, on_error: str = "message") -> int:

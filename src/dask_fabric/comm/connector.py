@@ -125,13 +125,15 @@ class FabricConnector(Connector):
                 loop, targets, settings, peer_addr, ssl_context, server_hostname
             )
         self._attempts.succeeded(peer_addr)
-        return FabricComm(
+        comm = FabricComm(
             channel,
             *settle_addresses(channel),
             deserialize,
             settings,
             tls_info(channel) if ssl_context is not None else None,
         )
+        comm.expect_handshake()
+        return comm
 
     async def _open_tcp(
         self,

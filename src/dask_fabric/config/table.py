@@ -203,8 +203,8 @@ _LIMITS = Section(
             f"{LIMIT_BYTES_LEAST}, or null for this process's memory",
             {"oneOf": [{"$ref": "#/$defs/size"}, {"type": "null"}]},
             "header and frames together; null: the memory limit of this process",
-            "Most bytes of one received message, header and frames together, decompressed; at "
-            "least 256. `null`: the memory limit of the receiving process: the host's memory, its "
+            "Most bytes of one received message, header and frames together, decompressed, and of "
+            "the objects that its header becomes; at least 256. `null`: the memory limit of the receiving process: the host's memory, its "
             "cgroup's limit, or its `ulimit`, whichever is lowest.",
         ),
     },
@@ -256,7 +256,8 @@ _TIMEOUTS = Section(
             "300s",
             "a partly received message may make no progress for this long",
             "A comm is closed if its peer has begun a message and sends nothing more of it for "
-            "this long; 0 means no limit.",
+            "this long, or if a server does not begin Dask's handshake within it; 0 means no "
+            "limit.",
             note="; 0 means no limit",
         ),
         "close": seconds(

@@ -72,6 +72,9 @@ class Channel:
         Returns both addresses of the channel as users see them.
     on_closed : callable or None
         Called once, with the channel, when it is closed. It must not keep its owner alive.
+    warn : callable
+        Logs a line that a peer has caused: called with the kind of the line for a count of many,
+        and with a text and its arguments.
     on_active : callable or None
         Called once, before the channel moves anything, and then reset to None.
 
@@ -90,6 +93,7 @@ class Channel:
     on_active: Any
     local_sockname: Final[Any]
     peer_sockname: Final[Any]
+    warn: Any
     name_ends: Any
     ends: Any
 
@@ -121,6 +125,8 @@ class Channel:
         """
     def give_up(self, timeout_seconds):
         """Fail the handshake: it has taken longer than *timeout_seconds*."""
+    def give_up_silent(self, timeout_seconds):
+        """Fail a connection whose server has said nothing since its hello."""
     def use(self, path: Path, devices=None):
         """Use one more path for large frames, in both directions.
 
@@ -254,3 +260,6 @@ class Channel:
             Copies. Messages, their sizes and serialization times count for the stream, which
             carries their headers.
         """
+
+def warn_always(kind, text, *args):
+    """Log a warning. Comms use a rate-limited function instead: a peer causes these lines."""

@@ -10,7 +10,7 @@ import ssl
 from collections.abc import Callable, Iterable
 
 from dask_fabric.comm.channels.negotiator import Negotiator, describe
-from dask_fabric.comm.network import unix
+from dask_fabric.comm.network import refusals, unix
 from dask_fabric.comm.network.addresses import format_address
 from dask_fabric.comm.network.security import Scheme
 from dask_fabric.config import Settings
@@ -81,6 +81,7 @@ def make_channel(
 
         transport = TLSTransport(sock, ssl_context, server_side, server_hostname)
     channel = Channel(loop, transport, handshake, settings, negotiator)
+    channel.warn = refusals.of(loop).warn
     channel.name_ends = functools.partial(_ends, scheme.prefix, address, peer_address)
     return channel
 
