@@ -204,8 +204,9 @@ _LIMITS = Section(
             {"oneOf": [{"$ref": "#/$defs/size"}, {"type": "null"}]},
             "header and frames together; null: the memory limit of this process",
             "Most bytes of one received message, header and frames together, decompressed, and of "
-            "the objects that its header becomes; at least 256. `null`: the memory limit of the receiving process: the host's memory, its "
-            "cgroup's limit, or its `ulimit`, whichever is lowest.",
+            "the objects that its header becomes; at least 256. `null`: the memory limit of the "
+            "receiving process: the host's memory, its cgroup's limit, or its `ulimit`, whichever "
+            "is lowest.",
         ),
     },
     "the largest message that a peer may send",
