@@ -172,7 +172,10 @@ def test_decoded_objects_count_towards_the_limit_of_a_message(codec, name):
 
 def test_what_is_decoded_in_pieces_is_the_same(codec):
     message = {"k": ["é" * 20_000, -1, 2.5, None, b"x" * 40_000, {"a": {1, 2}}] * 3, 7: {}}
-    assert codec.decode(*codec.encode(message)) == msgpack_like(message)
+    message["many"] = [{}] * 50_000
+    header, frames = codec.encode(message)
+    assert codec.is_long(header, frames)
+    assert codec.decode(header, frames) == msgpack_like(message)
 
 
 def msgpack_like(item):

@@ -10,7 +10,6 @@ cdef class Codec:
     cdef int64_t failures_begin_ns  # of the minute in which failures to decode are counted
     cdef Py_ssize_t failure_count
 
-
     cpdef Encoding begin(self, object message, object serializers=*, object on_error=*,
                          object context=*)
     cdef bytes pack(self, object message, list payloads)

@@ -11,7 +11,7 @@ import msgpack
 
 from dask_fabric.codec.arrays cimport encode_array, is_plain, ndarray
 from dask_fabric.codec.decoding cimport (
-    Decoding, checked, holds_payloads, too_much, unpack_msgpack,
+    LONG_MADE_NBYTES, Decoding, checked, holds_payloads, too_much, unpack_msgpack,
 )
 from dask_fabric.codec.large cimport (
     LARGE_NBYTES, LESSER_NBYTES, MANY_NBYTES, Large, cut_large,
@@ -32,7 +32,6 @@ cdef enum:
     MAX_KEPT_PACKED_NBYTES = 1 << 20    # a packer's buffer never shrinks
     SHORT_NBYTES = 32 << 10             # of a header: whatever it holds, it takes few milliseconds
     LONG_NBYTES = 1 << 20
-    LONG_MADE_NBYTES = 2 << 20          # of objects: takes up to 15 ms
     MAX_COST_PARTS = 100                # parts of a payload to estimate; more is left to sizeof
 
 cdef enum:
@@ -249,7 +248,7 @@ cdef class Codec:
         if limit_bytes is not None and made_bytes > <uint64_t>limit_bytes:
             raise too_much(made_bytes, limit_bytes)
         hook = self.dialect.msgpack_decode_default if special else None
-        return unpack_msgpack(header, hook, self.unpack_options)
+        return unpack_msgpack(header, hook, self.unpack_options, made_bytes)
 
 
 cdef class Encoding:

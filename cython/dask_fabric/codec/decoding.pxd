@@ -5,8 +5,11 @@ from libc.stdint cimport uint64_t
 
 from dask_fabric.codec.layout cimport Entry
 
+cdef enum:
+    LONG_MADE_NBYTES = 2 << 20      # of objects: to make them takes up to 15 ms
+
 cdef bint holds_payloads(object header) except -1
-cdef object unpack_msgpack(object data, object function, dict options)
+cdef object unpack_msgpack(object data, object function, dict options, uint64_t made_bytes)
 cdef uint64_t checked(
     const unsigned char *data, Py_ssize_t nbytes, Py_ssize_t payload_count, bint *special
 ) except? 0

@@ -66,10 +66,10 @@ cdef class Pieces:
         return bytes(self.data[begin:self.at])
 
 
-cdef object unpack_msgpack(object data, object function, dict options):
+cdef object unpack_msgpack(object data, object function, dict options, uint64_t made_bytes):
     """Decode the structure of a message. Exceptions of the hook, which makes objects, propagate.
 
-    Where it is long, other threads run in between: then this is not the event loop's.
+    Where that takes long, other threads run in between: see `Codec.is_long`.
 
     Raises
     ------
@@ -83,7 +83,7 @@ cdef object unpack_msgpack(object data, object function, dict options):
         hook = Hook.__new__(Hook)
         hook.function = function
     try:
-        if nbytes <= PIECE_NBYTES:
+        if made_bytes <= LONG_MADE_NBYTES:
             return unpackb(data, object_hook=hook, **options)
         pieces = Pieces.__new__(Pieces)
         pieces.data = data
@@ -119,9 +119,9 @@ cdef object too_much(uint64_t made_bytes, object limit_bytes):
         f"{limit_bytes} (fabric.limits.message)")
 
 
-cdef dict unpack_map(Entry *entry, object function, dict options):
+cdef dict unpack_map(Entry *entry, object function, dict options, uint64_t made_bytes):
     """Decode the header of one payload."""
-    header = unpack_msgpack(entry.body[:entry.body_nbytes], function, options)
+    header = unpack_msgpack(entry.body[:entry.body_nbytes], function, options, made_bytes)
     if type(header) is not dict:
         raise ProtocolError(f"the header of a payload is a {type(header).__name__}, not a map")
     return header
@@ -189,28 +189,29 @@ cdef class Decoding:
         self.headers = self.read_headers()
         main = PyMemoryView_FromMemory(
             <char *>self.view.buf + self.main_offset, self.view.len - self.main_offset, PyBUF_READ)
-        return unpack_msgpack(main, self, self.unpack_options)
+        return unpack_msgpack(main, self, self.unpack_options, self.made_bytes)
 
     cdef list read_headers(self):
         cdef Py_ssize_t index
         cdef list headers = []
         for index in range(self.payload_count):
             headers.append(self.read_header(&self.entries[index]))
-            if index % MANY_PAYLOADS == MANY_PAYLOADS - 1:
+            if self.made_bytes > LONG_MADE_NBYTES and index % MANY_PAYLOADS == 0:
                 let_others_run()
         return headers
 
     cdef dict read_header(self, Entry *entry):
         cdef dict header
         if entry.kind == KIND_SERIALIZED:
-            header = unpack_map(entry, self.dialect.msgpack_decode_default, self.unpack_options)
+            header = unpack_map(
+                entry, self.dialect.msgpack_decode_default, self.unpack_options, self.made_bytes)
             if self.deserialize:
                 check_serialized(header, entry.frame_count)
             # Also what is passed through: Dask may deserialize it later, without this check.
             check_dtype_texts(header, entry.body, entry.body_nbytes)
             return header
         if entry.kind == KIND_PICKLED:
-            header = unpack_map(entry, None, {})
+            header = unpack_map(entry, None, {}, self.made_bytes)
             check_pickled(header, entry.frame_count)
             return header
         return None
