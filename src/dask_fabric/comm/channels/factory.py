@@ -81,7 +81,7 @@ def make_channel(
 
         transport = TLSTransport(sock, ssl_context, server_side, server_hostname)
     channel = Channel(loop, transport, handshake, settings, negotiator)
-    channel.warn = refusals.of(loop).warn
+    channel.warn = functools.partial(refusals.warn, loop)
     channel.name_ends = functools.partial(_ends, scheme.prefix, address, peer_address)
     return channel
 

@@ -33,6 +33,11 @@ def of(loop: asyncio.AbstractEventLoop) -> Refusals:
     return found
 
 
+def warn(loop: asyncio.AbstractEventLoop, kind: str, text: str, *args: Any) -> None:
+    """Log a warning of a comm of *loop*, as `Refusals.warn`. Only the first one keeps the loop."""
+    of(loop).warn(kind, text, *args)
+
+
 class Refusals:
     """Logs lines that a peer caused, within a limit.
 
