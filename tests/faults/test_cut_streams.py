@@ -185,8 +185,8 @@ async def test_a_server_that_says_no_more_than_its_hello_is_given_up(monkeypatch
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         address = unix.address_of(server.sockets[0].getsockname())
-        with dask.config.set({"fabric.timeouts.stalled": 0.2}):
+        with dask.config.set({"fabric.timeouts.handshake": 0.5}):
             with pytest.raises(OSError) as caught:
                 await wait_for(connect(f"fabric+tcp://{address}"), PATIENCE_SECONDS)
             chain = f"{caught.value!r} {caught.value.__cause__!r}"
-            assert "fabric.timeouts.stalled" in chain
+            assert "has not begun Dask's handshake within 0.5 seconds" in chain

@@ -268,7 +268,7 @@ cdef class Channel:
         """Fail a connection whose server has said nothing since its hello."""
         self._fail(ChannelClosedError(
             f"the server has not begun Dask's handshake within {timeout_seconds:g} seconds "
-            "(fabric.timeouts.stalled in Dask's configuration)"
+            "(fabric.timeouts.handshake in Dask's configuration)"
         ))
 
     cdef _process_handshake(self):

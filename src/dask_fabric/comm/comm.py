@@ -218,10 +218,12 @@ class FabricComm(Comm):
             raise
 
     def expect_handshake(self) -> None:
-        """End the comm unless the server begins Dask's handshake soon: Dask itself would wait."""
-        seconds = self._settings.stalled_timeout_seconds
-        if seconds > 0:
-            self._patience = self._loop.call_later(seconds, _give_up, weakref.ref(self), seconds)
+        """End the comm unless the server begins Dask's handshake soon: Dask itself would wait.
+
+        It does so in the same turn in which it sends its hello.
+        """
+        seconds = self._settings.handshake_timeout_seconds
+        self._patience = self._loop.call_later(seconds, _give_up, weakref.ref(self), seconds)
 
     def _take_handshake(self, header: bytes | memoryview, frames: list) -> dict[str, Any]:
         try:

@@ -257,8 +257,7 @@ _TIMEOUTS = Section(
             "300s",
             "a partly received message may make no progress for this long",
             "A comm is closed if its peer has begun a message and sends nothing more of it for "
-            "this long, or if a server does not begin Dask's handshake within it; 0 means no "
-            "limit.",
+            "this long; 0 means no limit.",
             note="; 0 means no limit",
         ),
         "close": seconds(
