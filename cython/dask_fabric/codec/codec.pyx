@@ -158,8 +158,11 @@ cdef class Codec:
         """Estimate the work of ``decode``: bytes that are not merely passed by reference.
 
         Pickles count even without `deserialize`, because they are always unpickled. Zero if header
-        and frames do not fit each other: then ``decode`` fails at once.
+        and frames do not fit each other: then ``decode`` fails at once. Negative if no event loop
+        should do it, whatever the threshold: see ``is_long``.
         """
+        if <Py_ssize_t>len(header) > SHORT_NBYTES and self.is_long(header, frames):
+            return -1
         if not holds_payloads(header):
             return 0
         if not frames:

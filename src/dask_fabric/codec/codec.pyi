@@ -49,7 +49,8 @@ class Codec:
         """Estimate the work of ``decode``: bytes that are not merely passed by reference.
 
         Pickles count even without `deserialize`, because they are always unpickled. Zero if header
-        and frames do not fit each other: then ``decode`` fails at once.
+        and frames do not fit each other: then ``decode`` fails at once. Negative if no event loop
+        should do it, whatever the threshold: see ``is_long``.
         """
     def is_long(self, header, frames: list[Any]):
         """Whether a header holds so many objects that no event loop should decode it.

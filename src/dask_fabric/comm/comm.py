@@ -197,13 +197,12 @@ class FabricComm(Comm):
         try:
             if deserialize and frames and (is_staged or self._channel.receives_devices):
                 frames = await staging_receive.to_device(frames)
-            is_long = codec.is_long(header, frames)
-            work_bytes = codec.offload_bytes(header, frames, deserialize) if not is_long else 0
-            if not is_long and (not work_bytes or self._is_little(work_bytes)):
+            work_bytes = codec.offload_bytes(header, frames, deserialize)
+            if not work_bytes or self._is_little(work_bytes):
                 return codec.decode(header, frames, deserialize, deserializers, self._limit_bytes)
             begin_ns = perf_counter_ns()
             known = header, frames, deserialize, deserializers, self._limit_bytes
-            if is_long or self._offloads(work_bytes):
+            if self._offloads(work_bytes):
                 decoded = await offload(codec.decode, *known)
             else:
                 decoded = codec.decode(*known)
@@ -347,6 +346,8 @@ class FabricComm(Comm):
         return work_bytes < _TIMED_BYTES and not self._offloads(work_bytes)
 
     def _offloads(self, work_bytes: int) -> bool:
+        if work_bytes < 0:
+            return True
         threshold_bytes = comm_utils.OFFLOAD_THRESHOLD  # 0 or False: never
         return bool(threshold_bytes) and self.allow_offload and work_bytes > threshold_bytes
 
