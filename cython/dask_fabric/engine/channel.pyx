@@ -921,12 +921,14 @@ cdef class Channel:
             if kind == NOTICE_PATHS:
                 self._complete_negotiation(subject)
             elif kind == NOTICE_FELL_BACK:
-                if subject == 1:
-                    self.warn(
-                        f"messages could not be fetched by the path {path.name}",
-                        "Frames from %s to %s cannot be fetched by the path %s; they are sent on "
-                        "the stream", *self.addresses(), path.name,
-                    )
+                log = logger.debug if subject > 1 else partial(
+                    self.warn, f"messages could not be fetched by the path {path.name}"
+                )
+                log(
+                    "Frames from %s to %s cannot be fetched by the path %s; they are sent on the "
+                    "stream",
+                    *self.addresses(), path.name,
+                )
             elif kind == NOTICE_BROKEN:
                 self.warn(
                     f"connections lost the path {path.name}",
