@@ -1,21 +1,16 @@
 """Messages to header and frames, and back."""
 
-from libc.stdint cimport int64_t
-
 cdef class Codec:
     cdef readonly object dialect
     cdef tuple markers              # Serialize, Serialized, ToPickle, Pickled
     cdef dict unpack_options
     cdef list idle_packings
-    cdef int64_t failures_begin_ns  # of the minute in which failures to decode are counted
-    cdef Py_ssize_t failure_count
 
     cpdef Encoding begin(self, object message, object serializers=*, object on_error=*,
                          object context=*)
     cdef bytes pack(self, object message, list payloads)
     cdef int put_back(self, Packing packing, bytes main) except -1
     cdef bytes pack_or_pickle(self, Packing packing, object message, list payloads)
-    cdef bint may_log_failure(self) except -1
     cdef object unpack(self, object header, list frames, bint deserialize, object deserializers,
                        object limit_bytes)
 

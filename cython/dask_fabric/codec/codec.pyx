@@ -1,7 +1,5 @@
 from cpython.buffer cimport PyBUF_SIMPLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer
-from libc.stdint cimport int64_t, uint64_t
-
-from dask_fabric.clock cimport now_ns
+from libc.stdint cimport uint64_t
 
 import sys
 from time import perf_counter
@@ -33,10 +31,6 @@ cdef enum:
     SHORT_NBYTES = 32 << 10             # of a header: whatever it holds, it takes few milliseconds
     LONG_NBYTES = 1 << 20
     MAX_COST_PARTS = 100                # parts of a payload to estimate; more is left to sizeof
-
-cdef enum:
-    FAILURES_LOGGED = 10
-cdef int64_t PERIOD_NS = 60_000_000_000
 
 cdef frozenset FREE_KINDS = frozenset(
     [type(None), bool, int, float, complex, type, FunctionType, BuiltinFunctionType])
@@ -222,21 +216,9 @@ cdef class Codec:
             raise       # sent by the peer instead of a message, and logged there
         except Exception as error:
             # What breaks the protocol, any stranger may cause: the comm logs that, on one line.
-            if not isinstance(error, ProtocolError) and self.may_log_failure():
+            if not isinstance(error, ProtocolError) and self.dialect.may_log_failure():
                 log_decoding_failure(self.dialect, frames, error)
             raise
-
-    cdef bint may_log_failure(self) except -1:
-        """Whether to log one more failure: 10 a minute, because a peer can cause very many."""
-        cdef int64_t time_ns = now_ns()
-        if self.failure_count == 0 or time_ns - self.failures_begin_ns > PERIOD_NS:
-            if self.failure_count > FAILURES_LOGGED:
-                self.dialect.protocol_logger.critical(
-                    "%d more messages could not be deserialized",
-                    self.failure_count - FAILURES_LOGGED)
-            self.failures_begin_ns, self.failure_count = time_ns, 0
-        self.failure_count += 1
-        return self.failure_count <= FAILURES_LOGGED
 
     cdef object unpack(self, object header, list frames, bint deserialize, object deserializers,
                        object limit_bytes):

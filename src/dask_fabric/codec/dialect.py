@@ -40,6 +40,8 @@ class Dialect(NamedTuple):
         ``(label, value, unit)``: calls them.
     protocol_logger, message_logger : logging.Logger
         Where distributed logs failures of (de)serialization, and the messages that failed.
+    may_log_failure : callable
+        ``() -> bool``: whether to log one more failure of deserialization. A peer can cause many.
     """
 
     Serialize: type
@@ -69,3 +71,4 @@ class Dialect(NamedTuple):
     digest_metric: Callable[[str, float, str], None]
     protocol_logger: Logger
     message_logger: Logger
+    may_log_failure: Callable[[], bool]

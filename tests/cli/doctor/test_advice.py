@@ -66,7 +66,10 @@ def configured(**values) -> dict:
 
 
 BROKEN_UCX = configured(changed={"fabric.ucx.library": "/opt/libucp.so.0"})
-SMALL_PAGES = {"details": {**ucx()["details"], "shm": {"huge_pages": "never"}}}
+SMALL_PAGES = {
+    **configured(changed={"fabric.shm.enabled": True}),
+    **limits(shmem_huge_pages="never"),
+}
 CASES = {
     "huge pages of memory files": (SMALL_PAGES, "switched off", "shmem_enabled"),
     "memlock": ({"rdma": (DEVICE,), **limits(memlock_bytes=8 << 20)}, "8 MiB", "memlock=-1"),
@@ -153,6 +156,7 @@ def test_advice(name):
         {"rdma": (DEVICE,), **limits(memlock_bytes="unlimited")},
         limits(memlock_bytes=8 << 20),  # without RDMA it does not matter
         limits(open_file_count=65536, transparent_huge_pages="always"),
+        limits(shmem_huge_pages="never"),  # nothing lies in memory files by default
         {"interfaces": (interface("eth0", 1000, True), interface("veth1", 10_000, kind="virtual"))},
         {"interfaces": (interface("eth0", None, True), interface("ib0", 200_000))},
         {"identity": Identity(namespaces={"pid": 4026531836})},

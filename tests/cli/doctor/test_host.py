@@ -43,6 +43,7 @@ def test_limits_of_the_process(tree, text, expected):
 
 def test_limits_of_the_kernel(tree):
     tree.write("sys/kernel/mm/transparent_hugepage/enabled", "always [madvise] never")
+    tree.write("sys/kernel/mm/transparent_hugepage/shmem_enabled", "always [never] deny")
     tree.write("proc/sys/vm/nr_hugepages", 7)
     tree.write("proc/sys/net/core/somaxconn", 128)
     tree.write("proc/sys/net/core/wmem_max", 212992)
@@ -54,6 +55,7 @@ def test_limits_of_the_kernel(tree):
     assert found.shm_bytes >= found.shm_free_bytes > 0
     assert dataclasses.replace(found, shm_bytes=None, shm_free_bytes=None) == Limits(
         transparent_huge_pages="madvise",
+        shmem_huge_pages="never",
         reserved_huge_page_count=7,
         somaxconn_count=128,
         wmem_max_bytes=212992,

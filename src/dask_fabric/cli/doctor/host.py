@@ -50,6 +50,7 @@ class Limits:
     shm_bytes: int | None = None
     shm_free_bytes: int | None = None
     transparent_huge_pages: str | None = None
+    shmem_huge_pages: str | None = None  # of memory files
     reserved_huge_page_count: int | None = None
     somaxconn_count: int | None = None
     wmem_max_bytes: int | None = None
@@ -105,7 +106,8 @@ def inspect_limits(root: Path = Path("/")) -> Limits:
         open_file_count=process.get("Max open files"),
         shm_bytes=shm_bytes,
         shm_free_bytes=shm_free_bytes,
-        transparent_huge_pages=_transparent_huge_pages(root),
+        transparent_huge_pages=_chosen(root, "enabled"),
+        shmem_huge_pages=_chosen(root, "shmem_enabled"),
         reserved_huge_page_count=read_int(root / "proc/sys/vm/nr_hugepages"),
         somaxconn_count=read_int(core / "somaxconn"),
         wmem_max_bytes=read_int(core / "wmem_max"),
@@ -148,8 +150,8 @@ def _sizes_of(folder: Path) -> tuple[int | None, int | None]:
     return found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
 
 
-def _transparent_huge_pages(root: Path) -> str | None:
-    text = read_text(root / "sys/kernel/mm/transparent_hugepage/enabled")
+def _chosen(root: Path, setting: str) -> str | None:
+    text = read_text(root / "sys/kernel/mm/transparent_hugepage" / setting)
     chosen = re.search(r"\[(\w+)\]", text or "")
     return chosen[1] if chosen else None
 

@@ -156,6 +156,7 @@ def _limits(facts: Facts) -> list[Sequence[str]]:
         ("open files (nofile)", _said(limits.open_file_count)),
         ("/dev/shm", shm if limits.shm_bytes else _UNKNOWN),
         ("transparent huge pages", _said(limits.transparent_huge_pages)),
+        ("huge pages of memory files", _said(limits.shmem_huge_pages)),
         ("reserved huge pages", _said(limits.reserved_huge_page_count)),
         ("reading other processes (yama ptrace_scope)", said),
         ("reading any process (CAP_SYS_PTRACE)", _said(limits.may_trace_all)),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 import traceback
 from typing import Any
 
@@ -71,11 +72,8 @@ class Refusals:
             period.end = self._loop.call_later(PERIOD_SECONDS, self._end_period, kind)
         if exc is not None:
             self._logger.debug("%s", one_line(text % args), exc_info=exc)
-        if period.line_count < LINE_LIMIT:
-            period.line_count += 1
+        if period.admits():
             self._logger.warning("%s", one_line(text % args)[:_TEXT_LIMIT])
-        else:
-            period.left_out_count += 1
 
     def close(self) -> None:
         """Log how many lines were left out so far."""
@@ -102,6 +100,43 @@ def describe(exc: BaseException) -> str:
 
 
 class _Period:
+    """Counts lines of one kind."""
+
     end: asyncio.TimerHandle
     line_count = 0
     left_out_count = 0
+
+    def admits(self) -> bool:
+        admitted = self.line_count < LINE_LIMIT
+        if admitted:
+            self.line_count += 1
+        else:
+            self.left_out_count += 1
+        return admitted
+
+
+class Gate:
+    """The same limit for lines of one kind that any thread may log, so without a loop.
+
+    Parameters
+    ----------
+    logger : logging.Logger
+    kind : str
+        Completes "12 more ...", which is logged before the first line of the next period.
+    """
+
+    def __init__(self, logger: logging.Logger, kind: str) -> None:
+        self._logger = logger
+        self._kind = kind
+        self._period = _Period()
+        self._end_seconds = 0.0
+
+    def admits(self) -> bool:
+        """Whether to log one more line; it is counted either way."""
+        period = self._period
+        if time.monotonic() > self._end_seconds:
+            self._period = _Period()
+            self._end_seconds = time.monotonic() + PERIOD_SECONDS
+            if period.left_out_count:
+                self._logger.warning("%s more %s", period.left_out_count, self._kind)
+        return self._period.admits()

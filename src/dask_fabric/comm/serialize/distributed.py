@@ -32,6 +32,7 @@ from distributed.utils import ensure_memoryview
 
 from dask_fabric.codec.codec import Codec
 from dask_fabric.codec.dialect import Dialect
+from dask_fabric.comm.network.refusals import Gate
 from dask_fabric.comm.serialize import cupy_arrays, dlpack, torch_tensors
 from dask_fabric.comm.serialize.decompression import decompress, growth_bytes
 from dask_fabric.comm.serialize.too_large import raise_if_refused
@@ -98,6 +99,7 @@ def make_dialect() -> Dialect:
     Dialect
     """
     dask_family = _own_dask_family()
+    protocol_logger = logging.getLogger("distributed.protocol.core")
     return Dialect(
         Serialize=Serialize,
         Serialized=Serialized,
@@ -128,8 +130,9 @@ def make_dialect() -> Dialect:
         sizeof=partial(safe_sizeof, default_size=-1),
         metered=_listeners(),
         digest_metric=context_meter.digest_metric,
-        protocol_logger=logging.getLogger("distributed.protocol.core"),
+        protocol_logger=protocol_logger,
         message_logger=logging.getLogger("distributed.comm.utils"),
+        may_log_failure=Gate(protocol_logger, "messages could not be deserialized").admits,
     )
 
 

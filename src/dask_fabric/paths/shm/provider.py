@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from dask_fabric.errors import UnavailableError
 from dask_fabric.keys import Section, optional_size, size, switch
 from dask_fabric.paths.provider import Advice, Candidate, Description, Peer, Provider
 
-_HUGE_PAGES = "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
 _THRESHOLD_BYTES_LEAST = 64 << 10
 _PART_OF_MEMORY = 2  # a half
 
@@ -133,22 +130,13 @@ class SHMProvider(Provider):
 
     # ---- the doctor
 
-    def inspect(self, settings: Any) -> Mapping[str, Any] | None:
-        return {"huge_pages": _huge_pages()} if settings.enabled else None
-
-    def rows(self, details: Mapping[str, Any] | None) -> Iterator[Sequence[str]]:
-        if details is None:
-            yield "not in use", "fabric.shm.enabled is false"
-        else:
-            yield "huge pages", f"{details['huge_pages']} ({_HUGE_PAGES})"
-
     def advice(self, facts: Any) -> Iterator[Advice]:
-        details = facts.details.get(self.name)
-        if details and details["huge_pages"] in ("never", "deny"):
+        is_enabled = facts.configuration.value("shm.enabled") is True
+        if is_enabled and facts.limits.shmem_huge_pages in ("never", "deny"):
             yield Advice(
                 "huge pages of memory files",
                 "they are switched off, so arrays there take longer to write, share and read",
-                f"echo advise > {_HUGE_PAGES}",
+                "echo advise > /sys/kernel/mm/transparent_hugepage/shmem_enabled",
             )
 
     def remedy(self, facts: Any) -> str:
@@ -159,15 +147,6 @@ class SHMProvider(Provider):
     def check(self, description: Mapping[str, Any]) -> bool:
         found = description.get("id")
         return type(found) is int and 0 < found < 1 << 63
-
-
-def _huge_pages() -> str:
-    """Give the chosen one of the kernel's settings."""
-    try:
-        chosen = re.search(r"\[(\w+)\]", Path(_HUGE_PAGES).read_text())
-    except OSError:
-        chosen = None
-    return chosen[1] if chosen else "unknown"
 
 
 class _Candidate(Candidate):
