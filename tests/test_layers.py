@@ -157,3 +157,45 @@ def test_no_room_but_its_own_names_a_path():
                 if file.suffix != ".pyc" and re.search(r"\b(cma|ucx)\b", text, re.IGNORECASE):
                     found.add(str(file.relative_to(root)))
     assert found - NAMED_ON_PURPOSE == set()
+
+
+WAITS_FOR_UCX = re.compile(
+    r"(?:(?<![.\w])|ucx\.)(lock|open_endpoint|close_endpoint|fail|endpoint_error|is_wired|offer|post|cancel"
+    r"|abandoned_count)\("
+)
+
+
+def calls_with_the_gil(source: str) -> list[str]:
+    """Lines that call what waits for UCX's lock outside `nogil`."""
+    found = []
+    lines = source.splitlines()
+    for number, line in enumerate(lines):
+        is_definition = line.lstrip().startswith(("cdef", "def", "cpdef"))
+        if is_definition or not WAITS_FOR_UCX.search(line.split("#")[0]):
+            continue
+        depth = len(line) - len(line.lstrip())
+        for above in reversed(lines[:number]):
+            indented = len(above) - len(above.lstrip())
+            if not above.strip() or indented >= depth:
+                continue
+            depth = indented
+            if above.split("#")[0].rstrip().endswith("nogil:"):
+                break
+        else:
+            found.append(line.strip())
+    return found
+
+
+@pytest.mark.parametrize(
+    "name", ["core", "endpoint", "python_endpoint", "frame_jobs", "operations", "receive", "worker"]
+)
+def test_nobody_waits_for_the_lock_of_ucx_with_the_gil(name):
+    # UCX's thread holds it while it connects, which takes milliseconds: all of Python would wait.
+    source = (CYTHON / f"dask_fabric/paths/ucx/{name}.pyx").read_text()
+    assert calls_with_the_gil(source) == []
+
+
+def test_a_call_with_the_gil_is_found():
+    assert calls_with_the_gil("def a(self):\n    with nogil:\n        lock()\n    post(1)\n") == [
+        "post(1)"
+    ]

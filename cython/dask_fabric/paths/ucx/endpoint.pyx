@@ -102,12 +102,16 @@ cdef class UCXPath(Path):
     cdef double tend(self, Transfer transfer) except? -3.0:
         cdef double patience = PATIENCE_SECONDS + transfer.frames.nbytes / SLOWEST_BYTES_PER_SECOND
         cdef uint64_t token = self.token
+        cdef bint was_greeted
         if transfer.stage == BEGUN:
             transfer.stage = UNGREETED
             return GREETING_SECONDS     # on a broken network the greeting may never arrive
-        if transfer.stage == UNGREETED and is_wired(token):
-            transfer.stage = GREETED
-            return patience - GREETING_SECONDS
+        if transfer.stage == UNGREETED:
+            with nogil:
+                was_greeted = is_wired(token)
+            if was_greeted:
+                transfer.stage = GREETED
+                return patience - GREETING_SECONDS
         if transfer.stage == FAILING:
             return HOPELESS
         # Breaking the connection makes UCX end the receives with errors, and free their memory.

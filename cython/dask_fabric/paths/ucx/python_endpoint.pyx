@@ -105,12 +105,18 @@ cdef class UCXEndpoint:
 
     @property
     def is_wired(self):
-        return ucx.is_wired(self.own_token)
+        cdef bint found
+        with nogil:
+            found = ucx.is_wired(self.own_token)
+        return found
 
     @property
     def error(self):
         """The errno of a broken endpoint, or 0."""
-        return ucx.endpoint_error(self.own_token)
+        cdef int found
+        with nogil:
+            found = ucx.endpoint_error(self.own_token)
+        return found
 
     def offer(self, data, uint64_t sequence=0, uint32_t index=0, int kind=HOST):
         """Send a frame.
@@ -195,11 +201,13 @@ cdef class UCXEndpoint:
 
     def close(self):
         """Cancel all operations."""
+        cdef size_t abandoned_count
         with nogil:
             ucx.close_endpoint(self.own_token, ucx.STUCK_NS)
+            abandoned_count = ucx.abandoned_count()
         if ucx_worker.is_running():     # in a forked child the memory is the parent's
             self._collect()
-            if ucx.abandoned_count() == 0:
+            if abandoned_count == 0:
                 for result in self.pending.values():
                     self._forget(result)
         self.pending.clear()
