@@ -3,30 +3,34 @@
 Code that looks for the owner of an array's memory (distributed's own does) follows ``base`` and
 ``obj``, and accepts the end of that chain only if it is bytes, bytearray or an array that owns its
 memory. So the owner must be an array. NumPy allocates and frees its memory through our handler (NEP
-49), which is set during that one allocation only.
+49), which is set during that one allocation only. NumPy's own handler does what ours leaves to it:
+it asks for huge pages for large arrays, and keeps small ones.
 
 Everything here needs the GIL. The functions that free memory use C structures only: an array may
 die at any time, also while the interpreter ends or an exception propagates.
 """
 
 cimport numpy as cnp
-from cpython.pycapsule cimport PyCapsule_New
+from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
 from libc.stdint cimport uint64_t, uintptr_t
-from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memcpy, memset, strcpy
+from libc.string cimport memcpy, strcpy
 
-from dask_fabric.memory.files cimport serves
+from dask_fabric.memory.files cimport make_huge_pages, serves
 from dask_fabric.memory.pool cimport Buffer, allocate, pin_slab, use_small_pages
 
 cnp.import_array()
 
-cdef extern from *:
-    bint __builtin_mul_overflow(size_t, size_t, size_t *) nogil
+cdef extern from "numpy/arrayobject.h":
+    PyObject *PyDataMem_DefaultHandler
 
 cdef enum:
     BUCKET_BITS = 13
     BUCKET_COUNT = 1 << BUCKET_BITS     # short chains even with 100,000 live arrays
+
+cdef cnp.PyDataMemAllocator numpy = (
+    <cnp.PyDataMem_Handler *> PyCapsule_GetPointer(<object> PyDataMem_DefaultHandler, b"mem_handler")
+).allocator
 
 # Hash table of the buffers that arrays own, by address. Each entry holds a reference.
 cdef PyObject *buckets[BUCKET_COUNT]
@@ -51,11 +55,11 @@ cdef PyObject **link_to(const void *data) noexcept:
 # ---------------------------------------------------------------- NumPy's memory handler
 
 cdef void *take(void *context, size_t nbytes) noexcept:
-    """Hand out `next_buffer`; plain memory for others, such as a finalizer that runs meanwhile."""
+    """Hand out `next_buffer`; NumPy's memory for others, such as a finalizer that runs meanwhile."""
     global next_buffer
     cdef Buffer buffer = next_buffer
     if buffer is None or <size_t>buffer.nbytes != nbytes:
-        return malloc(nbytes)
+        return numpy.malloc(numpy.ctx, nbytes)
     next_buffer = None
     return adopt(buffer)
 
@@ -70,25 +74,16 @@ cdef void *adopt(Buffer buffer) noexcept:
 
 
 cdef void *take_zeroed(void *context, size_t count, size_t nbytes) noexcept:
-    return calloc(count, nbytes)
+    return numpy.calloc(numpy.ctx, count, nbytes)
 
 
 cdef void *take_shareable(void *context, size_t nbytes) noexcept:
-    """Memory that other processes of this host can map, where it is large and there is some."""
+    """Memory that other processes of this host can map, where it is large and there is some.
+
+    Zeroed memory is ordinary: the kernel gives pages of zeros as they are used.
+    """
     cdef Buffer buffer = new_shareable(nbytes)
-    return malloc(nbytes) if buffer is None else adopt(buffer)
-
-
-cdef void *take_shareable_zeroed(void *context, size_t count, size_t nbytes) noexcept:
-    cdef size_t total_bytes = 0
-    cdef Buffer buffer = None
-    if not __builtin_mul_overflow(count, nbytes, &total_bytes):
-        buffer = new_shareable(total_bytes)
-    if buffer is None:
-        return calloc(count, nbytes)
-    if not buffer.is_fresh:
-        memset(buffer.data, 0, total_bytes)
-    return adopt(buffer)
+    return numpy.malloc(numpy.ctx, nbytes) if buffer is None else adopt(buffer)
 
 
 cdef Buffer new_shareable(size_t nbytes):
@@ -100,14 +95,19 @@ cdef Buffer new_shareable(size_t nbytes):
         buffer = allocate(nbytes)
     except MemoryError:
         return None
-    return buffer if buffer.slab else None
+    if not buffer.slab:
+        return None
+    if buffer.is_fresh:
+        with nogil:                     # some 0.1 ms for each MB
+            make_huge_pages(buffer.data, nbytes)
+    return buffer
 
 
 cdef void give_back(void *context, void *data, size_t nbytes) noexcept:
     cdef PyObject **link = link_to(data)
     cdef PyObject *buffer
     if link == NULL:
-        free(data)
+        numpy.free(numpy.ctx, data, nbytes)
         return
     buffer = link[0]
     link[0] = (<Buffer>buffer).following
@@ -115,12 +115,12 @@ cdef void give_back(void *context, void *data, size_t nbytes) noexcept:
 
 
 cdef void *resize(void *context, void *data, size_t nbytes) noexcept:
-    """As realloc; memory of the pool has a fixed size, so its content moves to plain memory."""
+    """Memory of the pool has a fixed size, so its content moves to NumPy's."""
     cdef PyObject **link = link_to(data)
     cdef void *moved
     if link == NULL:
-        return realloc(data, nbytes)
-    moved = malloc(nbytes)
+        return numpy.realloc(numpy.ctx, data, nbytes)
+    moved = numpy.malloc(numpy.ctx, nbytes)
     if moved != NULL:
         memcpy(moved, data, min(nbytes, <size_t>(<Buffer>link[0]).nbytes))
         give_back(context, data, nbytes)
@@ -141,7 +141,6 @@ cdef object handler_capsule = PyCapsule_New(&handler, b"mem_handler", NULL)
 cdef cnp.PyDataMem_Handler shareable_handler = handler
 strcpy(shareable_handler.name, b"dask_fabric_shareable")
 shareable_handler.allocator.malloc = take_shareable
-shareable_handler.allocator.calloc = take_shareable_zeroed
 cdef object shareable_capsule = PyCapsule_New(&shareable_handler, b"mem_handler", NULL)
 
 

@@ -32,6 +32,8 @@ cdef uint32_t next_reusable(
 cdef bint needs_care() noexcept nogil
 cdef bint serves(Py_ssize_t nbytes) noexcept nogil
 cdef uint32_t current_epoch() noexcept nogil
+cdef void make_huge_pages(const char *data, uint64_t nbytes) noexcept nogil
+cdef void keep_small_pages(uint32_t number) noexcept nogil
 
 # For the path `shm`.
 cdef bint describe_place(

@@ -37,8 +37,8 @@ import fcntl
 import os
 import secrets
 
-from libc.errno cimport errno
-from libc.stdint cimport int32_t, uint32_t, uint64_t, uintptr_t
+from libc.errno cimport EAGAIN, EINVAL, errno
+from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memmove, memset
 from posix.fcntl cimport O_CLOEXEC, O_RDONLY, open as open_file
@@ -48,6 +48,8 @@ from posix.mman cimport (
 )
 from posix.unistd cimport close
 
+from dask_fabric.atomics cimport add_relaxed, relaxed
+from dask_fabric.clock cimport now_ns
 from dask_fabric.linux cimport (
     FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, POLLIN, SYS_mremap, fallocate, pipe2, poll, pollfd,
     pthread_atfork, pthread_create, pthread_detach, pthread_mutex_init, pthread_mutex_lock,
@@ -56,7 +58,9 @@ from dask_fabric.linux cimport (
 from dask_fabric.memory.pagemap cimport (
     PAGE_IS_FILE, PAGE_IS_PRESENT, PAGE_IS_SWAPPED, has_page,
 )
-from dask_fabric.memory.system cimport HUGE_BYTES, PAGE_BYTES, map_aligned, whole_pages
+from dask_fabric.memory.system cimport (
+    HUGE_BYTES, PAGE_BYTES, make_huge_page, map_aligned, whole_pages,
+)
 
 from dask_fabric.errors import ConfigError, UnavailableError
 
@@ -88,11 +92,14 @@ cdef enum:
     MAPPING_LIMIT = 1 << 14             # of vm.max_map_count, which is 65,530, others need some
     DEFERRED_BYTES = 4 << 20
     PIECE_BYTES = 1 << 20
+    HUGE_PAGE_LIMIT_NS = 10_000_000     # some 0.3 ms are usual
+    PAUSE_NS = 1_000_000_000
     # Of mremap(2); older headers lack the last one's name.
     MREMAP_MAYMOVE = 1
     MREMAP_FIXED = 2
     MREMAP_DONTUNMAP = 4
 
+cdef int64_t NEVER_NS = INT64_MAX
 # Sparse, and so large that offsets are never used twice: at 10 GB/s it lasts for a day.
 cdef uint64_t FILE_BYTES = <uint64_t> 1 << 50
 
@@ -118,6 +125,7 @@ cdef struct OwnSlab:
     uint32_t born               # how many forks there had been,
     uint32_t died               # and how many when its array died
     uint32_t following          # of the retired, or of the unused
+    uint64_t huge_bytes         # from its begin on, huge pages were made, or are not wanted
 
 # A process whose slabs are mapped here.
 cdef struct Origin:
@@ -196,6 +204,7 @@ cdef int child_end = -1              # of the fork that is under way
 cdef Range *ranges = NULL
 cdef Py_ssize_t range_count = 0
 cdef Py_ssize_t range_capacity = 0
+cdef Py_ssize_t huge_pages_from_ns = 0  # when they may be made; NEVER_NS where they cannot be
 cdef uint32_t fork_count = 0
 cdef uint32_t epoch = 1                 # another one in each forked child
 cdef bint is_on = False
@@ -262,7 +271,7 @@ cdef bint _add_range(char *data, uint64_t nbytes, uint32_t slab, Mapping *mappin
     index = _first_behind(<uintptr_t> data)
     memmove(&ranges[index + 1], &ranges[index], (range_count - index) * sizeof(Range))
     ranges[index] = Range(<uintptr_t> data, <uintptr_t> data + nbytes, slab, mapping)
-    range_count += 1
+    add_relaxed(&range_count, 1)
     return True
 
 
@@ -271,7 +280,7 @@ cdef void _remove_range(char *data) noexcept nogil:
     cdef Py_ssize_t index = _first_behind(<uintptr_t> data) - 1
     if index < 0 or ranges[index].begin != <uintptr_t> data:
         return
-    range_count -= 1
+    add_relaxed(&range_count, -1)
     memmove(&ranges[index], &ranges[index + 1], (range_count - index) * sizeof(Range))
 
 
@@ -331,6 +340,7 @@ cdef char *_open_slab(
     if offset + mapped_bytes > FILE_BYTES:
         return NULL
     slab.capacity_bytes, slab.size_class = capacity_bytes, size_class
+    slab.huge_bytes = 0
     table[number].offset, table[number].nbytes = offset, mapped_bytes
     if not _map_shared(number):
         return NULL
@@ -599,6 +609,63 @@ cdef void _unmap_later(char *data, uint64_t nbytes) noexcept nogil:
             return
         free(alias)
     munmap(data, nbytes)
+
+
+# ---------------------------------------------------------------- huge pages
+
+cdef void make_huge_pages(const char *data, uint64_t nbytes) noexcept nogil:
+    """Put huge pages under memory that is about to be written, if it is of this process's file.
+
+    With small pages NumPy takes up to 1.4 times as long, and peers have a page fault for every 64
+    KiB. But pages that are made by the first write to them are small, where the host does not allow
+    other ones for files. Threads may call this for parts of the same memory.
+    """
+    cdef Range *found
+    cdef char *page = NULL
+    cdef char *end = NULL
+    cdef int64_t begin_ns
+    cdef int error = 0
+    if relaxed(&range_count) == 0 or now_ns() < relaxed(&huge_pages_from_ns):
+        return
+    lock()
+    found = _range_of(<uintptr_t> data, nbytes)
+    if found != NULL and found.slab:
+        end = _take_small_part(found.slab, data + nbytes, &page)
+    unlock()
+    while page < end and not error:
+        begin_ns = now_ns()
+        error = make_huge_page(page)
+        if error == 0 and now_ns() - begin_ns > HUGE_PAGE_LIMIT_NS:
+            error = EAGAIN                  # the kernel had to move other memory
+        page += HUGE_BYTES
+    if error:
+        _put_off_huge_pages(error)
+
+
+cdef char *_take_small_part(uint32_t number, const char *until, char **begin) noexcept nogil:
+    """Give the end of what has no huge pages yet, up to the one in which `until` lies."""
+    cdef OwnSlab *slab = &slabs[number]
+    cdef uint64_t whole_bytes = table[number].nbytes // HUGE_BYTES * HUGE_BYTES
+    cdef uint64_t end_bytes = (until - slab.data + HUGE_BYTES - 1) // HUGE_BYTES * HUGE_BYTES
+    end_bytes = min(end_bytes, whole_bytes)
+    begin[0] = slab.data + slab.huge_bytes
+    if slab.state == WRITABLE and slab.huge_bytes < end_bytes:
+        slab.huge_bytes = end_bytes
+    return slab.data + slab.huge_bytes
+
+
+cdef void _put_off_huge_pages(int error) noexcept nogil:
+    cdef int64_t from_ns = NEVER_NS if error == EINVAL else now_ns() + PAUSE_NS
+    lock()
+    add_relaxed(&huge_pages_from_ns, from_ns - huge_pages_from_ns)
+    unlock()
+
+
+cdef void keep_small_pages(uint32_t number) noexcept nogil:
+    """Leave a slab with small pages: each becomes resident as it is written."""
+    lock()
+    slabs[number].huge_bytes = table[number].nbytes
+    unlock()
 
 
 # ---------------------------------------------------------------- what was changed

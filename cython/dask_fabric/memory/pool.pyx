@@ -33,8 +33,8 @@ from libc.stdlib cimport free, malloc
 
 from dask_fabric.atomics cimport add_relaxed
 from dask_fabric.memory.files cimport (
-    Mapping, current_epoch, free_slab, needs_care, next_reusable, obtain_slab, release_slab,
-    reopen_slab, serves, unmap,
+    Mapping, current_epoch, free_slab, keep_small_pages, needs_care, next_reusable, obtain_slab,
+    release_slab, reopen_slab, serves, unmap,
 )
 from dask_fabric.memory.idle cimport (
     LARGEST_BYTES, NEVER_NS, STEP_COUNT, Figures, Slab, class_bytes, figures, file_bytes,
@@ -292,8 +292,10 @@ cdef void use_small_pages(Buffer buffer) noexcept:
 
     Call this before writing to the buffer: a fresh slab loses its content.
     """
-    if (buffer.size_class != NOT_POOLED and buffer.capacity_bytes >= HUGE_BYTES
-            and not buffer.is_pinned and not buffer.slab):
+    if buffer.slab:
+        keep_small_pages(buffer.slab)
+    elif (buffer.size_class != NOT_POOLED and buffer.capacity_bytes >= HUGE_BYTES
+            and not buffer.is_pinned):
         forgo_huge_pages(buffer.data - buffer.lead_bytes, buffer.capacity_bytes, buffer.is_fresh)
         buffer.has_small_pages = True
 

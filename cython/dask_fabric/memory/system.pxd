@@ -18,6 +18,7 @@ cdef void give_back(char *data, Py_ssize_t capacity_bytes) noexcept nogil
 # Only for memory of HUGE_BYTES or more.
 cdef void prefer_huge_pages(char *data, Py_ssize_t capacity_bytes) noexcept nogil
 cdef void forgo_huge_pages(char *data, Py_ssize_t capacity_bytes, bint is_fresh) noexcept nogil
+cdef int make_huge_page(char *data) noexcept nogil
 cdef char *map_aligned(Py_ssize_t nbytes, int protection, int flags) noexcept nogil
 cdef int64_t coarse_ns() noexcept nogil
 cdef Py_ssize_t resident_bytes() noexcept nogil

@@ -6,6 +6,7 @@ neighbouring slabs share the pages at their borders: they are cut one after the 
 a mapping of 128 MiB, and each is unmapped separately.
 """
 
+from libc.errno cimport errno
 from libc.stdint cimport int64_t, uintptr_t
 from libc.stdio cimport sscanf
 from libc.stdlib cimport free
@@ -19,6 +20,9 @@ from posix.time cimport CLOCK_MONOTONIC_COARSE, clock_gettime, timespec
 from posix.unistd cimport _SC_PAGESIZE, close, read, sysconf
 
 cdef enum:
+    # Older headers lack these.
+    MADV_POPULATE_READ = 22
+    MADV_COLLAPSE = 25
     RUN_BYTES = 128 << 20
     SHARED_BYTES = 32 << 20     # larger memory gets a mapping of its own,
     ROUNDED_PART = 64           # rounded up to whole huge pages if that adds at most 1/64
@@ -92,6 +96,17 @@ cdef void forgo_huge_pages(char *data, Py_ssize_t capacity_bytes, bint is_fresh)
     madvise(data, nbytes, MADV_NOHUGEPAGE)
     if is_fresh:
         madvise(data, nbytes, MADV_DONTNEED)
+
+
+cdef int make_huge_page(char *data) noexcept nogil:
+    """Put a huge page under memory of a file; 0, or an errno. Its content stays.
+
+    ``MADV_COLLAPSE`` (Linux 6.1) needs no leave of the host, unlike ``MADV_HUGEPAGE``, for which
+    files have none by default (``shmem_enabled``). It wants one page to be there already.
+    """
+    if madvise(data, PAGE_BYTES, MADV_POPULATE_READ) or madvise(data, HUGE_BYTES, MADV_COLLAPSE):
+        return errno
+    return 0
 
 
 cdef char *obtain(Py_ssize_t capacity_bytes) noexcept:

@@ -11,6 +11,7 @@ from dask_fabric.linux cimport (
     AF_UNSPEC, IPPROTO_TCP, MSG_DONTWAIT, MSG_NOSIGNAL, SO_RCVLOWAT, SOL_SOCKET, TCP_CORK, connect,
     iovec, msghdr, recv, recvmsg, send, sendmsg, setsockopt, sockaddr,
 )
+from dask_fabric.memory.files cimport make_huge_pages
 
 
 
@@ -53,6 +54,8 @@ cdef Progress advance(SocketTransfer *transfer, size_t budget_bytes) noexcept no
     while transfer.vector_index < transfer.vector_count:
         if transfer.moved_bytes >= goal_bytes:
             return UNFINISHED
+        if transfer.direction == RECEIVE:
+            _prepare_memory(transfer, budget_bytes)
         moved = _call(transfer)
         if moved > 0:
             _consume(transfer, <size_t> moved)
@@ -66,6 +69,12 @@ cdef Progress advance(SocketTransfer *transfer, size_t budget_bytes) noexcept no
             transfer.error = errno
             return FAILED
     return COMPLETE
+
+
+cdef void _prepare_memory(SocketTransfer *transfer, size_t most_bytes) noexcept nogil:
+    """No further ahead than a slice: what a peer claims, and does not send, becomes resident."""
+    cdef iovec *vector = transfer.vectors + transfer.vector_index
+    make_huge_pages(<const char *> vector.iov_base, min(vector.iov_len, most_bytes))
 
 
 cdef void raise_low_water(SocketTransfer *transfer) noexcept nogil:

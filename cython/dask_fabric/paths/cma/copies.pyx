@@ -43,6 +43,7 @@ from dask_fabric.linux cimport (
     pthread_cond_wait,
     pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
 )
+from dask_fabric.memory.files cimport make_huge_pages
 from dask_fabric.paths.cma.process cimport address_of, read_memory
 from dask_fabric.paths.stream cimport COMPLETE, FAILED
 from dask_fabric.wire.frames cimport FrameSet, Slot
@@ -307,6 +308,7 @@ cdef void _copy_slice(NativeJob *job, Thread *thread) noexcept nogil:
     thread.job = job
     thread.since_ns = now_ns()
     pthread_mutex_unlock(&engine.mutex)
+    make_huge_pages(slice.data, slice.nbytes)
     error = read_memory(job.pid, slice.data, address_of(&slice) + offset, slice.nbytes)
     pthread_mutex_lock(&engine.mutex)
     thread.since_ns = 0
