@@ -1,8 +1,11 @@
 """What it costs to compute with arrays in the memory file, and what it saves to hand them over.
 
-``shm.py numpy`` times operations of NumPy whose results lie in ordinary memory, and in the memory
-file, in turns. ``shm.py`` without more does the same and, for each size, the hand-over between two
-processes by ``tcp``, ``cma`` and ``shm``.
+``docs/generate.py`` makes the tables of docs/shm.md from what this writes to
+``benchmarks/results/shm.json``.
+
+``shm.py numpy`` times operations of NumPy whose arrays lie in ordinary memory, and in the memory
+file, in turns. ``shm.py hand-over`` times, for each size, the hand-over between two processes by
+``tcp``, ``cma`` and ``shm``, and its CPU time. ``shm.py`` does both.
 """
 
 from __future__ import annotations
@@ -17,18 +20,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import dask
 import numpy as np
 from distributed.comm import connect, listen
 from distributed.protocol import to_serialize
 
+from dask_fabric.bench.machine import facts
 from dask_fabric.comm import runtime
 from dask_fabric.memory import arrays
-from dask_fabric.wire.text import table
 
 SIZES = (1_000_000, 10_000_000, 100_000_000)
+LARGE = 1_000_000_000  # handed over too
 SHM = {"fabric.shm.enabled": True, "fabric.shm.results": True, "fabric.shm.max": "8 GB"}
+KINDS = (("tcp", "tcp", False), ("cma", "fabric", False), ("shm", "fabric", True))
 ROUNDS = 9
 REPEATS = 5
 
@@ -54,9 +61,8 @@ def operations(nbytes: int) -> dict[str, Callable[[], object]]:
     }
 
 
-def numpy_rows(rounds: int) -> Iterator[list[str]]:
+def time_numpy(rounds: int) -> Iterator[dict[str, Any]]:
     """Time each operation in ordinary memory and in the memory file, in turns."""
-    yield ["operation", "MB", "ordinary, ms", "memory file, ms", "ratio"]
     contexts = [contextvars.copy_context() for _ in range(2)]
     contexts[1].run(arrays.share_results)
     for nbytes in SIZES:
@@ -70,16 +76,19 @@ def numpy_rows(rounds: int) -> Iterator[list[str]]:
                     contexts[kind].run(made[kind][name])
                     if repeat:  # the first one finds the other's memory in the caches
                         times[kind].append(time.perf_counter() - begin)
-            plain, file = (statistics.median(of) * 1e3 for of in times)
-            yield [name, f"{nbytes // 10**6}", f"{plain:.3f}", f"{file:.3f}", f"{file / plain:.3f}"]
+            ordinary, file = (statistics.median(of) * 1e3 for of in times)
+            yield {"name": name, "nbytes": nbytes, "ordinary_ms": ordinary, "file_ms": file}
 
 
 async def serve() -> None:
     async def handle(comm) -> None:
+        cpu_seconds = time.process_time()
         with contextlib.suppress(OSError):
             while True:
                 data = (await comm.read())["data"]
-                await comm.write({"sum": float(data.sum())} if data[0] else {})
+                reply = {"sum": float(data.sum())} if data[0] else {}
+                reply["cpu_seconds"] = time.process_time() - cpu_seconds
+                await comm.write(reply)
                 del data
 
     async with listen(f"{sys.argv[2]}://127.0.0.1", handle) as listener:
@@ -87,10 +96,25 @@ async def serve() -> None:
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
 
 
-async def hand_over(protocol: str, uses_shm: bool, rounds: int) -> dict[tuple[int, bool], float]:
-    """Give the median time in ms of a message with an array, by its size and whether it is read."""
+async def exchange(comm, context: contextvars.Context, nbytes: int, reads: bool, rounds: int):
+    """Give the median time in ms, and the CPU time of both sides in s per GB."""
+    times, own_seconds, peer_seconds = [], 0.0, []
+    for _ in range(rounds + 2):
+        data = context.run(np.empty, nbytes // 8)  # as a task would make it
+        data[:] = reads
+        begin, begin_cpu = time.perf_counter(), time.process_time()
+        await comm.write({"data": to_serialize(data)})
+        reply = await comm.read()
+        times.append(time.perf_counter() - begin)
+        del data
+        own_seconds += time.process_time() - begin_cpu
+        peer_seconds.append(reply["cpu_seconds"])
+    cpu_seconds = own_seconds * rounds / (rounds + 1) + peer_seconds[-1] - peer_seconds[1]
+    return statistics.median(times[2:]) * 1e3, cpu_seconds / rounds / nbytes * 1e9
+
+
+async def hand_over(protocol: str, uses_shm: bool, rounds: int) -> list[tuple[float, float]]:
     settings = SHM if uses_shm else {"fabric.shm.enabled": False}
-    found = {}
     context = contextvars.copy_context()
     with dask.config.set(settings):
         if uses_shm:
@@ -98,45 +122,48 @@ async def hand_over(protocol: str, uses_shm: bool, rounds: int) -> dict[tuple[in
         command = [sys.executable, __file__, "serve", protocol, json.dumps(settings)]
         with subprocess.Popen(command, stdin=-1, stdout=-1, text=True) as process:
             comm = await connect(process.stdout.readline().strip())
-            for nbytes in SIZES:
-                for is_read in (False, True):
-                    times = []
-                    for _ in range(rounds + 2):
-                        data = context.run(np.empty, nbytes // 8)  # as a task would make it
-                        data[:] = is_read
-                        begin = time.perf_counter()
-                        await comm.write({"data": to_serialize(data)})
-                        await comm.read()
-                        times.append(time.perf_counter() - begin)
-                        del data
-                    found[nbytes, is_read] = statistics.median(times[2:]) * 1e3
+            found = [
+                await exchange(comm, context, nbytes, reads, rounds if nbytes < LARGE else 3)
+                for nbytes in (*SIZES, LARGE)
+                for reads in (False, True)
+            ]
             await comm.close()
             process.stdin.close()
     return found
 
 
-def hand_over_rows(rounds: int) -> Iterator[list[str]]:
-    yield ["array", "tcp, ms", "cma, ms", "shm, ms", "tcp / shm", "cma / shm"]
-    kinds = (("tcp", False), ("fabric", False), ("fabric", True))
-    runs = [[asyncio.run(hand_over(*kind, rounds)) for kind in kinds] for _ in range(3)]
-    for key in runs[0][0]:
-        tcp, cma, shm = (statistics.median(run[i][key] for run in runs) for i in range(3))
-        title = f"{key[0] // 10**6} MB{', and its sum' if key[1] else ''}"
-        times = [f"{value:.3f}" for value in (tcp, cma, shm)]
-        yield [title, *times, f"{tcp / shm:.1f}", f"{cma / shm:.1f}"]
+def time_hand_over(rounds: int) -> Iterator[dict[str, Any]]:
+    """Time a message with an array, and its reply: unread, and with its sum."""
+    runs = [[asyncio.run(hand_over(*kind, rounds)) for _, *kind in KINDS] for _ in range(3)]
+    index = 0
+    for nbytes in (*SIZES, LARGE):
+        for reads in (False, True):
+            row: dict[str, Any] = {"nbytes": nbytes, "reads": reads}
+            for at, (name, *_) in enumerate(KINDS):
+                row[f"{name}_ms"] = statistics.median(run[at][index][0] for run in runs)
+                row[f"{name}_cpu"] = statistics.median(run[at][index][1] for run in runs)
+            index += 1
+            yield row
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("part", nargs="?", choices=("numpy", "hand-over"))
     parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    found: dict[str, Any] = {"facts": facts()}
     if options.part != "numpy":
-        print("\n".join(table(list(hand_over_rows(options.rounds)), has_head=True)), flush=True)
+        found["hand_over"] = list(time_hand_over(options.rounds))
     if options.part != "hand-over":
         with dask.config.set(SHM):
             runtime.settings()
-            print("\n".join(table(list(numpy_rows(options.rounds)), has_head=True)))
+            found["numpy"] = list(time_numpy(options.rounds))
+    text = json.dumps(found, indent=1) + "\n"
+    if options.json:
+        options.json.write_text(text)
+    else:
+        print(text)
 
 
 if __name__ == "__main__":

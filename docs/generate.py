@@ -9,12 +9,14 @@ docs/wire-protocol.md, diagram of the states   `dask_fabric.wire.states`
 docs/configuration.md, table of the keys       `dask_fabric.config.table`
 dask_fabric.yaml, dask_fabric-schema.yaml      the same
 README.md, docs/benchmarks.md, tables          ``benchmarks/results/*.json``, see ``make figures``
+docs/shm.md, tables                            what ``benchmarks/shm.py`` wrote
 =============================================  ====================================================
 """
 
 from __future__ import annotations
 
 import functools
+import json
 import re
 import statistics
 from collections.abc import Iterator, Sequence
@@ -29,6 +31,7 @@ from dask_fabric.bench.tables import facts_line, number, render
 from dask_fabric.config.table import keys, sections
 from dask_fabric.keys import Key, Section
 from dask_fabric.wire.states import transitions
+from dask_fabric.wire.text import table
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -40,6 +43,7 @@ def made() -> dict[Path, str]:
     """Give the content of every file."""
     protocol, configuration = DOCS / "wire-protocol.md", DOCS / "configuration.md"
     readme, benchmarks = ROOT / "README.md", DOCS / "benchmarks.md"
+    shm = DOCS / "shm.md"
     return {
         protocol: _filled(protocol, "states", diagram()),
         configuration: _filled(configuration, "keys", "".join(_key_table())),
@@ -47,6 +51,7 @@ def made() -> dict[Path, str]:
         PACKAGE / "dask_fabric-schema.yaml": yaml.safe_dump(_schema(), sort_keys=False, width=96),
         readme: _filled(readme, "figures", "".join(_figures())),
         benchmarks: _filled(benchmarks, "figures", "".join(_all_figures())),
+        shm: _filled(shm, "figures", "".join(_shm_figures())),
     }
 
 
@@ -232,6 +237,43 @@ def _all_figures() -> Iterator[str]:
         facts = facts_line(all_of_them.facts)
         count = "One run" if len(found) == 1 else f"{len(found)} runs together"
         yield f"\n{count}: {facts}\n{render(all_of_them, markdown=True).removeprefix(facts)}\n\n"
+
+
+def _shm_figures() -> Iterator[str]:
+    found = json.loads((RESULTS / "shm.json").read_text())
+    yield f"\nOne run: {facts_line(found['facts'])}\n\n"
+    yield "\n".join(table(_hand_over(found["hand_over"]), has_head=True, markdown=True))
+    yield "\n\nTime of NumPy's operations in the memory file; in ordinary memory it is 1:\n\n"
+    yield "\n".join(table(_operations(found["numpy"]), has_head=True, markdown=True))
+    yield "\n\n"
+
+
+def _hand_over(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Compare the hand-over of an array by tcp, cma and shm, a line for each size."""
+    head = ["array", "tcp, ms", "cma, ms", "shm, ms", "tcp / shm", "cma / shm", "CPU: cma / shm"]
+    lines = [head]
+    for row in rows:
+        tcp, cma, shm = (row[f"{name}_ms"] for name in ("tcp", "cma", "shm"))
+        lines.append(
+            [
+                f"{row['nbytes'] // 10**6} MB{', and its sum' if row['reads'] else ''}",
+                *(f"{value:.2f}" for value in (tcp, cma, shm)),
+                f"{tcp / shm:.1f}",
+                f"{cma / shm:.1f}",
+                f"{row['cma_cpu'] / row['shm_cpu']:.1f}",
+            ]
+        )
+    return lines
+
+
+def _operations(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Give the time in the file in units of that in ordinary memory, a column for each size."""
+    ratios = {(row["name"], row["nbytes"]): row["file_ms"] / row["ordinary_ms"] for row in rows}
+    names, sizes = (tuple(dict.fromkeys(of)) for of in zip(*ratios, strict=True))
+    return [
+        ["operation", *(f"{nbytes // 10**6} MB" for nbytes in sizes)],
+        *([name, *(f"{ratios[name, nbytes]:.2f}" for nbytes in sizes)] for name in names),
+    ]
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 Code that looks for the owner of an array's memory (distributed's own does) follows ``base`` and
 ``obj``, and accepts the end of that chain only if it is bytes, bytearray or an array that owns its
 memory. So the owner must be an array. NumPy allocates and frees its memory through our handler (NEP
-49), which is set during that one allocation only.
+49), which is set during that one allocation only. NumPy's own handler does what ours leaves to it:
+it asks for huge pages for large arrays, and keeps small ones.
 
 Everything here needs the GIL. The functions that free memory use C structures only: an array may
 die at any time, also while the interpreter ends or an exception propagates.

@@ -8,7 +8,7 @@ import pytest
 
 from dask_fabric.cli.configuration import Configuration
 from dask_fabric.cli.doctor.advice import advise, scheme_uses
-from dask_fabric.cli.doctor.host import Identity, Limits
+from dask_fabric.cli.doctor.host import Host, Identity, Limits
 from dask_fabric.cli.doctor.network import Interface
 from dask_fabric.cli.doctor.pair import PATHS
 from dask_fabric.cli.doctor.render import render
@@ -66,12 +66,11 @@ def configured(**values) -> dict:
 
 
 BROKEN_UCX = configured(changed={"fabric.ucx.library": "/opt/libucp.so.0"})
-SMALL_PAGES = {
-    **configured(changed={"fabric.shm.enabled": True}),
-    **limits(shmem_huge_pages="never"),
-}
+OLD_HOST = {"host": Host(kernel="Linux 5.15.0-1017"), **limits(shmem_huge_pages="never")}
+NEW_HOST = {"host": Host(kernel="Linux 6.1.0"), **limits(shmem_huge_pages="never")}
 CASES = {
-    "huge pages of memory files": (SMALL_PAGES, "switched off", "shmem_enabled"),
+    "huge pages of memory files": (OLD_HOST, "switched off", "shmem_enabled"),
+    "no huge pages of memory files": (limits(shmem_huge_pages="deny"), "off", "shmem_enabled"),
     "memlock": ({"rdma": (DEVICE,), **limits(memlock_bytes=8 << 20)}, "8 MiB", "memlock=-1"),
     "somaxconn": (
         {**limits(somaxconn_count=128), **configured(socket_backlog_count=2048)},
@@ -156,7 +155,8 @@ def test_advice(name):
         {"rdma": (DEVICE,), **limits(memlock_bytes="unlimited")},
         limits(memlock_bytes=8 << 20),  # without RDMA it does not matter
         limits(open_file_count=65536, transparent_huge_pages="always"),
-        limits(shmem_huge_pages="never"),  # nothing lies in memory files by default
+        NEW_HOST,  # it makes them all the same
+        {**OLD_HOST, **configured(changed={"fabric.shm.enabled": False})},
         {"interfaces": (interface("eth0", 1000, True), interface("veth1", 10_000, kind="virtual"))},
         {"interfaces": (interface("eth0", None, True), interface("ib0", 200_000))},
         {"identity": Identity(namespaces={"pid": 4026531836})},

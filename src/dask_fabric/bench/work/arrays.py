@@ -14,8 +14,11 @@ from distributed import Client, Future, secede, wait
 
 from dask_fabric.bench.work.extent import GPU, Extent, Outcome
 from dask_fabric.bench.work.local import worker_addresses
+from dask_fabric.memory import pool
 
 _ROWS, _COLUMNS = 1013, 769  # the periods of the elements
+_RELEASE_SECONDS = 30.0
+_POLL_SECONDS = 0.1
 
 
 def _element(row: np.ndarray, column: np.ndarray) -> np.ndarray:
@@ -119,6 +122,10 @@ def _broadcast(client: Client, extent: Extent) -> tuple[float, bool, Future]:
     return seconds, sums == [_sum_of_ones(extent.fetch_bytes)] * len(others), array
 
 
+def _is_in_use(dask_worker: Any) -> bool:
+    return bool(dask_worker.data)
+
+
 def _proportional_bytes() -> int:
     """Memory of this process (PSS): a page that n processes have counts 1/n in each."""
     with open("/proc/self/smaps_rollup") as file:
@@ -130,6 +137,10 @@ def fanout(client: Client, extent: Extent) -> Callable[[], Outcome]:
 
     Memory that a process keeps to use it again counts too.
     """
+    deadline = time.monotonic() + _RELEASE_SECONDS
+    while any(client.run(_is_in_use).values()) and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)  # arrays of the workload before are released a little later
+    client.run(pool.trim)
     before = sum(client.run(_proportional_bytes).values())
 
     def run() -> Outcome:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from dask_fabric.paths.provider import Advice, Candidate, Description, Peer, Pro
 
 _THRESHOLD_BYTES_LEAST = 64 << 10
 _PART_OF_MEMORY = 2  # a half
+_COLLAPSES = (6, 1)  # since this Linux, MADV_COLLAPSE makes huge pages whatever the setting
 
 
 class SHMProvider(Provider):
@@ -27,14 +29,14 @@ class SHMProvider(Provider):
         {
             "enabled": switch(
                 "enabled",
-                False,
+                True,
                 "",
                 "Within a host, `fabric://` without TLS lets receivers map large frames from a "
                 "memory file of the sender, without a copy.",
             ),
             "results": switch(
                 "shares_results",
-                False,
+                True,
                 "also arrays that tasks make",
                 "Large arrays that NumPy makes in the tasks of a worker lie in the memory file as "
                 "well.",
@@ -131,8 +133,10 @@ class SHMProvider(Provider):
     # ---- the doctor
 
     def advice(self, facts: Any) -> Iterator[Advice]:
-        is_enabled = facts.configuration.value("shm.enabled") is True
-        if is_enabled and facts.limits.shmem_huge_pages in ("never", "deny"):
+        setting = facts.limits.shmem_huge_pages
+        if facts.configuration.value("shm.enabled") is not True:
+            return
+        if setting == "deny" or (setting == "never" and _version(facts.host) < _COLLAPSES):
             yield Advice(
                 "huge pages of memory files",
                 "they are switched off, so arrays there take longer to write, share and read",
@@ -147,6 +151,10 @@ class SHMProvider(Provider):
     def check(self, description: Mapping[str, Any]) -> bool:
         found = description.get("id")
         return type(found) is int and 0 < found < 1 << 63
+
+
+def _version(host: Any) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", host.kernel or "")[:2])
 
 
 class _Candidate(Candidate):
