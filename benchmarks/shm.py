@@ -29,8 +29,8 @@ from distributed.comm import connect, listen
 from distributed.protocol import to_serialize
 
 from dask_fabric.bench.machine import facts
-from dask_fabric.comm import runtime
-from dask_fabric.memory import arrays
+from dask_fabric.memory import arrays, files
+from dask_fabric.paths.shm import exchange
 
 SIZES = (1_000_000, 10_000_000, 100_000_000)
 LARGE = 1_000_000_000  # handed over too
@@ -96,7 +96,7 @@ async def serve() -> None:
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
 
 
-async def exchange(comm, context: contextvars.Context, nbytes: int, reads: bool, rounds: int):
+async def series(comm, context: contextvars.Context, nbytes: int, reads: bool, rounds: int):
     """Give the median time in ms, and the CPU time of both sides in s per GB."""
     times, own_seconds, peer_seconds = [], 0.0, []
     for _ in range(rounds + 2):
@@ -123,7 +123,7 @@ async def hand_over(protocol: str, uses_shm: bool, rounds: int) -> list[tuple[fl
         with subprocess.Popen(command, stdin=-1, stdout=-1, text=True) as process:
             comm = await connect(process.stdout.readline().strip())
             found = [
-                await exchange(comm, context, nbytes, reads, rounds if nbytes < LARGE else 3)
+                await series(comm, context, nbytes, reads, rounds if nbytes < LARGE else 3)
                 for nbytes in (*SIZES, LARGE)
                 for reads in (False, True)
             ]
@@ -156,9 +156,9 @@ def main() -> None:
     if options.part != "numpy":
         found["hand_over"] = list(time_hand_over(options.rounds))
     if options.part != "hand-over":
-        with dask.config.set(SHM):
-            runtime.settings()
-            found["numpy"] = list(time_numpy(options.rounds))
+        exchange.of_process()
+        files.configure(is_enabled=True, threshold_bytes=1 << 20, most_bytes=8 * LARGE)
+        found["numpy"] = list(time_numpy(options.rounds))
     text = json.dumps(found, indent=1) + "\n"
     if options.json:
         options.json.write_text(text)

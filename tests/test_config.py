@@ -110,8 +110,8 @@ def test_default_settings():
     )
     assert settings.paths._fields == ("shm", "cma", "ucx")
     assert settings.paths.shm._asdict() == {
-        "enabled": False,
-        "shares_results": False,
+        "enabled": True,
+        "shares_results": True,
         "threshold_bytes": 2**20,
         "most_bytes": None,
     }

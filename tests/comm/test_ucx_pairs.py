@@ -64,9 +64,10 @@ def command(*arguments, prefix=()):
 
 
 def environment(library, transports):
-    """Variables for a process without `cma`, so that `ucx` comes first."""
+    """Variables for a process with neither `shm` nor `cma`, so that `ucx` comes first."""
     return {
         **os.environ,
+        "DASK_FABRIC__SHM__ENABLED": "false",
         "DASK_FABRIC__CMA__ENABLED": "false",
         "DASK_FABRIC__UCX__ENABLED": "true",
         "DASK_FABRIC__UCX__LIBRARY": library.path,

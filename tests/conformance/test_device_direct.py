@@ -55,7 +55,8 @@ def scheme(request):
 
 @pytest.fixture(autouse=True)
 def gpu():
-    with direct_path(), dask.config.set({"fabric.gpu.chunk": "1 MiB"}):
+    paths = {"fabric.gpu.chunk": "1 MiB", "fabric.shm.enabled": False}
+    with direct_path(), dask.config.set(paths):
         runtime = StandIn()
         device.install(runtime)
         yield runtime

@@ -17,6 +17,7 @@ from .conftest import commands, unused_port
 
 LIBRARIES = ucx_libraries()  # now: a process that has loaded one finds no other
 VARIABLES = {
+    "DASK_FABRIC__SHM__ENABLED": "false",
     "DASK_FABRIC__CMA__ENABLED": "false",
     "DASK_FABRIC__UCX__ENABLED": "true",
     "DASK_LOGGING__DISTRIBUTED": "warning",
@@ -42,7 +43,7 @@ def cluster(tmp_path_factory):
     }
     port = unused_port()
     scheduler = f"fabric://127.0.0.1:{port}"
-    config = {"fabric.cma.enabled": False, "fabric.ucx.enabled": False}
+    config = {f"fabric.{name}.enabled": False for name in ("shm", "cma", "ucx")}
     with commands(tmp_path_factory.mktemp("logs")) as run, dask.config.set(config):
         run("scheduler", "--protocol", "fabric", "--host", "127.0.0.1", "--port", str(port),
             *NO_DASHBOARD_OPTIONS, **{**VARIABLES, **environments["old"]})  # fmt: skip

@@ -10,7 +10,8 @@ import textwrap
 import numpy as np
 import pytest
 
-from dask_fabric.memory import pool
+from dask_fabric.comm import runtime
+from dask_fabric.memory import files, pool
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -18,7 +19,14 @@ DEFAULTS = {"max_idle_bytes": 1 << 30, "idle_seconds": 10, "pressure_limit_bytes
 
 
 @pytest.fixture(autouse=True)
-def pristine_pool():
+def no_memory_file(monkeypatch):
+    """Those who have opened comms in this process may have left it on."""
+    files.configure(is_enabled=False, threshold_bytes=MIB, most_bytes=0)
+    monkeypatch.setattr(runtime, "_applied", None)  # who opens the next one configures it again
+
+
+@pytest.fixture(autouse=True)
+def pristine_pool(no_memory_file):
     gc.collect()  # what other tests left behind would change the figures in the middle of one
     pool.trim()
     pool.configure(**DEFAULTS | {"idle_seconds": 3600})

@@ -22,6 +22,13 @@ from ..device import StandIn
 DATA_BYTES = 5_000_000
 
 
+@pytest.fixture(autouse=True)
+def one_path_within_the_host():
+    """Frames of this process lie in ordinary memory, so `shm` would take none."""
+    with dask.config.set({"fabric.shm.enabled": False}):
+        yield
+
+
 async def moved(scheme: str):
     """Statistics of both ends of a comm by which one frame has gone, and of this process."""
     accepted = asyncio.Queue()

@@ -10,7 +10,7 @@ import pytest
 from dask_fabric.memory import pool
 from dask_fabric.wire.message_reader import MessageReader
 
-from ..memory.conftest import flags_of
+from ..memory.conftest import flags_of, no_memory_file  # noqa: F401
 
 PREFIX = struct.Struct("<BBHIQQ")
 ENTRY = struct.Struct("<QBBHI")
@@ -45,7 +45,7 @@ def has_huge_pages(memory):
 
 
 @pytest.fixture(autouse=True)
-def empty_pool():
+def empty_pool(no_memory_file):  # noqa: F811
     gc.collect()
     pool.trim()
     yield

@@ -28,8 +28,9 @@ cdef enum:
     BUCKET_BITS = 13
     BUCKET_COUNT = 1 << BUCKET_BITS     # short chains even with 100,000 live arrays
 
+cdef const char *CAPSULE = b"mem_handler"
 cdef cnp.PyDataMemAllocator numpy = (
-    <cnp.PyDataMem_Handler *> PyCapsule_GetPointer(<object> PyDataMem_DefaultHandler, b"mem_handler")
+    <cnp.PyDataMem_Handler *> PyCapsule_GetPointer(<object> PyDataMem_DefaultHandler, CAPSULE)
 ).allocator
 
 # Hash table of the buffers that arrays own, by address. Each entry holds a reference.
@@ -55,7 +56,7 @@ cdef PyObject **link_to(const void *data) noexcept:
 # ---------------------------------------------------------------- NumPy's memory handler
 
 cdef void *take(void *context, size_t nbytes) noexcept:
-    """Hand out `next_buffer`; NumPy's memory for others, such as a finalizer that runs meanwhile."""
+    """Hand out `next_buffer`; to others, such as a finalizer that runs meanwhile, NumPy's."""
     global next_buffer
     cdef Buffer buffer = next_buffer
     if buffer is None or <size_t>buffer.nbytes != nbytes:
@@ -135,13 +136,13 @@ handler.allocator.malloc = take
 handler.allocator.calloc = take_zeroed
 handler.allocator.realloc = resize
 handler.allocator.free = give_back
-cdef object handler_capsule = PyCapsule_New(&handler, b"mem_handler", NULL)
+cdef object handler_capsule = PyCapsule_New(&handler, CAPSULE, NULL)
 
 # In force for whatever computes: see `share_results`.
 cdef cnp.PyDataMem_Handler shareable_handler = handler
 strcpy(shareable_handler.name, b"dask_fabric_shareable")
 shareable_handler.allocator.malloc = take_shareable
-cdef object shareable_capsule = PyCapsule_New(&shareable_handler, b"mem_handler", NULL)
+cdef object shareable_capsule = PyCapsule_New(&shareable_handler, CAPSULE, NULL)
 
 
 def share_results():

@@ -37,8 +37,8 @@ import fcntl
 import os
 import secrets
 
-from libc.errno cimport EAGAIN, EINVAL, errno
-from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint32_t, uint64_t, uintptr_t
+from libc.errno cimport EBUSY, EINVAL, ENOMEM, errno
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memmove, memset
 from posix.fcntl cimport O_CLOEXEC, O_RDONLY, open as open_file
@@ -46,6 +46,7 @@ from posix.mman cimport (
     MADV_DONTNEED, MADV_HUGEPAGE, MAP_FAILED, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED,
     PROT_READ, PROT_WRITE, madvise, mmap, munmap,
 )
+from posix.time cimport CLOCK_THREAD_CPUTIME_ID, clock_gettime, timespec
 from posix.unistd cimport close
 
 from dask_fabric.atomics cimport add_relaxed, relaxed
@@ -92,14 +93,14 @@ cdef enum:
     MAPPING_LIMIT = 1 << 14             # of vm.max_map_count, which is 65,530, others need some
     DEFERRED_BYTES = 4 << 20
     PIECE_BYTES = 1 << 20
-    HUGE_PAGE_LIMIT_NS = 10_000_000     # some 0.3 ms are usual
+    HUGE_PAGE_LIMIT_NS = 5_000_000      # of CPU time; some 0.3 ms are usual
     PAUSE_NS = 1_000_000_000
     # Of mremap(2); older headers lack the last one's name.
     MREMAP_MAYMOVE = 1
     MREMAP_FIXED = 2
     MREMAP_DONTUNMAP = 4
 
-cdef int64_t NEVER_NS = INT64_MAX
+cdef int64_t FOREVER_NS = 1 << 62
 # Sparse, and so large that offsets are never used twice: at 10 GB/s it lasts for a day.
 cdef uint64_t FILE_BYTES = <uint64_t> 1 << 50
 
@@ -204,10 +205,12 @@ cdef int child_end = -1              # of the fork that is under way
 cdef Range *ranges = NULL
 cdef Py_ssize_t range_count = 0
 cdef Py_ssize_t range_capacity = 0
-cdef Py_ssize_t huge_pages_from_ns = 0  # when they may be made; NEVER_NS where they cannot be
+cdef Py_ssize_t huge_pages_from_ns = 0  # when they may be made
+cdef Py_ssize_t made_huge_pages = 0
 cdef uint32_t fork_count = 0
 cdef uint32_t epoch = 1                 # another one in each forked child
 cdef bint is_on = False
+cdef bint is_paused = False
 cdef Py_ssize_t least_bytes = 1 << 20
 cdef Py_ssize_t max_bytes = 0
 cdef Figures figures
@@ -228,7 +231,7 @@ cdef uint32_t current_epoch() noexcept nogil:
 
 cdef bint serves(Py_ssize_t nbytes) noexcept nogil:
     """Whether memory of this size is to lie in the file."""
-    return is_on and nbytes >= least_bytes
+    return is_on and not is_paused and nbytes >= least_bytes
 
 
 cdef bint needs_care() noexcept nogil:
@@ -623,8 +626,6 @@ cdef void make_huge_pages(const char *data, uint64_t nbytes) noexcept nogil:
     cdef Range *found
     cdef char *page = NULL
     cdef char *end = NULL
-    cdef int64_t begin_ns
-    cdef int error = 0
     if relaxed(&range_count) == 0 or now_ns() < relaxed(&huge_pages_from_ns):
         return
     lock()
@@ -632,14 +633,32 @@ cdef void make_huge_pages(const char *data, uint64_t nbytes) noexcept nogil:
     if found != NULL and found.slab:
         end = _take_small_part(found.slab, data + nbytes, &page)
     unlock()
-    while page < end and not error:
-        begin_ns = now_ns()
-        error = make_huge_page(page)
-        if error == 0 and now_ns() - begin_ns > HUGE_PAGE_LIMIT_NS:
-            error = EAGAIN                  # the kernel had to move other memory
+    while page < end and _make_huge_page(page):
         page += HUGE_BYTES
-    if error:
-        _put_off_huge_pages(error)
+
+
+cdef bint _make_huge_page(char *page) noexcept nogil:
+    """Whether to go on with the next one."""
+    cdef int64_t begin_ns = thread_ns(), pause_ns = 0
+    cdef int error = make_huge_page(page)
+    if error == EINVAL and relaxed(&made_huge_pages) == 0:
+        pause_ns = FOREVER_NS               # this kernel cannot, or must not
+    elif error == ENOMEM or error == EBUSY or thread_ns() - begin_ns > HUGE_PAGE_LIMIT_NS:
+        pause_ns = PAUSE_NS                 # none is free, or other memory was moved for it
+    if pause_ns or not error:
+        lock()
+        add_relaxed(&made_huge_pages, not error)
+        if pause_ns:
+            add_relaxed(&huge_pages_from_ns, now_ns() + pause_ns - huge_pages_from_ns)
+        unlock()
+    return pause_ns == 0
+
+
+cdef int64_t thread_ns() noexcept nogil:
+    """CPU time of this thread."""
+    cdef timespec now
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now)
+    return now.tv_sec * 1_000_000_000 + now.tv_nsec
 
 
 cdef char *_take_small_part(uint32_t number, const char *until, char **begin) noexcept nogil:
@@ -652,13 +671,6 @@ cdef char *_take_small_part(uint32_t number, const char *until, char **begin) no
     if slab.state == WRITABLE and slab.huge_bytes < end_bytes:
         slab.huge_bytes = end_bytes
     return slab.data + slab.huge_bytes
-
-
-cdef void _put_off_huge_pages(int error) noexcept nogil:
-    cdef int64_t from_ns = NEVER_NS if error == EINVAL else now_ns() + PAUSE_NS
-    lock()
-    add_relaxed(&huge_pages_from_ns, from_ns - huge_pages_from_ns)
-    unlock()
 
 
 cdef void keep_small_pages(uint32_t number) noexcept nogil:
@@ -1191,6 +1203,12 @@ def configure(*, is_enabled, threshold_bytes, most_bytes):
     least_bytes, max_bytes = threshold_bytes, most_bytes
     figures.most_bytes = max_bytes if is_on else 0
     unlock()
+
+
+def pause(pauses):
+    """Have new memory lie elsewhere until this is called with False: memory that may be pinned."""
+    global is_paused
+    is_paused = pauses
 
 
 def statistics():

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from dask_fabric.errors import UnavailableError
+from dask_fabric.memory import files, pool
 
 logger = logging.getLogger(__name__)
 
@@ -205,6 +206,9 @@ def _settle(runtime: Runtime | None, is_settled: bool) -> None:
         _is_settled = False  # first: `current` reads both without the lock
         _runtime = runtime
         _is_settled = is_settled
+        files.pause(runtime is not None)  # memory that peers map cannot be pinned
+        if runtime is not None:
+            pool.trim()
 
 
 def _after_fork_in_child() -> None:

@@ -121,6 +121,9 @@ def configure(*, is_enabled: bool, threshold_bytes: int, most_bytes: int):
         All slabs together; what is more lies elsewhere.
     """
 
+def pause(pauses):
+    """Have new memory lie elsewhere until this is called with False: memory that may be pinned."""
+
 def statistics():
     """Figures of the file and of what is mapped, as a dict of counts and bytes."""
 

@@ -184,6 +184,8 @@ class Provider:
     takes_only : str
         Which of the large frames it accepts. Empty: all, so that no path of a higher rank is needed
         beside it.
+    copies : bool
+        Whether frames are copied, so that their bytes per second mean anything.
     within_host : bool
         Whether it only works between processes of one host.
     needs_direct_connection : bool
@@ -201,6 +203,7 @@ class Provider:
     memory: ClassVar[tuple[str, ...]] = (HOST,)
     rank: ClassVar[int] = 50
     takes_only: ClassVar[str] = ""
+    copies: ClassVar[bool] = True
     within_host: ClassVar[bool] = False
     needs_direct_connection: ClassVar[bool] = False
     section: ClassVar[Section] = Section("", {})

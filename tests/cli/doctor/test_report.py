@@ -19,7 +19,11 @@ from dask_fabric.cli.doctor.selftest import PathResult
 from dask_fabric.paths.ucx.survey import Library, Ucx
 
 DOCUMENTATION = Path(__file__).parents[3] / "docs/doctor.md"
-RESULTS = (PathResult("stream", True, "", 2.5e9, 48e-6), PathResult("cma", False, "no\x1b[31m"))
+RESULTS = (
+    PathResult("stream", True, "", 2.5e9, 48e-6),
+    PathResult("shm", True, "", 9e11, 48e-6),
+    PathResult("cma", False, "no\x1b[31m"),
+)
 LIBRARY = Library("/opt/ucx/libucp.so.0", "site", "1.15.0", ("rc_mlx5/mlx5_0:1",), True, False, "")
 
 
@@ -72,6 +76,7 @@ def test_text_of_a_large_host(large, width):
     assert text.isascii() and "\x1b" not in text
     for words in (
         "2.50 GB/s, round trip 48 us",
+        "nothing is copied, round trip 48 us",
         "chosen 1.15.0 at /opt/ucx/libucp.so.0 (site): best",
         "InfiniBand  ACTIVE",
         "nearest: mlx5_0, mlx5_1",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 import time
@@ -14,7 +15,6 @@ from distributed import Client, Future, secede, wait
 
 from dask_fabric.bench.work.extent import GPU, Extent, Outcome
 from dask_fabric.bench.work.local import worker_addresses
-from dask_fabric.memory import pool
 
 _ROWS, _COLUMNS = 1013, 769  # the periods of the elements
 _RELEASE_SECONDS = 30.0
@@ -126,6 +126,13 @@ def _is_in_use(dask_worker: Any) -> bool:
     return bool(dask_worker.data)
 
 
+def _free_idle_memory() -> None:
+    with contextlib.suppress(ImportError):  # a cluster over another protocol may lack it
+        from dask_fabric.memory import pool
+
+        pool.trim()
+
+
 def _proportional_bytes() -> int:
     """Memory of this process (PSS): a page that n processes have counts 1/n in each."""
     with open("/proc/self/smaps_rollup") as file:
@@ -140,7 +147,7 @@ def fanout(client: Client, extent: Extent) -> Callable[[], Outcome]:
     deadline = time.monotonic() + _RELEASE_SECONDS
     while any(client.run(_is_in_use).values()) and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)  # arrays of the workload before are released a little later
-    client.run(pool.trim)
+    client.run(_free_idle_memory)
     before = sum(client.run(_proportional_bytes).values())
 
     def run() -> Outcome:

@@ -73,15 +73,13 @@ def _head(facts: Facts) -> list[Sequence[str]]:
 
 
 def _paths(facts: Facts, advice: dict[str, Advice]) -> Iterator[Sequence[str]]:
+    without_copy = [one.name for one in providers.found() if not one.copies]
     for path in PATHS:
         result = facts.path(path)
         if result.works:
-            yield (
-                path,
-                "works",
-                f"{speed(result.bandwidth_bytes_per_second):>10}, round trip "
-                f"{duration(result.round_trip_seconds)}",
-            )
+            fast = f"{speed(result.bandwidth_bytes_per_second):>10}"
+            measured = "nothing is copied" if path in without_copy else fast
+            yield path, "works", f"{measured}, round trip {duration(result.round_trip_seconds)}"
         else:
             yield path, "not in use", result.reason
             if path in advice and advice[path].remedy:

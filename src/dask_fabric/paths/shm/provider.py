@@ -23,6 +23,7 @@ class SHMProvider(Provider):
     title = "shared memory"
     rank = 10
     takes_only = "arrays in memory files"
+    copies = False
     within_host = True
     section = Section(
         "Frames within a host lie in memory files, and are mapped by their receiver.",
@@ -74,7 +75,8 @@ class SHMProvider(Provider):
         most_bytes = settings.most_bytes
         if most_bytes is None:
             most_bytes = (self._limit_bytes or host_memory_bytes()) // _PART_OF_MEMORY
-        is_enabled = settings.enabled and not isinstance(self._exchange(), str)
+        # Not before a comm offers this path: under TLS nobody could map what lies in the file.
+        is_enabled = settings.enabled and self._described is not None
         if is_enabled:
             pool.trim(0)  # idle slabs lie elsewhere, and would be reused
         files.configure(
@@ -100,6 +102,7 @@ class SHMProvider(Provider):
             return exchange
         if self._described is None or self._described["id"] != exchange.id:
             self._described = Description(id=exchange.id)
+            self.configure(settings)
         return self._described
 
     def candidate(
