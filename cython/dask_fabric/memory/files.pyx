@@ -92,7 +92,7 @@ cdef enum:
     CLAIMS_BYTES = SLAB_LIMIT * 4
     MAPPING_LIMIT = 1 << 14             # of vm.max_map_count, which is 65,530, others need some
     DEFERRED_BYTES = 4 << 20
-    PIECE_BYTES = 1 << 20
+    PIECE_BYTES = 2 << 20               # of a huge page no part is unmapped alone
     HUGE_PAGE_LIMIT_NS = 20_000_000     # of CPU time; 0.3 ms are usual, 5 ms in a new virtual host
     PAUSE_NS = 1_000_000_000
     # Of mremap(2); older headers lack the last one's name.
