@@ -17,6 +17,7 @@ whoever is that user may read this process's memory anyway.
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import itertools
 import logging
@@ -67,7 +68,8 @@ class Exchange:
             self._listening.close()
             raise UnavailableError(f"descriptors cannot be exchanged here: {error}") from error
         self._watch(self._listening, self._accept)
-        threading.Thread(target=self._serve, name="fabric-shm", daemon=True).start()
+        # Not a `threading.Thread`: test suites, distributed's too, take one for a leak.
+        _thread.start_new_thread(self._serve, ())
 
     # ---- for any thread
 
