@@ -34,6 +34,7 @@ from dask_fabric.paths.shm import exchange
 
 SIZES = (1_000_000, 10_000_000, 100_000_000)
 LARGE = 1_000_000_000  # handed over too
+CASES = [(nbytes, reads) for nbytes in (*SIZES, LARGE) for reads in (False, True)]
 SHM = {"fabric.shm.enabled": True, "fabric.shm.results": True, "fabric.shm.max": "8 GB"}
 KINDS = (("tcp", "tcp", False), ("cma", "fabric", False), ("shm", "fabric", True))
 ROUNDS = 9
@@ -124,8 +125,7 @@ async def hand_over(protocol: str, uses_shm: bool, rounds: int) -> list[tuple[fl
             comm = await connect(process.stdout.readline().strip())
             found = [
                 await series(comm, context, nbytes, reads, rounds if nbytes < LARGE else 3)
-                for nbytes in (*SIZES, LARGE)
-                for reads in (False, True)
+                for nbytes, reads in CASES
             ]
             await comm.close()
             process.stdin.close()
@@ -135,15 +135,12 @@ async def hand_over(protocol: str, uses_shm: bool, rounds: int) -> list[tuple[fl
 def time_hand_over(rounds: int) -> Iterator[dict[str, Any]]:
     """Time a message with an array, and its reply: unread, and with its sum."""
     runs = [[asyncio.run(hand_over(*kind, rounds)) for _, *kind in KINDS] for _ in range(3)]
-    index = 0
-    for nbytes in (*SIZES, LARGE):
-        for reads in (False, True):
-            row: dict[str, Any] = {"nbytes": nbytes, "reads": reads}
-            for at, (name, *_) in enumerate(KINDS):
-                row[f"{name}_ms"] = statistics.median(run[at][index][0] for run in runs)
-                row[f"{name}_cpu"] = statistics.median(run[at][index][1] for run in runs)
-            index += 1
-            yield row
+    for index, (nbytes, reads) in enumerate(CASES):
+        row: dict[str, Any] = {"nbytes": nbytes, "reads": reads}
+        for at, (name, *_) in enumerate(KINDS):
+            row[f"{name}_ms"] = statistics.median(run[at][index][0] for run in runs)
+            row[f"{name}_cpu"] = statistics.median(run[at][index][1] for run in runs)
+        yield row
 
 
 def main() -> None:
