@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import importlib.util
 import logging
 import os
@@ -19,6 +20,8 @@ from distributed import LocalCluster
 from distributed.security import Security
 from tests.slow_memory import SlowMemory
 
+from dask_fabric.comm import runtime
+from dask_fabric.memory import files, pool
 from dask_fabric.paths.ucx import library as ucx_library
 from dask_fabric.paths.ucx.candidates import candidates
 
@@ -177,6 +180,25 @@ class Tree:
 @pytest.fixture
 def tree(tmp_path) -> Tree:
     return Tree(tmp_path)
+
+
+@pytest.fixture
+def clean_memory(monkeypatch):
+    """Memory as in a new process, before and after: no memory file, no idle slabs.
+
+    What earlier tests left in reference cycles is freed first, so that figures of the pool do not
+    change in the middle of a test.
+    """
+    monkeypatch.setattr(runtime, "_applied", None)  # who opens the next comm configures it again
+
+    def clean():
+        gc.collect()
+        files.configure(is_enabled=False, threshold_bytes=1 << 20, most_bytes=0)
+        pool.trim()
+
+    clean()
+    yield
+    clean()
 
 
 @pytest.fixture

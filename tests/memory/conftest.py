@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import subprocess
 import sys
 import textwrap
@@ -10,8 +9,7 @@ import textwrap
 import numpy as np
 import pytest
 
-from dask_fabric.comm import runtime
-from dask_fabric.memory import files, pool
+from dask_fabric.memory import pool
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -19,20 +17,10 @@ DEFAULTS = {"max_idle_bytes": 1 << 30, "idle_seconds": 10, "pressure_limit_bytes
 
 
 @pytest.fixture(autouse=True)
-def no_memory_file(monkeypatch):
-    """Those who have opened comms in this process may have left it on."""
-    files.configure(is_enabled=False, threshold_bytes=MIB, most_bytes=0)
-    monkeypatch.setattr(runtime, "_applied", None)  # who opens the next one configures it again
-
-
-@pytest.fixture(autouse=True)
-def pristine_pool(no_memory_file):
-    gc.collect()  # what other tests left behind would change the figures in the middle of one
-    pool.trim()
+def pristine_pool(clean_memory):
     pool.configure(**DEFAULTS | {"idle_seconds": 3600})
     yield
     pool.configure(**DEFAULTS)
-    pool.trim()
 
 
 def address(buffer):

@@ -190,7 +190,7 @@ def test_junk_gives_messages_or_an_error_of_ours(data):
         assert str(error)
 
 
-def test_a_claim_costs_no_more_than_what_arrived():
+def test_a_claim_costs_no_more_than_what_arrived(clean_memory):
     target = assembler(frames=2**32 - 1)
     before_bytes = pool.statistics()["in_use_bytes"]
     prefix = PREFIX.pack(MESSAGE, 0, 0, 2**32 - 1, 0, 0)

@@ -1,6 +1,5 @@
 """What receiving costs in memory: while bytes are due, and when a comm is idle again."""
 
-import gc
 import random
 import struct
 import sys
@@ -10,7 +9,7 @@ import pytest
 from dask_fabric.memory import pool
 from dask_fabric.wire.message_reader import MessageReader
 
-from ..memory.conftest import flags_of, no_memory_file  # noqa: F401
+from ..memory.conftest import flags_of
 
 PREFIX = struct.Struct("<BBHIQQ")
 ENTRY = struct.Struct("<QBBHI")
@@ -44,12 +43,7 @@ def has_huge_pages(memory):
     return "hg" in flags_of(memory.obj.ctypes.data)
 
 
-@pytest.fixture(autouse=True)
-def empty_pool(no_memory_file):  # noqa: F811
-    gc.collect()
-    pool.trim()
-    yield
-    pool.trim()
+pytestmark = pytest.mark.usefixtures("clean_memory")
 
 
 # ---------------------------------------------------------------- idle again
@@ -67,7 +61,6 @@ BURSTS = {
 @pytest.mark.parametrize("burst", BURSTS.values(), ids=BURSTS)
 @pytest.mark.parametrize("piece", [1000, 16 << 10, 10 * MIB])
 def test_after_a_burst_a_comm_is_as_small_as_before(burst, piece):
-    pool.trim()
     before = pool.statistics()["in_use_bytes"]
     targets = [assembler() for _ in range(10)]
     size = sys.getsizeof(targets[0])

@@ -1,7 +1,6 @@
 """The `stream` path: frames move on the control stream, from and to their final memory."""
 
 import os
-import re
 
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.string cimport memset
@@ -12,6 +11,7 @@ from dask_fabric.linux cimport (
     iovec, msghdr, recv, recvmsg, send, sendmsg, setsockopt, sockaddr,
 )
 from dask_fabric.memory.files cimport make_huge_pages
+from dask_fabric.paths import kernel
 
 
 
@@ -27,7 +27,7 @@ def is_low_water_sound(release):
     release : str
         As from `os.uname`, such as ``5.14.0-503.el9.x86_64``. False if it is not a version.
     """
-    return tuple(int(part) for part in re.findall(r"\d+", release)[:2]) >= (5, 12)
+    return kernel.version(release) >= (5, 12)
 
 
 cdef bint has_sound_low_water = is_low_water_sound(os.uname().release)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dask_fabric.errors import UnavailableError
 from dask_fabric.keys import Section, optional_size, size, switch
+from dask_fabric.paths import kernel
 from dask_fabric.paths.provider import Advice, Candidate, Description, Peer, Provider
 
 _THRESHOLD_BYTES_LEAST = 64 << 10
@@ -139,7 +139,8 @@ class SHMProvider(Provider):
         setting = facts.limits.shmem_huge_pages
         if facts.configuration.value("shm.enabled") is not True:
             return
-        if setting == "deny" or (setting == "never" and _version(facts.host) < _COLLAPSES):
+        makes_them_anyway = kernel.version(facts.host.kernel or "") >= _COLLAPSES
+        if setting == "deny" or (setting == "never" and not makes_them_anyway):
             yield Advice(
                 "huge pages of memory files",
                 "they are switched off, so arrays there take longer to write, share and read",
@@ -154,10 +155,6 @@ class SHMProvider(Provider):
     def check(self, description: Mapping[str, Any]) -> bool:
         found = description.get("id")
         return type(found) is int and 0 < found < 1 << 63
-
-
-def _version(host: Any) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", host.kernel or "")[:2])
 
 
 class _Candidate(Candidate):
