@@ -252,6 +252,23 @@ def test_value_in_the_place_of_a_section(name, value):
         load()
 
 
+@pytest.mark.parametrize(
+    ("variable", "complaint"),
+    [
+        ("DASK_FABRIC", "fabric is 5; expected a mapping"),
+        ("DASK_FABRIC__POOL", "fabric.pool is 5; expected a mapping"),
+    ],
+)
+@pytest.mark.parametrize("first", ["dask", "dask_fabric.config"])
+def test_a_variable_in_the_place_of_a_section(first, variable, complaint):
+    program = f"import {first}; from dask_fabric.config import load; load()"
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(
+        command, env={**os.environ, variable: "5"}, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and complaint in done.stderr.splitlines()[-1]
+
+
 def test_inline_is_compared_with_bulk():
     with (
         dask.config.set({"fabric.stream.bulk": "1 KiB"}),

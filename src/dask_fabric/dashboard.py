@@ -11,6 +11,8 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
+_NAME = "fabric"
+
 
 def dask_setup(scheduler: Any) -> None:
     """Add the page to the scheduler's HTTP server, in the same way as Dask adds its own.
@@ -37,12 +39,16 @@ def dask_setup(scheduler: Any) -> None:
         logger.warning("No page /fabric: this scheduler has no dashboard")
         return
     variables = template_variables(scheduler)
+    # Dask gives each of its pages this very list, so that all of them link to the new one.
+    if _NAME not in variables["pages"]:
+        variables["pages"].append(_NAME)
     page = BokehApplication(
-        {"/fabric": fabric_doc},
+        {f"/{_NAME}": fabric_doc},
         scheduler,
         prefix=served[0].prefix,
-        template_variables={**variables, "pages": [*variables["pages"], "fabric"]},
+        template_variables=variables,
     )
     scheduler.http_application.add_application(page)
     page.initialize(IOLoop.current())
     page.start()
+    logger.info("The page /%s of the dashboard is on port %d", _NAME, scheduler.http_server.port)

@@ -53,6 +53,23 @@ def test_what_only_one_has():
     assert {c.column: c.verdict for c in compare(before, after)}["tcp"] == "failed"
 
 
+def matrix(there: float | None, back: float | None, trip: float | None) -> Results:
+    link = {"one": "a", "other": "b", "there_gbs": there, "back_gbs": back, "round_trip_us": trip}
+    return Results({}, {}, [], [], matrix={"protocol": "fabric", "links": [link]})
+
+
+def test_links_of_two_matrices():
+    found = compare(matrix(4.0, 4.0, 100.0), matrix(4.5, 2.0, 50.0))
+    assert [(one.name, one.verdict) for one in found] == [
+        ("a to b", "within noise"),  # a link is measured once: a tenth is noise
+        ("b to a", "worse"),
+        ("a and b", "better"),
+    ]
+    gone = compare(matrix(4.0, 4.0, 100.0), matrix(None, None, None))
+    assert {one.verdict for one in gone} == {"failed"}
+    assert "2.00" in render(found, False) and "b to a" in render(found, False)
+
+
 def test_text_and_warnings():
     before, after = results(tcp=[1.0]), results(tcp=[2.0])
     assert render(compare(before, after), False).endswith("\n\n1 better")

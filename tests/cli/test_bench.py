@@ -23,6 +23,7 @@ def run(*arguments: str):
 def test_help_names_all_scenarios():
     shown = run("--help").output
     assert all(f"\n    {name} " in shown for name in _ABOUT)
+    assert "bench compare A.json B.json" in shown
     assert "--fail-on-worse" in run("compare", "--help").output
 
 
@@ -43,6 +44,8 @@ def test_help_names_all_scenarios():
         (["--between", "a"], "two workers, separated by a comma"),
         (["--matrix-size", "x"], "--matrix-size"),
         (["--type", "tpu"], "--type"),
+        (["--quick", "--rounds", "7"], "--rounds: leave it out"),
+        (["--quick", "--round-seconds", "1"], "--round-seconds: leave it out"),
         (["compare", "a"], "Missing argument 'B.json'"),
     ],
 )

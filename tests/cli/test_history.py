@@ -45,6 +45,11 @@ def test_jobs_are_listed(path, command):
     assert "lost" in second and "40.00 s" in second
 
 
+def test_the_file_may_be_named_after_the_command(path):
+    assert lines(run("show", 1, "--file", path)) == lines(run("--file", path, "show", 1))
+    assert lines(run("list", "--file", path)) == lines(run("--file", path, "list"))
+
+
 def test_the_file_of_the_configuration(path):
     with dask.config.set({"fabric.history.file": str(path)}):
         assert len(lines(run())) == 3

@@ -89,13 +89,16 @@ class TestProcess:
 
     def test_control_c_at_a_terminal_reaches_all_processes(self, scheduler):
         with (
-            started(scheduler.scheduler_address, start_new_session=True) as process,
+            started(
+                scheduler.scheduler_address, "--nworkers", "2", start_new_session=True
+            ) as process,
             Client(scheduler) as client,
         ):
-            client.wait_for_workers(1, timeout=SECONDS)
+            client.wait_for_workers(2, timeout=SECONDS)
             os.killpg(process.pid, signal.SIGINT)
-            process.communicate(timeout=SECONDS)
+            _, said = process.communicate(timeout=SECONDS)
             assert process.returncode == 0
+            assert "killing" not in said and said.count("Worker closed") == 2
 
     def test_nobody_answers(self):
         with started("fabric://127.0.0.1:1", "--death-timeout", "1s") as process:
@@ -113,8 +116,8 @@ class TestProcess:
 
 class TestOptions:
     def test_left_out(self):
-        (options,) = options_of("fabric://x:1")
-        assert options["scheduler_ip"] == "fabric://x:1"
+        (options,) = options_of("fabric://127.0.0.1:1")
+        assert options["scheduler_ip"] == "fabric://127.0.0.1:1"
         assert (options["nthreads"], options["name"]) == (CPU_COUNT, None)
         assert (options["memory_limit"], options["resources"]) == ("auto", None)
 
@@ -123,32 +126,34 @@ class TestOptions:
         from distributed.deploy.utils import nprocesses_nthreads
 
         expected = (count, max(1, CPU_COUNT // count)) if count else nprocesses_nthreads()
-        found = options_of("fabric://x:1", "--nworkers", given)
+        found = options_of("fabric://127.0.0.1:1", "--nworkers", given)
         assert (len(found), found[0]["nthreads"]) == expected
 
     def test_every_option_is_one_of_nannies_or_of_workers(self):
-        (options,) = options_of("fabric://x:1")
+        (options,) = options_of("fabric://127.0.0.1:1")
         known = {*signature(Nanny).parameters, *signature(Worker).parameters}
         assert set(options) <= known
 
     @pytest.mark.parametrize(("given", "expected"), [("7", 7), ("a", "a"), (None, None)])
     def test_name(self, given, expected):
         arguments = () if given is None else ("--name", given)
-        assert options_of("fabric://x:1", *arguments)[0]["name"] == expected
+        assert options_of("fabric://127.0.0.1:1", *arguments)[0]["name"] == expected
 
     @pytest.mark.parametrize(
         ("arguments", "complaint"),
         [
             ([], "name the scheduler"),
-            (["x", "--nworkers", "0"], "at least one worker"),
-            (["x", "--nworkers", "-999"], "at least one worker"),
-            (["x", "--nworkers", "many"], "expected a number, or auto"),
-            (["x", "--resources", "GPU"], "expected a form like GPU=1"),
-            (["x", "--nworkers", "2", "--worker-port", "9000"], "2 workers need 2 ports"),
-            (["x", "--worker-port", "a:b"], "--worker-port a:b"),
-            (["x", "--nannies"], "No such option"),
-            (["x", "--cupy-pool-size", "1GB", "--rmm-pool-size", "1GB"], "not both"),
-            (["x", "--cupy-pool-size", "all"], "fabric.gpu.pool is 'all'"),
+            (["nonsense"], "the scheduler 'nonsense': missing port number"),
+            (["none://x:1"], "unknown address scheme 'none'"),
+            (["127.0.0.1:1", "--nworkers", "0"], "at least one worker"),
+            (["127.0.0.1:1", "--nworkers", "-999"], "at least one worker"),
+            (["127.0.0.1:1", "--nworkers", "many"], "expected a number, or auto"),
+            (["127.0.0.1:1", "--resources", "GPU"], "expected a form like GPU=1"),
+            (["127.0.0.1:1", "--nworkers", "2", "--worker-port", "9000"], "2 workers need 2 ports"),
+            (["127.0.0.1:1", "--worker-port", "a:b"], "--worker-port a:b"),
+            (["127.0.0.1:1", "--nannies"], "No such option"),
+            (["127.0.0.1:1", "--cupy-pool-size", "1GB", "--rmm-pool-size", "1GB"], "not both"),
+            (["127.0.0.1:1", "--cupy-pool-size", "all"], "fabric.gpu.pool is 'all'"),
         ],
     )
     def test_wrong_ones(self, arguments, complaint):

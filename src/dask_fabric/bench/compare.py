@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from dask_fabric.bench.results import FLOORS, Results, Row, times_better
 from dask_fabric.bench.tables import number
@@ -12,6 +13,8 @@ from dask_fabric.wire.text import table
 BETTER, WORSE, NOISE = "better", "worse", "within noise"
 GONE, NEW, FAILED = "gone", "new", "failed"
 THRESHOLD = 0.05
+_BANDWIDTH = "GB/s"
+_LINK_THRESHOLD = 0.2  # a link is measured once, for a third of a second
 _CHANGING = ("date", "load_average")
 HEAD = ("scenario", "figure", "unit", "column", "A", "B", "ratio", "verdict")
 
@@ -40,17 +43,54 @@ class Comparison:
 
 
 def compare(a: Results, b: Results, threshold: float = THRESHOLD) -> list[Comparison]:
-    """Compare all figures of either.
+    """Compare all figures of either, and all links of two matrices.
 
     A figure is better or worse if the medians differ by more than the threshold, and the middle
-    halves of the rounds do not overlap.
+    halves of the rounds do not overlap. Links have no rounds: they must differ by a fifth.
     """
+    return _compare_rows(a, b, threshold) + _compare_links(a, b, max(threshold, _LINK_THRESHOLD))
+
+
+def _compare_rows(a: Results, b: Results, threshold: float) -> list[Comparison]:
     before, after = _by_identity(a), _by_identity(b)
     either = {**after, **before}
     found = []
     for identity in dict.fromkeys([*before, *after]):
         known, one, other = either[identity], before.get(identity), after.get(identity)
         found += [_compare(known, one, other, column, threshold) for column in _columns(one, other)]
+    return found
+
+
+def _compare_links(a: Results, b: Results, threshold: float) -> list[Comparison]:
+    """Compare the links of two matrices by the names of their workers."""
+    before, after = _links(a.matrix), _links(b.matrix)
+    found = []
+    for identity in dict.fromkeys([*before, *after]):
+        one, other = before.get(identity), after.get(identity)
+        ratio = times_better(other, one, identity[2] == _BANDWIDTH)
+        if other is None:
+            verdict = FAILED if identity in after else GONE
+        elif one is None:
+            verdict = NEW
+        else:
+            verdict = _verdict(ratio, threshold)
+        found.append(Comparison(*identity, one, other, ratio, verdict))
+    return found
+
+
+def _links(matrix: dict[str, Any] | None) -> dict[tuple[str, str, str, str], float | None]:
+    """Give the figures of a matrix; what failed is None."""
+    found: dict[tuple[str, str, str, str], float | None] = {}
+    if matrix is None:
+        return found
+    for link in matrix["links"]:
+        one, other, protocol = link["one"], link["other"], matrix["protocol"]
+        for name, unit, value in (
+            (f"{one} to {other}", _BANDWIDTH, link["there_gbs"]),
+            (f"{other} to {one}", _BANDWIDTH, link["back_gbs"]),
+            (f"{min(one, other)} and {max(one, other)}", "us", link["round_trip_us"]),
+        ):
+            found["matrix", name, unit, protocol] = value
     return found
 
 
@@ -72,12 +112,18 @@ def _compare(known: Row, a: Row | None, b: Row | None, column: str, threshold: f
         verdict = FAILED if b and column in b.problems else GONE
     elif before is None:
         verdict = NEW
-    elif ratio is None or abs(ratio - 1) <= threshold or _meet(a, b, column):
+    elif _meet(a, b, column):
         verdict = NOISE
     else:
-        verdict = BETTER if ratio > 1 else WORSE
+        verdict = _verdict(ratio, threshold)
     identity = (known.scenario, known.name, known.unit, column)
     return Comparison(*identity, before, after, ratio, verdict)
+
+
+def _verdict(ratio: float | None, threshold: float) -> str:
+    if ratio is None or abs(ratio - 1) <= threshold:
+        return NOISE
+    return BETTER if ratio > 1 else WORSE
 
 
 def _meet(a: Row | None, b: Row | None, column: str) -> bool:

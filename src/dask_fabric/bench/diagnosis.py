@@ -29,7 +29,10 @@ class Link:
     one, other : str
         Names of the workers.
     path : str
-        The path of large frames.
+        The path of large frames from `one` to `other`, or of both ways.
+    back_path : str
+        The one of the other way, if the workers listen on different schemes: data go by the scheme
+        of the worker that has them.
     refused : dict of str to str
         Why other paths are not in use.
     there_gbs, back_gbs : float
@@ -39,11 +42,16 @@ class Link:
     one: str
     other: str
     path: str | None = None
+    back_path: str | None = None
     refused: dict[str, str] = field(default_factory=dict)
     round_trip_us: float | None = None
     there_gbs: float | None = None
     back_gbs: float | None = None
     error: str = ""
+
+    def paths(self) -> tuple[str, ...]:
+        """Give the paths that are known, once each."""
+        return tuple(dict.fromkeys(filter(None, (self.path, self.back_path))))
 
 
 def diagnose(workers: Sequence[Worker], links: Sequence[Link]) -> list[str]:
@@ -134,7 +142,7 @@ def _broken(workers: Sequence[Worker], links: Sequence[Link]) -> list[str]:
 
 def _odd_paths(links: Sequence[Link]) -> list[str]:
     """Describe unusual paths; a worker that uses one with all others is described once."""
-    ways = [(link, link.path) for link in links if link.path is not None]
+    ways = [(link, path) for link in links for path in link.paths()]
     paths = Counter(path for _, path in ways)
     if len(paths) < 2:
         return []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TextIO
 
 from dask_fabric.bench import workers
@@ -75,6 +75,39 @@ def _measure_again(
 def _measure_round(
     cluster: Cluster, pairing: Pairing, by_address: dict[str, Worker], effort: Effort
 ) -> list[Link]:
+    """Measure pairs at once; those of two schemes again, by a connection of the other scheme."""
+    links = _measure_pairs(cluster, pairing, by_address, effort)
+    mixed = {
+        number: (other, one)
+        for number, (one, other) in enumerate(pairing)
+        if _scheme(one) != _scheme(other)
+    }
+    back = _measure_pairs(cluster, list(mixed.values()), by_address, effort) if mixed else []
+    for number, link in zip(mixed, back, strict=True):
+        links[number] = _both_schemes(links[number], link)
+    return links
+
+
+def _both_schemes(one: Link, other: Link) -> Link:
+    """Combine two links, each to the other's end: who needs data connects to who has them."""
+    if one.error or other.error:
+        return replace(one, error=one.error or other.error)
+    return replace(
+        one,
+        path=other.path,
+        back_path=one.path,
+        refused=other.refused | one.refused,
+        there_gbs=other.back_gbs,
+    )
+
+
+def _scheme(address: str) -> str:
+    return address.partition("://")[0]
+
+
+def _measure_pairs(
+    cluster: Cluster, pairing: Pairing, by_address: dict[str, Worker], effort: Effort
+) -> list[Link]:
     answers = cluster.client.run(
         workers.measure_link,
         dict(pairing),
@@ -100,7 +133,7 @@ def _link(one: Worker, other: Worker, answer: dict[str, Any]) -> Link:
     return Link(
         one.name,
         other.name,
-        path=path_name(one.address.partition("://")[0], answer),
+        path=path_name(_scheme(other.address), answer),
         refused={str(path): str(why) for path, why in answer.get("refused", {}).items()},
         round_trip_us=answer["round_trip_seconds"] * 1e6,
         there_gbs=answer["there_bytes_per_second"] / 1e9,
@@ -129,8 +162,9 @@ def grids(matrix: dict[str, Any]) -> dict[str, list[list[Any]]]:
     for link in matrix["links"]:
         i, j = place[link["one"]], place[link["other"]]
         found["bandwidth"][i][j], found["bandwidth"][j][i] = link["there_gbs"], link["back_gbs"]
-        for key, value in (("round trip", link["round_trip_us"]), ("path", link["path"])):
-            found[key][i][j] = found[key][j][i] = value
+        found["round trip"][i][j] = found["round trip"][j][i] = link["round_trip_us"]
+        found["path"][i][j] = link["path"]
+        found["path"][j][i] = link.get("back_path") or link["path"]
     return found
 
 

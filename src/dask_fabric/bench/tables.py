@@ -11,11 +11,17 @@ from dask_fabric.bench.results import FLOORS, Results, Row
 from dask_fabric.wire.text import table
 
 _GRID_LIMIT = 12  # workers
+_SPREAD_SHOWN = 1.0  # half of the rounds lie further apart than the median is large
+LEGEND = (
+    "Cells: the median of the rounds, half the distance of their quartiles (±), how many times "
+    "better than the first column (x), and the part of the floor that is reached (%). The floor is "
+    "the best that was measured between two processes without Dask."
+)
 
 
 def render(results: Results, markdown: bool) -> str:
     """Write all tables, with what the figures come from and what makes them doubtful."""
-    parts = [facts_line(results.facts)]
+    parts = [facts_line(results.facts), *[LEGEND] * bool(results.rows)]
     for scenario in results.scenarios:
         rows = results.of(scenario)
         cells = grid(rows, results.protocols)
@@ -77,7 +83,7 @@ def _cell(row: Row, column: str, baseline: str) -> str:
     text = number(median)
     spread = row.spread(column)
     if spread is not None and len(row.rounds[column]) > 1:
-        text += f" ±{spread:.0%}"
+        text += f" ±{spread:.0%}" if spread <= _SPREAD_SHOWN else f" ±>{_SPREAD_SHOWN:.0%}"
     if column in FLOORS:
         return text
     better = row.times_better(column, baseline)

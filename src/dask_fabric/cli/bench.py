@@ -13,6 +13,7 @@ import click
 if TYPE_CHECKING:
     from dask_fabric.bench.pairs import Protocol, Surroundings
     from dask_fabric.bench.results import Results
+    from dask_fabric.bench.rounds import Effort
     from dask_fabric.bench.suite import Plan
     from dask_fabric.bench.workloads import Work
 
@@ -238,6 +239,9 @@ def run(json_file: str | None, markdown: bool, html: str | None, **options: Any)
 _LINES = [f"  {name:13} {about}" for name, about in _ABOUT.items()]
 _LINES.append(f"Default: {', '.join(_DEFAULT)}; work: all from tasks on")
 run.epilog = "\n".join(["\b\nScenarios:", *_LINES])
+run.epilog += (
+    "\n\n\b\nSee also: dask fabric bench compare A.json B.json (two results, with a verdict)"
+)
 
 
 def _run(options: dict[str, Any]) -> Results:
@@ -254,7 +258,7 @@ def _run(options: dict[str, Any]) -> Results:
 
 
 def _plan(scenarios: tuple[str, ...], options: dict[str, Any]) -> Plan:
-    from dask_fabric.bench import figures, matrix, rounds, suite
+    from dask_fabric.bench import figures, matrix, suite
 
     protocols = _protocols(options)
     where = {"address": options["scheduler"], "scheduler_file": options["scheduler_file"]}
@@ -262,14 +266,13 @@ def _plan(scenarios: tuple[str, ...], options: dict[str, Any]) -> Plan:
         raise click.UsageError("give --scheduler or --scheduler-file, not both")
     if any(where.values()):
         _refuse(_OF_ONE_HOST, "leave it out: a running cluster has its own")
-    effort = rounds.Effort(options["rounds"], options["round_seconds"])
     return suite.Plan(
         scenarios=scenarios,
         protocols=tuple(protocols),
         extent=figures.Extent(
             options["sizes"], options["ways"], options["comms"], _MODULES[options["kind"]]
         ),
-        effort=rounds.Effort(3, 0.2) if options["quick"] else effort,
+        effort=_effort(options),
         where=where if any(where.values()) else None,
         between=options["between"],
         has_floors=options["has_floors"],
@@ -279,6 +282,15 @@ def _plan(scenarios: tuple[str, ...], options: dict[str, Any]) -> Plan:
         work=_work(options),
         matrix=matrix.Effort(options["matrix_size"]),
     )
+
+
+def _effort(options: dict[str, Any]) -> Effort:
+    from dask_fabric.bench.rounds import Effort
+
+    if options["quick"]:
+        _refuse(("rounds", "round_seconds"), "leave it out, or --quick, which is 3 rounds of 0.2 s")
+        options |= {"rounds": 3, "round_seconds": 0.2}  # the results tell them
+    return Effort(options["rounds"], options["round_seconds"])
 
 
 def _refuse(names: Sequence[str], reason: str) -> None:

@@ -19,29 +19,39 @@ _JOB = click.IntRange(min=1)
 _OUT = click.Path(dir_okay=False, path_type=Path)
 
 
-@click.group(invoke_without_command=True)
-@click.option(
+def _keep_file(ctx: click.Context, parameter: click.Parameter, file: Path | None) -> None:
+    """Have the file for all commands, whether it was named before or after one."""
+    if file is not None:
+        ctx.obj = file
+
+
+_file_option = click.option(
     "--file",
-    "file",
     metavar="FILE",
     type=click.Path(path_type=Path),
+    callback=_keep_file,
+    expose_value=False,
     help="The history; without it, the one that fabric.history.file names in Dask's configuration.",
 )
+
+
+@click.group(invoke_without_command=True)
+@_file_option
 @click.pass_context
-def history(ctx: click.Context, file: Path | None) -> None:
+def history(ctx: click.Context) -> None:
     """Show past jobs that schedulers have recorded in fabric.history.file.
 
     Without a command, lists them.
     """
     if importlib.util.find_spec("_sqlite3") is None:
         raise click.ClickException("this Python lacks SQLite: use one that has the module sqlite3")
-    ctx.obj = file
     if ctx.invoked_subcommand is None:
         ctx.invoke(list_jobs)
 
 
 @history.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_file_option
 @click.pass_obj
 def list_jobs(file: Path | None, as_json: bool = False) -> None:
     """List all jobs, the oldest first."""
@@ -57,6 +67,7 @@ def list_jobs(file: Path | None, as_json: bool = False) -> None:
 @history.command()
 @click.argument("job", type=_JOB)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_file_option
 @click.pass_obj
 def show(file: Path | None, job: int, as_json: bool) -> None:
     """Show all details of JOB, a number in the list."""
@@ -69,6 +80,7 @@ def show(file: Path | None, job: int, as_json: bool) -> None:
 @history.command()
 @click.argument("one", metavar="A", type=_JOB)
 @click.argument("other", metavar="B", type=_JOB)
+@_file_option
 @click.pass_obj
 def compare(file: Path | None, one: int, other: int) -> None:
     """Show jobs A and B side by side, with the ratio of B to A."""
@@ -81,6 +93,7 @@ def compare(file: Path | None, one: int, other: int) -> None:
 @history.command()
 @click.option("--parquet", "parquet", metavar="FILE", type=_OUT, help="Write Parquet.")
 @click.option("--csv", "csv", metavar="FILE", type=_OUT, help="Write CSV.")
+@_file_option
 @click.pass_obj
 def export(file: Path | None, parquet: Path | None, csv: Path | None) -> None:
     """Write all jobs to a table, with a row for each job and path."""

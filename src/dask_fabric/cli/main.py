@@ -15,7 +15,10 @@ from typing import Any
 
 import click
 
-from dask_fabric import providers
+from dask_fabric import (
+    config,  # noqa: F401 - so that `dask config` knows the section
+    providers,
+)
 from dask_fabric.cli.bench import bench
 from dask_fabric.cli.history import history
 from dask_fabric.cli.worker import worker
@@ -53,16 +56,19 @@ fabric.add_command(worker)
 def doctor(as_json: bool, required: tuple[str, ...], peer: str | None) -> None:
     """Report which paths processes of this host can use, why not the others, and remedies.
 
-    Tries every path between two processes, which takes about three seconds.
+    Tries every path between two processes, which takes some seconds. The exit status is 1 if a
+    required path or the configuration does not work.
     """
     with _quiet():
         if peer is None:
-            reasons = _report_host(as_json, required)
+            reasons, error = _report_host(as_json, required)
         else:
-            reasons = _report_pair(peer, as_json, required)
+            reasons, error = _report_pair(peer, as_json, required), ""
     for path, reason in reasons.items():
         click.echo(f"{path} is required, but not in use: {reason}", err=True)
-    sys.exit(bool(reasons))
+    if error:
+        click.echo(f"the configuration is invalid: {error}", err=True)
+    sys.exit(bool(reasons or error))
 
 
 @fabric.command()
@@ -116,8 +122,11 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _report_host(as_json: bool, required: tuple[str, ...]) -> dict[str, str]:
-    """Print the report; give the reasons of required paths that do not work."""
+def _report_host(as_json: bool, required: tuple[str, ...]) -> tuple[dict[str, str], str]:
+    """Print the report; give the reasons of required paths that do not work, and of nothing at all.
+
+    The second is the error of the configuration, or "".
+    """
     from dask_fabric.cli.doctor.advice import advise, scheme_uses
     from dask_fabric.cli.doctor.render import render, text_width
     from dask_fabric.cli.doctor.report import inspect_all
@@ -129,11 +138,12 @@ def _report_host(as_json: bool, required: tuple[str, ...]) -> dict[str, str]:
     else:
         click.echo(render(facts, uses, advice, text_width()))
     about_paths = {one.about: one for one in advice}
-    return {
+    reasons = {
         path: " -> ".join(filter(None, (about_paths[path].reason, about_paths[path].remedy)))
         for path in required
         if not facts.path(path).works
     }
+    return reasons, facts.configuration.error
 
 
 def _report_pair(address: str, as_json: bool, required: tuple[str, ...]) -> dict[str, str]:

@@ -114,18 +114,21 @@ def _plan(
     return lambda: [make(**one) for one in keywords]
 
 
+_NO_INTERRUPTS = "dask_fabric.gpu.interrupts"
+_FORM = "such as: dask fabric worker fabric://10.0.0.1:8786"
+
+
 def _check_scheduler(options: dict[str, Any]) -> None:
     import dask.config
+    from distributed.comm import resolve_address
 
-    if not (
-        options["scheduler"]
-        or options["scheduler_file"]
-        or dask.config.get("scheduler-address", None)
-    ):
-        raise click.UsageError(
-            "name the scheduler, such as: dask fabric worker fabric://10.0.0.1:8786; or give "
-            "--scheduler-file"
-        )
+    address = options["scheduler"] or dask.config.get("scheduler-address", None)
+    if not (address or options["scheduler_file"]):
+        raise click.UsageError(f"name the scheduler, {_FORM}; or give --scheduler-file")
+    try:
+        resolve_address(address) if address else None
+    except (ValueError, OSError) as exc:  # no such scheme, no port, no such host
+        raise click.UsageError(f"the scheduler {address!r}: {exc}; {_FORM}") from None
 
 
 def _sizes(gpu_count: int, nworkers: str | None, nthreads: int | None) -> tuple[int, int]:
@@ -168,6 +171,7 @@ def _nanny_keywords(
     }
     common = {
         **options,
+        "preload": (*options["preload"], _NO_INTERRUPTS),
         "scheduler_ip": scheduler,
         "nthreads": nthreads,
         "resources": _resources(resources),

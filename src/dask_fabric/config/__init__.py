@@ -22,7 +22,7 @@ from dask_fabric.config.table import keys, nested_defaults
 from dask_fabric.errors import ConfigError
 from dask_fabric.keys import Key
 
-__all__ = ["DEFAULTS", "KEYS", "SECTION", "Settings", "given", "host_memory_bytes", "load"]
+__all__ = ["DEFAULTS", "KEYS", "SECTION", "Settings", "given", "host_memory_bytes", "load", "near"]
 
 logger = logging.getLogger(__name__)
 
@@ -159,14 +159,49 @@ def _parse(name: str, value: object) -> Any:
         raise ConfigError(f"{SECTION}.{name} is {value!r}; expected {key.expected}") from error
 
 
+def near(name: str) -> str:
+    """Give the full name of the key that is most like this one, without its section, or ""."""
+    found = difflib.get_close_matches(name, KEYS, n=1)
+    return f"{SECTION}.{found[0]}" if found else ""
+
+
 @functools.cache  # so that each name is reported once
 def _warn_unknown(name: str) -> None:
-    near = difflib.get_close_matches(name, KEYS, n=1)
-    advice = f"; did you mean {SECTION}.{near[0]}?" if near else ""
+    known = near(name)
+    advice = f"; did you mean {known}?" if known else ""
     logger.warning("unknown key %s.%s in Dask's configuration is ignored%s", SECTION, name, advice)
+
+
+def _add_defaults() -> None:
+    """Add the defaults below what the user has set.
+
+    Where a section is expected and the user has set a value, as ``DASK_FABRIC__POOL=5`` does, Dask
+    drops the value without a word. It is put back, and `load` complains of it.
+    """
+    defaults = nested_defaults()
+    misplaced = list(_misplaced(dask.config.config.get(SECTION), defaults, (SECTION,)))
+    dask.config.update_defaults({SECTION: defaults})
+    for names, value in misplaced:
+        section = dask.config.config
+        for name in names[:-1]:
+            section = section[name]
+        section[names[-1]] = value
+
+
+def _misplaced(
+    value: object, defaults: Mapping[str, Any], names: tuple[str, ...]
+) -> Iterator[tuple[tuple[str, ...], object]]:
+    """Yield the values that stand where *defaults* has a section, with their names after *names*."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            below = defaults.get(str(name).replace("_", "-"))
+            if isinstance(below, dict):
+                yield from _misplaced(inner, below, (*names, name))
+    elif value is not None:
+        yield names, value
 
 
 KEYS = keys()
 DEFAULTS = {name: key.default for name, key in KEYS.items()}
-dask.config.update_defaults({SECTION: nested_defaults()})
+_add_defaults()
 _cached: tuple[bytes, Settings | None] = (b"", None)

@@ -42,6 +42,8 @@ def render(results: Results) -> str:
         f'<p class="note">{escape(tables.facts_line(results.facts))}</p>',
         *(f'<p class="warning">Doubtful: {escape(text)}</p>' for text in results.warnings),
     ]
+    if results.rows:
+        parts.append(f'<p class="note">{escape(f"{tables.LEGEND} {_BANDS}")}</p>')
     if results.matrix:
         parts += _matrix(results.matrix)
     for scenario in results.scenarios:
@@ -50,7 +52,6 @@ def render(results: Results) -> str:
         parts += _plots(scenario, rows, results.protocols, colours)
         parts.append(_table(tables.grid(rows, results.protocols)))
         parts += _problems(rows)
-    parts.append(f'<p class="note">{escape(_LEGEND)}</p>' if results.rows else "")
     script, body = _embedded(parts)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -71,12 +72,7 @@ def _embedded(parts: Sequence[str | figure]) -> tuple[str, str]:
     return Resources(mode="inline", components=["bokeh"]).render() + script, body
 
 
-_LEGEND = (
-    "Cells: the median of the rounds, half the distance of their quartiles (±), how many times "
-    "better than the first column (x), and the part of the floor that is reached (%). The floor is "
-    "the best that was measured between two processes without Dask. Bands of a plot hold the "
-    "middle half of the rounds."
-)
+_BANDS = "Bands of a plot hold the middle half of the rounds."
 
 
 def _colours(results: Results) -> dict[str, str]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bokeh.models import FixedTicker, HoverTool, NoOverlap, PrintfTickFormatter
+from bokeh.models import ColorBar, FixedTicker, HoverTool, NoOverlap, PrintfTickFormatter
 from bokeh.palettes import RdYlBu
 from bokeh.plotting import figure
 from bokeh.transform import log_cmap
@@ -142,6 +142,8 @@ def heat_map(
     )
     fill: Any = {"field": "colour"} if colours is not None else _scale(cells, higher_is_better)
     plot.rect("column", "row", 1, 1, source=source, fill_color=fill, **_CELL)
+    if colours is None:
+        plot.add_layout(ColorBar(color_mapper=fill["transform"], width=10), "right")
     if side >= 8 * max(map(len, said)) + 2:  # all or none
         centred: dict[str, Any] = {
             "text_align": "center",

@@ -37,6 +37,8 @@ def _run(client: Client, name: str, config: dict[str, Any]) -> dict[str, Any]:
     try:
         run = WORKLOADS[name].prepare(client, Extent(**config["extent"]))
         outcomes = [run() for _ in range(1 + config["runs"])]
+    except ImportError as exc:  # pandas, or what reads and shuffles frames
+        return {"problem": f"{exc}: pip install 'dask-fabric[bench]' for all workers"}
     except Exception as exc:
         return {"problem": f"{type(exc).__name__}: {exc}"}
     if not all(outcome.right for outcome in outcomes):

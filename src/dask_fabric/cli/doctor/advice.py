@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from dask_fabric import providers
+from dask_fabric import config, providers
 from dask_fabric.cli.configuration import SOCKET_BACKLOG
 from dask_fabric.cli.doctor.host import Limit
 from dask_fabric.cli.doctor.pair import PATHS, SCHEMES, STREAM, TLS, UNIX
@@ -105,6 +105,8 @@ def _remedy_for_stream(facts: Facts) -> str:
 
 
 def _remedy_for_unix(facts: Facts) -> str:
+    if facts.configuration.error:
+        return _remedy_for_stream(facts)
     if facts.configuration.value("unix-sockets") is False:
         return "set fabric.unix-sockets: true"
     if facts.configuration.require_encryption:
@@ -113,6 +115,8 @@ def _remedy_for_unix(facts: Facts) -> str:
 
 
 def _remedy_for_tls(facts: Facts) -> str:
+    if facts.configuration.error:
+        return _remedy_for_stream(facts)
     return (
         "if you want encryption: name your certificates under distributed.comm.tls, or give a "
         "Security object to cluster and client"
@@ -120,7 +124,7 @@ def _remedy_for_tls(facts: Facts) -> str:
 
 
 def _remedy_of(provider: Provider, facts: Facts) -> str:
-    if facts.configuration.require_encryption:
+    if facts.configuration.error or facts.configuration.require_encryption:
         return _remedy_for_unix(facts)
     return provider.remedy(facts)
 
@@ -145,9 +149,18 @@ def _paths(facts: Facts) -> Iterator[Advice]:
 
 def _configuration(facts: Facts) -> Iterator[Advice]:
     if facts.configuration.error:
-        yield Advice("configuration", facts.configuration.error, "correct it: nothing else works")
+        yield Advice(
+            "configuration",
+            facts.configuration.error,
+            "correct the value: until then no fabric:// address works",
+        )
     for name in facts.configuration.unknown:
-        yield Advice("configuration", f"unknown key {name} is ignored", "see `dask config`")
+        near = config.near(name.removeprefix(f"{config.SECTION}."))
+        yield Advice(
+            "configuration",
+            f"unknown key {name} is ignored",
+            f"did you mean {near}?" if near else "`dask config get fabric` shows all keys",
+        )
 
 
 def _rdma_devices(facts: Facts) -> Iterator[Advice]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from importlib.metadata import entry_points
+
 from distributed.comm import connect
+from distributed.comm.registry import get_backend
 from distributed.security import Security
 
 from dask_fabric.wire.text import printable
@@ -18,6 +21,9 @@ async def reach(address: str, patience_seconds: float) -> None:
     patience_seconds : float
         The timeout for a scheduler that does not answer.
     """
+    for entry_point in entry_points(group="distributed.comm.backends"):
+        if entry_point.value.startswith("dask_fabric."):
+            get_backend(entry_point.name)  # for an unknown scheme Dask lists those it has loaded
     arguments = Security().get_connection_args("client")
     comm = await connect(address, patience_seconds, **arguments)
     comm.abort()

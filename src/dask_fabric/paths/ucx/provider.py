@@ -226,12 +226,18 @@ class UCXProvider(Provider):
         if facts.rdma:
             return "load your site's UCX (such as: module load ucx), which supports your devices"
         install = "pip install 'dask-fabric[ucx]'"
-        return (
-            install if facts.gpus else f"not needed without RDMA devices and GPUs; else {install}"
-        )
+        if facts.gpus or facts.configuration.value("ucx.enabled") is True:
+            return install
+        return f"not needed without RDMA devices and GPUs; else {install}"
 
     def advice(self, facts: Any) -> Iterator[Advice]:
         chosen = self._chosen(facts)
+        if facts.configuration.value("ucx.enabled") is True and not chosen:
+            yield Advice(
+                "UCX",
+                "fabric.ucx.enabled is true, but no UCX was found that works here",
+                self.remedy(facts),
+            )
         active = any(device.active for device in facts.rdma)
         if active and chosen and not chosen.has_rdma:
             yield Advice(

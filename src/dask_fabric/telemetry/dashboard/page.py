@@ -16,6 +16,7 @@ from bokeh.models import (
     FactorRange,
     HoverTool,
     LogColorMapper,
+    LogTicker,
     NumeralTickFormatter,
 )
 from bokeh.models.annotations import ColorBar
@@ -50,6 +51,7 @@ _TITLES = (
     "(de)serializing",
 )
 _DECADES_SHOWN = 3  # that the colors of the amounts cover
+_POWERS_OF_2 = [2**power for power in range(10)]  # ticks at whole KiB, MiB and GiB
 
 
 class FabricPage(DashboardComponent):
@@ -110,7 +112,10 @@ class FabricPage(DashboardComponent):
             fill_color={"field": "nbytes", "transform": self.amounts},
         )
         formatter = NumeralTickFormatter(format="0 b")
-        plot.add_layout(ColorBar(color_mapper=self.amounts, formatter=formatter), "right")
+        bar = ColorBar(
+            color_mapper=self.amounts, formatter=formatter, ticker=LogTicker(base=4, mantissas=[1])
+        )
+        plot.add_layout(bar, "right")
         return plot
 
     def _ways(self) -> Any:
@@ -146,8 +151,9 @@ class FabricPage(DashboardComponent):
                 "time", path, source=self.source, color=color, line_width=2, legend_label=path
             )
         plot.yaxis[0].formatter = NumeralTickFormatter(format="0.0 b")
-        plot.yaxis[0].ticker = BasicTicker(desired_num_ticks=4)
+        plot.yaxis[0].ticker = BasicTicker(base=1024, mantissas=_POWERS_OF_2, desired_num_ticks=4)
         plot.legend.location = "top_left"
+        self.legend = dict(zip(_COLORS, plot.legend[0].items, strict=True))
         return plot
 
     def update(self) -> None:  # type: ignore[override]  # as in distributed's own components
@@ -164,6 +170,8 @@ class FabricPage(DashboardComponent):
         self.amounts.update(low=max(1, largest / 10**_DECADES_SHOWN), high=max(2, largest))
         self.table.text = _table(report.paths)
         self.note.text = _note(report)
+        for path, item in self.legend.items():
+            item.visible = path in report.paths
         self._add_rates({path: total.received_bytes for path, total in report.paths.items()})
 
     def _add_rates(self, moved: dict[str, int]) -> None:
@@ -219,9 +227,13 @@ def _note(report: Report) -> str:
     """Describe what is not shown, without names: those of workers come from users."""
     if not report.silent:
         return ""
+    count = len(report.silent)
+    said, they = (
+        ("1 worker sends", "it does") if count == 1 else (f"{count} workers send", "they do")
+    )
     return (
-        f"{len(report.silent)} workers send no report: they do not listen on a fabric:// address, "
-        "or dask-fabric is not installed there."
+        f"{said} no report: {they} not listen on a fabric:// address, or dask-fabric is not "
+        "installed there."
     )
 
 
