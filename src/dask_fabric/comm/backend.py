@@ -10,8 +10,11 @@ from distributed.comm.registry import Backend
 
 from dask_fabric.comm.connector import FabricConnector
 from dask_fabric.comm.listener import FabricListener
+from dask_fabric.comm.logs import log_as_dask
 from dask_fabric.comm.network.addresses import advertised_host, resolve_blocking, route_source
 from dask_fabric.comm.network.security import Scheme
+
+log_as_dask()
 
 
 class FabricBackend(Backend):

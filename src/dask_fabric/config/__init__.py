@@ -191,7 +191,7 @@ def _add_defaults() -> None:
 def _misplaced(
     value: object, defaults: Mapping[str, Any], names: tuple[str, ...]
 ) -> Iterator[tuple[tuple[str, ...], object]]:
-    """Yield the values that stand where *defaults* has a section, with their names after *names*."""
+    """Yield the values that stand in the place of a section of *defaults*, with their names."""
     if isinstance(value, dict):
         for name, inner in value.items():
             below = defaults.get(str(name).replace("_", "-"))
