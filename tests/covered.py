@@ -22,7 +22,7 @@ from pathlib import Path
 
 from tests.builds import ROOT, build_folder, prepare, suites
 
-PACKAGES = ("wire", "codec", "memory", "paths", "engine")
+PACKAGES = ("wire", "codec", "memory", "jobs", "paths", "engine")
 FIGURES = ROOT / "docs/coverage.json"
 PAGE = ROOT / "docs/development.md"
 # A forked child leaves by os._exit, at which gcov writes nothing by itself: cython/coverage.c does.

@@ -23,6 +23,7 @@ from distributed.security import Security
 
 from dask_fabric.comm.network import socket_options
 from dask_fabric.engine import socket_jobs
+from dask_fabric.memory.arrays import new_array
 from dask_fabric.paths.ucx import core as ucx
 
 
@@ -32,7 +33,10 @@ def say(*words: object) -> None:
 
 async def send(comm: Comm) -> None:
     """Write one message that nobody may ever read whole."""
-    await comm.write({"x": to_serialize(np.ones(message_bytes, "u1"))})
+    data = new_array(message_bytes)  # in memory that every path takes
+    data[:] = 1
+    await comm.write({"x": to_serialize(data)})
+    del data
     say("written")
     await outcome(comm.read())
 

@@ -1,6 +1,7 @@
-"""Bugs that are planted to show that the simulation finds their like.
+"""Bugs that are planted to show that the simulation finds bugs of their kinds.
 
-Each stands in for one part of the world (`Parts`); nothing of it is in the package.
+Each replaces one part of the world (`Parts`): the driver of a connection, a path or a wire. None is
+in `Connection` or its parts.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import errno
 
 import numpy as np
 
-from .node import Node
+from .node import FAILED, WANT_ANSWER, WANT_FETCH, Node
 from .path import FakePath, spoil
 from .wire import Wire
 from .world import Parts
@@ -29,6 +30,14 @@ class EarlyRelease(FakePath):
         for owned in memory.kept:
             if address_of(owned) == address:
                 spoil(owned)
+
+
+class TwiceReleased(FakePath):
+    """Releases each frame a second time."""
+
+    def release_frame(self, descriptor: bytes) -> None:
+        super().release_frame(descriptor)
+        super().release_frame(descriptor)
 
 
 class OutOfOrder(Node):
@@ -64,14 +73,14 @@ class TooHasty(Node):
 
 
 class Deaf(Node):
-    """Forgets the answers of the peer where nobody reads (`read_unawaited`)."""
+    """Ignores the answers of the peer while no reader waits (`read_unawaited`)."""
 
     def process_unawaited(self) -> None:
         pass
 
 
 class Careless(Node):
-    """Does not tell that something may still write to abandoned memory (`is_stuck`)."""
+    """Does not say that a thread may still write to abandoned memory (`is_stuck`)."""
 
     def end_stuck(self, fetching) -> None:
         self.core.end_transfer(fetching.transfer, errno.ETIMEDOUT)
@@ -85,10 +94,10 @@ class Trusting(Node):
 
 
 class FreesFirst(Node):
-    """Lets its memory go before the peer can see the end of the stream."""
+    """Frees its memory before the peer can see the end of the stream."""
 
     def release(self) -> None:
-        self.core.end(2)
+        self.core.end(FAILED)
         super().release()
 
 
@@ -96,15 +105,15 @@ class Forgetful(Node):
     """Does not send the answers that are queued (`WANT_ANSWER`)."""
 
     def settle_turn(self) -> None:
-        self.core.wants &= ~2
+        self.core.wants &= ~WANT_ANSWER
         super().settle_turn()
 
 
 class Idle(Node):
-    """Does not look after a transfer what has come meanwhile."""
+    """Does not process, after a transfer, what has arrived meanwhile."""
 
     def go_on_after_transfer(self) -> None:
-        if self.core.wants & 1:
+        if self.core.wants & WANT_FETCH:
             self.fetch()
 
 
@@ -126,9 +135,10 @@ class Dropping(Wire):
 
 BUGS = {
     "memory is released early": Parts(path=EarlyRelease),
+    "a frame is released twice": Parts(path=TwiceReleased),
     "messages are delivered out of order": Parts(node=OutOfOrder),
     "a message is delivered unready": Parts(node=TooHasty),
-    "answers are forgotten where nobody reads": Parts(node=Deaf),
+    "answers are ignored while no reader waits": Parts(node=Deaf),
     "abandoned memory is used again": Parts(node=Careless),
     "a dead sender is trusted": Parts(node=Trusting),
     "memory is freed before the stream is ended": Parts(node=FreesFirst),

@@ -57,6 +57,7 @@ class Memory:
         self.is_dead = False
 
     def offer(self, memory: memoryview) -> int:
+        """Keep a frame until it is released; gives its token."""
         token = len(self.message_of) + 1
         self.offered[token] = memory
         self.message_of[token] = self.node.sending
@@ -65,12 +66,13 @@ class Memory:
 
     def release(self, token: int) -> None:
         memory = self.offered.pop(token, None)
-        if memory is None:
-            raise Violation(f"frame {token} of {self.node.name} is released twice")
         node = self.node
+        if memory is None:
+            node.world.complain(f"frame {token} of {node.name} is released twice")
+            return
         was_answered = self.message_of[token] in node.incoming.transcript.answered
         if not was_answered and not node.out.seems_ended():
-            raise Violation(f"{node.name} releases a frame that the peer may still fetch")
+            node.world.complain(f"{node.name} releases a frame that the peer may still fetch")
         self.released[token] = memory
         self.offered_bytes -= memory.nbytes
 

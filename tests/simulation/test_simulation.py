@@ -1,6 +1,8 @@
 """Two connections in every order of events that chance brings, and bugs that this must find."""
 
 import random
+import re
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +32,12 @@ def test_a_planted_bug_is_found(bug):
     with pytest.raises(Failure):
         for seed in range(FIND_WITHIN):
             run(seed, parts=BUGS[bug])
+
+
+def test_the_page_names_the_planted_bugs():
+    page = Path(__file__).parents[2] / "docs/architecture.md"
+    table = page.read_text().partition("| planted bug |")[2].partition("\n\n")[0]
+    assert re.findall(r"^\| ([^|]+) \| \d+ \|$", table, re.M) == list(BUGS)
 
 
 def test_a_failure_tells_how_to_repeat_it():

@@ -93,6 +93,7 @@ class World:
         self.nodes = (first, second)
         self.passive = self.nodes[choose.random() < 0.5] if choose.random() < 0.2 else None
         self.wires = wires
+        self.complaint = ""
         self.violated_by: Node | None = None
         self.violated_at = 0
         self.fetch_fails = choose.choice((0.0, 0.1, 0.5))
@@ -316,7 +317,13 @@ class World:
         if self.violated_by is None:
             raise Violation(f"{node.name} ends with {error!r}, and nobody has broken the protocol")
 
+    def complain(self, what: str) -> None:
+        """Note a violation where an exception would be caught by the connection or its path."""
+        self.complaint = self.complaint or what
+
     def check(self) -> None:
+        if self.complaint:
+            raise Violation(self.complaint)
         for node in self.nodes:
             if not node.is_dead:
                 node.check()
@@ -407,6 +414,7 @@ class World:
         for node in self.nodes:
             if not node.is_dead:
                 self.check_node_end(node)
+        self.check()
 
     def check_node_end(self, node: Node) -> None:
         if not node.closed and not node.peer.is_dead:

@@ -35,7 +35,7 @@ cdef uint32_t current_epoch() noexcept nogil
 cdef void make_huge_pages(const char *data, uint64_t nbytes) noexcept nogil
 cdef void keep_small_pages(uint32_t number) noexcept nogil
 
-# For the path `shm`.
+# For the path that maps frames.
 cdef bint describe_place(
     uintptr_t address, uint64_t nbytes, uint64_t peer, Place *place) noexcept nogil
 cdef Mapped map_place(

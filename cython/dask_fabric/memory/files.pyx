@@ -21,9 +21,9 @@ read. Owner and peer never write to the same memory, and neither waits for the o
             if one is not 0 now: try later
 
 Both steps are sequentially consistent, so that at least one of the two sees the other. A peer that
-dies loses its claims: its connection to `dask_fabric.paths.shm.exchange` ends, and the owner drops
-its table. A peer that lies about its claims can keep slabs from being used again (`max_bytes`
-bounds that), or see wrong content itself.
+dies loses its claims: its connection to the path's exchange of descriptors ends, and the owner
+drops its table. A peer that lies about its claims can keep slabs from being used again
+(`max_bytes` bounds that), or see wrong content itself.
 
 A forked child has all mappings of its parent. Before a fork all slabs are frozen, and each mapping
 of a peer's slab is claimed once more for the child; what was alive at a fork is not used again

@@ -24,7 +24,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import dask
 import numpy as np
 from distributed.comm import connect, listen
 from distributed.comm.core import CommClosedError
@@ -325,12 +324,14 @@ class Asker:
             await self.ask({"op": "hog", "on": False})
 
     async def paths(self) -> dict:
-        """The paths that the comm uses, as far as its scheme has statistics."""
+        """The path that has carried most, and why not others, if the scheme has statistics."""
         (comm,) = await self.comms(1)
         figures = comm.statistics() if hasattr(comm, "statistics") else {}
-        names = ("control_stream", "paths", "refused")
-        known = {name: figures[name] for name in names if name in figures}
-        return {**known, "encrypted": bool(comm.extra_info.get("cipher"))}
+        known = {name: figures[name] for name in ("control_stream", "refused") if name in figures}
+        traffic = figures.get("traffic", {})
+        moved = {path: of["bytes_sent"] + of["bytes_received"] for path, of in traffic.items()}
+        path = max(moved, key=moved.__getitem__, default=None)
+        return {**known, "path": path, "encrypted": bool(comm.extra_info.get("cipher"))}
 
 
 async def serve(config: dict, answer: Any) -> None:
@@ -365,13 +366,14 @@ def run(coroutine: Any, uvloop: bool) -> None:
         asyncio.run(coroutine)
 
 
-def share_results() -> None:
-    """Make arrays in the memory file, as tasks of workers do where fabric.shm.results says so."""
-    if dask.config.get("fabric.shm.results", False):
-        with contextlib.suppress(ImportError):  # another Python, without this package
-            from dask_fabric.memory import arrays
-
-            arrays.share_results()
+def be_a_worker() -> None:
+    """Have this thread make arrays as tasks of workers do, in memory that every path takes."""
+    try:
+        from dask_fabric import config, providers
+    except ImportError:  # another Python, without this package
+        return
+    for provider in providers.found():
+        provider.serve(config.load().of_path(provider.name), 0, True)
 
 
 def end_with_parent() -> None:
@@ -391,7 +393,7 @@ def main() -> None:
 
     config = json.loads(sys.stdin.readline())
     Arrays(config["module"]).of(1)  # creates a GPU's context before anything is timed
-    share_results()
+    be_a_worker()
     with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
         if "address" in config:
             run(measure(config, answer), config["uvloop"])

@@ -30,24 +30,24 @@ class Link:
         Names of the workers.
     path : str
         The path of large frames from `one` to `other`, or of both ways.
-    back_path : str
-        The one of the other way, if the workers listen on different schemes: data go by the scheme
-        of the worker that has them.
     refused : dict of str to str
         Why other paths are not in use.
     there_gbs, back_gbs : float
         Bandwidth from `one` to `other`, and back.
+    back_path : str
+        The path of the other way, if the workers listen on different schemes: data go by the scheme
+        of the worker that has them.
     """
 
     one: str
     other: str
     path: str | None = None
-    back_path: str | None = None
     refused: dict[str, str] = field(default_factory=dict)
     round_trip_us: float | None = None
     there_gbs: float | None = None
     back_gbs: float | None = None
     error: str = ""
+    back_path: str | None = None
 
     def paths(self) -> tuple[str, ...]:
         """Give the paths that are known, once each."""

@@ -143,7 +143,7 @@ def _link(one: Worker, other: Worker, answer: dict[str, Any]) -> Link:
 
 def path_name(scheme: str, figures: dict[str, Any]) -> str:
     """Name the path of large frames by a comm's statistics; without them it is the scheme."""
-    path = figures.get("paths", {}).get("host")
+    path = figures.get("path")
     if path is None:
         return scheme
     if path == "stream":

@@ -7,8 +7,7 @@ from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from typing import TextIO
 
-import dask
-
+from dask_fabric import providers
 from dask_fabric.bench import cluster, floors, machine, matrix, perftest, workloads
 from dask_fabric.bench.awake import awake_cpus
 from dask_fabric.bench.figures import SCENARIOS, Extent, Figure, figures, size_name
@@ -177,7 +176,7 @@ def _floors(plan: Plan) -> list[Callable[[], Site]]:
         lambda: floors.RemoteReads(largest),
         lambda: floors.MemoryCopies(largest),
     ]
-    if FLOOR in plan.scenarios or dask.config.get("fabric.shm.enabled", False):
+    if FLOOR in plan.scenarios or any(not one.copies for one in providers.found()):
         opened.append(lambda: floors.Mappings(largest))
     if library and (FLOOR in plan.scenarios or any("ucx" in p.scheme for p in plan.protocols)):
         opened.append(lambda: floors.Perftest(library))

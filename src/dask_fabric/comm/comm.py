@@ -129,7 +129,10 @@ class FabricComm(Comm):
 
     @property
     def paths(self) -> dict[str, str]:
-        """The name of the path by which large frames travel, for each kind of memory."""
+        """For each kind of memory the path that takes every large frame.
+
+        ``path_order`` of `statistics` has the paths before it too, which take some of them.
+        """
         return dict(self._channel.choice.paths)
 
     @property

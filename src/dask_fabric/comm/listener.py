@@ -158,8 +158,10 @@ class FabricListener(BaseListener):
             address = f"{self.prefix}{self.ip}:{self.port}"
             await prepare(self.scheme, address, self._settings, self.ip)
         server = server_of(self)
+        limit_bytes, runs_tasks = runtime.memory_limit(server), hasattr(server, "executors")
         for provider in providers.found():
-            provider.serve(self._settings.of_path(provider.name), server)
+            settings = self._settings.of_path(provider.name)
+            provider.serve(settings, limit_bytes, runs_tasks)
         backlog_count = int(dask.config.get("distributed.comm.socket-backlog"))
         self._sockets = bind(self.ip, self.port, backlog_count)
         _listeners.add(self)
@@ -170,7 +172,7 @@ class FabricListener(BaseListener):
         self._families = [sock.family for sock in self._sockets]
         if self.scheme.fast and self._ssl_context is None and self._settings.unix_sockets:
             self._listen_unix(backlog_count)
-        runtime.watch_memory(self, getattr(self.comm_handler, "__self__", None))
+        runtime.watch_memory(self, server)
         heartbeat.watch(server)
         recording.watch(server, self._settings)
         prometheus.register()

@@ -46,6 +46,11 @@ def settings() -> Settings:
     return current
 
 
+def memory_limit(server: Any) -> int:
+    """Give the memory limit of a worker in bytes; 0 if there is none, or for another server."""
+    return getattr(getattr(server, "memory_manager", None), "memory_limit", None) or 0
+
+
 def watch_memory(listener: Any, server: Any) -> None:
     """Have the pool keep no idle memory while the process is above a worker's memory target.
 
@@ -57,7 +62,7 @@ def watch_memory(listener: Any, server: Any) -> None:
         The server that listens; only a worker has a memory limit with a target.
     """
     manager = getattr(server, "memory_manager", None)
-    limit = getattr(manager, "memory_limit", None)
+    limit = memory_limit(server)
     fraction = getattr(manager, "memory_target_fraction", None) or getattr(
         manager, "memory_spill_fraction", None
     )

@@ -91,7 +91,7 @@ _ENGINE = Section(
             "native threads per direction; null: half of the CPUs, 1 to 4",
             "Native threads that move bulk data, for each direction, 1 to 64. `null`: half of the "
             "CPUs of the process, at least 1 and at most 4. Twice as many copy a message of "
-            "128 MiB or more by `cma`.",
+            "128 MiB or more within a host.",
         ),
         "busy-poll": seconds(
             "busy_poll_seconds",

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dask_fabric import config
+from dask_fabric import config, providers
 from dask_fabric.errors import UnavailableError
 from dask_fabric.gpu import nvml, visible
 from dask_fabric.gpu.pci import nearest, place_at
@@ -15,7 +15,6 @@ from dask_fabric.gpu.rdma import RdmaDevice, inspect_rdma
 from dask_fabric.gpu.survey import inspect_gpus
 
 ORDER = "CUDA_DEVICE_ORDER"
-NICS = "UCX_NET_DEVICES"
 _NEAR = ("same PCIe switch", "same PCIe root", "same NUMA node")
 
 
@@ -105,8 +104,10 @@ def _seat(
         # By default CUDA counts the fastest GPU first, so its indices differ from the driver's.
         ORDER: environment.get(ORDER, "PCI_BUS_ID"),
     }
-    if nics and not _chosen_by_user(environment):
-        variables[NICS] = ",".join(_ports(nics))
+    ports = tuple(_ports(nics))
+    for provider in providers.found() if ports else ():
+        section = config.load().of_path(provider.name)
+        variables.update(provider.device_environment(ports, section, environment))
     return Seat(
         device=device,
         environment=tuple(variables.items()),
@@ -130,8 +131,3 @@ def _ports(nics: Iterable[RdmaDevice]) -> Iterable[str]:
     return (
         f"{nic.name}:{port.number}" for nic in nics for port in nic.ports if port.state == "ACTIVE"
     )
-
-
-def _chosen_by_user(environment: Mapping[str, str]) -> bool:
-    options = dict(config.load().paths.ucx.options)
-    return NICS in environment or NICS.removeprefix("UCX_") in options

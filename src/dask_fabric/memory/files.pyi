@@ -21,7 +21,7 @@ read. Owner and peer never write to the same memory, and neither waits for the o
             if one is not 0 now: try later
 
 Both steps are sequentially consistent, so that at least one of the two sees the other. A peer that
-dies loses its claims: its connection to `dask_fabric.paths.shm.exchange` ends, and the owner drops
+dies loses its claims: its connection to the path's exchange of descriptors ends, and the owner drops
 its table. A peer that lies about its claims can keep slabs from being used again (`max_bytes`
 bounds that), or see wrong content itself.
 

@@ -40,7 +40,7 @@ class Choice:
 
     @property
     def paths(self) -> dict[str, str]:
-        """The last path for each kind of memory: it carries every frame that earlier ones leave."""
+        """The last path for each kind of memory: it takes every large frame."""
         return {memory: names[-1] for memory, names in self.ordered.items()}
 
     @functools.cached_property

@@ -254,10 +254,19 @@ class Provider:
         """Begin to negotiate for the connection *sock*; *description* comes from `describe`."""
         raise NotImplementedError
 
-    def serve(self, settings: Any, server: Any) -> None:
-        """A server of Dask's, such as a worker, begins to listen.
+    def serve(self, settings: Any, memory_limit_bytes: int, runs_tasks: bool) -> None:
+        """A server of Dask's begins to listen.
 
         Called in the context (`contextvars`) from which that of its tasks is copied.
+
+        Parameters
+        ----------
+        settings : named tuple
+            The settings of this path.
+        memory_limit_bytes : int
+            The memory limit of a worker, or 0.
+        runs_tasks : bool
+            Whether the server is a worker.
         """
 
     def new_frame(self, nbytes: int) -> Any:
@@ -265,6 +274,22 @@ class Provider:
         import numpy as np  # not when the configuration is imported
 
         return np.empty(nbytes, np.uint8)
+
+    def device_environment(
+        self, ports: Sequence[str], settings: Any, environment: Mapping[str, str]
+    ) -> Mapping[str, str]:
+        """Give variables that have a GPU worker use the network devices near its GPU.
+
+        Parameters
+        ----------
+        ports : sequence of str
+            The active ports of these RDMA devices, such as ``mlx5_0:1``; not empty.
+        settings : named tuple
+            The settings of this path.
+        environment : mapping of str to str
+            The worker's; what the user has chosen there stays.
+        """
+        return {}
 
     def statistics(self) -> Mapping[str, Any] | None:
         """Give this path's process-wide counters, or None if there are none."""

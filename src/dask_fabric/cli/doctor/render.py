@@ -193,6 +193,9 @@ def _configuration(facts: Facts) -> list[Sequence[str]]:
 def _pair(pair: Pair) -> Iterator[Sequence[str]]:
     yield "server", f"{_said(pair.kind)} {pair.identity or ''}".strip()
     for kind, path in pair.paths.items():
+        for name in pair.statistics.get("path_order", {}).get(kind, ())[:-1]:
+            only = providers.by_name()[name].takes_only
+            yield f"large frames ({kind} memory)", f"{name} for {only}"
         yield f"large frames ({kind} memory)", path + _trial(pair, kind, path)
     for path, reason in pair.refused.items():
         if path != STREAM or not any(pair.trials.values()):  # else it is the one in use

@@ -110,16 +110,15 @@ class SHMProvider(Provider):
     ) -> Candidate:
         return _Candidate(description, settings.threshold_bytes)
 
-    def serve(self, settings: Any, server: Any) -> None:
+    def serve(self, settings: Any, memory_limit_bytes: int, runs_tasks: bool) -> None:
         from dask_fabric.memory import arrays
 
         if not settings.enabled:
             return
-        limit_bytes = getattr(getattr(server, "memory_manager", None), "memory_limit", None) or 0
-        if limit_bytes > self._limit_bytes:
-            self._limit_bytes = limit_bytes
+        if memory_limit_bytes > self._limit_bytes:
+            self._limit_bytes = memory_limit_bytes
             self.configure(settings)
-        if settings.shares_results and hasattr(server, "executors"):
+        if settings.shares_results and runs_tasks:
             arrays.share_results()
 
     def new_frame(self, nbytes: int) -> Any:

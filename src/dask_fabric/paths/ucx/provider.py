@@ -40,6 +40,7 @@ SCOPES = {"ipc": "IPC namespaces", "pid": "pid namespaces", "user": "users"}
 # Kinds of device memory, as UCX numbers them (``ucs_memory_type_t``).
 MEMORY_TYPES = {CUDA: 1}
 _SHM_BYTES = 1 << 30
+_NET_DEVICES = "UCX_NET_DEVICES"
 _ERROR = re.compile(r"\bUCX +ERROR +(.+)")  # UCX writes errors to the standard output
 
 
@@ -141,6 +142,12 @@ class UCXProvider(Provider):
     ) -> Candidate:
         # An unguessable token for each connection.
         return _Candidate(Description(description, token=1 + secrets.randbits(62)))
+
+    def device_environment(
+        self, ports: Sequence[str], settings: Any, environment: Mapping[str, str]
+    ) -> Mapping[str, str]:
+        chosen = _NET_DEVICES in environment or "NET_DEVICES" in dict(settings.options)
+        return {} if chosen else {_NET_DEVICES: ",".join(ports)}
 
     def statistics(self) -> Mapping[str, Any] | None:
         from dask_fabric.paths.ucx import core, worker
