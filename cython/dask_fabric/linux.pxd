@@ -26,6 +26,17 @@ cdef extern from "<fcntl.h>" nogil:
     int fallocate(int fd, int mode, long offset, long nbytes)
     int FALLOC_FL_KEEP_SIZE
     int FALLOC_FL_PUNCH_HOLE
+    struct flock:
+        short l_type
+        short l_whence
+        long l_start
+        long l_len
+        int l_pid
+    int fcntl(int fd, int command, ...)
+    int F_OFD_SETLK
+    short F_RDLCK
+    short F_UNLCK
+    short F_WRLCK
 
 cdef extern from "<sched.h>" nogil:
     int sched_yield()

@@ -7,6 +7,7 @@ import functools
 import gc
 import json
 import os
+import signal
 import sys
 import zlib
 
@@ -102,13 +103,15 @@ class Peer:
         await comm.close()
         return {"path": [p for p, of in traffic.items() if of["frames_received"]]}
 
-    def fork(self) -> dict:
+    def fork(self, outlives: bool = False) -> dict:
         """Have a child that waits, and tells what it sees of all that is kept."""
         mine, its = os.pipe()
         go, gone = os.pipe()
         pid = os.fork()
         if pid == 0:
             os.close(gone)
+            if outlives:
+                signal.pause()
             os.read(go, 1)
             seen = {name: int(data.max()) for name, data in self.kept.items()}
             os.write(its, json.dumps(seen).encode())

@@ -341,7 +341,7 @@ async def test_what_does_not_fit_in_the_file_lies_elsewhere(peers):
 
 async def test_without_descriptors_frames_go_by_another_path(peers):
     """Where the limit of open files is reached, nobody attaches, and all messages arrive."""
-    limited = ("prlimit", "--nofile=24:24")
+    limited = ("prlimit", "--nofile=28:28")
     peer = await peers(limited)
     data = new_array(NBYTES, 5)
     for _ in range(3):

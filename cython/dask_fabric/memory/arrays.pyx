@@ -6,8 +6,9 @@ memory. So the owner must be an array. NumPy allocates and frees its memory thro
 49), which is set during that one allocation only. NumPy's own handler does what ours leaves to it:
 it asks for huge pages for large arrays, and keeps small ones.
 
-Everything here needs the GIL. The functions that free memory use C structures only: an array may
-die at any time, also while the interpreter ends or an exception propagates.
+Everything here needs the GIL, and `resize` takes it: NumPy reads text without. The functions that
+free memory use C structures only: an array may die at any time, also while the interpreter ends or
+an exception propagates.
 """
 
 cimport numpy as cnp
@@ -115,16 +116,22 @@ cdef void give_back(void *context, void *data, size_t nbytes) noexcept:
     Py_DECREF(<Buffer>buffer)
 
 
-cdef void *resize(void *context, void *data, size_t nbytes) noexcept:
-    """Memory of the pool has a fixed size, so its content moves to NumPy's."""
-    cdef PyObject **link = link_to(data)
+cdef void *resize(void *context, void *data, size_t nbytes) noexcept nogil:
+    """Memory of the pool has a fixed size, so its content moves to NumPy's.
+
+    `numpy.fromstring` and `numpy.fromfile` call this without the GIL where they read text.
+    """
+    cdef PyObject **link
     cdef void *moved
-    if link == NULL:
-        return numpy.realloc(numpy.ctx, data, nbytes)
-    moved = numpy.malloc(numpy.ctx, nbytes)
-    if moved != NULL:
-        memcpy(moved, data, min(nbytes, <size_t>(<Buffer>link[0]).nbytes))
-        give_back(context, data, nbytes)
+    with gil:
+        link = link_to(data)
+        if link != NULL:
+            moved = numpy.malloc(numpy.ctx, nbytes)
+            if moved != NULL:
+                memcpy(moved, data, min(nbytes, <size_t>(<Buffer>link[0]).nbytes))
+                give_back(context, data, nbytes)
+        else:
+            moved = numpy.realloc(numpy.ctx, data, nbytes)
     return moved
 
 

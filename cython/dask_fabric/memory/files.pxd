@@ -28,12 +28,13 @@ cdef void reopen_slab(uint32_t number, uint32_t its_epoch) noexcept nogil
 cdef void free_slab(
     uint32_t number, uint32_t its_epoch, char *data, Py_ssize_t mapped_bytes) noexcept nogil
 cdef uint32_t next_reusable(
-    char **data, Py_ssize_t *capacity_bytes, int *size_class) noexcept nogil
+    char **data, Py_ssize_t *capacity_bytes, int *size_class, bint looks_at_all) noexcept nogil
 cdef bint needs_care() noexcept nogil
+cdef bint has_room(Py_ssize_t mapped_bytes) noexcept nogil
 cdef bint serves(Py_ssize_t nbytes) noexcept nogil
 cdef uint32_t current_epoch() noexcept nogil
 cdef void make_huge_pages(const char *data, uint64_t nbytes) noexcept nogil
-cdef void keep_small_pages(uint32_t number) noexcept nogil
+cdef void keep_small_pages(uint32_t number, uint32_t its_epoch) noexcept nogil
 
 # For the path that maps frames.
 cdef bint describe_place(

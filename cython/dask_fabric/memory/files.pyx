@@ -25,6 +25,12 @@ dies loses its claims: its connection to the path's exchange of descriptors ends
 drops its table. A peer that lies about its claims can keep slabs from being used again
 (`max_bytes` bounds that), or see wrong content itself.
 
+The file of an owner that has died lives on while a peer has a slab of it mapped. Only the peers
+can free the other slabs then, and none knows what the others have. So a peer also holds a read lock
+(fcntl(2), "open file description locks") on byte N of the file while it has slab N mapped. The
+peers of a dead owner take the write lock of each slab, which fails where anybody has it, give the
+slab another generation, and free its pages.
+
 A forked child has all mappings of its parent. Before a fork all slabs are frozen, and each mapping
 of a peer's slab is claimed once more for the child; what was alive at a fork is not used again
 until that child has ended, which a pipe shows. The child itself begins without files. All of that
@@ -33,7 +39,6 @@ is done by handlers of C (pthread_atfork): code of Python that runs at a fork ma
 Everything here is under one mutex, and needs no GIL. Native threads that trim the pool call it.
 """
 
-import fcntl
 import os
 import secrets
 
@@ -46,14 +51,15 @@ from posix.mman cimport (
     MADV_DONTNEED, MADV_HUGEPAGE, MAP_FAILED, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED,
     PROT_READ, PROT_WRITE, madvise, mmap, munmap,
 )
-from posix.time cimport CLOCK_THREAD_CPUTIME_ID, clock_gettime, timespec
 from posix.unistd cimport close
 
-from dask_fabric.atomics cimport add_relaxed, relaxed
-from dask_fabric.clock cimport now_ns
+from dask_fabric.atomics cimport (
+    add_relaxed, claim, claims_at, generation_at, next_generation, relaxed,
+)
+from dask_fabric.clock cimport now_ns, thread_ns
 from dask_fabric.linux cimport (
-    FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, POLLIN, SYS_mremap, fallocate, pipe2, poll, pollfd,
-    pthread_atfork, pthread_create, pthread_detach, pthread_mutex_init, pthread_mutex_lock,
+    F_OFD_SETLK, F_RDLCK, F_UNLCK, F_WRLCK, FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, POLLIN,
+    SYS_mremap, fallocate, fcntl as control, flock, pipe2, poll, pollfd, pthread_atfork, pthread_create, pthread_detach, pthread_mutex_init, pthread_mutex_lock,
     pthread_mutex_t, pthread_mutex_unlock, pthread_t, syscall,
 )
 from dask_fabric.memory.pagemap cimport (
@@ -64,35 +70,19 @@ from dask_fabric.memory.system cimport (
 )
 
 from dask_fabric.errors import ConfigError, UnavailableError
-
-cdef extern from *:
-    """
-    #include <stdint.h>
-    static inline void dask_fabric_claim(int32_t *count, int32_t more) {
-        __atomic_add_fetch(count, more, __ATOMIC_SEQ_CST);
-    }
-    static inline int32_t dask_fabric_claims(const int32_t *count) {
-        return __atomic_load_n(count, __ATOMIC_SEQ_CST);
-    }
-    static inline uint32_t dask_fabric_generation(const uint32_t *number) {
-        return __atomic_load_n(number, __ATOMIC_SEQ_CST);
-    }
-    static inline void dask_fabric_next_generation(uint32_t *number) {
-        __atomic_add_fetch(number, 1, __ATOMIC_SEQ_CST);
-    }
-    """
-    void claim "dask_fabric_claim" (int32_t *count, int32_t more) noexcept nogil
-    int32_t claims_at "dask_fabric_claims" (const int32_t *count) noexcept nogil
-    uint32_t generation_at "dask_fabric_generation" (const uint32_t *number) noexcept nogil
-    void next_generation "dask_fabric_next_generation" (uint32_t *number) noexcept nogil
+from dask_fabric.memory import sealed
 
 cdef enum:
     SLAB_LIMIT = 1 << 16
     TABLE_BYTES = SLAB_LIMIT * 32       # of `Record`
     CLAIMS_BYTES = SLAB_LIMIT * 4
-    MAPPING_LIMIT = 1 << 14             # of vm.max_map_count, which is 65,530, others need some
+    USUAL_MAP_COUNT = 65530             # vm.max_map_count
+    MAP_COUNT_PART = 2                  # others, such as libraries and stacks, need some
+    MADV_DONTFORK = 10
+    SCAN_COUNT = 16                     # retired slabs that an allocation looks at
     DEFERRED_BYTES = 4 << 20
     PIECE_BYTES = 2 << 20               # of a huge page no part is unmapped alone
+    AHEAD_BYTES = 1 << 30               # of an array: more gets huge pages, or not, as it is written
     HUGE_PAGE_LIMIT_NS = 20_000_000     # of CPU time; 0.3 ms are usual, 5 ms in a new virtual host
     PAUSE_NS = 1_000_000_000
     # Of mremap(2); older headers lack the last one's name.
@@ -127,15 +117,20 @@ cdef struct OwnSlab:
     uint32_t died               # and how many when its array died
     uint32_t following          # of the retired, or of the unused
     uint64_t huge_bytes         # from its begin on, huge pages were made, or are not wanted
+    uint64_t offered_begin      # what peers may have of it
+    uint64_t offered_end
 
 # A process whose slabs are mapped here.
 cdef struct Origin:
     uint64_t id
     int file_fd
+    int table_fd
     const Record *table         # read-only
     int32_t *claims             # this process's
-    Py_ssize_t mapping_count
+    Py_ssize_t mapping_count    # with those of forked children
     bint is_gone
+    int writable_fd             # of the file, once the process is gone; else -1
+    Record *writable_table      # NULL until then
     Origin *following
 
 # A process that maps slabs of this one.
@@ -163,12 +158,17 @@ cdef struct Range:
     uint32_t slab               # of this process; else
     Mapping *mapping
 
+# A slab of a peer that is claimed for a forked child.
+cdef struct Claim:
+    Origin *origin
+    uint32_t slab
+
 # A forked child, and what is claimed for it.
 cdef struct Child:
     int fd                      # its end is seen here
     uint32_t number
     Py_ssize_t claim_count
-    int32_t **claims
+    Claim *claims
     Child *following
 
 cdef struct Figures:
@@ -195,13 +195,19 @@ cdef Record *table = NULL
 cdef OwnSlab *slabs = NULL
 cdef uint32_t used_numbers = 1          # 0 is none
 cdef uint32_t unused = 0                # the first of those that were used before
-cdef uint32_t retired = 0
+cdef uint32_t retired = 0               # the first of a queue,
+cdef uint32_t last_retired = 0          # and its last
 cdef uint64_t next_offset = 0
 cdef Client *clients = NULL
 cdef Origin *origins = NULL
 cdef Mapping *mappings = NULL
 cdef Child *children = NULL
-cdef int child_end = -1              # of the fork that is under way
+cdef int child_end = -1                 # of the fork that is under way
+cdef int[2] spare_ends = [-1, -1]       # of a pipe: for a fork when no descriptor is left
+# The first and the last fork whose child cannot be watched: it counts as alive for ever.
+cdef uint32_t first_lost_fork = 0
+cdef uint32_t last_lost_fork = 0
+cdef Py_ssize_t map_limit = USUAL_MAP_COUNT // MAP_COUNT_PART
 cdef Range *ranges = NULL
 cdef Py_ssize_t range_count = 0
 cdef Py_ssize_t range_capacity = 0
@@ -232,6 +238,17 @@ cdef uint32_t current_epoch() noexcept nogil:
 cdef bint serves(Py_ssize_t nbytes) noexcept nogil:
     """Whether memory of this size is to lie in the file."""
     return is_on and not is_paused and nbytes >= least_bytes
+
+
+cdef bint has_room(Py_ssize_t mapped_bytes) noexcept nogil:
+    """Whether the file may become so much larger; a guess, without the lock."""
+    return figures.slab_bytes + mapped_bytes <= max_bytes and not _has_all_maps()
+
+
+cdef bint _has_all_maps() noexcept nogil:
+    """Whether this process has as many mappings as it should: the kernel limits them."""
+    cdef Py_ssize_t own_count = figures.slab_count - figures.retired_count
+    return own_count + figures.mapping_count >= map_limit
 
 
 cdef bint needs_care() noexcept nogil:
@@ -303,7 +320,7 @@ cdef uint32_t obtain_slab(
     """
     cdef uint32_t number = 0
     lock()
-    if is_on and figures.slab_bytes + mapped_bytes <= max_bytes:
+    if is_on and has_room(mapped_bytes):
         number = _new_number()
     if number:
         data[0] = _open_slab(number, capacity_bytes, mapped_bytes, size_class)
@@ -370,6 +387,7 @@ cdef bint _map_shared(uint32_t number) noexcept nogil:
     slab.data = <char *> data
     slab.state = WRITABLE
     slab.born = fork_count
+    slab.offered_begin, slab.offered_end = FILE_BYTES, 0
     return True
 
 
@@ -407,14 +425,53 @@ cdef bint release_slab(
 
 cdef void _retire(uint32_t number) noexcept nogil:
     """Others may have the slab mapped: it is used again when they have it no more."""
-    global retired
     cdef OwnSlab *slab = &slabs[number]
     slab.state = RETIRED
     slab.died = fork_count
-    slab.following, retired = retired, number
+    _append_retired(number)
     figures.retired_count += 1
     figures.retired_bytes += table[number].nbytes
     _remove_range(slab.data)
+    if not _is_in_child(slab):
+        _punch_around(number)
+
+
+cdef void _append_retired(uint32_t number) noexcept nogil:
+    global retired, last_retired
+    slabs[number].following = 0
+    if last_retired:
+        slabs[last_retired].following = number
+    else:
+        retired = number
+    last_retired = number
+
+
+cdef uint32_t _take_retired() noexcept nogil:
+    """Take the first of the queue; 0 where it is empty."""
+    global retired, last_retired
+    cdef uint32_t number = retired
+    if number:
+        retired = slabs[number].following
+        if not retired:
+            last_retired = 0
+    return number
+
+
+cdef void _punch_around(uint32_t number) noexcept nogil:
+    """Free the pages of a dead array that no peer can have: none was offered a frame there."""
+    cdef OwnSlab *slab = &slabs[number]
+    cdef Record *record = &table[number]
+    cdef uint64_t begin = slab.offered_begin // PAGE_BYTES * PAGE_BYTES
+    cdef uint64_t end = min(whole_pages(slab.offered_end), record.nbytes)
+    cdef int mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+    if begin >= end:
+        begin = end = record.nbytes     # only a fork has frozen it
+    if begin:
+        fallocate(file_fd, mode, record.offset, begin)
+    if end < record.nbytes:
+        fallocate(file_fd, mode, record.offset + end, record.nbytes - end)
+    if begin or end < record.nbytes:
+        slab.huge_bytes = 0
 
 
 cdef void reopen_slab(uint32_t number, uint32_t its_epoch) noexcept nogil:
@@ -429,6 +486,7 @@ cdef void reopen_slab(uint32_t number, uint32_t its_epoch) noexcept nogil:
         ) != MAP_FAILED:
             slab.state = WRITABLE
             slab.born = fork_count
+            slab.offered_begin, slab.offered_end = FILE_BYTES, 0
     unlock()
 
 
@@ -477,23 +535,27 @@ cdef void _forget(uint32_t number) noexcept nogil:
 
 
 cdef uint32_t next_reusable(
-    char **data, Py_ssize_t *capacity_bytes, int *size_class
+    char **data, Py_ssize_t *capacity_bytes, int *size_class, bint looks_at_all
 ) noexcept nogil:
-    """Take a retired slab that nobody has any more, and map it again; 0 where there is none.
+    """Take a retired slab that nobody has any more, and map it again; 0 where none was found.
 
-    Who has it mapped may pass it on, so its generation stays the same for as long.
+    A peer that has a slab mapped may pass it on to another one, so its generation changes only when
+    no peer has it. Unless it is to look at all of them, this looks at some, in turn.
     """
-    global retired
-    cdef uint32_t number
-    cdef uint32_t *link
+    cdef uint32_t number = 0
+    cdef Py_ssize_t left = figures.retired_count
+    if not looks_at_all:
+        left = min(left, <Py_ssize_t> SCAN_COUNT)
     lock()
     _reap_children()
-    link = &retired
-    while link[0] and not _takes_back(link[0]):
-        link = &slabs[link[0]].following
-    number = link[0]
+    while left > 0:
+        left -= 1
+        number = _take_retired()
+        if not number or _takes_back(number):
+            break
+        _append_retired(number)
+        number = 0
     if number:
-        link[0] = slabs[number].following
         figures.retired_count -= 1
         figures.retired_bytes -= table[number].nbytes
         if _map_shared(number):
@@ -529,6 +591,8 @@ cdef bint _is_claimed(uint32_t number) noexcept nogil:
 cdef bint _is_in_child(OwnSlab *slab) noexcept nogil:
     """Whether a forked child that lives may have the slab mapped."""
     cdef Child *child = children
+    if slab.born < last_lost_fork and first_lost_fork <= slab.died and first_lost_fork:
+        return True
     while child != NULL:
         if slab.born < child.number <= slab.died:
             return True
@@ -654,17 +718,12 @@ cdef bint _make_huge_page(char *page) noexcept nogil:
     return pause_ns == 0
 
 
-cdef int64_t thread_ns() noexcept nogil:
-    """CPU time of this thread."""
-    cdef timespec now
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now)
-    return now.tv_sec * 1_000_000_000 + now.tv_nsec
-
-
 cdef char *_take_small_part(uint32_t number, const char *until, char **begin) noexcept nogil:
     """Give the end of what has no huge pages yet, up to the one in which `until` lies."""
     cdef OwnSlab *slab = &slabs[number]
-    cdef uint64_t whole_bytes = table[number].nbytes // HUGE_BYTES * HUGE_BYTES
+    cdef uint64_t whole_bytes = (
+        min(table[number].nbytes, <uint64_t> AHEAD_BYTES) // HUGE_BYTES * HUGE_BYTES
+    )
     cdef uint64_t end_bytes = (until - slab.data + HUGE_BYTES - 1) // HUGE_BYTES * HUGE_BYTES
     end_bytes = min(end_bytes, whole_bytes)
     begin[0] = slab.data + slab.huge_bytes
@@ -673,10 +732,11 @@ cdef char *_take_small_part(uint32_t number, const char *until, char **begin) no
     return slab.data + slab.huge_bytes
 
 
-cdef void keep_small_pages(uint32_t number) noexcept nogil:
+cdef void keep_small_pages(uint32_t number, uint32_t its_epoch) noexcept nogil:
     """Leave a slab with small pages: each becomes resident as it is written."""
     lock()
-    slabs[number].huge_bytes = table[number].nbytes
+    if its_epoch == epoch:              # else it is the parent's
+        slabs[number].huge_bytes = table[number].nbytes
     unlock()
 
 
@@ -721,6 +781,7 @@ cdef bint describe_place(
             if slabs[found.slab].state == WRITABLE:
                 is_shareable = _freeze(found.slab)
                 may_have_changed = False
+            _note_offer(&slabs[found.slab], address - found.begin, nbytes)
     elif found != NULL and found.mapping.origin != NULL and not found.mapping.origin.is_gone:
         place[0] = Place(
             found.mapping.origin_id, found.mapping.slab, found.mapping.generation,
@@ -729,6 +790,11 @@ cdef bint describe_place(
         is_shareable = True
     unlock()
     return is_shareable and not (may_have_changed and _has_changed(address, nbytes))
+
+
+cdef void _note_offer(OwnSlab *slab, uint64_t offset, uint64_t nbytes) noexcept nogil:
+    slab.offered_begin = min(slab.offered_begin, offset)
+    slab.offered_end = max(slab.offered_end, offset + nbytes)
 
 
 cdef bint _has_client(uint64_t peer) noexcept nogil:
@@ -763,9 +829,8 @@ cdef Mapped map_place(
     if origin == NULL:
         unlock()
         return UNKNOWN_ORIGIN
-    if 0 < place.slab < SLAB_LIMIT and figures.mapping_count < MAPPING_LIMIT:
+    if 0 < place.slab < SLAB_LIMIT and not _has_all_maps() and _claim(origin, place.slab):
         record = &origin.table[place.slab]
-        claim(&origin.claims[place.slab], 1)
         if generation_at(&record.generation) == place.generation:
             outcome = NOT_MAPPED
             begin = record.offset + place.offset
@@ -780,9 +845,45 @@ cdef Mapped map_place(
                     data[0] = mapping[0].base + lead_bytes
                     outcome = MAPPED
         if outcome != MAPPED:
-            claim(&origin.claims[place.slab], -1)
+            _unclaim(origin, place.slab)
     unlock()
     return outcome
+
+
+cdef bint _claim(Origin *origin, uint32_t slab) noexcept nogil:
+    """Claim a slab of a peer; False where another peer frees it, as its owner is dead."""
+    if claims_at(&origin.claims[slab]) == 0 and not _lock_slab(origin.file_fd, slab, F_RDLCK):
+        return False
+    claim(&origin.claims[slab], 1)
+    return True
+
+
+cdef void _unclaim(Origin *origin, uint32_t slab) noexcept nogil:
+    claim(&origin.claims[slab], -1)
+    if claims_at(&origin.claims[slab]) == 0:
+        _lock_slab(origin.file_fd, slab, F_UNLCK)
+        if origin.is_gone:
+            _free_of_dead(origin, slab)
+
+
+cdef bint _lock_slab(int fd, uint32_t slab, short kind) noexcept nogil:
+    """Lock the byte of the file that stands for a slab, or unlock it; False where it is locked."""
+    cdef flock of_slab
+    memset(&of_slab, 0, sizeof(of_slab))
+    of_slab.l_type, of_slab.l_start, of_slab.l_len = kind, slab, 1
+    return control(fd, F_OFD_SETLK, &of_slab) == 0
+
+
+cdef void _free_of_dead(Origin *origin, uint32_t slab) noexcept nogil:
+    """Free the pages of a slab whose owner is dead, if no process has it mapped."""
+    cdef const Record *record = &origin.table[slab]
+    if origin.writable_table == NULL or not _lock_slab(origin.writable_fd, slab, F_WRLCK):
+        return
+    next_generation(&origin.writable_table[slab].generation)
+    fallocate(
+        origin.writable_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, record.offset, record.nbytes
+    )
+    _lock_slab(origin.writable_fd, slab, F_UNLCK)
 
 
 cdef Mapping *_map_claimed(
@@ -830,7 +931,7 @@ cdef void unmap(Mapping *mapping) noexcept nogil:
     figures.mapping_count -= 1
     figures.mapped_bytes -= mapping.nbytes
     if origin != NULL:
-        claim(&origin.claims[mapping.slab], -1)
+        _unclaim(origin, mapping.slab)
         origin.mapping_count -= 1
         _drop_if_unused(origin)
     _reap_children()
@@ -853,7 +954,11 @@ cdef void _drop_if_unused(Origin *origin) noexcept nogil:
 cdef void _close_origin(Origin *origin) noexcept nogil:
     munmap(<void *> origin.table, TABLE_BYTES)
     munmap(origin.claims, CLAIMS_BYTES)
+    if origin.writable_table != NULL:
+        munmap(origin.writable_table, TABLE_BYTES)
+        close(origin.writable_fd)
     close(origin.file_fd)
+    close(origin.table_fd)
     free(origin)
 
 
@@ -863,6 +968,7 @@ cdef void _reap_children() noexcept nogil:
     """Give up the claims of forked children that have ended."""
     cdef Child **link = &children
     cdef Child *child
+    cdef Origin *origin
     cdef Py_ssize_t index
     cdef pollfd state
     while link[0] != NULL:
@@ -872,7 +978,10 @@ cdef void _reap_children() noexcept nogil:
             link = &child.following
             continue
         for index in range(child.claim_count):
-            claim(child.claims[index], -1)
+            origin = child.claims[index].origin
+            _unclaim(origin, child.claims[index].slab)
+            origin.mapping_count -= 1
+            _drop_if_unused(origin)
         link[0] = child.following
         close(child.fd)
         free(child.claims)
@@ -881,50 +990,75 @@ cdef void _reap_children() noexcept nogil:
 
 cdef void _prepare_fork() noexcept nogil:
     """Freeze all slabs, and claim all mappings for the child; the lock is held over the fork."""
-    global fork_count, children, child_end
+    global fork_count, children, child_end, first_lost_fork, last_lost_fork
     cdef Child *child
     cdef Mapping *mapping = mappings
     cdef uint32_t number
-    cdef int[2] ends
     lock()
     child_end = -1
     if own_id == 0 and origins == NULL:
         return
     fork_count += 1
     for number in range(1, used_numbers):
-        if slabs[number].state == WRITABLE:
-            _freeze(number, False)
-    child = <Child *> calloc(1, sizeof(Child))
-    if child == NULL or pipe2(ends, O_CLOEXEC):
-        free(child)                     # the child must not use arrays that its parent has dropped
-        return
+        if slabs[number].state == WRITABLE and not _freeze(number, False):
+            # Rather a child without the array than one that writes into its parent's.
+            madvise(slabs[number].data, table[number].nbytes, MADV_DONTFORK)
+    child = _new_child()
+    if child == NULL:                   # nobody will know when it ends
+        first_lost_fork, last_lost_fork = first_lost_fork or fork_count, fork_count
+    while mapping != NULL:
+        if mapping.origin != NULL:
+            mapping.origin.mapping_count += 1
+            _claim(mapping.origin, mapping.slab)
+            if child != NULL:
+                child.claims[child.claim_count] = Claim(mapping.origin, mapping.slab)
+                child.claim_count += 1
+        mapping = mapping.following
+
+
+cdef Child *_new_child() noexcept nogil:
+    """Note that a child is about to be forked; NULL where there is no memory or descriptor."""
+    global children, child_end
+    cdef int[2] ends
+    cdef Child *child = <Child *> calloc(1, sizeof(Child))
+    if child == NULL:
+        return NULL
+    child.claims = <Claim *> calloc(max(figures.mapping_count, 1), sizeof(Claim))
+    if child.claims == NULL or (pipe2(ends, O_CLOEXEC) and not _take_spare(ends)):
+        free(child.claims)
+        free(child)
+        return NULL
     child.fd, child.number = ends[0], fork_count
     child_end = ends[1]
-    child.claims = <int32_t **> malloc(max(figures.mapping_count, 1) * sizeof(int32_t *))
-    while mapping != NULL and child.claims != NULL:
-        if mapping.origin != NULL:
-            # Its table must outlive the claims: the origin stays for as long as the process.
-            mapping.origin.mapping_count += 1
-            child.claims[child.claim_count] = &mapping.origin.claims[mapping.slab]
-            claim(child.claims[child.claim_count], 1)
-            child.claim_count += 1
-        mapping = mapping.following
     child.following, children = children, child
+    return child
+
+
+cdef bint _take_spare(int *ends) noexcept nogil:
+    if spare_ends[0] < 0:
+        return False
+    ends[0], ends[1] = spare_ends[0], spare_ends[1]
+    spare_ends[0] = spare_ends[1] = -1
+    return True
 
 
 cdef void _forked_in_parent() noexcept nogil:
     if child_end >= 0:
         close(child_end)
+    if own_id and spare_ends[0] < 0 and pipe2(spare_ends, O_CLOEXEC):
+        spare_ends[0] = spare_ends[1] = -1
     unlock()
 
 
 cdef void _forked_in_child() noexcept nogil:
     """Begin without files: what is mapped stays mapped, and belongs to the parent.
 
-    `child_end` stays open until this process ends.
+    `child_end` stays open until this process ends, and so do the descriptors of memory files, which
+    hold the locks of what is mapped.
     """
     global own_id, file_fd, table_fd, pagemap_fd, table, used_numbers, unused, retired, next_offset
-    global clients, origins, children, range_count, epoch, is_on
+    global clients, origins, children, range_count, epoch, is_on, last_retired
+    global first_lost_fork, last_lost_fork
     cdef Mapping *mapping = mappings
     pthread_mutex_init(&mutex, NULL)
     range_count = 0
@@ -933,11 +1067,15 @@ cdef void _forked_in_child() noexcept nogil:
         _add_range(mapping.base, mapping.nbytes, 0, mapping)
         mapping = mapping.following
     if own_id:
-        close(file_fd)
         close(table_fd)
         close(pagemap_fd)
         munmap(table, TABLE_BYTES)
+        if spare_ends[0] >= 0:
+            close(spare_ends[0])
+            close(spare_ends[1])
+            spare_ends[0] = spare_ends[1] = -1
     table = NULL
+    last_retired = first_lost_fork = last_lost_fork = 0
     own_id, file_fd, table_fd, pagemap_fd = 0, -1, -1, -1
     used_numbers, unused, retired, next_offset = 1, 0, 0, 0
     clients, origins, children = NULL, NULL, NULL
@@ -967,12 +1105,14 @@ def open_file_of_process():
     UnavailableError
         The kernel or the limits of this process do not allow it; the message says why.
     """
-    global own_id, file_fd, table_fd, pagemap_fd, table, slabs
+    global own_id, file_fd, table_fd, pagemap_fd, table, slabs, map_limit
     cdef void *mapped
     if own_id:
         return own_id
+    sealed.check_overcommit()
     try:
-        new_file, new_table = _sealed("dask-fabric", FILE_BYTES), _sealed("table", TABLE_BYTES)
+        new_file = sealed.make("dask-fabric", FILE_BYTES)
+        new_table = sealed.make("table", TABLE_BYTES)
     except OSError as error:
         raise UnavailableError(f"memory files cannot be made here: {error}") from error
     mapped = mmap(NULL, TABLE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, new_table, 0)
@@ -986,41 +1126,25 @@ def open_file_of_process():
     pagemap_fd = open_file("/proc/self/pagemap", O_RDONLY | O_CLOEXEC)
     table = <Record *> mapped
     file_fd, table_fd = new_file, new_table
+    map_limit = sealed.map_count(USUAL_MAP_COUNT) // MAP_COUNT_PART
+    _lock_all(file_fd)
+    if pipe2(spare_ends, O_CLOEXEC):
+        spare_ends[0] = spare_ends[1] = -1
     own_id = 1 + secrets.randbits(62)
     return own_id
 
 
-def _sealed(name, nbytes):
-    """Make a memory file that keeps its size, so that its mappings never lose pages."""
-    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        os.ftruncate(fd, nbytes)
-        fcntl.fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-F_ADD_SEALS, F_GET_SEALS = 1033, 1034       # fcntl(2)
-F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW = 1, 2, 4
+cdef void _lock_all(int fd) noexcept nogil:
+    """Lock all slabs for this process and its forked children, which keep the descriptor."""
+    cdef flock of_all
+    memset(&of_all, 0, sizeof(of_all))
+    of_all.l_type, of_all.l_len = F_RDLCK, SLAB_LIMIT
+    control(fd, F_OFD_SETLK, &of_all)
 
 
 def descriptors():
     """Give new read-only descriptors of the file of this process and of the table of its slabs."""
-    return [
-        os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC) for fd in (file_fd, table_fd)
-    ]
-
-
-def _checked(fd, nbytes):
-    """Raise unless a descriptor of a peer is of a memory file of this size, which it keeps."""
-    try:
-        seals = fcntl.fcntl(fd, F_GET_SEALS)
-    except OSError:
-        seals = 0
-    if not seals & F_SEAL_SHRINK or os.fstat(fd).st_size != nbytes:
-        raise ValueError("the peer's descriptor is not of a memory file as it must be")
+    return [sealed.reopen(fd, os.O_RDONLY) for fd in (file_fd, table_fd)]
 
 
 def add_client(uint64_t key, uint64_t id, int claims_fd):
@@ -1043,7 +1167,7 @@ def add_client(uint64_t key, uint64_t id, int claims_fd):
     global clients
     cdef Client *client
     cdef void *mapped
-    _checked(claims_fd, CLAIMS_BYTES)
+    sealed.check(claims_fd, CLAIMS_BYTES)
     mapped = mmap(NULL, CLAIMS_BYTES, PROT_READ, MAP_SHARED, claims_fd, 0)
     if mapped == MAP_FAILED:
         raise OSError(errno, os.strerror(errno))
@@ -1086,9 +1210,9 @@ def new_claims():
     (int, int)
         A descriptor for `add_origin`, and a read-only one for that process.
     """
-    fd = _sealed("claims", CLAIMS_BYTES)
+    fd = sealed.make("claims", CLAIMS_BYTES)
     try:
-        return fd, os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+        return fd, sealed.reopen(fd, os.O_RDONLY)
     except BaseException:
         os.close(fd)
         raise
@@ -1113,9 +1237,9 @@ def add_origin(uint64_t id, int its_file_fd, int its_table_fd, int claims_fd):
     cdef Origin *origin
     cdef void *its_table
     cdef void *claims
-    _checked(its_file_fd, FILE_BYTES)
-    _checked(its_table_fd, TABLE_BYTES)
-    kept = os.dup(its_file_fd)
+    sealed.check(its_file_fd, FILE_BYTES)
+    sealed.check(its_table_fd, TABLE_BYTES)
+    kept, kept_table = sealed.reopen(its_file_fd, os.O_RDONLY), os.dup(its_table_fd)
     its_table = mmap(NULL, TABLE_BYTES, PROT_READ, MAP_SHARED, its_table_fd, 0)
     claims = mmap(NULL, CLAIMS_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, claims_fd, 0)
     origin = <Origin *> calloc(1, sizeof(Origin))
@@ -1126,8 +1250,9 @@ def add_origin(uint64_t id, int its_file_fd, int its_table_fd, int claims_fd):
             munmap(claims, CLAIMS_BYTES)
         free(origin)
         os.close(kept)
+        os.close(kept_table)
         raise MemoryError()
-    origin.id, origin.file_fd = id, kept
+    origin.id, origin.file_fd, origin.table_fd = id, kept, kept_table
     origin.table, origin.claims = <const Record *> its_table, <int32_t *> claims
     with nogil:
         lock()
@@ -1138,15 +1263,48 @@ def add_origin(uint64_t id, int its_file_fd, int its_table_fd, int claims_fd):
 
 
 def remove_origin(uint64_t id):
-    """A peer has ended; what is mapped of it stays as it is."""
+    """A peer has ended; what is mapped of it stays as it is, and the rest of its file is freed."""
     cdef Origin *origin
+    cdef int its_file_fd = -1, its_table_fd = -1, new_file = -1, new_table = -1
     with nogil:
         lock()
         origin = _origin_of(id)
         if origin != NULL:
-            origin.is_gone = True
-            _drop_if_unused(origin)
+            origin.is_gone = True       # nothing is mapped of it any more
+            origin.mapping_count += 1   # until this is over
+            its_file_fd, its_table_fd = origin.file_fd, origin.table_fd
         unlock()
+    if origin == NULL:
+        return
+    try:
+        new_file = sealed.reopen(its_file_fd, os.O_RDWR)
+        new_table = sealed.reopen(its_table_fd, os.O_RDWR)
+    except OSError:
+        pass                            # its file is freed with its last mapping
+    with nogil:
+        _free_rest(origin, new_file, new_table)
+
+
+cdef void _free_rest(Origin *origin, int new_file, int new_table) noexcept nogil:
+    """Free what nobody has of the file of a dead owner, whose descriptors can be written to."""
+    cdef void *mapped = MAP_FAILED
+    cdef uint32_t number
+    if new_table >= 0:
+        mapped = mmap(NULL, TABLE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, new_table, 0)
+        close(new_table)
+    lock()
+    if mapped != MAP_FAILED:
+        origin.writable_fd, origin.writable_table = new_file, <Record *> mapped
+    elif new_file >= 0:
+        close(new_file)
+    for number in range(1, SLAB_LIMIT):
+        if origin.table[number].nbytes and claims_at(&origin.claims[number]) == 0:
+            _free_of_dead(origin, number)
+            unlock()                    # it may take milliseconds
+            lock()
+    origin.mapping_count -= 1
+    _drop_if_unused(origin)
+    unlock()
 
 
 def holds(uintptr_t address):

@@ -33,8 +33,8 @@ from libc.stdlib cimport free, malloc
 
 from dask_fabric.atomics cimport add_relaxed
 from dask_fabric.memory.files cimport (
-    Mapping, current_epoch, free_slab, keep_small_pages, needs_care, next_reusable, obtain_slab,
-    release_slab, reopen_slab, serves, unmap,
+    Mapping, current_epoch, free_slab, has_room, keep_small_pages, needs_care, next_reusable,
+    obtain_slab, release_slab, reopen_slab, serves, unmap,
 )
 from dask_fabric.memory.idle cimport (
     LARGEST_BYTES, NEVER_NS, STEP_COUNT, Figures, Slab, class_bytes, figures, file_bytes,
@@ -109,13 +109,13 @@ cdef void release(Buffer buffer) noexcept:
     keep_idle(slab)
 
 
-cdef void reclaim() noexcept nogil:
-    """Make those slabs idle that peers had mapped, and have no more."""
+cdef void reclaim(bint looks_at_all) noexcept nogil:
+    """Make those slabs idle that peers had mapped, and have no more: some of them, or all."""
     cdef Slab *slab
     cdef char *data = NULL
     cdef Py_ssize_t capacity_bytes = 0
     cdef int size_class = 0
-    cdef uint32_t number = next_reusable(&data, &capacity_bytes, &size_class)
+    cdef uint32_t number = next_reusable(&data, &capacity_bytes, &size_class, looks_at_all)
     while number:
         slab = <Slab *>malloc(sizeof(Slab)) if size_class >= 0 else NULL
         if slab == NULL:
@@ -125,7 +125,7 @@ cdef void reclaim() noexcept nogil:
                            is_pinned=False, has_small_pages=False, number=number,
                            epoch=current_epoch())
             keep_idle(slab)
-        number = next_reusable(&data, &capacity_bytes, &size_class)
+        number = next_reusable(&data, &capacity_bytes, &size_class, looks_at_all)
 
 
 # ---------------------------------------------------------------- buffers
@@ -189,10 +189,16 @@ cdef void fill(Buffer buffer, Py_ssize_t nbytes) noexcept:
     cdef Slab *slab
     cdef int size_class = class_of(nbytes)
     cdef Py_ssize_t capacity_bytes = class_bytes(size_class)
+    cdef bint wants_file = serves(nbytes) and has_room(file_bytes(capacity_bytes))
     if needs_care():
-        reclaim()
+        reclaim(False)
     if capacity_bytes <= figures.max_idle_bytes:
         slab = take_idle(size_class, most_bytes(nbytes))
+        while slab != NULL and wants_file and not slab.number and not slab.is_pinned:
+            # Ordinary memory, idle since the file was full: it would never leave this size class.
+            give_back(slab.data, slab.capacity_bytes)
+            free(slab)
+            slab = take_idle(size_class, most_bytes(nbytes))
         if slab != NULL:
             borrowed_bytes += slab.capacity_bytes - capacity_bytes
             reuse(buffer, slab)
@@ -293,7 +299,7 @@ cdef void use_small_pages(Buffer buffer) noexcept:
     Call this before writing to the buffer: a fresh slab loses its content.
     """
     if buffer.slab:
-        keep_small_pages(buffer.slab)
+        keep_small_pages(buffer.slab, buffer.epoch)
     elif (buffer.size_class != NOT_POOLED and buffer.capacity_bytes >= HUGE_BYTES
             and not buffer.is_pinned):
         forgo_huge_pages(buffer.data - buffer.lead_bytes, buffer.capacity_bytes, buffer.is_fresh)
@@ -310,7 +316,7 @@ cpdef bint has_idle_memory() noexcept nogil:
 cpdef void trim_idle() noexcept nogil:
     """Free slabs that were idle for too long; under memory pressure, all idle slabs."""
     if needs_care():
-        reclaim()
+        reclaim(True)
     trim_expired()
 
 
@@ -324,6 +330,8 @@ def trim(target_bytes=0):
     """
     cdef Py_ssize_t freed_bytes, target = checked_bytes("target_bytes", target_bytes)
     with nogil:
+        if needs_care():
+            reclaim(True)
         freed_bytes = trim_to(target, NEVER_NS)
     return freed_bytes
 

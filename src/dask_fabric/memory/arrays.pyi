@@ -6,8 +6,9 @@ memory. So the owner must be an array. NumPy allocates and frees its memory thro
 49), which is set during that one allocation only. NumPy's own handler does what ours leaves to it:
 it asks for huge pages for large arrays, and keeps small ones.
 
-Everything here needs the GIL. The functions that free memory use C structures only: an array may
-die at any time, also while the interpreter ends or an exception propagates.
+Everything here needs the GIL, and `resize` takes it: NumPy reads text without. The functions that
+free memory use C structures only: an array may die at any time, also while the interpreter ends or
+an exception propagates.
 """
 
 from typing import Any

@@ -21,9 +21,15 @@ read. Owner and peer never write to the same memory, and neither waits for the o
             if one is not 0 now: try later
 
 Both steps are sequentially consistent, so that at least one of the two sees the other. A peer that
-dies loses its claims: its connection to the path's exchange of descriptors ends, and the owner drops
-its table. A peer that lies about its claims can keep slabs from being used again (`max_bytes`
-bounds that), or see wrong content itself.
+dies loses its claims: its connection to the path's exchange of descriptors ends, and the owner
+drops its table. A peer that lies about its claims can keep slabs from being used again
+(`max_bytes` bounds that), or see wrong content itself.
+
+The file of an owner that has died lives on while a peer has a slab of it mapped. Only the peers
+can free the other slabs then, and none knows what the others have. So a peer also holds a read lock
+(fcntl(2), "open file description locks") on byte N of the file while it has slab N mapped. The
+peers of a dead owner take the write lock of each slab, which fails where anybody has it, give the
+slab another generation, and free its pages.
 
 A forked child has all mappings of its parent. Before a fork all slabs are frozen, and each mapping
 of a peer's slab is claimed once more for the child; what was alive at a fork is not used again
@@ -97,7 +103,7 @@ def add_origin(id: int, its_file_fd: int, its_table_fd: int, claims_fd: int):
     """
 
 def remove_origin(id: int):
-    """A peer has ended; what is mapped of it stays as it is."""
+    """A peer has ended; what is mapped of it stays as it is, and the rest of its file is freed."""
 
 def holds(address: int):
     """Whether memory at this address lies in the file of this process."""

@@ -30,7 +30,11 @@ NUMBER = 3                      # on the wire
 # Until a process is given up whose file is wanted: it answers within a millisecond, unless its
 # Python is busy.
 TEND_SECONDS = 0.001
-PATIENCE_SECONDS = 2.0
+PATIENCE_SECONDS = 0.5
+SILENT_LIMIT = 1024
+
+# Processes that have not answered in that time. Until one does, no other frame waits for it.
+cdef set silent = set()
 
 
 @cython.auto_pickle(False)
@@ -88,11 +92,17 @@ cdef class SHMPath(Path):
                 if transfer.stage == 0 and self.attach(place.origin):
                     transfer.error = ESRCH
                     return NOT_FETCHED
+                if place.origin in silent:
+                    transfer.error = ETIMEDOUT
+                    return NOT_FETCHED
+                self.awaited = place.origin
                 is_waiting = True
                 continue
             if outcome != MAPPED:
                 transfer.error = ESTALE if outcome == STALE else ENOMEM
                 return NOT_FETCHED
+            if silent:
+                silent.discard(place.origin)
             slot.data = data
             frame = memoryview(array_of(buffer_on(mapping, data, slot.nbytes)))
             transfer.frames.frames[index] = frame
@@ -109,4 +119,7 @@ cdef class SHMPath(Path):
         if now_ns() - transfer.begin_ns < PATIENCE_SECONDS * 1e9:
             return TEND_SECONDS
         transfer.error = ETIMEDOUT
+        if len(silent) == SILENT_LIMIT:
+            silent.clear()
+        silent.add(self.awaited)
         return ABANDON

@@ -15,7 +15,8 @@ from dask_fabric.wire.path import Path
 NAME = "shm"
 NUMBER = 3
 TEND_SECONDS = 0.001
-PATIENCE_SECONDS = 2.0
+PATIENCE_SECONDS = 0.5
+SILENT_LIMIT = 1024
 
 class SHMPath(Path):
     """Frames in memory files of processes of this host.

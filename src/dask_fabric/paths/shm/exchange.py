@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import errno
 import itertools
 import logging
 import os
@@ -26,6 +27,7 @@ import selectors
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -40,6 +42,8 @@ _HELLO = struct.Struct("<8sQ")
 _MAGIC = b"dfshm 1\n"
 _BACKLOG = 1024
 _CLIENT_LIMIT = 4096
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_PAUSE_SECONDS = 1.0
 
 
 class Exchange:
@@ -57,6 +61,7 @@ class Exchange:
         self._keys = itertools.count(1)
         self._connections: set[socket.socket] = set()
         self._lock = threading.Lock()
+        self._resume_at = 0.0  # when clients are accepted again, if they are not
         self._selector = selectors.DefaultSelector()
         self._listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
@@ -113,11 +118,19 @@ class Exchange:
 
     def _serve(self) -> None:
         while True:
-            for key, _ in self._selector.select():
+            events = self._selector.select(self._pause_seconds())
+            if self._resume_at and not self._pause_seconds():
+                self._resume_at = 0.0
+                self._selector.register(self._listening, selectors.EVENT_READ, self._accept)
+            for key, _ in events:
                 try:
                     key.data()
                 except Exception:
                     logger.exception("The exchange of memory files failed")
+
+    def _pause_seconds(self) -> float | None:
+        """How long no client is accepted; None if they are."""
+        return max(0.0, self._resume_at - time.monotonic()) if self._resume_at else None
 
     def _watch(self, sock: socket.socket, act: Callable[[], Any]) -> None:
         self._connections.add(sock)
@@ -133,7 +146,14 @@ class Exchange:
         sock.close()
 
     def _accept(self) -> None:
-        sock, _ = self._listening.accept()
+        try:
+            sock, _ = self._listening.accept()
+        except OSError as error:
+            if error.errno in _EXHAUSTED:  # the client stays in the queue, and is seen at once
+                logger.warning("No process can attach to this one for now: %s", error)
+                self._resume_at = time.monotonic() + _PAUSE_SECONDS
+                self._selector.unregister(self._listening)
+            return
         sock.setblocking(False)
         if not is_trusted(peer_credentials(sock)[1]) or len(self._connections) > _CLIENT_LIMIT:
             sock.close()

@@ -63,6 +63,7 @@ class SHMProvider(Provider):
 
     def __init__(self) -> None:
         self._described: Description | None = None
+        self._is_enabled = False
         self._limit_bytes = 0  # of a worker in this process
 
     def load(self) -> None:
@@ -77,8 +78,9 @@ class SHMProvider(Provider):
             most_bytes = (self._limit_bytes or host_memory_bytes()) // _PART_OF_MEMORY
         # Not before a comm offers this path: under TLS nobody could map what lies in the file.
         is_enabled = settings.enabled and self._described is not None
-        if is_enabled:
+        if is_enabled is not self._is_enabled:
             pool.trim(0)  # idle slabs lie elsewhere, and would be reused
+            self._is_enabled = is_enabled
         files.configure(
             is_enabled=is_enabled,
             threshold_bytes=settings.threshold_bytes,
