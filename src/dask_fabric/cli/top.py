@@ -13,7 +13,7 @@ from dask.utils import format_bytes
 from distributed import Client
 
 from dask_fabric.comm.network.reachability import reach
-from dask_fabric.telemetry.cluster.processes import Process, ask
+from dask_fabric.telemetry.cluster.processes import Collector, Process
 from dask_fabric.telemetry.cluster.rates import Pair, Rate, rates, slowest
 from dask_fabric.wire.text import printable, table
 
@@ -50,18 +50,19 @@ async def watch(
     async with Client(
         address, asynchronous=True, set_as_default=False, timeout=_CONNECT_SECONDS
     ) as client:
-        before, began = await _look(client), time.monotonic()
+        collector = Collector(client)
+        before, began = await _look(collector), time.monotonic()
         while True:
             await asyncio.sleep(interval_seconds)
-            after, now = await _look(client), time.monotonic()
+            after, now = await _look(collector), time.monotonic()
             show(summary(before, after, now - began))
             if once:
                 return
             before, began = after, now
 
 
-async def _look(client: Client) -> list[Process]:
-    return await asyncio.wait_for(ask(client), _ANSWER_SECONDS)
+async def _look(collector: Collector) -> list[Process]:
+    return await asyncio.wait_for(collector.collect(), _ANSWER_SECONDS)
 
 
 def summary(before: Sequence[Process], after: Sequence[Process], seconds: float) -> dict[str, Any]:

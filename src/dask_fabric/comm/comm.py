@@ -154,6 +154,7 @@ class FabricComm(Comm):
         return {
             "local_address": self._local_addr,
             "peer_address": self._peer_addr,
+            "peer_software": self._channel.peer.software,
             "control_stream": self.control_stream,
             "paths": self.paths,
             "path_order": dict(self._channel.choice.ordered),

@@ -7,11 +7,14 @@ import secrets
 import socket
 from typing import Any
 
+from distributed.scheduler import Scheduler
 from distributed.worker import Worker
 
 from dask_fabric.telemetry import registry
 
 METRIC = "fabric"
+# Unlike `Client.run`, whoever asks by it leaves no line in the log.
+OPERATION = "fabric_figures"
 # Heartbeats are sent about once per second and forwarded to clients, so this bounds their size: a
 # few KiB in a large cluster.
 PEER_LIMIT = 32
@@ -20,15 +23,17 @@ _TOKEN = secrets.token_hex(4)
 
 
 def watch(server: Any) -> None:
-    """If *server* is a worker, add the summary to its heartbeats (``Worker.metrics``).
+    """Have a worker add the summary to its heartbeats, and tell all its figures when asked.
 
     Parameters
     ----------
     server : object
-        The server that listens.
+        The server that listens; a scheduler tells its figures too.
     """
     if isinstance(server, Worker):
         server.metrics.setdefault(METRIC, summary)
+    if isinstance(server, (Worker, Scheduler)):
+        server.handlers.setdefault(OPERATION, registry.rows)
 
 
 def summary(worker: Any = None) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from importlib.metadata import version
 
 import dask.config
 import pytest
@@ -67,10 +68,11 @@ async def test_a_frame_that_is_too_small_for_the_path_tries_nothing():
     assert pair.paths["host"] in pair.used
 
 
-async def test_a_nanny_tells_no_versions():
+async def test_a_nanny_tells_only_our_version():
     async with scheduler() as server, Nanny(server.address, host="127.0.0.1") as nanny:
         pair = await ask(nanny.address)
-    assert (pair.kind, pair.versions) == ("Nanny", {})
+    own = version("dask-fabric")
+    assert (pair.kind, pair.versions) == ("Nanny", {"dask-fabric": (own, own)})
 
 
 async def test_an_encrypted_pair(temporary_security, certificates):

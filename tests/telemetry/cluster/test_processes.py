@@ -84,6 +84,23 @@ def test_top_shows_what_moves(cluster):
     assert found["silent"] == {}
 
 
+async def test_a_process_that_is_asked_again_logs_nothing(cluster):
+    async with Client(cluster.scheduler_address, asynchronous=True) as client:
+
+        async def lines() -> int:
+            logs = await client.get_worker_logs()
+            logs["scheduler"] = await client.get_scheduler_logs()
+            return sum("out-of-band" in text for of in logs.values() for _, text in of)
+
+        collector = processes.Collector(client)
+        first, before = await collector.collect(), await lines()
+        second = await collector.collect()
+        is_ours = cluster.scheduler_address.startswith("fabric")
+        assert before > 0 and ((await lines()) == before) is is_ours
+    assert [one.name for one in first] == [one.name for one in second]
+    assert all(one.rows is not None for one in second)
+
+
 def test_top_of_nothing():
     result = CliRunner().invoke(fabric, ["top", "nonsense://127.0.0.1:1", "--once"])
     assert result.exit_code == 1
@@ -93,6 +110,10 @@ def test_top_of_nothing():
 def test_containers_with_equal_names_and_pids_are_processes_of_their_own():
     one, other = (("host", 1, namespace, "boot") for namespace in (4026531836, 4026532500))
     found = processes._once_each(
-        [("worker", "a", (one, [])), ("worker", "b", (other, [])), ("worker", "c", (one, []))]
+        [
+            ("worker", "a", (one, [], True)),
+            ("worker", "b", (other, [], False)),
+            ("worker", "c", (one, [], True)),
+        ]
     )
     assert [process.name for process in found] == ["a", "b"]

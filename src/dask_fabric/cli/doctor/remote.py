@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any
 
 from distributed.comm import connect
@@ -26,6 +27,7 @@ from dask_fabric.cli.doctor.pair import (
 from dask_fabric.comm.network.reachability import explain
 from dask_fabric.errors import UnavailableError
 
+_PACKAGE = "dask-fabric"
 _CONNECT_SECONDS = 5.0
 _ANSWER_SECONDS = 10.0
 _FRAME_SECONDS = 3.0
@@ -138,7 +140,7 @@ async def _ask(comm: Any, address: str, connect_seconds: float) -> Pair:
         refused=dict(figures.get("refused", {})),
         connect_seconds=connect_seconds,
         round_trip_seconds=round_trip_seconds,
-        versions=_compare(get_versions(), there),
+        versions={**_own_versions(figures), **_compare(get_versions(), there)},
         statistics=figures,
     )
 
@@ -166,6 +168,12 @@ async def _request(comm: Any, operation: str) -> dict[str, Any]:
     if not isinstance(answer, dict) or answer.get("status") == "uncaught-error":
         raise UnavailableError(f"it does not answer {operation!r} like a Dask server")
     return answer
+
+
+def _own_versions(figures: dict[str, Any]) -> dict[str, tuple[str | None, str | None]]:
+    """Give the versions of this package, by what the peer's hello says."""
+    name, _, there = figures["peer_software"].partition(" ")
+    return {name: (version(name), there)} if name == _PACKAGE else {}
 
 
 def _compare(
