@@ -177,6 +177,23 @@ def test_a_real_cluster(scheme, local_cluster):
     assert "bandwidth, GB/s, from row to column" in text
 
 
+def test_each_way_goes_by_the_scheme_of_the_worker_that_has_the_data(local_cluster):
+    cluster = local_cluster("tcp", 1)
+    command = [sys.executable, "-m", "dask", "worker", cluster.scheduler_address]
+    options = ["--protocol", "fabric", "--no-nanny", "--no-dashboard", "--name", "ours"]
+    with subprocess.Popen([*command, *options], stderr=subprocess.DEVNULL) as process:
+        try:
+            with connected({"address": cluster.scheduler_address}) as client:
+                client.wait_for_workers(2, timeout=60)
+                with prepared(client) as found:
+                    told = matrix.measure(found, SHORT, io.StringIO())
+        finally:
+            process.terminate()
+    names, paths = matrix.worker_names(told), matrix.grids(told)["path"]
+    ours = names.index("ours")
+    assert paths[1 - ours][ours] == "tcp" and paths[ours][1 - ours] != "tcp"
+
+
 @pytest.mark.parametrize(
     ("address", "reason"),
     [
