@@ -135,7 +135,11 @@ async def run_loads() -> None:
     accepted: asyncio.Queue = asyncio.Queue()
     async with listen("fabric://127.0.0.1", accepted.put) as listener:
         first = await connect(listener.contact_address)
-        print(json.dumps({"stream": first.control_stream, "paths": sorted(first.paths.values())}))
+        print(
+            json.dumps(
+                {"stream": first.control_stream, "paths": first.statistics()["path_order"]["host"]}
+            )
+        )
         (await accepted.get()).abort()
         first.abort()
         for load in LOADS:

@@ -58,10 +58,11 @@ from dask_fabric.atomics cimport (
 )
 from dask_fabric.clock cimport now_ns, thread_ns
 from dask_fabric.linux cimport (
-    F_OFD_SETLK, F_RDLCK, F_UNLCK, F_WRLCK, FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, POLLIN,
-    SYS_mremap, fallocate, fcntl as control, flock, pipe2, poll, pollfd, pthread_atfork, pthread_create, pthread_detach, pthread_mutex_init, pthread_mutex_lock,
+    FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, POLLIN, SYS_mremap, fallocate, pipe2, poll, pollfd,
+    pthread_atfork, pthread_create, pthread_detach, pthread_mutex_init, pthread_mutex_lock,
     pthread_mutex_t, pthread_mutex_unlock, pthread_t, syscall,
 )
+from dask_fabric.memory.locks cimport F_RDLCK, F_UNLCK, F_WRLCK, lock_bytes
 from dask_fabric.memory.pagemap cimport (
     PAGE_IS_FILE, PAGE_IS_PRESENT, PAGE_IS_SWAPPED, has_page,
 )
@@ -90,6 +91,7 @@ cdef enum:
     MREMAP_FIXED = 2
     MREMAP_DONTUNMAP = 4
 
+cdef int PUNCH = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 cdef int64_t FOREVER_NS = 1 << 62
 # Sparse, and so large that offsets are never used twice: at 10 GB/s it lasts for a day.
 cdef uint64_t FILE_BYTES = <uint64_t> 1 << 50
@@ -463,13 +465,12 @@ cdef void _punch_around(uint32_t number) noexcept nogil:
     cdef Record *record = &table[number]
     cdef uint64_t begin = slab.offered_begin // PAGE_BYTES * PAGE_BYTES
     cdef uint64_t end = min(whole_pages(slab.offered_end), record.nbytes)
-    cdef int mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
     if begin >= end:
         begin = end = record.nbytes     # only a fork has frozen it
     if begin:
-        fallocate(file_fd, mode, record.offset, begin)
+        fallocate(file_fd, PUNCH, record.offset, begin)
     if end < record.nbytes:
-        fallocate(file_fd, mode, record.offset + end, record.nbytes - end)
+        fallocate(file_fd, PUNCH, record.offset + end, record.nbytes - end)
     if begin or end < record.nbytes:
         slab.huge_bytes = 0
 
@@ -522,8 +523,7 @@ cdef void free_slab(
 cdef void _punch(uint32_t number) noexcept nogil:
     """Free the pages of the file that a slab has."""
     cdef Record *record = &table[number]
-    cdef int mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
-    fallocate(file_fd, mode, record.offset, record.nbytes)
+    fallocate(file_fd, PUNCH, record.offset, record.nbytes)
 
 
 cdef void _forget(uint32_t number) noexcept nogil:
@@ -852,7 +852,7 @@ cdef Mapped map_place(
 
 cdef bint _claim(Origin *origin, uint32_t slab) noexcept nogil:
     """Claim a slab of a peer; False where another peer frees it, as its owner is dead."""
-    if claims_at(&origin.claims[slab]) == 0 and not _lock_slab(origin.file_fd, slab, F_RDLCK):
+    if claims_at(&origin.claims[slab]) == 0 and not lock_bytes(origin.file_fd, slab, 1, F_RDLCK):
         return False
     claim(&origin.claims[slab], 1)
     return True
@@ -861,29 +861,19 @@ cdef bint _claim(Origin *origin, uint32_t slab) noexcept nogil:
 cdef void _unclaim(Origin *origin, uint32_t slab) noexcept nogil:
     claim(&origin.claims[slab], -1)
     if claims_at(&origin.claims[slab]) == 0:
-        _lock_slab(origin.file_fd, slab, F_UNLCK)
+        lock_bytes(origin.file_fd, slab, 1, F_UNLCK)
         if origin.is_gone:
             _free_of_dead(origin, slab)
-
-
-cdef bint _lock_slab(int fd, uint32_t slab, short kind) noexcept nogil:
-    """Lock the byte of the file that stands for a slab, or unlock it; False where it is locked."""
-    cdef flock of_slab
-    memset(&of_slab, 0, sizeof(of_slab))
-    of_slab.l_type, of_slab.l_start, of_slab.l_len = kind, slab, 1
-    return control(fd, F_OFD_SETLK, &of_slab) == 0
 
 
 cdef void _free_of_dead(Origin *origin, uint32_t slab) noexcept nogil:
     """Free the pages of a slab whose owner is dead, if no process has it mapped."""
     cdef const Record *record = &origin.table[slab]
-    if origin.writable_table == NULL or not _lock_slab(origin.writable_fd, slab, F_WRLCK):
+    if origin.writable_table == NULL or not lock_bytes(origin.writable_fd, slab, 1, F_WRLCK):
         return
     next_generation(&origin.writable_table[slab].generation)
-    fallocate(
-        origin.writable_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, record.offset, record.nbytes
-    )
-    _lock_slab(origin.writable_fd, slab, F_UNLCK)
+    fallocate(origin.writable_fd, PUNCH, record.offset, record.nbytes)
+    lock_bytes(origin.writable_fd, slab, 1, F_UNLCK)
 
 
 cdef Mapping *_map_claimed(
@@ -1127,19 +1117,11 @@ def open_file_of_process():
     table = <Record *> mapped
     file_fd, table_fd = new_file, new_table
     map_limit = sealed.map_count(USUAL_MAP_COUNT) // MAP_COUNT_PART
-    _lock_all(file_fd)
+    lock_bytes(file_fd, 0, SLAB_LIMIT, F_RDLCK)     # forked children keep the descriptor
     if pipe2(spare_ends, O_CLOEXEC):
         spare_ends[0] = spare_ends[1] = -1
     own_id = 1 + secrets.randbits(62)
     return own_id
-
-
-cdef void _lock_all(int fd) noexcept nogil:
-    """Lock all slabs for this process and its forked children, which keep the descriptor."""
-    cdef flock of_all
-    memset(&of_all, 0, sizeof(of_all))
-    of_all.l_type, of_all.l_len = F_RDLCK, SLAB_LIMIT
-    control(fd, F_OFD_SETLK, &of_all)
 
 
 def descriptors():
@@ -1263,48 +1245,74 @@ def add_origin(uint64_t id, int its_file_fd, int its_table_fd, int claims_fd):
 
 
 def remove_origin(uint64_t id):
-    """A peer has ended; what is mapped of it stays as it is, and the rest of its file is freed."""
+    """A peer has ended; what is mapped of it stays as it is. Then call `free_rest`."""
     cdef Origin *origin
-    cdef int its_file_fd = -1, its_table_fd = -1, new_file = -1, new_table = -1
     with nogil:
         lock()
         origin = _origin_of(id)
         if origin != NULL:
-            origin.is_gone = True       # nothing is mapped of it any more
+            origin.is_gone = True
+            _drop_if_unused(origin)
+        unlock()
+
+
+def free_rest(uint64_t id):
+    """Free what nobody has mapped of the file of a peer that has ended.
+
+    Returns
+    -------
+    bool
+        False where that is to be tried again later: the peer is not quite gone, or it has forked
+        children.
+    """
+    cdef Origin *origin = NULL
+    cdef int its_file_fd = -1, its_table_fd = -1, new_file = -1, new_table = -1
+    cdef bint is_done
+    with nogil:
+        lock()
+        origin = origins
+        while origin != NULL and (origin.id != id or not origin.is_gone):
+            origin = origin.following
+        if origin != NULL:
             origin.mapping_count += 1   # until this is over
             its_file_fd, its_table_fd = origin.file_fd, origin.table_fd
         unlock()
     if origin == NULL:
-        return
+        return True                     # nothing of it is mapped: the kernel has freed its file
     try:
         new_file = sealed.reopen(its_file_fd, os.O_RDWR)
         new_table = sealed.reopen(its_table_fd, os.O_RDWR)
     except OSError:
-        pass                            # its file is freed with its last mapping
+        pass                            # no descriptor is left
     with nogil:
-        _free_rest(origin, new_file, new_table)
+        is_done = _free_rest(origin, new_file, new_table)
+    return is_done
 
 
-cdef void _free_rest(Origin *origin, int new_file, int new_table) noexcept nogil:
-    """Free what nobody has of the file of a dead owner, whose descriptors can be written to."""
+cdef bint _free_rest(Origin *origin, int new_file, int new_table) noexcept nogil:
+    """As `free_rest`, by descriptors that can be written to, or -1."""
     cdef void *mapped = MAP_FAILED
     cdef uint32_t number
-    if new_table >= 0:
+    # Byte 0 stands for no slab: only the owner and its children have locked it.
+    if new_table >= 0 and lock_bytes(new_file, 0, 1, F_WRLCK):
         mapped = mmap(NULL, TABLE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, new_table, 0)
+        lock_bytes(new_file, 0, 1, F_UNLCK)
+    if new_table >= 0:
         close(new_table)
+    if mapped == MAP_FAILED and new_file >= 0:
+        close(new_file)
     lock()
     if mapped != MAP_FAILED:
         origin.writable_fd, origin.writable_table = new_file, <Record *> mapped
-    elif new_file >= 0:
-        close(new_file)
-    for number in range(1, SLAB_LIMIT):
-        if origin.table[number].nbytes and claims_at(&origin.claims[number]) == 0:
-            _free_of_dead(origin, number)
-            unlock()                    # it may take milliseconds
-            lock()
+        for number in range(1, SLAB_LIMIT):
+            if origin.table[number].nbytes and claims_at(&origin.claims[number]) == 0:
+                _free_of_dead(origin, number)
+                unlock()                # it may take milliseconds
+                lock()
     origin.mapping_count -= 1
     _drop_if_unused(origin)
     unlock()
+    return mapped != MAP_FAILED
 
 
 def holds(uintptr_t address):

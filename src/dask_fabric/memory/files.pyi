@@ -103,7 +103,17 @@ def add_origin(id: int, its_file_fd: int, its_table_fd: int, claims_fd: int):
     """
 
 def remove_origin(id: int):
-    """A peer has ended; what is mapped of it stays as it is, and the rest of its file is freed."""
+    """A peer has ended; what is mapped of it stays as it is. Then call `free_rest`."""
+
+def free_rest(id: int) -> bool:
+    """Free what nobody has mapped of the file of a peer that has ended.
+
+    Returns
+    -------
+    bool
+        False where that is to be tried again later: the peer is not quite gone, or it has forked
+        children.
+    """
 
 def holds(address: int):
     """Whether memory at this address lies in the file of this process."""

@@ -44,6 +44,7 @@ _BACKLOG = 1024
 _CLIENT_LIMIT = 4096
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _PAUSE_SECONDS = 1.0
+_TEND_SECONDS = 0.1
 
 
 class Exchange:
@@ -62,6 +63,7 @@ class Exchange:
         self._connections: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._resume_at = 0.0  # when clients are accepted again, if they are not
+        self._gone: set[int] = set()  # processes whose file is still to be freed
         self._selector = selectors.DefaultSelector()
         self._listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
@@ -118,19 +120,17 @@ class Exchange:
 
     def _serve(self) -> None:
         while True:
-            events = self._selector.select(self._pause_seconds())
-            if self._resume_at and not self._pause_seconds():
+            is_waiting = self._resume_at or self._gone
+            events = self._selector.select(_TEND_SECONDS if is_waiting else None)
+            if self._resume_at and time.monotonic() >= self._resume_at:
                 self._resume_at = 0.0
                 self._selector.register(self._listening, selectors.EVENT_READ, self._accept)
+            self._gone = {peer for peer in self._gone if not files.free_rest(peer)}
             for key, _ in events:
                 try:
                     key.data()
                 except Exception:
                     logger.exception("The exchange of memory files failed")
-
-    def _pause_seconds(self) -> float | None:
-        """How long no client is accepted; None if they are."""
-        return max(0.0, self._resume_at - time.monotonic()) if self._resume_at else None
 
     def _watch(self, sock: socket.socket, act: Callable[[], Any]) -> None:
         self._connections.add(sock)
@@ -217,6 +217,7 @@ class Exchange:
     def _lost(self, sock: socket.socket, peer: int) -> None:
         """A process that this one is attached to is gone; what is mapped of it stays."""
         files.remove_origin(peer)
+        self._gone.add(peer)
         self._close(sock)
 
     # ---- forks
@@ -255,10 +256,11 @@ def of_process() -> Exchange:
         As `Exchange`.
     """
     global _exchange
-    with _making:
-        if _exchange is None:
-            _exchange = Exchange()
-        return _exchange
+    if _exchange is None:
+        with _making:
+            if _exchange is None:
+                _exchange = Exchange()
+    return _exchange
 
 
 def _after_fork_in_child() -> None:

@@ -65,9 +65,13 @@ class SHMProvider(Provider):
         self._described: Description | None = None
         self._is_enabled = False
         self._limit_bytes = 0  # of a worker in this process
+        self._of_process: Any = None  # until `load`: an import costs more than all else here
+        self._path: Any = None
 
     def load(self) -> None:
-        from dask_fabric.paths.shm import endpoint, exchange  # noqa: F401
+        from dask_fabric.paths.shm import endpoint, exchange
+
+        self._of_process, self._path = exchange.of_process, endpoint.SHMPath
 
     def configure(self, settings: Any) -> None:
         from dask_fabric.config.memory import host_memory_bytes
@@ -89,10 +93,8 @@ class SHMProvider(Provider):
 
     def _exchange(self) -> Any:
         """Give the exchange of this process, or the reason why there is none."""
-        from dask_fabric.paths.shm import exchange
-
         try:
-            return exchange.of_process()
+            return self._of_process()
         except UnavailableError as error:
             return str(error)
 
@@ -110,7 +112,7 @@ class SHMProvider(Provider):
     def candidate(
         self, description: Mapping[str, Any], settings: Any, sock: socket.socket
     ) -> Candidate:
-        return _Candidate(description, settings.threshold_bytes)
+        return _Candidate(description, settings.threshold_bytes, self._of_process(), self._path)
 
     def serve(self, settings: Any, memory_limit_bytes: int, runs_tasks: bool) -> None:
         from dask_fabric.memory import arrays
@@ -161,21 +163,17 @@ class SHMProvider(Provider):
 class _Candidate(Candidate):
     """The path for one connection."""
 
-    def __init__(self, description: Mapping[str, Any], threshold_bytes: int) -> None:
+    def __init__(
+        self, description: Mapping[str, Any], threshold_bytes: int, exchange: Any, path: Any
+    ) -> None:
         super().__init__(description)
-        self._threshold_bytes = threshold_bytes
+        self._threshold_bytes, self._exchange, self._path = threshold_bytes, exchange, path
 
     def probe(self, peer: Peer) -> str:
-        from dask_fabric.paths.shm import exchange
-
-        return exchange.of_process().attach(peer.description["id"])
+        return self._exchange.attach(peer.description["id"])
 
     def open(self, peer: Peer, memory: Sequence[str]) -> Any:
-        from dask_fabric.paths.shm import exchange
-        from dask_fabric.paths.shm.endpoint import SHMPath
-
-        attach = exchange.of_process().attach
-        return SHMPath(peer.description["id"], attach, self._threshold_bytes)
+        return self._path(peer.description["id"], self._exchange.attach, self._threshold_bytes)
 
 
 PROVIDER = SHMProvider()
