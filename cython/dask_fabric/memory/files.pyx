@@ -83,7 +83,7 @@ cdef enum:
     SCAN_COUNT = 16                     # retired slabs that an allocation looks at
     DEFERRED_BYTES = 4 << 20
     PIECE_BYTES = 2 << 20               # of a huge page no part is unmapped alone
-    AHEAD_BYTES = 1 << 30               # of an array: more gets huge pages, or not, as it is written
+    AHEAD_BYTES = 1 << 30               # of an array; the rest gets small pages
     HUGE_PAGE_LIMIT_NS = 20_000_000     # of CPU time; 0.3 ms are usual, 5 ms in a new virtual host
     PAUSE_NS = 1_000_000_000
     # Of mremap(2); older headers lack the last one's name.
