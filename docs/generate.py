@@ -5,7 +5,8 @@ Run it with the package installed: ``python docs/generate.py``. A test says whet
 =============================================  ====================================================
 made                                           from
 =============================================  ====================================================
-docs/wire-protocol.md, diagram of the states   `dask_fabric.wire.states`
+docs/wire-protocol.md, docs/architecture.md,   `dask_fabric.wire.states`
+diagram of the states
 docs/configuration.md, table of the keys       `dask_fabric.config.table`
 dask_fabric.yaml, dask_fabric-schema.yaml      the same
 README.md, docs/benchmarks.md, tables          ``benchmarks/results/*.json``, see ``make figures``
@@ -43,8 +44,9 @@ def made() -> dict[Path, str]:
     """Give the content of every file."""
     protocol, configuration = DOCS / "wire-protocol.md", DOCS / "configuration.md"
     readme, benchmarks = ROOT / "README.md", DOCS / "benchmarks.md"
-    shm = DOCS / "shm.md"
+    shm, architecture = DOCS / "shm.md", DOCS / "architecture.md"
     return {
+        architecture: _filled(architecture, "states", diagram()),
         protocol: _filled(protocol, "states", diagram()),
         configuration: _filled(configuration, "keys", "".join(_key_table())),
         PACKAGE / "dask_fabric.yaml": "".join(_yaml()),

@@ -20,7 +20,7 @@ LAYERS = (
     {"bench"},
     {"cli"},
 )
-FOR_ALL = {"config", "errors"}
+FOR_ALL = {"config", "errors", "keys", "providers"}
 MEETS_DISTRIBUTED = {"telemetry", "comm", "gpu", "bench", "cli"}
 FROM = r"from\s+(?P<module>[\w.]+)\s+c?import\s+(?P<names>[^#\n]+)"
 COLUMNS_LIMIT = 100
