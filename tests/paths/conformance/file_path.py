@@ -20,7 +20,7 @@ class FileProvider(Provider):
 
     name = "file"
     title = "files in /dev/shm"
-    rank = 10  # before cma, which has 20
+    rank = 5  # before shm, which has 10, and cma, which has 20
     within_host = True
     section = Section(
         "Frames as files in /dev/shm.",
