@@ -1,8 +1,9 @@
 """A preload that creates the CUDA context, for GPU workers of other tools such as dask-cuda.
 
-The context is created at import, because a worker listens, and so may start UCX, before
-``dask_setup`` is called. Commands import the preloads of their workers too, to read their options:
-they have no parent process, and there nothing is created. dask-fabric's own workers do not need it.
+The context is created at import, because a worker listens before ``dask_setup`` is called, and that
+may start the library of a path. Commands import the preloads of their workers too, to read their
+options: they have no parent process, and there nothing is created. dask-fabric's own workers do not
+need it.
 """
 
 from __future__ import annotations

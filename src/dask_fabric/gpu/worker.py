@@ -29,8 +29,8 @@ def make_worker(
 ) -> Worker:
     """Prepare this process for its GPU, and make the worker; used as a nanny's worker class.
 
-    A worker listens, and so may start UCX, before it runs plugins and preloads. But the context
-    must exist before UCX starts.
+    A worker listens before it runs plugins and preloads, and that may start the library of a path.
+    The context must exist before such a library starts.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 """Workloads on one cluster: ``python -m dask_fabric.bench.work.program``.
 
-Each cluster has a process of its own, so that two protocols, or two UCX libraries, are never in the
-same process. It reads a line of JSON, and prints one for each workload.
+Each cluster has a process of its own, so that two protocols, or two libraries of a path, are never
+in the same process. It reads a line of JSON, and prints one for each workload.
 """
 
 from __future__ import annotations

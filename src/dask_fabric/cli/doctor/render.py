@@ -148,11 +148,11 @@ def _limits(facts: Facts) -> list[Sequence[str]]:
     scopes = dict(enumerate(meanings))
     scope = limits.ptrace_scope
     said = f"{scope}: {scopes[scope]}" if scope in scopes else _said(scope)
-    shm = f"{size(limits.shm_bytes)}, {size(limits.shm_free_bytes)} free"
+    sizes = f"{size(limits.shm_bytes)}, {size(limits.shm_free_bytes)} free"
     return [
         ("locked memory (memlock)", size(limits.memlock_bytes)),
         ("open files (nofile)", _said(limits.open_file_count)),
-        ("/dev/shm", shm if limits.shm_bytes else _UNKNOWN),
+        ("/dev/shm", sizes if limits.shm_bytes else _UNKNOWN),
         ("transparent huge pages", _said(limits.transparent_huge_pages)),
         ("huge pages of memory files", _said(limits.shmem_huge_pages)),
         ("reserved huge pages", _said(limits.reserved_huge_page_count)),
