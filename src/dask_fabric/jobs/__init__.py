@@ -1,0 +1,1 @@
+"""Work of native threads: mailboxes, completion queues, and quarantine for stuck memory."""
