@@ -1,7 +1,26 @@
 """Assembles messages from the records that arrive; larger frames are received in place.
 
-Memory and time are committed in proportion to the bytes that have arrived, not to the sizes that
-the peer claims: frames are allocated little by little, at most `TURN_FRAMES` per call.
+Theory of operation
+-------------------
+Bytes first arrive in the staging buffer of `ReceiveBuffer`. `RecordReader` finds the next record
+there and checks it. What follows depends on the record:
+
+* A small message is copied out of the staging buffer once it is complete (`_copy_out`).
+* A larger one is *filled*: it is received directly into its final memory. Its table is copied
+  aside, header and frames are allocated, and their addresses are given to the `ReceiveBuffer` as
+  vectors (`_begin_filling`). The message is complete when no byte of them is missing.
+* FRAMES, the answer to a request, is filled in the same way, into frames of an earlier message
+  that is still in the `Inbox` (`_begin_requested`).
+* Other records are returned as a `Control`; an ERROR is raised.
+
+A frame on offer has no bytes in the stream. It goes to `offered`, without memory, and is None in
+the list of frames until it was fetched. The owner takes `offered` together with the message.
+
+Memory and time follow the bytes that have arrived, not the sizes that the peer claims. So frames
+are allocated in steps: in each at most `TURN_FRAMES`, whose cost (`cost_of`) is not above the bytes
+filled so far plus `AHEAD_BYTES`. A large frame costs little at first: its pages are not resident
+before they are written. If a step needs no further bytes, `has_more_work` is true afterwards, and
+the owner calls `next_record` again in a later turn of the event loop.
 """
 
 cimport cython

@@ -1,3 +1,28 @@
+"""Messages to header and frames, and back.
+
+Theory of operation
+-------------------
+Encoding has two steps. `Codec.begin` packs the message with msgpack. Wherever the packer meets an
+object that needs a serializer (`Serialize`, `ToPickle` and the like), its hook, `Packing`, puts the
+object aside as a *payload* and packs a reference in its place. `Encoding.finish` then serializes
+the payloads, each into an entry of the header's table and any number of frames. Only this second
+step can take long: `Encoding.offload_bytes` estimates it by the payloads alone, and the comm may
+run it in a thread. A message without payloads is complete after the first step.
+
+A plain NumPy array has a short entry of its own, and one frame, its memory (`codec.arrays`). All
+else is serialized by functions of `distributed`, which come in the `Dialect`, so that this module
+imports nothing of it. Large bytes and texts in the packed message become payloads too, and so
+frames (`codec.large`).
+
+Decoding is the reverse. `Codec.offload_bytes` estimates it first, without unpickling anything. Then
+`decode` parses and checks the table (`codec.decoding`), before it unpickles any payload, and
+unpacks the message with each reference replaced by its object. The header comes from an untrusted
+peer: msgpack of very many tiny objects is scanned first, decoded in pieces, and never in an event
+loop (`is_long`).
+
+`docs/codec.md` has the format.
+"""
+
 from typing import Any, Final
 
 from dask_fabric.codec.dialect import Dialect

@@ -1,4 +1,26 @@
-"""`FabricComm`: Dask's ``Comm`` over one open channel."""
+"""`FabricComm`: Dask's ``Comm`` over one open channel.
+
+Theory of operation
+-------------------
+A comm joins a channel, which moves headers and frames, and the codec, which makes them from
+messages. The comm itself decides three things.
+
+*Where the work is done.* The codec estimates its work in bytes. Little is done at once, untimed.
+Above Dask's offload threshold it goes to Dask's offload thread. The rest is done here, and timed.
+
+*How device memory travels.* Frames of device memory are sent as they are if a path carries them.
+Otherwise they are staged: sent before their message in chunks of host memory, which the peer's comm
+collects (`comm.device`). `read` recognises chunks by their mark.
+
+*What an error ends.* A message that cannot be serialized or deserialized is an error of that
+message, and the comm stays open. One above a limit of the peer is not sent; where the peer waits
+for it, an error is sent instead (`comm.serialize.too_large`). A violation of the protocol, the end
+of the stream and a cancelled read or write end the comm, since a message may be incomplete then.
+
+`write` never waits for the peer to read: two sides that both write first must not block each other.
+It yields to the event loop if much is queued. The first message each way is Dask's handshake, which
+is decoded without the codec, since the peer is a stranger until then (`comm.dask_handshake`).
+"""
 
 from __future__ import annotations
 

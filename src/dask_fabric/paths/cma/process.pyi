@@ -1,13 +1,21 @@
 """The `cma` path: identifies the peer's process, and reads its memory.
 
-Cross memory attach is process_vm_readv(2): one copy, made by the reader alone. Whether it is
-permitted is found out by trying: each process announces the address of a secret, and its peer reads
-that.
+Theory of operation
+-------------------
+Cross memory attach is process_vm_readv(2): one copy, made by the reader alone. Whether the kernel
+permits it depends on users, namespaces, Yama and seccomp, so it is found out by trying: each
+process announces the address of a `Secret` of 16 random bytes, and its peer reads them (`probe`).
+If they match, the pid means the peer's process here, and its memory can be read.
 
 A pid is not enough to identify a process: it may be reused by another one, whose bytes would be
 taken for the peer's. So `Process` holds two descriptors: a pidfd, and the page map, which stays
-bound to the same memory. They are checked *after* each copy: if the process still lives then, the
-pid was its own during the copy.
+bound to the same memory. They are checked *after* each copy (`has_ended`): if the process still
+lives then, the pid was its own during the copy. All comms with one process share a `Process`.
+
+Reading a page of another process may block for any time: the page may be swapped out, or belong to
+a file on a slow network. So `is_resident` asks the page map first. An event loop reads only pages
+that are in memory. All others are read by a native thread (`paths.cma.copies`), or, for the probe,
+by a thread of Python that is abandoned after `PROBE_SECONDS`.
 """
 
 from typing import Final
