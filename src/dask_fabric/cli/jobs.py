@@ -7,6 +7,7 @@ from typing import Any
 
 from dask.utils import format_bytes, format_time
 
+from dask_fabric.telemetry import waits
 from dask_fabric.telemetry.history.export import moment
 from dask_fabric.telemetry.history.file import Record
 from dask_fabric.telemetry.history.summary import PathSummary
@@ -14,13 +15,6 @@ from dask_fabric.wire.text import printable, table
 
 _HEAD = ("job", "start", "lasted", "state", "workers", "moved", "fallbacks", "slow", "scheduler")
 _PATH_HEAD = ("path", "sent", "received", "fallbacks", "p50", "p90", "p99", "most")
-_WAITS = {
-    "loop_seconds": "waited for the loop",
-    "allocate_seconds": "allocating",
-    "wire_seconds": "on the wire",
-    "peer_seconds": "waited for the peer",
-    "serialize_seconds": "(de)serializing",
-}
 _BANDWIDTHS = ("bandwidth_p50", "bandwidth_p90", "bandwidth_p99", "bandwidth_max")
 
 
@@ -79,8 +73,11 @@ def _paths(paths: list[PathSummary]) -> Iterator[str]:
     ]
     yield from table([_PATH_HEAD, *rows])
     yield ""
-    waits = [(one.path, *(format_time(getattr(one, name)) for name in _WAITS)) for one in paths]
-    yield from table([("path", *_WAITS.values()), *waits])
+    times = [
+        (one.path, *(format_time(getattr(one, wait.field)) for wait in waits.REPORTED))
+        for one in paths
+    ]
+    yield from table([("path", *(wait.label for wait in waits.REPORTED)), *times])
 
 
 def _links(record: Record) -> Iterator[str]:
@@ -121,7 +118,7 @@ def _compared_paths(
 ) -> Iterator[tuple[str, ...]]:
     formats = {"bytes_sent": format_bytes, "bytes_received": format_bytes, "fallbacks": str}
     formats |= dict.fromkeys(_BANDWIDTHS, lambda rate: f"{format_bytes(int(rate))}/s")
-    formats |= dict.fromkeys(_WAITS, format_time)
+    formats |= dict.fromkeys((wait.field for wait in waits.REPORTED), format_time)
     for name, form in formats.items():
         left, right = (0 if side is None else getattr(side, name) for side in (one, other))
         yield _compared(f"{path} {name.replace('_', ' ')}", left, right, form)

@@ -13,6 +13,7 @@ from dask.utils import format_bytes
 from distributed import Client
 
 from dask_fabric.comm.network.reachability import reach
+from dask_fabric.telemetry import waits
 from dask_fabric.telemetry.cluster.processes import Collector, Process
 from dask_fabric.telemetry.cluster.rates import Pair, Rate, rates, slowest
 from dask_fabric.wire.text import printable, table
@@ -20,14 +21,6 @@ from dask_fabric.wire.text import printable, table
 _CONNECT_SECONDS = 10.0
 _ANSWER_SECONDS = 30.0
 _HEAD = ("process", "path", "received/s", "sent/s", "messages/s", "fallbacks")
-_WAITS = {
-    "loop": "loop",
-    "allocate": "allocate",
-    "wire": "wire",
-    "peer": "peer",
-    "serialize": "encode",
-    "deserialize": "decode",
-}
 
 
 async def watch(
@@ -110,11 +103,11 @@ def _rates(found: Sequence[Rate]) -> list[str]:
             format_bytes(int(rate.sent_bytes_per_second)),
             f"{rate.messages_per_second:.0f}",
             str(rate.fallbacks),
-            *(f"{rate.waits[wait]:.2f}" for wait in _WAITS),
+            *(f"{rate.waits[wait.name]:.2f}" for wait in waits.ALL),
         )
         for rate in busiest
     ]
-    return table([(*_HEAD, *_WAITS.values()), *rows])
+    return table([(*_HEAD, *(wait.column for wait in waits.ALL)), *rows])
 
 
 def _slowest(pairs: Sequence[Pair]) -> list[str]:

@@ -12,14 +12,13 @@ from typing import Any
 
 from dask_fabric import providers
 from dask_fabric.memory import pool
-from dask_fabric.telemetry import registry
+from dask_fabric.telemetry import registry, waits
 
 _PEERS_SHOWN = 64  # pairs of peer and path with lines of their own
 _COUNTERS = {
     "frames": "Frames, by direction",
     "fallbacks": "Messages whose offered frames were sent on the stream instead, by direction",
 }
-_WAITS = ("loop", "allocate", "wire", "peer")
 # Histograms, by name in `Metrics.as_dict`: the metric's name and description.
 _SIZES = {
     "sent_message_bytes": ("dask_fabric_sent_message_bytes", "Sizes of messages sent"),
@@ -103,14 +102,13 @@ def _waits(by_path: dict[str, dict[str, Any]]) -> Iterator[Any]:
         "dask_fabric_transfer_seconds", "Where the time of transfers went", labels=["path", "on"]
     )
     for path, figures in by_path.items():
-        for wait in _WAITS:
-            moving.add_metric([path, wait], figures[f"{wait}_seconds"])
+        for wait in waits.MOVING:
+            moving.add_metric([path, wait.name], figures[wait.field])
     yield moving
-    for name in ("serialize", "deserialize"):
-        spent = sum(figures[f"{name}_seconds"] for figures in by_path.values())
-        yield CounterMetricFamily(
-            f"dask_fabric_{name}_seconds", f"Time to {name} payloads that are not tiny", value=spent
-        )
+    for wait in waits.CODING:
+        text = f"Time to {wait.name} payloads that are not tiny"
+        spent = sum(figures[wait.field] for figures in by_path.values())
+        yield CounterMetricFamily(f"dask_fabric_{wait.field}", text, value=spent)
 
 
 def _histograms(by_path: dict[str, dict[str, Any]]) -> Iterator[Any]:

@@ -6,10 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from dask_fabric.telemetry import waits
 from dask_fabric.telemetry.history import reports
-from dask_fabric.telemetry.history.reports import WAITS, Row
+from dask_fabric.telemetry.history.reports import Row
 
 WORKERS_SHOWN = 64
+_WAITS = [wait.name for wait in waits.REPORTED]
 
 
 @dataclass
@@ -19,7 +21,7 @@ class PathSum:
     sent_bytes: int = 0
     received_bytes: int = 0
     fallback_count: int = 0
-    waits: dict[str, float] = field(default_factory=lambda: dict.fromkeys(WAITS, 0.0))
+    waits: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_WAITS, 0.0))
 
     @property
     def moved_bytes(self) -> int:
@@ -92,7 +94,7 @@ def _count(report: Report, name: str, names: Mapping[str, str], row: Row) -> Non
     total.sent_bytes += row.sent_bytes
     total.received_bytes += row.received_bytes
     total.fallback_count += row.fallback_count
-    for wait, seconds in zip(WAITS, row.waits, strict=True):
+    for wait, seconds in zip(_WAITS, row.waits, strict=True):
         total.waits[wait] += seconds
     if row.peer in names:  # the connecting side: it counts both, and the other has no name for it
         for key, nbytes in (

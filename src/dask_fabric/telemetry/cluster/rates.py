@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from dask_fabric.telemetry import waits
 from dask_fabric.telemetry.cluster.processes import Process
 
 _SLOWEST_SHOWN = 8
 _LEAST_BYTES = 1 << 20  # per pair: with less traffic its speed means nothing
-_WAITS = ("loop", "allocate", "wire", "peer", "serialize", "deserialize")
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def rates(before: Iterable[Process], after: Iterable[Process], seconds: float) -
                 moved["bytes_received"] / seconds,
                 (moved["messages_sent"] + moved["messages_received"]) / seconds,
                 sums["fallbacks_sent"] + sums["fallbacks_received"],
-                {wait: moved[f"{wait}_seconds"] / seconds for wait in _WAITS},
+                {wait.name: moved[wait.field] / seconds for wait in waits.ALL},
             )
         )
     return found

@@ -29,6 +29,7 @@ from distributed.dashboard.components.scheduler import BOKEH_THEME, env
 from distributed.dashboard.utils import update
 
 from dask_fabric import providers
+from dask_fabric.telemetry import waits
 from dask_fabric.telemetry.cluster.matrix import Cell, PathSum, Report, gather
 from dask_fabric.telemetry.heartbeat import METRIC
 from dask_fabric.wire.hello import STREAM
@@ -44,11 +45,7 @@ _TITLES = (
     "sent",
     "received",
     "fallbacks",
-    "waited for the loop",
-    "allocating",
-    "on the wire",
-    "waited for the peer",
-    "(de)serializing",
+    *(wait.label for wait in waits.REPORTED),
 )
 _DECADES_SHOWN = 3  # that the colors of the amounts cover
 _POWERS_OF_2 = [2**power for power in range(10)]  # ticks at whole KiB, MiB and GiB

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from dask_fabric.telemetry import waits
 from dask_fabric.telemetry.history import reports
 from dask_fabric.telemetry.history.reports import Row
 from dask_fabric.telemetry.history.summary import AMOUNT_LIMIT, Link, PathSummary, Summary
@@ -23,7 +24,7 @@ _LINK_COUNT_LEAST = 3
 _SLOW_PART = 1 / 3  # a link below this part of the upper quartile is slow
 _STEPS = 8  # per power of two of a bandwidth: percentiles are right within 5 %
 _MOST = AMOUNT_LIMIT // 2  # limit of any sum: only invented figures exceed it
-_NUMBER_COUNT = 3 + len(reports.WAITS)
+_NUMBER_COUNT = 3 + len(waits.REPORTED)
 
 
 @dataclass

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-WAITS = ("loop", "allocate", "wire", "peer", "serialize")
 TEXT_LIMIT = 200
 # Rows of one report; no worker sends so many.
 _ROW_LIMIT = 256
@@ -29,7 +28,7 @@ class Row(NamedTuple):
 
     @property
     def waits(self) -> tuple[float, ...]:
-        """The seconds, in the order of `WAITS`."""
+        """The seconds, in the order of `dask_fabric.telemetry.waits.REPORTED`."""
         return self[5:]
 
 
