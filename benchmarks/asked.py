@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from dask_fabric.bench.results import Row, read
-from dask_fabric.wire.text import table
+from dask_fabric.text_table import table
 
 SOCKETS = "sockets"
 COPIES = "process_vm_readv"

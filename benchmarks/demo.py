@@ -31,7 +31,7 @@ from dask_fabric.bench.results import Results, Row
 from dask_fabric.bench.tables import facts_line
 from dask_fabric.bench.work.arrays import persist_rows
 from dask_fabric.bench.work.local import moved_bytes, start_cluster
-from dask_fabric.wire.text import table
+from dask_fabric.text_table import table
 
 PARTITIONS = 16
 SIDE, CHUNK = 8000, 1000

@@ -32,7 +32,7 @@ from pathlib import Path
 from distributed.comm import connect, listen
 
 from dask_fabric.engine import channel
-from dask_fabric.wire.text import table
+from dask_fabric.text_table import table
 
 BASELINE = Path(__file__).with_suffix(".json")
 TOLERANCE = 0.01

@@ -31,8 +31,8 @@ from dask_fabric.bench.results import Results, Row, read
 from dask_fabric.bench.tables import facts_line, number, render
 from dask_fabric.config.table import keys, sections
 from dask_fabric.keys import Key, Section
+from dask_fabric.text_table import table
 from dask_fabric.wire.states import transitions
-from dask_fabric.wire.text import table
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -8,7 +8,7 @@ from typing import Any
 
 from dask_fabric.bench.results import FLOORS, Results, Row, times_better
 from dask_fabric.bench.tables import number
-from dask_fabric.wire.text import table
+from dask_fabric.text_table import table
 
 BETTER, WORSE, NOISE = "better", "worse", "within noise"
 GONE, NEW, FAILED = "gone", "new", "failed"

@@ -8,7 +8,7 @@ from typing import Any
 
 from dask_fabric.bench.matrix import grids, worker_names
 from dask_fabric.bench.results import FLOORS, Results, Row
-from dask_fabric.wire.text import table
+from dask_fabric.text_table import table
 
 _GRID_LIMIT = 12  # workers
 _SPREAD_SHOWN = 1.0  # half of the rounds lie further apart than the median is large

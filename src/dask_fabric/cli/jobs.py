@@ -11,7 +11,8 @@ from dask_fabric.telemetry import waits
 from dask_fabric.telemetry.history.export import moment
 from dask_fabric.telemetry.history.file import Record
 from dask_fabric.telemetry.history.summary import PathSummary
-from dask_fabric.wire.text import printable, table
+from dask_fabric.text_table import table
+from dask_fabric.wire.text import one_line
 
 _HEAD = ("job", "start", "lasted", "state", "workers", "moved", "fallbacks", "slow", "scheduler")
 _PATH_HEAD = ("path", "sent", "received", "fallbacks", "p50", "p90", "p99", "most")
@@ -138,4 +139,4 @@ def _time(seconds: float) -> str:
 
 def complaint(damaged: list[str]) -> str:
     """Give the errors of jobs that cannot be shown."""
-    return "\n".join(printable(text) for text in damaged)
+    return "\n".join(one_line(text) for text in damaged)

@@ -16,7 +16,8 @@ from dask_fabric.comm.network.reachability import reach
 from dask_fabric.telemetry import waits
 from dask_fabric.telemetry.cluster.processes import Collector, Process
 from dask_fabric.telemetry.cluster.rates import Pair, Rate, rates, slowest
-from dask_fabric.wire.text import printable, table
+from dask_fabric.text_table import table
+from dask_fabric.wire.text import one_line
 
 _CONNECT_SECONDS = 10.0
 _ANSWER_SECONDS = 30.0
@@ -129,4 +130,4 @@ def _slowest(pairs: Sequence[Pair]) -> list[str]:
 def _left_out(found: dict[str, Any]) -> list[str]:
     lines = [f"{name} sends no report: {reason}" for name, reason in found["silent"].items()]
     lines += [f"{name} has had no comm of dask-fabric" for name in found["idle"]]
-    return [printable(line) for line in lines]
+    return [one_line(line) for line in lines]

@@ -18,7 +18,7 @@ from dask_fabric.gpu.rdma import RdmaDevice
 from dask_fabric.gpu.survey import Gpu
 from dask_fabric.memory.device import HOST
 from dask_fabric.paths.provider import Provider
-from dask_fabric.wire.text import table, wrapped
+from dask_fabric.text_table import table, wrapped
 
 _UNKNOWN = "unknown"
 _WIDTHS = (80, 100)

@@ -8,7 +8,7 @@ from distributed.comm import connect
 from distributed.comm.registry import get_backend
 from distributed.security import Security
 
-from dask_fabric.wire.text import printable
+from dask_fabric.wire.text import one_line
 
 
 async def reach(address: str, patience_seconds: float) -> None:
@@ -34,4 +34,4 @@ def explain(error: BaseException) -> str:
     # Dask's own error only says how long it tried.
     while type(error) is OSError and error.__cause__ is not None and str(error.__cause__):
         error = error.__cause__
-    return printable(str(error)) or error.__class__.__name__
+    return one_line(str(error)) or error.__class__.__name__
