@@ -368,7 +368,7 @@ async def test_a_path_that_is_stuck_ends_the_comm():
     async with attacked(path) as (channel, peer):
         peer.sendall(offer(0, BULK, 4096))
         try:
-            with pytest.raises(ChannelClosedError, match="the path stuck neither brings frames"):
+            with pytest.raises(ChannelClosedError, match="by the path stuck does not end"):
                 await receive(channel)
             assert completions.statistics()["quarantined_count"] == 1
         finally:

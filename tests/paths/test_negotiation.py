@@ -82,10 +82,12 @@ TABLE = {
         {"cma": "the two processes are on different hosts"},
     ),
     "nothing to try": (
-        saying(CMA, cma={}), CMA, {}, "stream", {"cma": "a hello does not describe it"},
+        saying(CMA, cma={}), CMA, {}, "stream",
+        {"cma": "client: its hello has no description of this path: use the same release"},
     ),
     "nothing of ucx": (
-        saying(BOTH, ucx={}), ELSEWHERE, {}, "stream", {"ucx": "a hello does not describe it"},
+        saying(BOTH, ucx={}), ELSEWHERE, {}, "stream",
+        {"ucx": "client: its hello has no description of this path: use the same release"},
     ),
     "rdma between hosts": (
         BOTH, ELSEWHERE, {}, "ucx", {"cma": "the two processes are on different hosts"},

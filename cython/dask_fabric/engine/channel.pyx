@@ -849,7 +849,9 @@ cdef class Channel:
             self._go_on_after_transfer()
         elif delay < 0:
             raise ChannelClosedError(
-                f"the path {transfer.path.name} neither brings frames nor returns their memory"
+                f"a transfer by the path {transfer.path.name} does not end, and still uses its "
+                "memory; if this happens again, switch the path off "
+                f"(fabric.{transfer.path.name} in the configuration)"
             )
 
     def _tend(self):

@@ -163,7 +163,7 @@ def _objection(provider: Provider, client: Hello, server: Hello, memory: str, in
     for side, hello in (("client", client), ("server", server)):
         description = hello.described.get(name)
         if not description:
-            return "a hello does not describe it"
+            return f"{side}: its hello has no description of this path: use the same release"
         if not provider.check(description):
             return f"{side}: its hello has an invalid description of this path"
     pair = Pair(client.described[name], server.described[name], memory, same_host, insists)

@@ -257,7 +257,10 @@ def _objection(pid, address, expected):
     if pid == 0:
         return "the peer's process cannot be seen from here: another pid namespace"
     if len(expected) != NONCE_BYTES or not 0 < pid < 1 << 31 or not 0 < address < 1 << 63:
-        return "the peer's description of its memory makes no sense"
+        return (
+            "the peer's description of its memory is invalid: use the same release of dask-fabric "
+            "on both sides (or it is a foreign peer)"
+        )
     return ""
 
 
