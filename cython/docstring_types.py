@@ -139,16 +139,16 @@ class Known:
 
 def _annotate(node: Function, docstring: str, known: Known) -> bool:
     """Put the types into the tree, and say whether there are any."""
-    told: dict[str, str] = {}
+    documented: dict[str, str] = {}
     for line in _section(docstring, "Parameters"):
         names, _, text = line.partition(" : ")
-        told |= dict.fromkeys(names.split(", "), text)
+        documented |= dict.fromkeys(names.split(", "), text)
     plain = [*node.args.posonlyargs, *node.args.args]
     defaults = dict(zip(reversed(plain), reversed(node.args.defaults), strict=False))
     defaults |= dict(zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True))
     found = False
     for arg in (*plain, *node.args.kwonlyargs):
-        text = told.get(arg.arg, "")
+        text = documented.get(arg.arg, "")
         if getattr(defaults.get(arg), "value", "") is None:
             text = text.replace(OPTIONAL, " or None")
         if arg.annotation is None:

@@ -121,10 +121,10 @@ def clock(monkeypatch):
 
 def test_progress_is_a_line_every_minute_in_a_pipe(clock):
     stream = io.StringIO()
-    with progress(400, stream) as tell:
+    with progress(400, stream) as advance:
         for clock.now in range(0, 200, 10):
-            tell(0, f"round {clock.now}")
-            tell(2)
+            advance(0, f"round {clock.now}")
+            advance(2)
     assert stream.getvalue().splitlines() == [
         "12 of 400 done, now round 60",
         "24 of 400 done, now round 120",
@@ -135,9 +135,9 @@ def test_progress_is_a_line_every_minute_in_a_pipe(clock):
 def test_progress_is_a_bar_on_a_terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     stream = Terminal()
-    with progress(2, stream) as tell:
-        tell(0, "half" * 20)
-        tell(1)
+    with progress(2, stream) as advance:
+        advance(0, "half" * 20)
+        advance(1)
     lines = [line.rpartition("\x1b[?25l")[2] for line in stream.getvalue().split("\r")]
     assert all(len(line) < 80 for line in lines)
     assert "0/2" in lines[2] and "halfhalf" in lines[2]

@@ -152,7 +152,7 @@ async def test_paths_that_nobody_asked_for(server_side):
     near, far = new_channel(near, False), new_channel(far, True)
     await asyncio.gather(near.open(), far.open())
     sender, target = (near, far) if server_side else (far, near)
-    sender.tell_paths(b"\x80")
+    sender.send_paths(b"\x80")
     with pytest.raises(ProtocolError, match="paths that nobody asked for"):
         await receive(target)
     with pytest.raises(ProtocolError, match="paths that nobody asked for"):
@@ -179,7 +179,7 @@ async def test_malformed_paths_are_answered_with_an_error_record(content):
     near, far = unix_pair()
     near, far = new_channel(near, False), new_channel(far, True, Reader())
     await asyncio.gather(near.open(), far.open())
-    near.tell_paths(content)
+    near.send_paths(content)
     with pytest.raises(ProtocolError):
         await receive(far)
     with pytest.raises(ProtocolError, match="the peer ended the connection"):
@@ -192,7 +192,7 @@ async def test_paths_come_once():
     near, far = new_channel(near, False), new_channel(far, True, Reader())
     await asyncio.gather(near.open(), far.open())
     for _ in range(2):
-        near.tell_paths(b"\x80")
+        near.send_paths(b"\x80")
     with pytest.raises(ProtocolError, match="nobody asked for"):
         await receive(far)
     near.abort(), far.abort()

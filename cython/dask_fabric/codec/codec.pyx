@@ -240,7 +240,7 @@ cdef class Codec:
         except MessageTooLargeError:
             raise       # sent by the peer instead of a message, and logged there
         except Exception as error:
-            # What breaks the protocol, any stranger may cause: the comm logs that, on one line.
+            # Any stranger can cause a ProtocolError, so the comm logs it itself, on one line.
             if not isinstance(error, ProtocolError) and self.dialect.may_log_failure():
                 log_decoding_failure(self.dialect, frames, error)
             raise

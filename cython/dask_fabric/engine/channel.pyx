@@ -328,7 +328,7 @@ cdef class Channel:
         path.owner = weakref.ref(self)
         self.core.use(path, devices)
 
-    def tell_paths(self, content):
+    def send_paths(self, content):
         """Complete the negotiation, as the client: queue the PATHS record."""
         self.core.answer(paths_record(content))
         self._settle_turn()

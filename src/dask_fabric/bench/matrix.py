@@ -43,11 +43,11 @@ def measure(cluster: Cluster, effort: Effort, stream: TextIO) -> dict[str, Any]:
         hosts.setdefault(worker.place, []).append(worker.address)
     links: list[Link] = []
     pairings = rounds(hosts)
-    with progress(len(pairings), stream) as tell:
+    with progress(len(pairings), stream) as advance:
         for pairing in pairings:
-            tell(0, f"{len(pairing)} pairs at a time")
+            advance(0, f"{len(pairing)} pairs at a time")
             links += _measure_round(cluster, pairing, by_address, effort)
-            tell(1)
+            advance(1)
         links = _measure_again(cluster, links, by_address, effort)
     return {
         "protocol": cluster.scheme,

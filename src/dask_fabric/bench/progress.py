@@ -1,4 +1,4 @@
-"""How far a run is: click's bar on a terminal, a line every minute in a pipe."""
+"""The progress of a run: click's bar on a terminal, or else a line every minute."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ _BAR_COLUMNS = 50  # with the count, and the time that is left
 
 @contextlib.contextmanager
 def progress(total: int, stream: TextIO) -> Iterator[Callable[..., None]]:
-    """Give a function that is told how many more steps are done, and what is done now, if new."""
+    """Show the progress of *total* steps.
+
+    Gives a function ``advance(steps, text=None)``: *steps* more are done, and *text*, if given,
+    says what is done now.
+    """
     if stream.isatty():
         bar = click.progressbar(
             length=max(total, 1),
@@ -24,23 +28,23 @@ def progress(total: int, stream: TextIO) -> Iterator[Callable[..., None]]:
             width=20,
             show_pos=True,
             item_show_func=_fitting,
-            update_min_steps=0,  # what is done now is shown before it is a step
+            update_min_steps=0,  # show the text at once, also when no step is done
         )
         with bar:
             yield bar.update
         return
-    done, told = 0, time.monotonic()
+    done, logged_at = 0, time.monotonic()
 
-    def tell(steps: int, text: str | None = None) -> None:
-        nonlocal done, told
+    def advance(steps: int, text: str | None = None) -> None:
+        nonlocal done, logged_at
         done += steps
-        if text and time.monotonic() - told >= _LINE_SECONDS:
-            told = time.monotonic()
+        if text and time.monotonic() - logged_at >= _LINE_SECONDS:
+            logged_at = time.monotonic()
             click.echo(f"{done} of {total} done, now {text}", file=stream)
 
-    yield tell
+    yield advance
 
 
 def _fitting(text: str | None) -> str | None:
-    """As much as leaves the bar on one line, or the terminal would scroll."""
+    """Cut the text, so that the bar stays on one line; otherwise the terminal would scroll."""
     return text and text[: max(shutil.get_terminal_size().columns - _BAR_COLUMNS, 0)]

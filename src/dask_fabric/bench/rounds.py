@@ -47,18 +47,18 @@ class Effort:
 
 
 def measure(
-    figure: Figure, sites: Sequence[Site], effort: Effort, tell: Callable[..., None]
+    figure: Figure, sites: Sequence[Site], effort: Effort, advance: Callable[..., None]
 ) -> list[Row]:
     """Measure one figure: in every round each column once, in rotating order.
 
-    A site that fails is left out from then on; its rows contain the reason. *tell* is from
+    A site that fails is left out from then on; its rows contain the reason. *advance* is from
     `progress`.
     """
     rows = figure.rows()
     able = [site for site in sites if site.can(figure.verb, figure.arguments)]
     counts: dict[str, int] = {}
     for site in able:
-        tell(0, f"{figure.name}: {site.name}")
+        advance(0, f"{figure.name}: {site.name}")
         with _noting_failure(rows, site):
             _pin(site.pids, figure.pinned)
             counts[site.name] = _calibrate(site, figure, effort.round_seconds)
@@ -66,12 +66,12 @@ def measure(
         shift = turn % max(len(able), 1)
         for site in able[shift:] + able[:shift]:
             if site.name in counts and site.name not in rows[0].problems:
-                tell(0, f"{figure.name}: round {turn + 1}, {site.name}")
+                advance(0, f"{figure.name}: round {turn + 1}, {site.name}")
                 with _noting_failure(rows, site):
                     _add_round(rows, figure, site, counts[site.name])
     for site in able:
         _pin(site.pids, False)
-    tell(len(able))
+    advance(len(able))
     return rows
 
 

@@ -211,8 +211,8 @@ def _measure_all(
         able = [*([] if figure.scenario == FLOOR else pairs), *beside]
         return [site for site in able if site.can(figure.verb, figure.arguments)]
 
-    with progress(sum(len(sites(figure)) for figure in wanted), stream) as tell:
-        return [row for figure in wanted for row in measure(figure, sites(figure), effort, tell)]
+    with progress(sum(len(sites(figure)) for figure in wanted), stream) as advance:
+        return [row for figure in wanted for row in measure(figure, sites(figure), effort, advance)]
 
 
 def _memory(plan: Plan, warnings: list[str]) -> list[Row]:

@@ -63,7 +63,7 @@ def measure(
     found = [_row(name, work.extent) for name in names]
     warnings = []
     lost: set[str] = set()
-    with progress(len(names) * len(protocols) * work.rounds, stream) as tell:
+    with progress(len(names) * len(protocols) * work.rounds, stream) as advance:
         for turn in range(work.rounds):
             shift = turn % len(protocols)
             for protocol in [*protocols[shift:], *protocols[:shift]]:
@@ -72,7 +72,7 @@ def measure(
                 last = turn == work.rounds - 1
                 config = {**_config(names, work, protocol.name, last), "scheme": protocol.scheme}
                 try:
-                    _on_cluster(config, protocol.name, found, around, tell)
+                    _on_cluster(config, protocol.name, found, around, advance)
                 except PairError as exc:
                     warnings.append(f"left out: {exc}")
                     lost.add(protocol.name)
@@ -94,9 +94,9 @@ def measure_on(
         The cluster cannot be used.
     """
     found = [_row(name, work.extent) for name in names]
-    with progress(len(names), stream) as tell:
+    with progress(len(names), stream) as advance:
         config = {**_config(names, work, "", True), **where}
-        _on_cluster(config, None, found, around, tell)
+        _on_cluster(config, None, found, around, advance)
     return found
 
 
@@ -121,7 +121,7 @@ def _on_cluster(
     column: str | None,
     found: Sequence[Row],
     around: Surroundings,
-    tell: Callable[..., None],
+    advance: Callable[..., None],
 ) -> None:
     """Have a program run all workloads, and add their results to the rows."""
     command = [sys.executable, "-m", "dask_fabric.bench.work.program"]
@@ -130,9 +130,9 @@ def _on_cluster(
         scheme = program.read(_START_SECONDS)
         column = column or scheme
         for row in found:
-            tell(0, f"{row.name}: {column}")
+            advance(0, f"{row.name}: {column}")
             answer = program.read(_RUN_SECONDS)
-            tell(1)
+            advance(1)
             for value in answer.get("values", ()):
                 row.add(column, value)
             if "problem" in answer:

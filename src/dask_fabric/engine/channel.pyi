@@ -137,7 +137,7 @@ class Channel:
         devices : dask_fabric.comm.device.direct.Devices, optional
             For frames of device memory, if the path takes them.
         """
-    def tell_paths(self, content):
+    def send_paths(self, content):
         """Complete the negotiation, as the client: queue the PATHS record."""
     def send(self, header: bytes | memoryview, frames: list[Any]) -> int:
         """Send one message, without waiting for the network or the peer.

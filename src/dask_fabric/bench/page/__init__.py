@@ -1,1 +1,1 @@
-"""Results as one page of HTML that needs nothing else: its plots are bokeh's, which is in it."""
+"""Results as one HTML page, which needs no network: it includes bokeh, which draws the plots."""

@@ -1,4 +1,4 @@
-"""The page: what was found first, then plots, then all tables."""
+"""The page: findings, then the plots and the table of each scenario."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def render(results: Results) -> str:
 
 
 def _embedded(parts: Sequence[str | figure]) -> tuple[str, str]:
-    """What the head and what the body of the page hold: bokeh is within, once."""
+    """Give the content of the head and of the body; bokeh's code is included once."""
     drawn = [part for part in parts if not isinstance(part, str)]
     if not drawn:
         return "", "".join(map(str, parts))
@@ -99,7 +99,7 @@ def _table(lines: Sequence[Sequence[str]]) -> str:
 def _plots(
     scenario: str, rows: Sequence[Row], protocols: Sequence[str], colours: dict[str, str]
 ) -> list[str | figure]:
-    """What suits the rows: lines over sizes, histograms, or bars."""
+    """Plot the rows, as fits each of them: lines over sizes, histograms, or bars."""
     by_size: dict[str, list[Row]] = {}
     others: list[str | figure] = []
     for row in rows:
@@ -111,7 +111,7 @@ def _plots(
             others += _bars(row, protocols, colours)
     parts: list[str | figure] = []
     for title, of_title in by_size.items():
-        module = of_title[0].name.partition(" ")[0]  # whose arrays they are
+        module = of_title[0].name.partition(" ")[0]  # of the arrays, such as numpy
         parts += [_title(f"arrays of {module}, {title}"), _over_sizes(of_title, colours)]
     return parts + others
 
@@ -137,7 +137,7 @@ def _over_sizes(rows: Sequence[Row], colours: dict[str, str]) -> figure:
 
 
 def _histogram(row: Row, colours: dict[str, str]) -> figure:
-    """Of each column the part of all round trips in every bucket."""
+    """Plot, for each column, the percentage of its round trips in each bucket."""
     lines = []
     for column, counts in row.histograms.items():
         total = sum(counts.values())
@@ -150,7 +150,7 @@ def _histogram(row: Row, colours: dict[str, str]) -> figure:
 
 
 def _microseconds(bucket: int) -> float:
-    """The middle of a bucket."""
+    """Give the middle of a bucket."""
     return 2 ** ((bucket + 0.5) / BUCKETS_PER_OCTAVE) / 1e3
 
 

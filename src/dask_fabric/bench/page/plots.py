@@ -14,14 +14,14 @@ from bokeh.transform import log_cmap
 
 from dask_fabric.bench.tables import number
 
-# Of Okabe and Ito: told apart by the colour-blind too.
+# The palette of Okabe and Ito: colour-blind readers can distinguish these, too.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5b5b5b")
 _UNKNOWN = "#e8e8e8"
 _GOOD_TO_BAD = RdYlBu[9]
-_LEAST_RANGE = 4.0  # of a heat map: less of a difference is not to shout
-# Nothing that pans: it would take the finger that scrolls the page of a phone.
+_LEAST_RANGE = 4.0  # of a colour scale, highest by lowest: small differences look small
+# No tool that pans: on a phone it would catch the finger that scrolls the page.
 _PLAIN: dict[str, Any] = {"tools": "", "toolbar_location": None}
-_CELL: dict[str, Any] = {"fill_alpha": 0.8, "line_color": "white"}  # text stands on it
+_CELL: dict[str, Any] = {"fill_alpha": 0.8, "line_color": "white"}  # text on it must be readable
 _AS_WIDE_AS_THE_PAGE: dict[str, Any] = {"sizing_mode": "stretch_width", "max_width": 760}
 
 
@@ -32,11 +32,11 @@ class Line:
     Attributes
     ----------
     band : sequence of (float, float), optional
-        Between which values the rounds lie, for every point.
+        The lower and upper quartile of the rounds, for each point.
     is_floor : bool
-        Whether it is dashed.
+        Whether it shows a floor; then it is dashed.
     mark : float
-        Size of the dot at every point.
+        The size of the dot at each point.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Line:
 def line_plot(
     x_title: str, y_title: str, lines: Sequence[Line], ticks: Mapping[float, str] | None = None
 ) -> figure:
-    """Lines over two logarithmic axes; the first has ticks of its own where they are named."""
+    """Plot lines over two logarithmic axes; *ticks* replace those of the x axis."""
     plot = figure(
         x_axis_type="log",
         y_axis_type="log",
@@ -87,18 +87,18 @@ def line_plot(
 
 
 def _drawn(value: float) -> float:
-    """A logarithmic axis has no zero: the line is broken there."""
+    """Give NaN, a gap in the line, for 0, which a logarithmic axis does not have."""
     return value if value > 0 else math.nan
 
 
 def bars(entries: Sequence[tuple[str, float, str]]) -> figure:
-    """A horizontal bar for each name, with its length and its colour."""
+    """Plot a horizontal bar for each entry: its name, its length and its colour."""
     names, values, colours = (list(column) for column in zip(*entries, strict=True))
     said = [number(value) for value in values]
     source = {"name": names, "value": values, "colour": colours, "said": said}
     plot = figure(
         y_range=names[::-1],
-        x_range=(0, 1.4 * max(values) or 1),  # what a bar says stands beside it
+        x_range=(0, 1.4 * max(values) or 1),  # room for the label of the longest bar
         height=20 + 24 * len(names),
         **_AS_WIDE_AS_THE_PAGE,
         **_PLAIN,
@@ -116,7 +116,7 @@ def heat_map(
     colours: Mapping[str, str] | None = None,
     higher_is_better: bool = True,
 ) -> figure:
-    """A square of cells; numbers on a logarithmic scale, words by the colours that they have."""
+    """Plot a square of cells: numbers by a logarithmic scale of colours, words by *colours*."""
     count = len(names)
     places = range(count)
     cells = [value for line in values for value in line]
@@ -144,7 +144,7 @@ def heat_map(
     plot.rect("column", "row", 1, 1, source=source, fill_color=fill, **_CELL)
     if colours is None:
         plot.add_layout(ColorBar(color_mapper=fill["transform"], width=10), "right")
-    if side >= 8 * max(map(len, said)) + 2:  # all or none
+    if side >= 8 * max(map(len, said)) + 2:  # in all cells or in none
         centred: dict[str, Any] = {
             "text_align": "center",
             "text_baseline": "middle",
@@ -162,7 +162,7 @@ def heat_map(
 
 
 def _scale(values: Sequence[float | str | None], higher_is_better: bool) -> Any:
-    """From red (bad) over pale yellow to blue (good), no shorter than is worth a look."""
+    """Give a scale from red (bad) over pale yellow to blue (good), at least `_LEAST_RANGE` long."""
     known = [v for v in values if not isinstance(v, str | None) and v > 0] or [1.0]
     low, high = min(known), max(known)
     widen = max(_LEAST_RANGE * low / high, 1) ** 0.5

@@ -290,7 +290,7 @@ class Negotiator:
         agreed = agreement(self.hello, channel.peer)
         found = self._find_out(agreed.candidates, channel.peer)
         if agreed.candidates:
-            channel.tell_paths(encode_found(found))
+            channel.send_paths(encode_found(found))
         self._use(channel, agreed.choose(by_side("client", found)))
         for provider in agreed.insisted:
             if channel.choice.paths[HOST] != provider.name:

@@ -49,7 +49,11 @@ class Refused:
         return Refused, self._error
 
     def pop(self, key: str, default: Any) -> Any:
-        """Give *default*: a worker pops its own keyword where an error would reach nobody."""
+        """Give *default*, without raising the error.
+
+        A worker pops a keyword of its own before it calls the method. An error there would not
+        reach the caller.
+        """
         return default
 
     def __getattr__(self, name: str) -> Any:
