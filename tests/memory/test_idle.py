@@ -152,6 +152,7 @@ def test_under_pressure_nothing_is_kept():
     assert not pool.has_idle_memory()
 
 
+@pytest.mark.resident
 def test_pressure_is_measured_by_the_resident_memory_of_the_process():
     pool.set_pressure_limit(resident_bytes() + 100 * MIB)
     pool.allocate(4 * MIB)

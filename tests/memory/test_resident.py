@@ -34,6 +34,7 @@ def filled(nbytes, total_bytes):
     return arrays
 
 
+@pytest.mark.resident
 @pytest.mark.parametrize("nbytes", SIZES)
 def test_fresh_memory_is_resident_as_far_as_it_was_asked_for(nbytes):
     before = exact_resident_bytes()
@@ -41,6 +42,7 @@ def test_fresh_memory_is_resident_as_far_as_it_was_asked_for(nbytes):
     assert exact_resident_bytes() - before <= MOST * nbytes * len(arrays)
 
 
+@pytest.mark.resident
 @pytest.mark.parametrize("nbytes", SIZES)
 def test_memory_of_frames_of_the_same_size_is_recycled_as_it_is(nbytes):
     before = exact_resident_bytes()
@@ -51,6 +53,7 @@ def test_memory_of_frames_of_the_same_size_is_recycled_as_it_is(nbytes):
     assert exact_resident_bytes() - before <= MOST * nbytes * len(arrays)
 
 
+@pytest.mark.resident
 @pytest.mark.parametrize("nbytes", [80 * KIB, MIB, 5 * MIB, 20 * MIB, 160 * MIB])
 def test_much_memory_of_smaller_frames_borrows_little(nbytes):
     before = exact_resident_bytes()
@@ -63,6 +66,7 @@ def test_much_memory_of_smaller_frames_borrows_little(nbytes):
     assert exact_resident_bytes() - before <= MOST * asked_bytes + BORROWED_BYTES
 
 
+@pytest.mark.resident
 @pytest.mark.parametrize("seed", range(3))
 def test_mixed_sizes_that_come_and_go_stay_near_what_they_ask_for(seed):
     choose = random.Random(seed)
@@ -92,6 +96,7 @@ def test_what_is_borrowed_is_given_back():
         pool.trim()
 
 
+@pytest.mark.resident
 def test_neighbours_that_die_leave_what_is_theirs_alone_resident():
     """Frames share their huge pages: those that go must not keep memory of those that stay."""
     before = exact_resident_bytes()
@@ -105,6 +110,7 @@ def test_neighbours_that_die_leave_what_is_theirs_alone_resident():
     assert exact_resident_bytes() - before <= 4 * MIB
 
 
+@pytest.mark.resident
 def test_memory_that_is_mapped_and_not_given_out_is_little():
     assert (
         int(

@@ -115,6 +115,7 @@ def test_comms_that_take_turns_keep_their_bytes_apart(seed):
 # ---------------------------------------------------------------- claims
 
 
+@pytest.mark.resident
 def test_what_is_claimed_is_not_resident_before_it_arrives():
     before = resident_bytes()
     targets = [assembler() for _ in range(200)]
@@ -123,6 +124,7 @@ def test_what_is_claimed_is_not_resident_before_it_arrives():
     assert resident_bytes() - before <= AHEAD_BYTES + 8 * MIB  # of objects
 
 
+@pytest.mark.resident
 def test_claims_between_frames_that_arrive_are_not_resident_either():
     """Frames share huge pages with their neighbours, but not for those that do not come."""
     kept, targets = [], []
