@@ -1,7 +1,7 @@
-"""Builds of the compiled modules with something added by the compiler, each in its own venv.
+"""Builds of the compiled modules with counters or checks, each in a venv of its own.
 
-The venv that users' wheels are tested in is not touched, nothing is redone without need, and
-``make clean`` removes all of it.
+The venv for testing the users' wheel is not touched. Nothing is rebuilt without need, and ``make
+clean`` removes all of it.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ SUITES = ("wire", "codec", "memory", "paths", "engine", "conformance", "faults")
 
 
 def suites(named: Sequence[str]) -> list[str]:
-    """Give what pytest shall run: what was named, or the suites of the compiled modules."""
+    """Give the arguments for pytest: *named*, or by default the suites of the compiled modules."""
     return list(named) or [f"tests/{name}" for name in SUITES]
 
 
 def prepare(name: str, options: Mapping[str, str]) -> Path:
-    """Make ``.venv-<name>``, or bring it up to date; returns its interpreter.
+    """Create or update ``.venv-<name>``, and return its interpreter.
 
     Parameters
     ----------
     options : mapping
-        What CMake is told, such as ``FABRIC_COVERAGE``.
+        Definitions for CMake, such as ``FABRIC_COVERAGE``.
     """
     folder = ROOT / f".venv-{name}"
     python = folder / "bin/python"
@@ -49,7 +49,7 @@ def prepare(name: str, options: Mapping[str, str]) -> Path:
 
 
 def build_folder(name: str) -> Path:
-    """Give the folder of what the compiler wrote, relative to the root of the tree."""
+    """Give the build folder, relative to the root of the repository."""
     return Path("build", name)
 
 

@@ -1,8 +1,8 @@
-"""Measure which lines of the compiled modules the tests run, and print what is left out.
+"""Measure which lines of the compiled modules the tests run, and print the others.
 
-``make coverage`` runs this. gcov alone does it: it counts lines of C, with the GIL and without, in
-native threads too, which no tracer of Python sees; and Cython has written above each piece of C
-which line of the .pyx it comes from. So a line counts as run where any of its C has run::
+``make coverage`` runs this. gcov counts lines of C, also in native threads, which no tracer of
+Python sees. Above each piece of C, Cython writes a comment with the line of the .pyx that it comes
+from. A line counts as run if any of its C has run::
 
     python -m tests.covered -- tests/wire
 """
@@ -25,7 +25,7 @@ from tests.builds import ROOT, build_folder, prepare, suites
 PACKAGES = ("wire", "codec", "memory", "jobs", "paths", "engine")
 FIGURES = ROOT / "docs/coverage.json"
 PAGE = ROOT / "docs/development.md"
-# A forked child leaves by os._exit, at which gcov writes nothing by itself: cython/coverage.c does.
+# A forked child ends by os._exit. gcov writes nothing then, so cython/coverage.c does.
 AT_EXIT = """
 import ctypes, os, sys
 
@@ -38,17 +38,18 @@ def write(status, leave=os._exit):
 
 os._exit = write
 """
-# Lines that no test can reach stand in the source with this, and a reason.
+# The comment on lines that no test can reach, with the reason.
 EXCUSE = re.compile(r"#.*\buntested: \w")
-# What Cython writes: the line of the source, above its C, and where C of nobody's begins.
+# Cython's comment with the line of the source, above its C.
 MARKER = re.compile(r'\s*/\* "([^"]+\.p(?:yx|xd))":(\d+)$')
-# An attribute that Python may read is no statement.
+# The declaration of an attribute that Python can read: not a statement.
 ATTRIBUTE = re.compile(r"\s*cdef (?:readonly|public) ")
+# Here begins C that belongs to no line of the source.
 NOBODY = re.compile(r"/\* #### Code section|\s*/\* function exit code \*/")
-# Labels and brackets: they belong to what goes on behind them.
+# Labels and brackets: no statements of their own.
 NO_STATEMENT = re.compile(r"\s*(?:__pyx_L\w+:;\s*)?[{}]?\s*$")
 
-Lines = dict[int, int]  # how often each ran
+Lines = dict[int, int]  # how often each line ran
 
 
 def places(c_source: Iterable[str]) -> dict[int, tuple[str, int]]:
@@ -70,7 +71,7 @@ def places(c_source: Iterable[str]) -> dict[int, tuple[str, int]]:
 
 
 def counted(c_source: Iterable[str], counts: Mapping[int, int]) -> dict[str, Lines]:
-    """Give how often the lines of each .pyx ran, from how often those of its C did."""
+    """Give how often the lines of each .pyx ran, by the counts of their C."""
     found: dict[str, Lines] = defaultdict(dict)
     for number, (file, line) in places(c_source).items():
         if number in counts:
@@ -95,7 +96,7 @@ def gcov(data: Path) -> dict[int, int]:
 
 
 def measure(build: Path) -> dict[str, Lines]:
-    """Read what a build has counted; a declaration that several modules hold is run by any."""
+    """Read the counts of a build; those of a declaration are summed over its modules."""
     found: dict[str, Lines] = defaultdict(dict)
     for notes in sorted(build.rglob("dask_fabric.*.gcno")):
         source = build / notes.name.removesuffix(".gcno")
@@ -122,7 +123,7 @@ def summary(found: Mapping[str, Lines]) -> dict[str, dict]:
         files = {f: n for f, n in found.items() if f.startswith(f"dask_fabric/{package}/")}
         run_count = sum(1 for lines in files.values() for count in lines.values() if count)
         line_count = run_count + sum(len(missed(file, lines)) for file, lines in files.items())
-        percent = 1000 * run_count // max(line_count, 1) / 10  # 100 where no line is left out
+        percent = 1000 * run_count // max(line_count, 1) / 10  # 100 only if every line ran
         packages[package] = {"lines": line_count, "run": run_count, "percent": percent}
     return packages
 
@@ -158,9 +159,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("tests", nargs="*", help="what pytest is given; all suites by default")
-    parser.add_argument("--show", default="wire", help="packages whose lines left out are named")
-    parser.add_argument("--no-run", action="store_true", help="print what was counted last")
+    parser.add_argument("tests", nargs="*", help="arguments for pytest; by default all suites")
+    parser.add_argument("--show", default="wire", help="packages whose missed lines are listed")
+    parser.add_argument("--no-run", action="store_true", help="print the last counts")
     arguments = parser.parse_args()
     status = 0
     if not arguments.no_run:
@@ -176,7 +177,7 @@ def main() -> int:
 
 
 def run_tests(named: Sequence[str]) -> int:
-    """Build, and run the tests with counts that begin at 0."""
+    """Build, set all counts to 0, and run the tests."""
     python = prepare("coverage", {"FABRIC_COVERAGE": "ON"})
     (packages,) = python.parents[1].glob("lib/python3*/site-packages")
     (packages / "fabric_at_exit.py").write_text(AT_EXIT)

@@ -1,8 +1,8 @@
-"""A stand-in for a GPU: memory that nobody can read but through its runtime, and late kernels.
+"""A stand-in for a GPU: memory that only its runtime can read, and kernels that run late.
 
-Device memory is ordinary memory here, at an address that `Array` gives as CuPy's arrays do. What is
-enqueued happens only when it is waited for, in the order in which it was enqueued, and copies
-happen only when they are waited for: a wait that is missing leaves wrong bytes.
+Device memory is ordinary memory here, at an address that `Array` exposes as CuPy's arrays do.
+Kernels run only when somebody waits for them, in the order in which they were enqueued, and so do
+copies. If the code forgets to wait, the bytes are wrong.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ GARBAGE = 0xDB
 
 
 class Memory:
-    """Memory of the device, freed as objects are."""
+    """Memory of the device, freed with this object."""
 
     def __init__(self, runtime: StandIn, nbytes: int) -> None:
         self.runtime = runtime
@@ -39,7 +39,7 @@ class Memory:
 
 
 class Array:
-    """What CuPy's arrays are to their holders: no buffer, but an interface to their memory."""
+    """An array like CuPy's: it has no buffer, but an interface to its memory."""
 
     def __init__(self, memory, shape, dtype, strides=None, offset=0) -> None:
         self.memory = memory
@@ -64,7 +64,7 @@ class Array:
         }
 
     def view(self) -> np.ndarray:
-        """The memory as it is now: for the device only."""
+        """Give the memory as it is now; for the device only."""
         return np.ndarray(self.shape, self.dtype, self.memory.bytes.data, self.offset, self.strides)
 
     def __getitem__(self, index) -> Array:
@@ -73,7 +73,7 @@ class Array:
         return Array(self.memory, part.shape, part.dtype, part.strides, offset)
 
     def contiguous(self) -> Array:
-        """Copy to memory in C order; as all kernels, later."""
+        """Copy to memory in C order; it runs later, like all kernels."""
         copy = Array(Memory(self.memory.runtime, self.nbytes), self.shape, self.dtype)
         self.memory.runtime.enqueue(lambda: np.copyto(copy.view(), self.view()))
         return copy
@@ -89,14 +89,14 @@ def _c_strides(shape: tuple[int, ...], itemsize: int) -> list[int]:
 
 
 def check_arrived(got: Array, values: np.ndarray) -> None:
-    """Check that what came is an array of the device, and lies there as *values* do."""
+    """Check that *got* is an array of the device with the content and layout of *values*."""
     assert type(got) is Array
     assert (got.shape, got.dtype, got.strides) == (values.shape, values.dtype, values.strides)
     np.testing.assert_array_equal(got.get(), values)
 
 
 def make_array(values) -> Array:
-    """Compute an array on the device of this process: what a task does."""
+    """Compute an array on the device of this process, as a task does."""
     return current().array(values)
 
 
@@ -118,9 +118,9 @@ class StandIn:
     Attributes
     ----------
     capacity_bytes : int or None
-        What may be allocated; None: anything.
+        How much can be allocated; None: any amount.
     pinned : dict of int to int
-        Pinned host memory: bytes by address.
+        Pinned host memory: its bytes, by address.
     """
 
     def __init__(self) -> None:
@@ -137,10 +137,10 @@ class StandIn:
         self._work: list = []
         self._lock = threading.RLock()
 
-    # ---- what a library for arrays would do
+    # ---- the part of an array library
 
     def array(self, values, order="K") -> Array:
-        """Compute an array; it is there only when the device has been waited for."""
+        """Compute an array; it is complete only after a wait for the device."""
         values = np.array(values, order=order)
         array = Array(Memory(self, values.nbytes), values.shape, values.dtype, values.strides)
         self.enqueue(lambda: np.copyto(array.view(), values))
@@ -157,11 +157,11 @@ class StandIn:
                 kernel()
 
     def hold_copies(self) -> None:
-        """Let copies end only once `may_end` is set."""
+        """Hold copies back until `may_end` is set."""
         self.may_end.clear()
 
     def watch_loop(self) -> None:
-        """Note from now on what blocks this thread."""
+        """Record from now on what blocks this thread."""
         self.loop_thread = threading.get_ident()
 
     def check_thread(self, what: str) -> None:
@@ -184,7 +184,7 @@ class StandIn:
             raise MemoryError(f"the device has no {nbytes} bytes")
         self.allocation_count += 1
         array = Array(Memory(self, nbytes), (nbytes,), np.uint8)
-        # What the memory's earlier owner has enqueued.
+        # A kernel of the memory's previous owner.
         self.enqueue(lambda: array.view().fill(GARBAGE))
         return array
 
@@ -226,7 +226,7 @@ class StandIn:
 
 @cuda_serialize.register(Array)
 def serialize_array(array):
-    """As distributed's own serializer of CuPy's arrays."""
+    """Serialize like distributed's own serializer of CuPy's arrays."""
     flags = array.view().flags
     if not (flags.c_contiguous or flags.f_contiguous):
         array = array.contiguous()
@@ -244,7 +244,7 @@ def deserialize_array(header, frames):
 
 @contextlib.contextmanager
 def direct_path():
-    """Have UCX say that it moves the memory of devices, as it does that of the stand-in."""
+    """Make UCX announce that it moves device memory; it can move that of the stand-in."""
     real = ucx_local.local_ucx
 
     def told(settings, insists, **how):

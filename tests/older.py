@@ -18,7 +18,7 @@ from itertools import product
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-BEFORE = "1e659c1"  # the last commit with the engine of five classes
+BEFORE = "1e659c1"  # the last commit before the engine was rebuilt
 SCHEMES = ("fabric", "fabric+tcp", "fabric+ucx")
 PATIENCE_SECONDS = 60
 
@@ -59,7 +59,7 @@ asyncio.run(main())
 
 
 def build(commit: str, python: str) -> Path:
-    """Give an interpreter that has the package of *commit*, and all else that *python* has."""
+    """Give an interpreter with the package of *commit*, and all other packages of *python*."""
     folder = ROOT / f".venv-older-{commit}"
     own = folder / "bin/python"
     if (folder / "done").exists():
@@ -68,7 +68,7 @@ def build(commit: str, python: str) -> Path:
     paths = subprocess.check_output(
         [python, "-c", "import site; print(site.getsitepackages()[0])"], text=True
     ).strip()
-    # What stands first is found first: the older package, then what the tests use otherwise.
+    # The first folder wins: the older package, then the packages of the tests.
     (there,) = folder.glob("lib/python*/site-packages")
     with tempfile.TemporaryDirectory() as source:
         archive = Path(source, "source.tar")
@@ -83,7 +83,7 @@ def build(commit: str, python: str) -> Path:
 
 
 def talk(server: str, client: str, scheme: str, unix: bool) -> str:
-    """Have two processes exchange messages; give the path and the stream that they took."""
+    """Have two processes exchange messages, and give the path and the stream in use."""
     environment = {
         **os.environ,
         "DASK_FABRIC__UNIX_SOCKETS": str(unix).lower(),

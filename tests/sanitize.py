@@ -1,7 +1,7 @@
 """Run tests on compiled modules that the compiler has added checks to.
 
-``address`` finds memory that is used after it was freed or beyond its end, and what C leaves
-undefined; ``thread`` finds memory that two threads use at once without a lock or an atomic::
+``address`` finds memory that is used after it was freed or beyond its end, and undefined behaviour
+of C. ``thread`` finds memory that two threads use at once without a lock or an atomic::
 
     python -m tests.sanitize address -- tests/wire -x
 """
@@ -19,8 +19,9 @@ from pathlib import Path
 from tests.builds import ROOT, prepare, suites
 
 SUPPRESSIONS = ROOT / "tests/suppressions"
-# What each must find before its silence means anything: bytes written beyond the end of a block,
-# or by two threads at once. The sanitizer's own memset and read do that, without the GIL.
+# Errors that each sanitizer must find, or else its silence means nothing: bytes written beyond the
+# end of a block, or by two threads at once. The sanitizer's own memset and read do that, without
+# the GIL.
 CANARIES = {
     "address": """
 import ctypes
@@ -40,15 +41,15 @@ time.sleep(1)  # both wait
 [thread.join() for thread in both]
 """,
 }
-# What a report of either sanitizer begins with, in the output of whatever process.
+# The beginning of a report of either sanitizer, in the output of any process.
 REPORT = re.compile(r"(ERROR: AddressSanitizer|WARNING: ThreadSanitizer|runtime error): (.*)")
 
 
 def options(kind: str, logs: Path) -> dict[str, str]:
-    """Give the environment of the tests: the libraries of the sanitizer, and what they do.
+    """Give the environment of the tests: the libraries of the sanitizer, and their options.
 
-    Every process writes its reports into a file of its own in *logs*, as those that tests start do
-    not tell what they print.
+    Each process writes its reports to a file of its own in *logs*, because tests do not show the
+    output of the processes that they start.
     """
     log = f"log_path={logs}/report"
     if kind == "thread":
@@ -59,7 +60,7 @@ def options(kind: str, logs: Path) -> dict[str, str]:
         }
     return {
         "LD_PRELOAD": f"{library('libasan.so')} {library('libubsan.so')}",
-        # Python's own memory is never all freed at its end; a child may be killed in the midst.
+        # No search for leaks: Python does not free all memory at exit, and children may be killed.
         "ASAN_OPTIONS": f"{log}:detect_leaks=0:allocator_may_return_null=1",
         "UBSAN_OPTIONS": f"{log}:print_stacktrace=1",
     }
@@ -75,7 +76,7 @@ def library(name: str) -> str:
 
 
 def reports(logs: Path) -> list[str]:
-    """Give the first line of each report, and where it stands."""
+    """Give the first line of each report, with its file."""
     return [
         f"{path}: {match[0]}"
         for path in sorted(logs.glob("report.*"))
@@ -89,7 +90,7 @@ def forget(logs: Path) -> None:
 
 
 def check(kind: str, named: Sequence[str]) -> list[str]:
-    """Build, run the tests, and say what is wrong."""
+    """Build, run the tests, and give the problems."""
     sanitizers = "thread" if kind == "thread" else "address,undefined"
     python = prepare(kind, {"FABRIC_SANITIZE": sanitizers})
     logs = ROOT / f"build/{kind}/reports"
@@ -98,7 +99,7 @@ def check(kind: str, named: Sequence[str]) -> list[str]:
     environment = {**os.environ, "PYTHONMALLOC": "malloc", **options(kind, logs)}
     subprocess.run([python, "-c", CANARIES[kind]], env=environment, capture_output=True)
     if len(reports(logs)) != 1:
-        return ["the sanitizer has not found what it was made to find"]
+        return ["the sanitizer did not report a planted error"]
     forget(logs)
     # Sanitizers keep freed memory, and a shadow of all memory: resident memory is mostly theirs.
     command = [str(python), "-m", "pytest", "-p", "no:cacheprovider", "-m", "not resident"]
@@ -114,7 +115,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("kind", choices=["address", "thread"])
-    parser.add_argument("tests", nargs="*", help="what pytest is given; nearly all by default")
+    parser.add_argument(
+        "tests", nargs="*", help="arguments for pytest; by default nearly all tests"
+    )
     arguments = parser.parse_args()
     wrong = check(arguments.kind, arguments.tests)
     print(*[f"{arguments.kind}: {text}" for text in wrong or ["clean"]], sep="\n")

@@ -1,4 +1,4 @@
-"""Memory whose pages are slow to read, for a transport that must not wait for them."""
+"""Memory whose pages are slow to read, to test that nothing waits for them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if os.uname().machine == "aarch64":
 
 
 class SlowMemory:
-    """Memory whose pages come when `arrive` is called, as those of a file on a hung server do."""
+    """Memory whose pages arrive with a call of `arrive`, like a file on a hung server."""
 
     def __init__(self, nbytes: int) -> None:
         libc = ctypes.CDLL(None, use_errno=True)
@@ -34,13 +34,13 @@ class SlowMemory:
         fcntl.ioctl(self.fd, _UFFDIO_REGISTER, bytearray(register))
 
     def is_awaited(self) -> bool:
-        """Whether some thread stands in a page."""
+        """Whether a thread waits for a page."""
         poll = select.poll()
         poll.register(self.fd, select.POLLIN)
         return poll.poll(0) == [(self.fd, select.POLLIN)]
 
     def arrive(self) -> None:
-        """All pages are zeros from now on."""
+        """Provide all pages, as zeros."""
         fd, self.fd = self.fd, -1  # a timer and the end of the test may both call this
         if fd >= 0:
             os.close(fd)

@@ -1,6 +1,6 @@
 """Run the tests on other versions of Python, with the lowest or the newest dependencies.
 
-Each has a virtual environment of its own beside the package, where nothing is redone without need::
+Each has a virtual environment of its own. Nothing is installed again without need::
 
     python tests/versions.py 3.10:lowest 3.13:newest -- tests/wire -x
 """
@@ -24,9 +24,9 @@ _REQUIREMENT = re.compile(r'"([A-Za-z0-9_.-]+)\s*>=\s*([0-9.]+)"')
 
 
 def lowest(pyproject: str) -> list[str]:
-    """Give the requirements of a pyproject.toml, its build apart, at the least that they allow.
+    """Give the lowest requirements of a pyproject.toml, without those of its build.
 
-    Read by a pattern, for Python has no reader of TOML before 3.11.
+    Read with a regular expression, because Python before 3.11 cannot read TOML.
     """
     text = pyproject.partition("[project]")[2]
     return [f"{name}=={version}" for name, version in dict(_REQUIREMENT.findall(text)).items()]
@@ -48,7 +48,7 @@ def interpreter(version: str) -> str | None:
 
 
 def prepare(python: str, version: str, kind: str) -> Path:
-    """Make the environment, or bring it up to date; returns its interpreter."""
+    """Create or update the environment, and return its interpreter."""
     folder = ROOT / f".venv-{version}-{kind}"
     own = folder / "bin/python"
     if not own.exists():
@@ -77,7 +77,7 @@ def run(command: Iterable[object]) -> None:
 
 
 def main() -> int:
-    """Run everything, and give the exit status: 0 where no test failed."""
+    """Run everything, and give the exit status: 0 if no test failed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

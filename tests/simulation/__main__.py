@@ -1,6 +1,6 @@
-"""Run very many schedules: ``python -m tests.simulation --count N --seed S``.
+"""Run many schedules: ``python -m tests.simulation --count N --seed S``.
 
-Stops at the first one that fails, and prints its seed and its last steps.
+Stops at the first failure, and prints its seed and its last steps.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from itertools import islice
 from .world import Failure, run
 
 BATCH_COUNT = 1000
-TOLD_BATCHES = 20
+BATCHES_PER_LINE = 20
 SEED_LIMIT = 1 << 40
 
 
 def run_batch(seed: int, count: int, steps: int) -> str:
-    """Run schedules of seeds in sequence; gives what has failed first, or nothing."""
+    """Run schedules of consecutive seeds; give the first failure, or an empty text."""
     for number in range(seed, seed + count):
         try:
             run(number, steps)
@@ -32,8 +32,12 @@ def run_batch(seed: int, count: int, steps: int) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
     parser.add_argument("--count", type=int, default=10_000, help="schedules")
-    parser.add_argument("--seed", type=int, default=random.randrange(SEED_LIMIT), help="the first")
-    parser.add_argument("--steps", type=int, default=60, help="of a schedule, before the calm")
+    parser.add_argument(
+        "--seed", type=int, default=random.randrange(SEED_LIMIT), help="of the first schedule"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=60, help="of each schedule, before the faults end"
+    )
     parser.add_argument("--processes", type=int, default=1)
     options = parser.parse_args()
     print(f"{options.count} schedules from seed {options.seed} on", flush=True)
@@ -49,7 +53,7 @@ def main() -> int:
 
 
 def run_batches(batches: list[tuple], process_count: int) -> str:
-    """Give the first failure of the batches, or nothing."""
+    """Run the batches; give the first failure, or an empty text."""
     left = iter(batches)
     with ProcessPoolExecutor(process_count) as pool:
         running = {pool.submit(run_batch, *batch) for batch in islice(left, process_count)}
@@ -62,7 +66,7 @@ def run_batches(batches: list[tuple], process_count: int) -> str:
                     return future.result()
                 running.update(pool.submit(run_batch, *batch) for batch in islice(left, 1))
                 ended_count += 1
-                if ended_count % TOLD_BATCHES == 0:
+                if ended_count % BATCHES_PER_LINE == 0:
                     print(f"{ended_count * BATCH_COUNT} run", flush=True)
     return ""
 

@@ -1,4 +1,4 @@
-"""Bugs that are planted to show that the simulation finds bugs of their kinds.
+"""Planted bugs: the simulation must find each of them.
 
 Each replaces one part of the world (`Parts`): the driver of a connection, a path or a wire. None is
 in `Connection` or its parts.
@@ -41,7 +41,7 @@ class TwiceReleased(FakePath):
 
 
 class OutOfOrder(Node):
-    """Delivers what has come behind a message that was being fetched before that message."""
+    """Delivers a message before an earlier one, if the earlier one was still being fetched."""
 
     held = None
     was_fetched = False
@@ -66,7 +66,7 @@ class OutOfOrder(Node):
 
 
 class TooHasty(Node):
-    """Reports the end of a transfer although the frames are not there yet."""
+    """Reports the end of a transfer before the frames are copied."""
 
     def copied(self, fetching) -> None:
         self.world.after(0.5, super().copied, fetching)
@@ -80,14 +80,14 @@ class Deaf(Node):
 
 
 class Careless(Node):
-    """Does not say that a thread may still write to abandoned memory (`is_stuck`)."""
+    """Ends a stuck transfer without `is_stuck`: its thread may still write to the memory."""
 
     def end_stuck(self, fetching) -> None:
         self.core.end_transfer(fetching.transfer, errno.ETIMEDOUT)
 
 
 class Trusting(Node):
-    """Does not look whether the sender was still there when its frames were copied."""
+    """Does not check that the sender still lived after its frames were copied."""
 
     def sender_has_gone(self) -> bool:
         return False
@@ -110,7 +110,7 @@ class Forgetful(Node):
 
 
 class Idle(Node):
-    """Does not process, after a transfer, what has arrived meanwhile."""
+    """Does not process, after a transfer, the messages that arrived meanwhile."""
 
     def go_on_after_transfer(self) -> None:
         if self.core.wants & WANT_FETCH:
@@ -118,7 +118,7 @@ class Idle(Node):
 
 
 class Repeating(Wire):
-    """Delivers the last byte before a cut a second time, now and then."""
+    """Sometimes delivers the last byte of a read twice."""
 
     def drop(self, nbytes: int) -> None:
         is_cut = 1 < nbytes < len(self.queue) and self.world.chance(0.02)
@@ -126,7 +126,7 @@ class Repeating(Wire):
 
 
 class Dropping(Wire):
-    """Loses the first byte behind a cut, now and then."""
+    """Sometimes loses the first byte after a read."""
 
     def drop(self, nbytes: int) -> None:
         is_cut = 1 < nbytes < len(self.queue) and self.world.chance(0.02)

@@ -1,8 +1,7 @@
-"""One side: a connection, and what its owner has to do, as `dask_fabric.engine.channel` does it.
+"""One side: a connection and its driver, which does the same as `dask_fabric.engine.channel`.
 
-Each method names the one of the channel that it stands for, where the names differ. What the
-channel leaves to its event loop is left to the world: `soon` is its `call_soon`, and bytes come by
-`on_readable`.
+If a method has another name than the channel's, its docstring has that name. The world takes the
+part of the event loop: `soon` is `call_soon`, and `on_readable` delivers bytes.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from .wire import Violation, Wire
 
 # As in connection.pxd and states.pxd.
 WANT_FETCH, WANT_ANSWER, WANT_LOOK, WANT_ATTENTION, WANT_END = 1, 2, 4, 8, 16
-LEFT_WANTS = WANT_FETCH | WANT_ATTENTION | WANT_END  # is to be seen to at once
+LEFT_WANTS = WANT_FETCH | WANT_ATTENTION | WANT_END  # must be handled at once
 NOTICE_PATHS = 0
 CLOSING = 2
 CLOSED_HERE, FAILED = 1, 2
@@ -30,11 +29,11 @@ LIMIT_BYTES = 256 << 20
 INLINE_BYTES = 2000
 READ_BYTES = 16 << 10
 PATIENCE_SECONDS = 5.0  # of a transfer, and of a close
-FAULTS = (FabricError, OSError)  # what may end a connection; anything else is a bug
+FAULTS = (FabricError, OSError)  # errors that may end a connection; any other is a bug
 
 
 class Lent(weakref.ref):
-    """Knows when nobody holds a frame any more, and its bytes."""
+    """A reference to a frame; when it dies, the frame's memory (`owned`) is overwritten."""
 
     __slots__ = ("owned",)
 
@@ -44,11 +43,11 @@ def overwrite(lent: Lent) -> None:
 
 
 class Fetching:
-    """A transfer that is under way."""
+    """A transfer in progress."""
 
     def __init__(self, transfer) -> None:
         self.transfer = transfer
-        self.frames = list(transfer.frames.frames)  # keeps the memory, as a quarantine does
+        self.frames = list(transfer.frames.frames)  # keeps the memory, like the quarantine
         self.views = [(TOKEN.unpack_from(v[2])[0], v[3]) for v in transfer.frames.views()]
         self.error = 0
 
@@ -61,9 +60,9 @@ class Node:
     waiting : bool
         Whether a `receive` is pending.
     has_ended : bool
-        Whether a `receive` has ended with an error: the application reads no more.
+        Whether a `receive` has ended with an error; the application does not read again.
     closed_in_order : bool
-        Whether a close has brought everything to the peer.
+        Whether a close ended in order, with everything sent.
     """
 
     def __init__(self, world, name: str, out: Wire, incoming: Wire) -> None:
@@ -96,7 +95,7 @@ class Node:
     # ------------------------------------------------------------ the application
 
     def send(self, header: bytes, frames: list[tuple[int, int]]) -> None:
-        """Send frames of so many bytes, whose content begins at so many bytes in the text."""
+        """Send frames; each is a part of the text, given as (offset, bytes)."""
         if self.closed or self.draining:
             return
         buffers = []
@@ -124,7 +123,7 @@ class Node:
         return array
 
     def read_on(self) -> None:
-        """Read until no message is there, or as long as the application is eager."""
+        """Read until no message is left, or the application is not eager."""
         while not (self.waiting or self.has_ended or self.is_dead):
             try:
                 message = self.receive()
@@ -141,7 +140,7 @@ class Node:
         self.world.check_delivery(self, message)
 
     def ended(self, error: BaseException) -> None:
-        """A `receive` has ended with an error."""
+        """Handle the error of a `receive`."""
         self.waiting = False
         self.has_ended = True
         self.world.note(self, "reading has ended", error)
@@ -266,7 +265,7 @@ class Node:
             self.watch(True)
 
     def on_readable(self, nbytes: int) -> None:
-        """Read at most so many bytes (`Channel._read`)."""
+        """Read at most *nbytes* bytes (`Channel._read`)."""
         if self.core.incoming.staging_is_full() and self.core.reader.has_more_work():
             self.watch(False)
             return
@@ -358,7 +357,7 @@ class Node:
         self.world.begin_fetch(self, self.fetching)
 
     def copied(self, fetching: Fetching) -> None:
-        """The frames are copied out of the peer's memory, and nobody knows yet."""
+        """Copy the frames out of the peer's memory; the end is reported later."""
         for token, memory in fetching.views:
             fetching.error = fetching.error or self.peer.memory.fetch(token, memory)
 
@@ -372,7 +371,7 @@ class Node:
         return self.incoming.seems_ended()
 
     def fetch_ended(self, fetching: Fetching) -> None:
-        """The job has ended (`Channel._job_ended`)."""
+        """Handle the end of the job (`Channel._job_ended`)."""
         if fetching is self.fetching:
             self.guarded(lambda: self._job_ended(fetching))
 
@@ -381,7 +380,7 @@ class Node:
         self.go_on_after_transfer()
 
     def abandon(self, fetching: Fetching) -> None:
-        """The transfer takes too long (`Channel._tend_again`)."""
+        """Abandon a transfer that takes too long (`Channel._tend_again`)."""
         if fetching is self.fetching:
             self.guarded(lambda: self._abandon(fetching))
 
@@ -469,7 +468,7 @@ class Node:
 
     def close_socket(self) -> None:
         if self.incoming.queue and self.world.chance(0.5):
-            self.out.end(at_once=True)  # as TCP does where something is unread
+            self.out.end(at_once=True)  # like TCP, if bytes are unread
         self.out.end(at_once=False)
         self.incoming.is_broken = True
         self.incoming.queue.clear()
@@ -477,7 +476,7 @@ class Node:
         self.world.wake_writer(self.peer)
 
     def die(self) -> None:
-        """The process is killed: its memory goes, and then its end of the stream."""
+        """Die like a killed process: first its memory is freed, then its stream ends."""
         self.memory.is_dead = True
         self.is_dead = self.closed = self.has_ended = True
         self.fetching = None
@@ -493,13 +492,13 @@ class Node:
         return ChannelClosedError(str(self.error or "the comm was closed on this side"))
 
     def dismantle(self) -> None:
-        """Let go of everything, when the simulation is over."""
+        """Drop all references, after the simulation."""
         self.core = self.outbox = self.records = self.error = self.fetching = None
         self.delivered.clear()
         self.memory.forget()
         self.world = self.peer = self.incoming = None
 
-    # ------------------------------------------------------------ what must always be so
+    # ------------------------------------------------------------ invariants
 
     def check(self) -> None:
         core = self.core
@@ -520,7 +519,7 @@ class Node:
             raise Violation(f"{self.name} waits for answers of a peer that has closed")
 
     def check_end(self) -> None:
-        """Everything is over: nothing may be left."""
+        """Check that nothing is left after the end."""
         core = self.core
         left = {
             "leases": len(core.outbox),

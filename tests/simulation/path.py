@@ -1,4 +1,4 @@
-"""A path whose frames are in a dictionary, by tokens."""
+"""A path whose frames are in a dictionary, by token."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ GARBAGE = b"\xdd" * 64
 
 
 def spoil(memory) -> None:
-    """Overwrite the begin, the middle and the end of memory: more would only take longer."""
+    """Overwrite the beginning, the middle and the end of memory; all of it would take longer."""
     nbytes = len(memory)
     for at in (0, nbytes // 2, nbytes - len(GARBAGE)):
         memory[at : at + len(GARBAGE)] = GARBAGE
 
 
 class FakePath(PythonPath):
-    """One node's end of a path; the world moves what is fetched by it.
+    """One node's end of a path; the world moves its frames.
 
     Parameters
     ----------
@@ -41,10 +41,10 @@ class FakePath(PythonPath):
 
 
 class Memory:
-    """The memory of one node: what it sends, until nobody needs that any more.
+    """The memory of the frames that one node sends.
 
-    What the connection lets go is overwritten at once. So a release that comes a step too early is
-    seen by the receiver.
+    Released memory is overwritten at once, so that the receiver sees a release that is a step too
+    early.
     """
 
     def __init__(self, node) -> None:
@@ -57,7 +57,7 @@ class Memory:
         self.is_dead = False
 
     def offer(self, memory: memoryview) -> int:
-        """Keep a frame until it is released; gives its token."""
+        """Keep a frame until it is released, and give its token."""
         token = len(self.message_of) + 1
         self.offered[token] = memory
         self.message_of[token] = self.node.sending
@@ -77,18 +77,18 @@ class Memory:
         self.offered_bytes -= memory.nbytes
 
     def forget(self) -> None:
-        """The simulation is over."""
+        """Free everything, after the simulation."""
         self.node = None
         self.kept.clear()
         self.offered.clear()
         self.released.clear()
 
     def fetch(self, token: int, into: memoryview) -> int:
-        """Copy a frame as the peer does; gives an errno, or 0."""
+        """Copy a frame, as the peer does, and give an errno or 0."""
         if self.is_dead:
             return errno.ESRCH
         memory = self.offered.get(token)
-        if memory is None:  # it may belong to anybody by now
+        if memory is None:  # it may have another owner by now
             if token not in self.released:
                 raise Violation(f"frame {token} of {self.node.name} is fetched: there is none")
             spoil(into)

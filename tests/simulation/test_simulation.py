@@ -1,4 +1,4 @@
-"""Two connections in every order of events that chance brings, and bugs that this must find."""
+"""Two connections in random orders of events, and planted bugs that this must find."""
 
 import random
 import re
@@ -40,7 +40,7 @@ def test_the_page_names_the_planted_bugs():
     assert re.findall(r"^\| ([^|]+) \| \d+ \|$", table, re.M) == list(BUGS)
 
 
-def test_a_failure_tells_how_to_repeat_it():
+def test_a_failure_can_be_repeated_by_its_seed():
     with pytest.raises(Failure, match=r"^seed \d+: Violation: ") as caught:
         for seed in range(FIND_WITHIN):
             run(seed, parts=BUGS["bytes are dropped"])

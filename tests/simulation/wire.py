@@ -8,8 +8,8 @@ PREFIX = struct.Struct("<BBHIQQ")
 ENTRY = struct.Struct("<QBBHI")
 MESSAGE, ACKNOWLEDGE, ERROR, CLOSE, REQUEST, FRAMES, PATHS = range(1, 8)
 
-# So many bytes behind an orderly end hide it from who looks for it without reading: they may still
-# be with the sender's kernel.
+# With more unread bytes than this, a reader cannot see the orderly end behind them without reading:
+# they may still be in the sender's kernel.
 HIDING_BYTES = 100_000
 
 
@@ -18,14 +18,14 @@ class Violation(AssertionError):
 
 
 class Transcript:
-    """Checks what one node sends, by docs/wire-protocol.md alone.
+    """Checks the records that one node sends, by docs/wire-protocol.md alone.
 
     Attributes
     ----------
     other : Transcript
-        Of the other direction.
+        That of the other direction.
     offers : dict of int to list of int
-        By the number of the message, the sizes of the frames that it has on offer.
+        The sizes of the frames on offer, by the number of their message.
     answered : set of int
         The messages of the other direction that were answered.
     """
@@ -33,12 +33,12 @@ class Transcript:
     def __init__(self) -> None:
         self.other = self
         self.head = bytearray()
-        self.left_bytes = 0  # of the body of the record that has begun
+        self.left_bytes = 0  # of the current record's body
         self.kind = 0  # of that record; 0 between two records
         self.message_count = 0
         self.offers: dict[int, list[int]] = {}
         self.answered: set[int] = set()
-        self.requested: int | None = None  # whose frames the other side owes to this one
+        self.requested: int | None = None  # the message whose frames the other side must send
         self.has_closed = self.has_failed = False
 
     def is_between_records(self) -> bool:
@@ -64,7 +64,7 @@ class Transcript:
                 self._end()
 
     def _head_bytes(self) -> int:
-        """Bytes of prefix and table, as far as is known."""
+        """Give the bytes of prefix and table, as far as they are known."""
         if len(self.head) < PREFIX.size:
             return PREFIX.size
         return PREFIX.size + ENTRY.size * PREFIX.unpack_from(self.head)[3]
@@ -101,7 +101,7 @@ class Transcript:
 
     def _message(self, sequence: int, offered: list[int]) -> None:
         if sequence != self.message_count:
-            raise Violation(f"message {sequence} is sent where {self.message_count} is due")
+            raise Violation(f"message {sequence} was sent instead of {self.message_count}")
         self.message_count += 1
         if offered:
             if min(offered) < 65536:
@@ -110,7 +110,7 @@ class Transcript:
 
     def _answer(self, kind: int, sequence: int) -> None:
         if sequence not in self.other.offers or sequence in self.answered:
-            raise Violation(f"message {sequence} is answered, which awaits no answer")
+            raise Violation(f"an answer to message {sequence}, which expects none")
         self.answered.add(sequence)
         if kind == REQUEST:
             if self.requested is not None:
@@ -119,9 +119,9 @@ class Transcript:
 
     def _frames(self, sequence: int, entries: list, offered: list[int]) -> None:
         if self.other.requested != sequence:
-            raise Violation(f"frames of message {sequence} are sent, which were not requested")
+            raise Violation(f"frames of message {sequence} were sent without a request")
         if offered or [entry[0] for entry in entries] != self.offers[sequence]:
-            raise Violation("other frames are sent than were on offer")
+            raise Violation("the frames sent are not those that were on offer")
 
     def _end(self) -> None:
         if self.kind == FRAMES:
@@ -130,20 +130,20 @@ class Transcript:
 
 
 class Wire:
-    """One direction of a stream: bytes that were sent and not read.
+    """One direction of a stream: bytes that were sent, but not read yet.
 
     Attributes
     ----------
     capacity : int
-        Bytes that it takes ahead of the reader.
+        How many unread bytes it can hold.
     is_blocked : bool
-        Whether it takes none just now.
+        Whether it accepts no bytes at present.
     is_ended : bool
-        Whether the sender's end of it is closed; the end is behind the bytes.
+        Whether the sender has closed it; the reader sees the end after the bytes.
     is_reset : bool
-        Whether it ended at once: what was not read is lost.
+        Whether it ended by a reset: unread bytes are lost.
     is_broken : bool
-        Whether the reader's end is closed: writing fails.
+        Whether the reader has closed it: writing fails.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -151,8 +151,8 @@ class Wire:
         self.capacity = capacity
         self.transcript = Transcript()
         self.is_blocked = self.is_ended = self.is_reset = self.is_broken = False
-        self.is_lossy = False  # bytes were lost that the sender believes to be delivered
-        self.is_due = False  # a delivery is among the events to come
+        self.is_lossy = False  # bytes were lost, unknown to the sender
+        self.is_due = False  # a delivery is scheduled
         self.reader = None
 
     def room(self) -> int:
@@ -160,7 +160,7 @@ class Wire:
 
     def put(self, data: bytes) -> None:
         if self.is_ended:
-            raise Violation("bytes are sent behind the end of the stream")
+            raise Violation("bytes were sent after the end of the stream")
         self.transcript.feed(data)
         self.queue += data
 
@@ -169,7 +169,7 @@ class Wire:
             return bytes(view[:nbytes])
 
     def drop(self, nbytes: int) -> None:
-        """The first bytes were read."""
+        """Remove the first bytes, which were read."""
         del self.queue[:nbytes]
 
     def end(self, at_once: bool) -> None:
@@ -180,7 +180,7 @@ class Wire:
             self.queue.clear()
 
     def seems_ended(self) -> bool:
-        """Whether a reader that looks, without reading, sees the end."""
+        """Whether a reader sees the end without reading."""
         return self.is_reset or (self.is_ended and len(self.queue) <= HIDING_BYTES)
 
     def has_news(self) -> bool:

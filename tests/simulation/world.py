@@ -2,25 +2,25 @@
 
 Theory of operation
 -------------------
-The protocol is in `dask_fabric.wire.connection.Connection`, which does no I/O. So two of them can
-be run against each other in any order of events, as fast as the processor goes, and every run can
-be repeated: all that is left to chance comes from one random generator, and time is a number.
+The protocol is in `dask_fabric.wire.connection.Connection`, which does no I/O. So two connections
+can be run against each other in any order of events, at the speed of the processor. Every run can
+be repeated, because time is a number, and one random generator decides everything random.
 
-* `World` is that number, a queue of (time, event), and the generator. A *step* is the next event of
-  the queue, or something that an application or the world does: send, begin to read, block a wire.
-* `Wire` is one direction of the stream. It delivers any number of bytes at a time, takes no more
-  than it has room for, and ends in order (behind the bytes), or at once.
+* `World` has the time, a queue of (time, event), and the generator. A *step* is the next event of
+  the queue, or an action of an application or of the world: send, begin to read, block a wire.
+* `Wire` is one direction of the stream. It delivers any number of bytes at a time, accepts only as
+  many as it has room for, and ends in order (after the bytes) or by a reset.
 * `FakePath` offers frames by a token into the `Memory` of its node. A fetch ends now, later, with
   an errno, or never. One that does not end is abandoned, and may write into its memory much later.
-  Memory that the connection lets go is overwritten at once.
-* `Node` is a connection with what its owner does, and a reader that does not always read.
+  Released memory is overwritten at once.
+* `Node` is a connection with the part of its owner, and a reader that does not always read.
 
-A *schedule* is one run: some steps with at most one fault (an abort, a death, a reset, a close, a
-violation by the peer), then calm: the wires take everything and the readers read. Then everything
-that was sent has to arrive, and no lease to stay; afterwards the nodes close, and nothing may be
-left. What must always be so is checked after each step; `Violation` says what was not.
+A *schedule* is one run. First come some steps with at most one fault: an abort, a death, a reset, a
+close, or a violation by the peer. Then all faults end: the wires accept everything and the readers
+read. All messages must arrive, and all leases must end. At last the nodes close, and nothing may be
+left. The invariants are checked after each step; a broken one raises `Violation`.
 
-Where a schedule fails, its seed repeats it exactly, and its last steps are printed:
+If a schedule fails, its seed repeats it exactly, and its last steps are printed:
 ``python -m tests.simulation --seed N --count 1``.
 """
 
@@ -38,7 +38,7 @@ from .node import PATIENCE_SECONDS, Fetching, Node
 from .path import FakePath, spoil
 from .wire import ACKNOWLEDGE, CLOSE, FRAMES, PREFIX, Violation, Wire
 
-TEXT = random.Random(0).randbytes(4 << 20)  # what frames are cut out of
+TEXT = random.Random(0).randbytes(4 << 20)  # every frame is a part of it
 TEXT_VIEW = memoryview(TEXT)
 OFFSETS = 1 << 17
 SMALL_SIZES = (0, 1, 100, 1999, 2000, 2001, 3000, 5000)
@@ -48,13 +48,13 @@ CALM_SECONDS = 100.0
 CALM_EVENTS = 20_000
 TRACE_LENGTH = 60
 
-# Faults and ends of a schedule, and how often they are taken.
+# Faults and ends of a schedule, as often as they are chosen.
 ENDINGS = ["none"] * 8 + ["close"] * 4 + ["abort"] * 2 + ["die"] * 2 + ["reset"] * 2 + ["violate"]
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a world is made of; planted bugs stand in for some of it."""
+    """The parts of a world; planted bugs replace one of them."""
 
     node: type = Node
     path: type = FakePath
@@ -103,7 +103,7 @@ class World:
             [parts.path(node, 16 + i, least) for i, least in enumerate(sizes)]
             for node in self.nodes
         ]
-        # The client has told by its first record which paths there are; then both use them.
+        # The client's first record, PATHS, completes the negotiation; then both use the paths.
         first.out.put(paths_record(b"\x80"))
         first.open(self.paths[0])
         second.open([])
@@ -137,7 +137,7 @@ class World:
     # ------------------------------------------------------------ wires
 
     def wake(self, wire: Wire) -> None:
-        """Something may have come for who reads from a wire."""
+        """Schedule a delivery to the reader of a wire, if there is news for it."""
         if not wire.is_due and wire.reader.watching and wire.has_news():
             wire.is_due = True
             draw = self.random()  # a reader may be busy
@@ -165,17 +165,17 @@ class World:
             self.soon(node.on_writable)
 
     def complete_negotiation(self, node: Node) -> None:
-        """The client's first record has come."""
+        """Use the paths: the client's PATHS record has arrived."""
         paths = self.paths[self.nodes.index(node)]
         if node.core.paths:
-            raise Violation(f"{node.name} was told twice which paths there are")
+            raise Violation(f"{node.name} received a second PATHS record")
         for path in paths:
             node.core.use(path)
 
     # ------------------------------------------------------------ fetching
 
     def begin_fetch(self, node: Node, fetching: Fetching) -> None:
-        """Decide what becomes of a transfer."""
+        """Decide how a transfer ends, and when."""
         draw = self.random()
         self.note(node, "fetches", fetching.transfer.frames.sequence)
         if draw < self.fetch_fails:
@@ -194,7 +194,7 @@ class World:
         self.at(copied + self.random() * 0.02, node.fetch_ended, fetching)
 
     def will_write_late(self, node: Node, fetching: Fetching) -> None:
-        """A transfer was given up; the thread that runs it may come back and write."""
+        """Abandon a transfer; its thread may still write to the memory later."""
         if self.chance(0.7):
             self.note(node, "gives up", fetching.transfer.frames.sequence)
             self.after(self.random() * 2, self.write_late, fetching)
@@ -206,7 +206,7 @@ class World:
         fetching.frames.clear()
         fetching.views.clear()
 
-    # ------------------------------------------------------------ what is done
+    # ------------------------------------------------------------ actions
 
     def act(self) -> None:
         node = self.nodes[self.random() < 0.5]
@@ -251,7 +251,7 @@ class World:
         node.send(TEXT[at : at + header], frames)
 
     def end(self, ending: str) -> None:
-        """The fault of a schedule."""
+        """Cause the fault of a schedule."""
         node = self.nodes[self.random() < 0.5]
         if node.is_dead or ending == "none":
             return
@@ -272,7 +272,7 @@ class World:
             self.violate(node)
 
     def violate(self, node: Node) -> None:
-        """Something comes in the place of a node's next record that is none."""
+        """Put an invalid record into a node's stream."""
         wire = node.out
         if wire.is_ended or wire.transcript.has_closed:
             return
@@ -285,16 +285,16 @@ class World:
         wire.queue += PREFIX.pack(kind, flags, 0, 0, 0, number)
         self.wake(wire)
 
-    # ------------------------------------------------------------ what must be so
+    # ------------------------------------------------------------ invariants
 
     def check_delivery(self, node: Node, message) -> None:
-        """A node's reader was given a message: it must be the next one of its peer, and whole."""
+        """Check that a delivered message is the next one of the peer, and complete."""
         number = len(node.delivered)
-        self.note(node, "is given", number)
+        self.note(node, "receives", number)
         if number >= len(node.peer.sent):
-            raise Violation(f"{node.name} is given a message that nobody has sent")
+            raise Violation(f"{node.name} received a message that was not sent")
         if node.peer is self.violated_by and number >= self.violated_at:
-            raise Violation(f"{node.name} is given a message from behind a violation")
+            raise Violation(f"{node.name} received a message from behind a violation")
         self.compare(node, number, message)
         node.delivered.append(message)
 
@@ -302,23 +302,23 @@ class World:
         header, frames = message
         sent_header, sent_frames = node.peer.sent[number]
         if header != sent_header or len(frames) != len(sent_frames):
-            raise Violation(f"message {number} of {node.peer.name} is another than was sent")
+            raise Violation(f"message {number} of {node.peer.name} differs from the sent one")
         for index, (frame, (offset, nbytes)) in enumerate(zip(frames, sent_frames, strict=True)):
             if frame is None:
-                raise Violation(f"frame {index} of message {number} is not there")
+                raise Violation(f"frame {index} of message {number} is missing")
             if frame.nbytes != nbytes or not TEXT.startswith(frame, offset):
-                raise Violation(f"frame {index} of message {number} has another content")
+                raise Violation(f"frame {index} of message {number} has the wrong content")
 
     def check_error(self, node: Node) -> None:
-        """What has ended a node must be the fault of somebody."""
+        """Check that a node ends with a `ProtocolError` only after a violation."""
         error = node.error
         if error is None or not isinstance(error, ProtocolError):
             return
         if self.violated_by is None:
-            raise Violation(f"{node.name} ends with {error!r}, and nobody has broken the protocol")
+            raise Violation(f"{node.name} ends with {error!r}, but nobody broke the protocol")
 
     def complain(self, what: str) -> None:
-        """Note a violation where an exception would be caught by the connection or its path."""
+        """Record a violation; the connection or its path would catch an exception."""
         self.complaint = self.complaint or what
 
     def check(self) -> None:
@@ -329,7 +329,7 @@ class World:
                 node.check()
 
     def run_until_quiet(self, what: str) -> None:
-        """Let happen what is due; there must be an end to it."""
+        """Run all events; they must come to an end."""
         until = self.now + CALM_SECONDS
         for _ in range(CALM_EVENTS):
             if not self.events:
@@ -338,14 +338,14 @@ class World:
             self.check()
             if self.now > until:
                 break
-        raise Violation(f"no end of events after {what}")
+        raise Violation(f"events do not end after {what}")
 
     # ------------------------------------------------------------ a schedule
 
     def run(self, steps: int) -> None:
         ending = ENDINGS[int(self.random() * len(ENDINGS))]
         ends_at = int(self.random() * steps)
-        awaits = self.random() < 0.5  # a transfer that is under way
+        awaits = self.random() < 0.5  # the fault comes while a transfer runs
         second_at = int(self.random() * steps * 8)  # mostly never
         first, second = self.nodes
         for step in range(steps):
@@ -368,7 +368,7 @@ class World:
         return any(node.fetching is not None for node in self.nodes)
 
     def calm_down(self) -> None:
-        """No more faults: everything that was sent arrives where somebody reads."""
+        """End all faults, and check that all messages arrive where the application reads."""
         self.is_calm = True
         for node in self.nodes:
             if not node.is_dead:
@@ -383,25 +383,25 @@ class World:
                     self.check_arrived(node)
 
     def check_arrived(self, node: Node) -> None:
-        """Both nodes are open, and nothing happens any more; the peer of this one reads.
+        """Check that the peer has received everything, and released it.
 
-        The peer's answers and requests come in order with its messages, so they wait where this
-        node does not read those.
+        Both nodes are open, no events are left, and the peer reads. The peer's answers and requests
+        come in order with its messages, so they wait as long as this node does not read.
         """
         peer = node.peer
         if node is self.passive and len(node.delivered) < len(peer.sent):
             return
         if len(peer.delivered) < len(node.sent):
             raise Violation(
-                f"{peer.name} reads, and has got {len(peer.delivered)} of {len(node.sent)} messages"
+                f"{peer.name} reads, but got {len(peer.delivered)} of {len(node.sent)} messages"
             )
         if node.core.outgoing.pending_bytes:
-            raise Violation(f"{node.name} has bytes left to send to a peer that reads")
+            raise Violation(f"{node.name} has unsent bytes for a peer that reads")
         if len(node.core.outbox):
-            raise Violation(f"{node.name} keeps frames that its peer has fetched")
+            raise Violation(f"{node.name} still has leases on frames that its peer fetched")
 
     def close_all(self) -> None:
-        """The nodes end, in one of the ways there are; the other one reads or closes too."""
+        """Close one node or both, and check the end; a node that does not close reads."""
         draw = self.random()
         for node in self.nodes:
             if not node.is_dead and not node.has_ended:
@@ -418,7 +418,7 @@ class World:
 
     def check_node_end(self, node: Node) -> None:
         if not node.closed and not node.peer.is_dead:
-            raise Violation(f"{node.name} has not ended, though one of the two has closed")
+            raise Violation(f"{node.name} has not ended, although one of the two has closed")
         if not node.closed:
             raise Violation(f"{node.name} has not noticed that its peer has died")
         if not node.has_ended:
@@ -437,15 +437,15 @@ class World:
                 self.compare(node, number, message)
 
     def read_rest(self, node: Node) -> None:
-        """Messages that came before the end stay readable."""
+        """Read the messages that arrived before the end."""
         node.read_on()
         if not node.has_ended:
             raise Violation(f"a read of {node.name} does not end")
 
     def end_all(self) -> None:
-        """Free the memory of a world that is over; only its trace stays."""
+        """Free everything but the trace."""
         for node in self.nodes:
-            node.lent.clear()  # first: what is freed now is not to be overwritten
+            node.lent.clear()  # first: memory that is freed now must not be overwritten
         for node in self.nodes:
             node.dismantle()
         for wire in self.wires:
@@ -457,7 +457,7 @@ class World:
         self.nodes = ()
 
     def trace_text(self, count: int | None = None) -> str:
-        """The last steps, one a line."""
+        """Give the last steps, one in each line."""
         lines = []
         for time, name, what, details in self.trace[-count:] if count else self.trace:
             lines.append(f"{time:9.4f} {name} {what} {' '.join(map(str, details))}".rstrip())
@@ -465,7 +465,7 @@ class World:
 
 
 class Failure(Exception):
-    """A schedule has failed; the text has its seed and its last steps."""
+    """A schedule failed; the text has its seed and its last steps."""
 
     def __init__(self, seed: int, cause: BaseException, trace: str) -> None:
         super().__init__(f"seed {seed}: {type(cause).__name__}: {cause}\n{trace}")
@@ -479,11 +479,11 @@ def run(seed: int, steps: int = 60, parts: Parts | None = None) -> World:
     Parameters
     ----------
     seed : int
-        Two runs of one seed are alike in every step.
+        Runs of the same seed are equal in every step.
     steps : int
-        Until the calm begins.
+        The number of steps before all faults end.
     parts : Parts, optional
-        Other parts than those that are without bugs.
+        Replacements, such as those with planted bugs.
 
     Raises
     ------
