@@ -1,4 +1,4 @@
-"""The laws that no tool holds sources to: imports of compiled modules, and how long things are."""
+"""Rules that no tool checks: imports of compiled modules, and the length of lines and files."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The installed package as a whole: what it says of itself, and what importing it costs."""
+"""The installed package as a whole: its metadata, and the cost of importing it."""
 
 import pkgutil
 import re

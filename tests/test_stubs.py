@@ -1,4 +1,4 @@
-"""The stubs of compiled modules say what these are: made from the sources as they are now."""
+"""The stubs of compiled modules are up to date with their sources."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_a_stub_declares_what_its_module_has(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_stub_imports_only_what_there_is(name):
-    """Not what only C sees: structs, and the numbers of an enum."""
+    """Stubs leave out what only C sees: structs, and the numbers of an enum."""
     for node in ast.walk(tree_of(name)):
         if isinstance(node, ast.ImportFrom) and node.module.startswith("dask_fabric"):
             module = importlib.import_module(node.module)

@@ -1,4 +1,4 @@
-"""Clusters within the process of the tests."""
+"""Clusters in the process of the tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..conftest import LOCAL_CLUSTER
 
 @pytest.fixture(scope="module")
 def local_cluster():
-    """A function that starts one of so many workers, which ends with the module."""
+    """A function that starts a cluster of *n* workers, which ends with the module."""
     with contextlib.ExitStack() as stack:
 
         def local_cluster(scheme: str, worker_count: int) -> LocalCluster:

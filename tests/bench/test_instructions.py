@@ -1,4 +1,4 @@
-"""The gate on instructions per message; what it counts with needs valgrind, this does not."""
+"""The gate on instructions per message; counting needs valgrind, these tests do not."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FEW_AND_MANY = [Load("a", 10, 30, None), Load("b", 1, 3, None)]
 
 @pytest.fixture
 def counted(monkeypatch):
-    """A machine on which these figures come out of three runs; tests change them."""
+    """A machine on which three runs give these figures; tests change them."""
     runs = {name: [value, value + 1, value - 1] for name, value in FIGURES.items()}
     monkeypatch.setattr(instructions, "count", lambda _: (runs, HERE))
     return runs

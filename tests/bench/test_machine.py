@@ -1,4 +1,4 @@
-"""What the machine did beside the measurements."""
+"""Other activity of the machine during a measurement."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_loops_of_idle_priority_run_for_the_time_of_the_block(monkeypatch):
         assert len(started) == len(os.sched_getaffinity(0))
         while any(os.sched_getscheduler(child.pid) != os.SCHED_IDLE for child in started):
             assert all(child.poll() is None for child in started)
-        for child in started:  # as Ctrl-C does, to all processes of a terminal
+        for child in started:  # Ctrl-C does that to all processes of a terminal
             child.send_signal(signal.SIGINT)
         assert all(child.poll() is None for child in started)
     assert [child.returncode for child in started] == [-signal.SIGKILL] * len(started)

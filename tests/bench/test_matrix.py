@@ -1,4 +1,4 @@
-"""All pairs of workers: who meets whom, what is measured, and what is said of it."""
+"""All pairs of workers: their order, the measurements, and the findings."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def cluster(*hosts: int) -> list[Worker]:
 
 
 def links(workers: list[Worker], *odd: Link) -> list[Link]:
-    """Good links between all, but for the odd ones."""
+    """Good links between all pairs, except the given ones."""
     other_way = {(link.one, link.other): link for link in odd}
     good = {"path": "ucx", "round_trip_us": 20.0, "there_gbs": 10.0, "back_gbs": 9.0}
     return [
@@ -231,7 +231,7 @@ def ip(*arguments: str) -> None:
 
 @pytest.fixture
 def triangle():
-    """Three hosts, each with a link of its own to each other; that of the first two is slow."""
+    """Three hosts with a link between each pair; that of the first two is slow."""
     names = [f"bench{os.getpid()}{side}" for side in "abc"]
     made = []
     try:

@@ -1,4 +1,4 @@
-"""The page: what is in it, and how a real browser lays it out, without a network."""
+"""The HTML page: its content, and its layout in a real browser without a network."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dask_fabric.bench.results import Results, Row
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome-headless-shell")
 BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
 
-# Notes where texts stand on a canvas when it was drawn last.
+# Records the places of all texts when a canvas is drawn.
 NOTE = """
 window.texts = new Map();
 const {fillText, clearRect} = CanvasRenderingContext2D.prototype;
@@ -40,7 +40,7 @@ CanvasRenderingContext2D.prototype.fillText = function (text, x, y) {
   return fillText.call(this, text, x, y);
 };
 """
-# Texts that leave their plot, and texts that lie on each other.
+# Texts that leave their plot, and texts that overlap.
 LOOK = """() => {
   const cut = [], overlapping = [], pictures = [...texts.keys()].filter(c => texts.get(c).length);
   let marked = 0;
@@ -66,7 +66,7 @@ LOOK = """() => {
 
 
 def full_results(workers: int = 5) -> Results:
-    """Something of everything, with names that HTML must not take for its own."""
+    """Results of every kind, with names that HTML must escape."""
     protocols = ["tcp", "fabric", "<b>odd</b>"]
     rows = []
     for size in (1000, 8000, 64_000, 10**6, 10**7, 10**8, 10**9):
@@ -95,7 +95,7 @@ def full_results(workers: int = 5) -> Results:
 
 
 class Elements(HTMLParser):
-    """The elements of a page, with what they are told to load."""
+    """The elements of a page, and the resources that they would load."""
 
     def __init__(self, written: str) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ def drawn(monkeypatch) -> list[figure]:
 
 
 def glyphs(plot: figure, kind: str) -> list[dict]:
-    """What glyphs of a kind draw, with their names."""
+    """The data of all glyphs of a kind, by name."""
     return [
         {"name": one.name, **one.data_source.data}
         for one in plot.renderers
@@ -190,7 +190,7 @@ def test_bad_cells_are_red_and_good_ones_blue():
     assert (usual.low, usual.high) == (1, 100)
     assert (usual.palette[0], usual.palette[-1]) == ("#d73027", "#4575b4")
     assert scale(1.0, higher_is_better=False).palette == usual.palette[::-1]
-    assert (little.low, little.high) == (50, 200)  # no difference does not shout
+    assert (little.low, little.high) == (50, 200)  # equal values get the same pale colour
 
 
 def test_what_is_said_stands_in_cells_where_all_of_it_fits():

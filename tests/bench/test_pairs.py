@@ -1,4 +1,4 @@
-"""The processes that measure a protocol between them."""
+"""Two processes, between which a protocol is measured."""
 
 import subprocess
 import sys

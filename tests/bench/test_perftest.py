@@ -1,4 +1,4 @@
-"""ucx_perftest as a floor: which UCX it is run on."""
+"""ucx_perftest as a floor: the UCX that it runs on."""
 
 from __future__ import annotations
 

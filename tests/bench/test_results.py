@@ -1,4 +1,4 @@
-"""Rows, what JSON holds of them, and the tables."""
+"""Rows, their JSON, and the tables."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ EFFORT = Effort(rounds=3, round_seconds=0.1)
 
 
 class Site:
-    """Takes a known time for each repetition, and notes what it was asked."""
+    """Takes a known time for each repetition, and records the requests."""
 
     pids = ()
 

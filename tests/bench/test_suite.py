@@ -1,4 +1,4 @@
-"""Real processes that measure between them, for a short time."""
+"""Short measurements between real processes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ VERBS = (
 
 @pytest.fixture
 def pair():
-    """A function that starts two processes, which end with the test."""
+    """A function that starts a pair of processes, which end with the test."""
     opened = []
 
     def pair(scheme: str, **around) -> Pair:
@@ -63,7 +63,7 @@ def test_every_verb_of_a_pair(pair, scheme):
 
 @pytest.mark.parametrize("hog", [(False, False), (True, False), (False, True), (True, True)])
 async def test_hogs_run_for_the_time_of_a_verb(hog, monkeypatch):
-    """With both sides in this process, where their threads can be counted."""
+    """A pair with both sides in this process, where their threads can be counted."""
     before = set(threading.enumerate())
 
     async def count(asker: Asker) -> int:
@@ -114,7 +114,7 @@ def test_a_gpu_that_is_not_there(pair):
 
 
 def test_another_python_needs_nothing_of_this_package(tmp_path):
-    """With an interpreter that finds distributed, and not dask_fabric."""
+    """A pair whose interpreter finds distributed, but not dask_fabric."""
     script = tmp_path / "python"
     code = "import sys; sys.modules['dask_fabric'] = None; "
     script.write_text(

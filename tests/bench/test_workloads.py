@@ -41,7 +41,7 @@ def client(local_cluster):
 
 
 def compute_gently(marker):
-    """In the place of a task of pure Python: workers within this process share its GIL."""
+    """Replaces a task of pure Python: workers in this process share its GIL."""
     secede()
     while os.path.exists(marker):
         time.sleep(0.001)
@@ -77,7 +77,7 @@ def shifted(row, column):
     ],
 )
 def test_a_wrong_result_is_found(client, monkeypatch, name, module, function, wrong):
-    if wrong is None:  # a row is lost on the way
+    if wrong is None:  # a row gets lost
         count, wrong = frames._count, lambda frame: count(frame.iloc[1:])
         run = WORKLOADS[name].prepare(client, SMALL)
         monkeypatch.setattr(module, function, wrong)

@@ -1,4 +1,4 @@
-"""What the tests of the commands share."""
+"""Fixtures for the tests of the commands."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from distributed.security import Security
 
 @pytest.fixture(autouse=True)
 def same_environment():
-    """Commands set variables for the rest of their process, which here is that of all tests."""
+    """Undo the changes that commands make to the environment of their process."""
     before = set(os.environ)
     yield
     for name in set(os.environ) - before:
@@ -19,7 +19,7 @@ def same_environment():
 
 @pytest.fixture
 def certificates(temporary_security: Security) -> dict[str, str]:
-    """Settings of Dask's that name certificates for workers."""
+    """Dask's settings with certificates for workers."""
     return {
         "distributed.comm.tls.ca-file": temporary_security.tls_ca_file,
         "distributed.comm.tls.worker.cert": temporary_security.tls_worker_cert,

@@ -102,7 +102,7 @@ def test_plots_without_bokeh_are_refused_before_it_is_measured(tmp_path, monkeyp
 
 @pytest.fixture
 def answers(monkeypatch):
-    """A function that says what the program with the workloads answers, without a cluster."""
+    """A function that sets the answers of the workloads' program, without a cluster."""
 
     def answers(*told: object) -> None:
         program = Mock(**{"return_value.read.side_effect": told})

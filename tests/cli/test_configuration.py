@@ -1,4 +1,4 @@
-"""The configuration as the report tells it."""
+"""The configuration in the report."""
 
 from __future__ import annotations
 

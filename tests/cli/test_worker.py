@@ -36,7 +36,7 @@ def scheduler():
 
 @contextlib.contextmanager
 def started(*arguments: str, **how):
-    """A process of the command, with what it says so far and later in its standard error."""
+    """A process of the command, and its standard error, past and future."""
     process = subprocess.Popen(
         [sys.executable, "-m", "dask", "fabric", "worker", *arguments],
         stderr=subprocess.PIPE, text=True, **how,
@@ -49,7 +49,7 @@ def started(*arguments: str, **how):
 
 
 def options_of(*arguments: str) -> list[dict]:
-    """The keywords of the nannies that a command line would start."""
+    """The keyword arguments of the nannies that a command line would start."""
     given = worker.worker.make_context("worker", list(arguments)).params
     given.pop("pid_file")
     nannies: list[dict] = []

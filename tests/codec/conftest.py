@@ -6,7 +6,7 @@ from hypothesis import settings
 from dask_fabric.codec.codec import Codec
 from dask_fabric.comm.serialize.distributed import make_dialect
 
-# How long an example takes depends on what else the machine does.
+# The time of an example depends on the load of the machine.
 settings.register_profile("dask_fabric", deadline=None)
 settings.load_profile("dask_fabric")
 
@@ -17,7 +17,7 @@ def codec():
 
 
 class Channel:
-    """What lies between the two ends: frames arrive in writeable memory of their own."""
+    """Transport frames: each arrives in writeable memory of its own."""
 
     def __init__(self, codec):
         self.codec = codec
@@ -49,7 +49,7 @@ def channel(codec):
 
 
 def assert_same(left, right):
-    """Equal in value, type and, for arrays, in everything that a user can see of them."""
+    """Compare values and types, and for arrays everything that a user can see."""
     assert type(left) is type(right)
     if isinstance(left, np.ndarray):
         assert left.dtype == right.dtype

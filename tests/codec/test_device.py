@@ -1,4 +1,4 @@
-"""Frames that are no host memory: what the codec lets through as it is, and what it refuses."""
+"""Frames in device memory: which of them the codec passes on, and which it refuses."""
 
 from __future__ import annotations
 

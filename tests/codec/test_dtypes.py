@@ -1,4 +1,4 @@
-"""Of a peer's dtypes only what NumPy itself writes is read, and only where arrays are made."""
+"""A peer's dtypes: only texts that NumPy writes are read, and only to make arrays."""
 
 import pickle
 import struct
@@ -20,7 +20,7 @@ REFERENCE = b"\x81\xab__Payload__\x01"
 
 
 def message_of(text, frame=b""):
-    """A header with an array of no items, or of one."""
+    """A header with an array without items, or with one."""
     entry = struct.pack("<4B", 1, 1, 1, len(text)) + text + struct.pack("<Q", bool(frame))
     return b"\xc1\x01\0\0\0" + entry + REFERENCE, [frame]
 

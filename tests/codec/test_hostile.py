@@ -1,4 +1,4 @@
-"""Headers that lie are refused before anything is allocated or unpickled on their word."""
+"""False headers are refused before anything is allocated or unpickled."""
 
 import re
 import struct
@@ -17,7 +17,7 @@ from dask_fabric.errors import ProtocolError
 
 
 class Guarded:
-    """A codec that only notes what it would deserialize."""
+    """A codec that only records what it would deserialize."""
 
     def __init__(self):
         self.deserialized = []

@@ -1,4 +1,4 @@
-"""Large bytes and text of a message are frames, wherever they stand in it."""
+"""Large bytes and text of a message become frames, wherever they are in it."""
 
 import gc
 import pickle

@@ -1,4 +1,4 @@
-"""Messages without payloads, and everything about payloads that is not an array."""
+"""Messages without payloads, and payloads that are not arrays."""
 
 import datetime
 import enum

@@ -1,4 +1,4 @@
-"""What is worth another thread, and that finishing there is all the same."""
+"""Which work goes to another thread, with the same result."""
 
 import asyncio
 import logging

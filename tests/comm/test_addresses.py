@@ -1,4 +1,4 @@
-"""Addresses as text, as sockets' names, and as what to advertise."""
+"""Addresses: their text, names of sockets, and what to advertise."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ Status = namedtuple("Status", "isup")
 
 @pytest.fixture
 def host(monkeypatch):
-    """A host of the test's making: routes by target, own name, interfaces."""
+    """A made-up host: routes by target, its name, its interfaces."""
     made = {"routes": {}, "name": [], "interfaces": {}, "down": (), "virtual": ()}
 
     def source(target, families=(IPV4, IPV6)):

@@ -1,4 +1,4 @@
-"""What a connector says of an address to which connecting fails, and how often it tries."""
+"""Failed attempts to connect: what is logged, and how often the connector retries."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PASSING = CommClosedError(f"in {ADDRESS}: reset")
 
 
 class Clock:
-    """Time that passes when somebody sleeps, or the test says so."""
+    """A clock that advances with each sleep, and by the test."""
 
     def __init__(self):
         self.now = 1000.0

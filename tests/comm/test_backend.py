@@ -1,4 +1,4 @@
-"""The schemes as distributed finds them, and what each does with TLS."""
+"""The schemes as distributed finds them, and their use of TLS."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ async def test_tls_without_a_context_is_refused(context):
 
 
 async def logged(caplog, text: str) -> None:
-    """Wait until the server, too, has said what happened."""
+    """Wait until the server has logged its part, too."""
 
     async def poll():
         while text not in caplog.text:

@@ -58,7 +58,7 @@ def test_an_unknown_name():
 
 @pytest.fixture
 def ipv6_ports_taken(monkeypatch):
-    """The first two times, the port that IPv4 got is taken for IPv6."""
+    """Twice, the port that IPv4 got is already taken for IPv6."""
     tried, opened = [], []
     bind_one = binding._bind_one
 

@@ -1,4 +1,4 @@
-"""Which pairs of processes read each other's memory, and what the others are told."""
+"""Which pairs of processes read each other's memory, and the reasons of the others."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ asyncio.run(main())
 
 @pytest_asyncio.fixture
 async def meet():
-    """A function that lets a new process connect, exchange arrays, and gives what each says."""
+    """A function that has a new process connect and exchange arrays; gives both reports."""
 
     async def meet(prefix=(), uid=0, here=None, there=None, scheme="fabric"):
         met = asyncio.get_running_loop().create_future()
@@ -116,7 +116,7 @@ async def test_two_processes_of_one_user(meet, config, stream):
 
 @contextlib.asynccontextmanager
 async def proxy(host, port):
-    """A port that is passed on to another, as by ``ssh -L``."""
+    """A port that is forwarded to another one, as by ``ssh -L``."""
     tasks = []
 
     async def copy(reader, writer):
@@ -138,7 +138,7 @@ async def proxy(host, port):
 
 
 async def test_a_proxy_is_in_between():
-    """It tells of the sender's end when it likes: no frame could be known to be valid."""
+    """It may forward the sender's end late, so no frame could be known to be valid."""
     accepted = asyncio.Queue()
     async with listen("fabric://127.0.0.1", accepted.put) as listener:
         host, port = listener.contact_address.removeprefix("fabric://").split(":")
@@ -278,7 +278,7 @@ def test_across_network_namespaces_of_one_host(hosts):
 
 @pytest.fixture
 def allowed(monkeypatch):
-    """How often peers were allowed to read this process."""
+    """The number of calls that allow peers to read this process."""
     calls = []
     monkeypatch.setattr(cma, "allow_peers", lambda: calls.append(1))
     return calls

@@ -1,4 +1,4 @@
-"""`FabricComm` over a channel of the test's making: which error becomes what."""
+"""`FabricComm` over a stand-in for a channel: how errors are passed on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dask_fabric.wire.metrics import Metrics
 
 
 class FakeChannel:
-    """A channel whose next operation fails as told."""
+    """A channel whose next operation fails with the given error."""
 
     local_sockname = ("127.0.0.1", 1)
     peer_sockname = ("127.0.0.1", 2)

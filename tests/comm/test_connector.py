@@ -1,4 +1,4 @@
-"""Connecting to hosts of several addresses."""
+"""Connecting to hosts with several addresses."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def refusing():
 
 @pytest.fixture
 def silent():
-    """A full backlog: the kernel drops what else comes, as a lost packet would be."""
+    """A full backlog: the kernel drops further connections, like lost packets."""
     with (
         socket.create_server(("127.0.0.1", 0), backlog=0) as listening,
         socket.create_connection(listening.getsockname()),

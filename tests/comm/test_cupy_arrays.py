@@ -1,6 +1,6 @@
-"""CuPy's arrays without Numba and RMM, with a CuPy of the test's making, in processes of their own.
+"""CuPy's arrays without Numba and RMM, with a stand-in for CuPy, in processes of their own.
 
-What is registered stays; and whether CuPy does what it is asked for takes a GPU.
+Processes, because registrations stay. Whether the real CuPy works needs a GPU to test.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ if 1:
 
 @pytest.fixture
 def run(tmp_path):
-    """Run a program where CuPy is installed, and perhaps Numba; gives what it prints."""
+    """Run a program where CuPy, and perhaps Numba, is installed; give its output."""
     files = {
         "cupy.py": CUPY,
         "cupyx/__init__.py": "",

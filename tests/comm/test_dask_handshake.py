@@ -1,4 +1,4 @@
-"""Dask's handshake: what a listener takes for one, and what it says of everything else."""
+"""Dask's handshake: what a listener accepts as one, and its errors about the rest."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_handshake_is_read_as_distributed_reads_it():
 
 
 async def send(listener, data: bytes, end: bool = False) -> bytes:
-    """Send from a stranger, and give what comes back until the listener closes."""
+    """Send bytes as a stranger, and give the reply until the listener closes."""
     reader, writer = await asyncio.open_connection(*listener.get_host_port())
     writer.write(data)
     if end:
@@ -181,7 +181,7 @@ async def test_nothing_is_unpickled_before_the_handshake(tmp_path, caplog):
         await send(
             listener, HELLO + message(msgpack.packb(GOOD)) + message(pickled(path), 1), end=True
         )
-        assert path.exists()  # it is live
+        assert path.exists()  # it works
 
 
 async def test_a_client_reads_a_servers_handshake_as_strictly():

@@ -1,4 +1,4 @@
-"""What a peer's few bytes become when they are decompressed is within `fabric.limits.message`."""
+"""Decompressed sizes are limited by `fabric.limits.message`."""
 
 import pickle
 import struct
@@ -42,7 +42,7 @@ CLAIMS = {
 
 @pytest.fixture
 def decompressed(monkeypatch):
-    """The frames that reach the libraries, which are not installed everywhere."""
+    """The frames that reach the compression libraries; these need not be installed."""
     frames = []
     for name in ("lz4", "snappy", "zstd", "own"):
         function = Compression(name, bytes, lambda frame: frames.append(frame) or bytes(100))

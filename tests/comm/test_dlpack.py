@@ -1,6 +1,6 @@
-"""Arrays that have DLPack alone, with a CuPy and a library of the test's making.
+"""Arrays that only have DLPack, with stand-ins for CuPy and for their library.
 
-Whether CuPy and such a library do what they are asked for takes a GPU: see ``docs/gpu.md``.
+Tests with the real ones need a GPU: see ``docs/gpu.md``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class CupyArray(Array):
 
 
 class Tensor:
-    """An array of a library: it shows its memory by DLPack alone."""
+    """An array that exposes its memory by DLPack only."""
 
     kind = CUDA
 

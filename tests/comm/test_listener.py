@@ -1,4 +1,4 @@
-"""The accept loop under stress, and whose address is advertised."""
+"""The accept loop under stress, and the advertised address."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def ignore(comm):
 
 
 class Server:
-    """As much of a worker as the listener looks at."""
+    """The attributes of a worker that the listener reads."""
 
     class scheduler:
         address = "fabric://10.9.8.7:8786"
@@ -104,7 +104,7 @@ async def test_a_connection_reset_before_it_is_accepted(caplog):
     async with listen("fabric://127.0.0.1", ignore) as listener:
         early = socket.create_connection(listener.get_host_port())
         early.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-        early.close()  # sends a reset
+        early.close()  # that sends a reset
         comm = await connect(listener.contact_address)
         await comm.close()
     assert not [record for record in caplog.records if record.levelname != "DEBUG"]

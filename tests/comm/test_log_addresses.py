@@ -1,4 +1,4 @@
-"""Logs name a comm by the addresses that users see, whatever its sockets are called."""
+"""Logs name a comm by the addresses that users see, not by the names of its sockets."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ async def test_frames_that_cannot_be_fetched(server_side, stream, caplog):
 
 @pytest.mark.skipif(not ucx_libraries(), reason="no UCX on this host")
 async def test_an_address_that_ucx_does_not_take(stream, caplog, monkeypatch):
-    """Found out by a server before its comm is there."""
+    """A server finds it out before its comm exists."""
     real = provider._Candidate.open
 
     def opened_in_vain(*args):

@@ -1,4 +1,4 @@
-"""Log lines of dask-fabric beside Dask's."""
+"""The format of dask-fabric's log lines: the same as Dask's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One side's part in choosing paths, where the other, or it itself, does not play along."""
+"""One side's part in choosing paths, if either side does not follow the protocol."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def ignore(comm):
 
 @pytest.mark.parametrize("boot", ["", "of this host"])
 async def test_over_a_socket(boot):
-    """A client that has only the stream and sends PATHS, and one that is asked for them."""
+    """A client that has only the stream but sends PATHS, and one that must send it."""
     hello = Hello(scheme="fabric")
     if boot:
         hello = Hello(

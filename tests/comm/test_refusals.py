@@ -1,4 +1,4 @@
-"""What strangers cause in the log: one line each, and few of them."""
+"""Log lines that strangers cause: one for each error, and few of them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ logger = logging.getLogger("dask_fabric.test")
 
 
 class Loop:
-    """As much of an event loop as the log asks for; its time passes by `end_period`."""
+    """The part of an event loop that the log needs; `end_period` advances its time."""
 
     def __init__(self):
         self.timers = []

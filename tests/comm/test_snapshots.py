@@ -1,4 +1,4 @@
-"""What a user may change once a call has returned is sent as it was."""
+"""Data that a user may change after a call is sent as it was at the call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kernel options: as distributed's, on both ends of a connection."""
+"""Socket options: the same as distributed's, on both ends of a connection."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def options(sock) -> list[int]:
 
 
 class Reference:
-    """What distributed's function takes for a stream."""
+    """An object that distributed's function accepts as a stream."""
 
     def __init__(self, sock):
         self.socket = sock

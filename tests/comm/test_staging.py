@@ -1,6 +1,6 @@
-"""Staging: chunks as a hostile peer may send them, limits, memory, and processes without a device.
+"""Staging: chunks of a hostile peer, limits, memory, and processes without a device.
 
-What every scheme does with device memory stands in ``tests/conformance/test_device.py``.
+The behaviour of every scheme is tested in ``tests/conformance/test_device.py``.
 """
 
 from __future__ import annotations
@@ -258,7 +258,7 @@ async def test_an_abort_while_the_last_chunks_are_copied_delivers_or_ends(pair, 
 
 
 async def test_a_copy_that_cannot_begin_leaves_none_under_way(gpu, monkeypatch):
-    """Memory of both sides is free when it fails: others may get it."""
+    """When it fails, no copy may still use memory of either side: others may get it."""
     frames = [StagedFrame.over(bytes([n]) * 100) for n in range(1, 4)]
     ended = []
 

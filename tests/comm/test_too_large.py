@@ -1,4 +1,4 @@
-"""A message above `fabric.limits.message`: whoever waits gets an error that names it, and soon."""
+"""A message above `fabric.limits.message`: the waiting task soon gets an error that names it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Stage:
 
 @contextlib.asynccontextmanager
 async def a_stage(scheduler=None, workers=None, client=None):
-    """Each side with a configuration of its own, which others learn when they connect to it."""
+    """Give each side a configuration of its own, which its peers learn at connect."""
     async with contextlib.AsyncExitStack() as stack:
 
         async def start(config, make):
@@ -210,7 +210,7 @@ def test_who_asks_again_and_again_waits_longer():
 
 
 async def test_replicas_that_are_refused_are_not_asked_for_all_the_time(small, monkeypatch):
-    """Dask asks without end (`Scheduler.replicate`)."""
+    """Dask repeats the request endlessly (`Scheduler.replicate`)."""
     waited = asyncio.Queue()
     monkeypatch.setattr(Pauses, "next", lambda *_: waited.put_nowait(0) or 0.01)
     data = small.client.submit(bytes, LARGE, workers=small.on(0))

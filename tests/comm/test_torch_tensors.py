@@ -1,6 +1,6 @@
-"""Tensors of PyTorch, with a torch of the test's making: which are taken, and what becomes of them.
+"""Tensors of PyTorch, with a stand-in for torch: which are accepted, and the results.
 
-Whether torch does what it is asked for takes a GPU: see ``docs/gpu.md``.
+Tests with the real torch need a GPU: see ``docs/gpu.md``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where a listener is bound to one address, UCX's TCP listens nowhere else."""
+"""If a listener is bound to one address, UCX's TCP listens on that interface only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which pairs of processes with a real UCX use it, and what the others are told.
+"""Which pairs of processes with a real UCX use it, and the reasons of the others.
 
 Both are processes of their own: this one may have loaded another UCX.
 """
@@ -76,7 +76,7 @@ def environment(library, transports):
 
 
 def meet(library, client="all", server="all", scheme="fabric", prefix=(), **variables):
-    """Let two processes exchange an array; give what each says of it, or the client's error."""
+    """Have two processes exchange an array; give both reports, or the client's error."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(
         command(scheme, prefix=prefix), env=environment(library, server) | variables, **pipes

@@ -1,4 +1,4 @@
-"""Unix sockets beside TCP: when they are used, whom they reach, and what leads back to TCP."""
+"""Unix sockets in addition to TCP: when they are used, whom they reach, and why TCP is used."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ needs_own = pytest.mark.skipif(OWN is None, reason="no route leads out of this h
 
 @pytest.fixture(autouse=True)
 def forget_silent_sockets():
-    """What a connector learned of a name goes with the test: ports are used again."""
+    """Forget what connectors learned about names: later tests use the same ports."""
     yield
     get_backend("fabric").get_connector()._silent_until.clear()
 
@@ -69,7 +69,7 @@ async def reach(address: str, name: str = "server", **args):
 
 
 async def stream_to(address: str, name: str = "server", **args) -> str:
-    """Give what the control stream to the server of that name is."""
+    """Give the kind of control stream to the server of that name."""
     async with reach(address, name, **args) as comm:
         return comm.control_stream
 

@@ -1,4 +1,4 @@
-"""Unix sockets between two hosts made of network namespaces: each has names of its own."""
+"""Unix sockets of two network namespaces: each has names of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clients and servers that do not belong together: each ends soon, or says once what it found.
+"""Clients and servers of different protocols: each ends soon, or logs once what it found.
 
 The other pairs, of foreign clients and our listeners, are in ``tests/faults/test_hostile.py`` and
 ``tests/wire/test_foreign.py``.
@@ -145,7 +145,7 @@ async def test_a_pair(client, server, temporary_security, caplog):
 
 @pytest.mark.filterwarnings("ignore")
 async def test_a_worker_at_a_scheduler_of_another_protocol_says_so_once(caplog):
-    """Dask's worker tries for ever; it does not fill the logs of both sides meanwhile."""
+    """Dask's worker retries for ever, without filling the logs of both sides."""
     scheduler = await Scheduler(protocol="tcp", host="127.0.0.1", **NO_DASHBOARD)
     address = scheduler.address.replace("tcp://", "fabric://")
     worker = Worker(address, host="127.0.0.1", dashboard=False, dashboard_address="127.0.0.1:0")

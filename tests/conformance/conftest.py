@@ -1,4 +1,4 @@
-"""The shared suite: what any scheme must do to be a comm of Dask's."""
+"""The shared suite: what Dask expects of the comms of any scheme."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The end of a comm: orderly, at once, by the peer, and with a read pending."""
+"""The end of a comm: by close, by abort, by the peer, and with a pending read."""
 
 from __future__ import annotations
 

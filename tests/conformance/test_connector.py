@@ -1,4 +1,4 @@
-"""Connecting: host names, errors in time, and peers that are none of ours."""
+"""Connecting: host names, timely errors, and foreign peers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ async def ignore(comm):
 
 @contextlib.asynccontextmanager
 async def raw_server(answer: bytes | None):
-    """Serve a foreign protocol: send *answer* to whoever comes (None: keep silent)."""
+    """Serve a foreign protocol: send *answer* to each client (None: send nothing)."""
     writers = []
 
     async def serve(reader, writer):

@@ -1,4 +1,4 @@
-"""Device memory: what every scheme does with it, shown with a stand-in for the device."""
+"""Device memory over every scheme, with a stand-in for the device."""
 
 from __future__ import annotations
 

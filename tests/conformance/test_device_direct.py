@@ -1,6 +1,6 @@
-"""Device memory by UCX, from device to device: real UCX, and a stand-in for the device.
+"""Device memory by UCX, from device to device, with the real UCX and a stand-in for the device.
 
-The tests of `test_device` that hold for every way run here once more.
+Those tests of `test_device` that do not depend on the path run here again.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ async def test_each_path_counts_for_itself(pair, gpu, scheme):
 
 
 def check_reports(paths):
-    """Whoever asks this process is told of each path."""
+    """The report of this process names each path."""
     pytest.importorskip("prometheus_client", reason="needs prometheus_client")
     metrics = prometheus.FabricCollector().collect()
     shown = {
@@ -221,7 +221,7 @@ async def test_an_error_of_the_device_while_frames_are_awaited_ends_the_comm(pai
 
 
 async def test_what_belongs_on_a_device_and_is_not_goes_in_chunks(pair, gpu):
-    """A message with frames of both kinds cannot be told apart otherwise by its reader."""
+    """The reader of a message with frames of both kinds cannot distinguish them otherwise."""
     a, b = pair
     values = np.arange(MEBI)
     header, _ = serialize(gpu.array(values), serializers=("cuda",))

@@ -72,7 +72,7 @@ def exchange(client, names) -> None:
 
 
 def moved_between(client, names) -> dict:
-    """By names of both ends, what the comms that the first has opened to the second tell."""
+    """The statistics of the comms that one end opened to another, by the names of both."""
     told = client.run(dask_fabric.statistics)
     return {
         (names[near], names[comm["peer_address"]]): comm

@@ -1,4 +1,4 @@
-"""Two hosts made of network namespaces: who advertises which address."""
+"""Two network namespaces as hosts: which address each process advertises."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def fd_of(channel):
 
 
 def low_water_bytes(fd):
-    """Below how many bytes the socket does not count as readable."""
+    """The number of bytes from which on the socket is readable."""
     with socket.socket(fileno=os.dup(fd)) as sock:
         return sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT)
 

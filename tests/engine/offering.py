@@ -1,4 +1,4 @@
-"""What the tests of offers share: memory, waiting, and records made by hand."""
+"""Helpers for the tests of offers: memory, waiting, and hand-made records."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def numbers(nbytes, seed=0):
 
 
 class Region:
-    """Memory that can be made unreadable while somebody holds a view of it."""
+    """Memory that can be made unreadable although a view of it exists."""
 
     def __init__(self, nbytes: int) -> None:
         self.nbytes = nbytes

@@ -1,4 +1,4 @@
-"""Peers that try to hold up the loop, or to take memory; their records are made by hand."""
+"""Peers that try to block the event loop or to use up memory, with hand-made records."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ async def turns(count=20):
 @pytest.mark.parametrize("awaited", [True, False])
 @pytest.mark.parametrize("name", RECORDS)
 async def test_the_loop_goes_on_wherever_a_record_is_cut(name, awaited):
-    """A loop that waited for the rest of a record would never come to the end of this test."""
+    """A loop that waits for the rest of a record would never end this test."""
     record = RECORDS[name]
     for cut in range(len(record) + 1):
         async with attacked() as (channel, peer):
@@ -143,7 +143,7 @@ async def test_many_messages_behind_one_of_very_many_frames_arrive():
 
 
 async def test_offers_cost_memory_when_they_are_fetched():
-    """What the first frames bring decides how much memory the next ones get."""
+    """The bytes of the first frames decide how much memory the next ones get."""
     count = 20_000
     async with attacked() as (channel, peer):
         before_bytes = pool.statistics()["in_use_bytes"]
@@ -242,7 +242,7 @@ async def test_a_page_that_never_comes_is_given_up(slow_memory, monkeypatch):
 
 
 async def test_stuck_threads_are_replaced(slow_memory, cma_pair):
-    """However many peers have slow pages, the frames of others arrive."""
+    """The frames of other peers arrive, however many peers have slow pages."""
     memory = slow_memory(BULK)
     async with attacked() as (one, first), attacked() as (two, second), attacked() as (_, third):
         stuck = []
@@ -282,7 +282,7 @@ async def test_an_abort_does_not_wait_for_a_page_that_is_being_sent(slow_memory,
 
 
 async def test_a_stuck_thread_does_not_send_the_bytes_of_the_next_comm(slow_memory, channels):
-    """It reads a buffer of small data after the page; such buffers go from comm to comm."""
+    """After the page, the thread reads a buffer of small data, which comms pass to each other."""
     memory = slow_memory(INLINE)
     async with (
         channels(stream_bulk_bytes=65_536) as (near, far),
@@ -351,7 +351,7 @@ async def test_a_slow_message_goes_on():
 
 
 async def test_a_path_that_is_stuck_ends_the_comm():
-    """Nothing comes of a fetch, and the memory is not given back either."""
+    """A fetch neither ends nor releases its memory."""
     ended = threading.Event()
 
     class Stuck(PythonPath):
@@ -401,7 +401,7 @@ async def test_a_close_behind_messages_is_known(cma_pair):
 
 
 def test_an_interrupt_in_one_task_leaves_others_their_messages():
-    """A job's end wakes a task at once; what that one raises must not cost another its wake-up."""
+    """The end of a job wakes a task at once. Its exception must not cost others their wake-up."""
     loop = asyncio.new_event_loop()
 
     async def opened():

@@ -77,7 +77,7 @@ async def test_idle_channels_share_their_buffers(channels):
 
 
 class Scarce(list):
-    """Runs out of memory once, when so many more have been put into it."""
+    """A list that raises `MemoryError` once, after `left` more items."""
 
     left = -1
 

@@ -1,4 +1,4 @@
-"""Busy polling: which answers a loop stays awake for."""
+"""Busy polling: for which replies a loop stays awake."""
 
 import asyncio
 import itertools
@@ -69,7 +69,7 @@ async def test_without_patience_it_always_sleeps(loop, answer):
 
 
 def late(loop, poll, answer):
-    """Wait for what comes late; whether the loop was awake for some of the time."""
+    """Wait for a late reply; give whether the loop stayed awake for some of the time."""
     poll.wait(answer)
     is_awake = loop.turn()
     while loop.turn():

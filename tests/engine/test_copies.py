@@ -1,4 +1,4 @@
-"""Copies out of another process, many at once: turns, ends, failures and cancellations."""
+"""Many copies out of other processes at once: turns, ends, failures and cancellations."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def pairs(count):
 
 
 def begin(near, far, frames):
-    """Have the engine fetch frames that were sent this moment."""
+    """Have the engine fetch frames that were just sent."""
     near.send(b"", frames)
     near._uncork()
     far._on_readable()
@@ -86,7 +86,7 @@ async def test_one_that_fails_harms_no_other():
 
 @pytest.mark.parametrize("turns", [0, 1, 3, 10, 30])
 async def test_a_cancelled_job_writes_no_more(turns):
-    """Its memory goes to others at once, and stays what they make of it."""
+    """Its memory is given to others at once, and keeps what they write."""
     async with pairs(4) as opened:
         before_bytes = pool.statistics()["in_use_bytes"]
         source = np.ones(BULK, "u1")

@@ -1,4 +1,4 @@
-"""Channels and the life of a process: several loops, forks, ends with transfers in flight."""
+"""Channels and processes: several loops, forks, and exits with transfers in flight."""
 
 import os
 import subprocess

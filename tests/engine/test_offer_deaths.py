@@ -1,4 +1,4 @@
-"""The process whose memory is on offer dies, and its socket stays open: others may have it too."""
+"""The process with memory on offer dies, but its socket stays open in another process."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ ctypes.CDLL(None).pthread_exit(None)
 
 @contextlib.contextmanager
 def dead(reaped: bool):
-    """A process that was found when it lived, and has ended."""
+    """The `Process` of a process that has ended since."""
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
         found = process_of(process.pid)
         process.kill()

@@ -92,7 +92,7 @@ async def test_a_close_by_both_sides_with_offers_waits_for_nobody(cma_pair):
 
 
 async def test_no_answer_follows_the_close_record():
-    """A side that closes while it fetches says nothing more."""
+    """A side that closes while it fetches sends nothing more."""
     data = np.ones(100_000_000, "u1")
     async with attacked() as (channel, peer):
         channel.send(b"", [numbers(BULK)])
@@ -155,7 +155,7 @@ async def test_messages_stay_in_order_where_an_answer_cannot_be_sent():
 
 
 async def test_close_is_bounded_where_nobody_fetches(caplog):
-    """The peer has accepted the offer, and does nothing more."""
+    """The peer accepts the offer, and then does nothing."""
     async with attacked() as (channel, peer):
         channel.send(b"", [numbers(BULK)])
         await channel.close(0.05)

@@ -1,4 +1,4 @@
-"""Peers that offer, answer and ask against the rules; their records are made by hand."""
+"""Peers that offer, answer and request against the rules, with hand-made records."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ async def test_an_end_instead_of_the_frames_that_were_asked_for():
 
 
 async def test_frames_and_the_end_at_once_are_delivered():
-    """What was asked for and came is read, in the very turn in which the stream ends."""
+    """Requested frames that arrived are read, in the same turn in which the stream ends."""
     async with attacked() as (channel, peer):
         peer.sendall(offer(0, 65_536, 1) + PREFIX.pack(CLOSE, 0, 0, 0, 0, 0))
         await until(lambda: channel.statistics()["fallbacks_received"])

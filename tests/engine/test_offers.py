@@ -1,4 +1,4 @@
-"""Frames on offer between two channels: fetched, acknowledged, or asked for again."""
+"""Frames on offer between two channels: fetched, acknowledged, or requested."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ async def test_both_sides_may_offer_before_they_read(cma_pair):
 @pytest.mark.parametrize("begin", [0, 65_536])
 @pytest.mark.parametrize("nbytes", [INLINE, BULK])
 async def test_what_cannot_be_read_is_asked_for_again(cma_pair, nbytes, begin):
-    """Memory that the peer cannot read, all of it or from some page on, comes by the stream."""
+    """Memory that the peer cannot read, wholly or from some page on, is sent on the stream."""
     region = Region(nbytes)
     async with cma_pair() as (near, far):
         near.send(b"first", [region.view])
@@ -110,7 +110,7 @@ def check_fallback(sent, received, nbytes):
 
 
 async def test_what_is_not_there_any_more_ends_the_comm(cma_pair):
-    """Neither side can read it: an error at the sender, and never something else as the frame."""
+    """If neither side can read it, the sender gets an error, and the peer no false frame."""
     region = Region(BULK)
     async with cma_pair() as (near, far):
         near.send(b"", [region.view])

@@ -1,4 +1,4 @@
-"""What leaves and arrives in the first and the last turn of a channel."""
+"""The bytes of the first and the last turn of a channel."""
 
 import asyncio
 

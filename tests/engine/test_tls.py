@@ -1,4 +1,4 @@
-"""Channels inside TLS: what OpenSSL asks for, and how often the loop is woken."""
+"""Channels over TLS: OpenSSL's requests, and wake-ups of the loop."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ SIZES = [0, 100, 16_384, 65_536, 70_000, 1 << 20, 5_000_000]
 
 
 class Renegotiating:
-    """A context whose sockets do not encrypt, and raise as OpenSSL does where it renegotiates."""
+    """A context whose sockets do not encrypt, and raise like OpenSSL in a renegotiation."""
 
     def __init__(self):
         self.send_errors, self.receive_errors = [], []
@@ -137,7 +137,7 @@ async def test_a_receive_that_wants_to_write_waits_for_room_in_the_socket():
 
 
 async def test_what_came_before_a_write_failed_stays_readable():
-    """The peer has sent its last messages and gone, which is noticed while writing."""
+    """A write notices that the peer has sent its last messages and closed."""
     context = Renegotiating()
     async with opened(context, Renegotiating()) as (near, far):
         await turns(5)

@@ -1,4 +1,4 @@
-"""Channels in the loop of libuv, which forgets a socket as soon as that has an error."""
+"""Channels in uvloop: libuv stops watching a socket as soon as it has an error."""
 
 import asyncio
 
@@ -18,7 +18,7 @@ def new_pair(request):
 
 
 async def read_last_words(new_pair):
-    """Lose a peer that has not read all: the last message comes with the reset."""
+    """Lose a peer that has not read everything: its last message comes with a reset."""
     near, far = new_pair()
     near, far = new_channel(near, False), new_channel(far, True)
     await asyncio.gather(near.open(), far.open())

@@ -1,4 +1,4 @@
-"""The waiter of a message: a future in all that a task asks of one, and it goes on at once."""
+"""The waiter of a message: like a future for the task, which resumes at once."""
 
 import asyncio
 import contextvars
@@ -18,14 +18,14 @@ async def awaiting(waiter, seen):
 
 
 async def started(coroutine):
-    """A task that has come to its first wait."""
+    """A task at its first `await`."""
     task = asyncio.get_running_loop().create_task(coroutine)
     await asyncio.sleep(0)
     return task
 
 
 async def in_a_callback(function, *arguments):
-    """Call what the loop would call for a socket: no task runs there."""
+    """Call it from the loop, outside any task, like the callback of a socket."""
     called = asyncio.get_running_loop().create_future()
     asyncio.get_running_loop().call_soon(lambda: called.set_result(function(*arguments)))
     return await called

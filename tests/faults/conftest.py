@@ -1,4 +1,4 @@
-"""Other processes to do harm to, and the measure of what a fault leaves behind."""
+"""Other processes to harm, and a check for what a fault leaves behind."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Peer:
     Parameters
     ----------
     prefix : tuple of str
-        What to start the interpreter with.
+        Words before the interpreter in the command.
     """
 
     def __init__(self, prefix: tuple[str, ...], order: dict) -> None:
@@ -53,7 +53,7 @@ class Peer:
         self.process.stdin.flush()
 
     async def line(self) -> str:
-        """The next thing that it says; empty at its end."""
+        """Give the next line of its output; empty at its end."""
         return (await self._apart(self.process.stdout.readline)).strip()
 
     def signal(self, number: int) -> None:
@@ -122,7 +122,7 @@ def descriptor_count() -> int:
 
 
 def holdings() -> dict[str, int]:
-    """What a comm may hold in this process."""
+    """The resources of this process that comms may hold."""
     gc.collect()
     figures = ucx.statistics()
     return {
@@ -134,14 +134,14 @@ def holdings() -> dict[str, int]:
 
 
 def resident_bytes() -> int:
-    """Of this process, without what its allocator keeps of memory that was freed."""
+    """The resident memory of this process, without freed memory that its allocator keeps."""
     ctypes.CDLL(None).malloc_trim(0)
     return psutil.Process().memory_info().rss
 
 
 @pytest_asyncio.fixture(autouse=True)
 async def warm(request):
-    """Let this process take what it keeps for good: the engine's, the executor's and UCX's."""
+    """Have this process allocate what it keeps: resources of engine, executor and UCX."""
     scheme = "fabric+ucx" if "fabric+ucx" in request.node.name else "fabric+tcp"
     async with listen(f"{scheme}://127.0.0.1", echo, deserialize=False) as listener:
         comm = await connect(listener.contact_address)
@@ -154,7 +154,7 @@ async def warm(request):
 
 @contextlib.asynccontextmanager
 async def nothing_left(rss: bool = False):
-    """Check that all that is taken inside is given back soon after, memory too with *rss*."""
+    """Check that everything taken inside is returned soon after; with *rss*, memory too."""
     before = holdings()
     rss_before_bytes = resident_bytes()
     yield
@@ -180,7 +180,7 @@ async def serving(scheme, listen_args, handler=echo):
 
 
 async def check_good_client(listener, connect_args) -> None:
-    """The listener still does its work."""
+    """Check that the listener still works."""
     comm = await wait_for(connect(listener.contact_address, **connect_args), PATIENCE_SECONDS)
     await comm.write({"op": "ping"})
     assert await wait_for(comm.read(), PATIENCE_SECONDS) == {"op": "ping"}

@@ -1,4 +1,4 @@
-"""The other process of a test, run as a script: it says what it does in lines on stdout.
+"""The other process of a test, run as a script: it reports its actions on stdout.
 
 Its first line of input is JSON: the role, the address, whether it
 listens, certificates and configuration. It ends with its standard input, and so with the test.
@@ -54,7 +54,7 @@ async def receive(comm: Comm) -> None:
 
 
 async def receive_and_stop(comm: Comm) -> None:
-    """Stop this process when a large message is on its way, and see afterwards what it became."""
+    """Stop this process during a large message, and check the message afterwards."""
     reading = asyncio.ensure_future(comm.read())
     while not (moving(comm) or reading.done()):
         await asyncio.sleep(0)
@@ -70,7 +70,7 @@ def moving(comm: Comm) -> bool:
 
 
 async def exchange(comm: Comm) -> None:
-    """Send without end, and wait for each message to be answered."""
+    """Send endlessly, and wait for the answer to each message."""
     data = np.ones(message_bytes, "u1")
 
     async def forever():
@@ -92,7 +92,7 @@ async def answer(comm: Comm) -> None:
 
 
 async def answer_with_stuck_queue(comm: Comm) -> None:
-    """As `answer`, after some process was killed that had begun to write to UCX's shared queue."""
+    """Like `answer`, but first block UCX's shared queue, like a process killed in a write to it."""
     block_queue()
     say("blocked")
     await answer(comm)
@@ -100,7 +100,7 @@ async def answer_with_stuck_queue(comm: Comm) -> None:
 
 @functools.cache  # later the queues of others are mapped too
 def block_queue() -> None:
-    """Take a place in it, by adding one to the number at its beginning: UCX waits there for ever.
+    """Take a place in it, by adding 1 to the number at its beginning: UCX waits there for ever.
 
     Where that number is: ``uct_mm_fifo_ctl_t`` in UCX's ``uct/sm/mm/base/mm_iface.h``.
     """

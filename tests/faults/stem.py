@@ -1,4 +1,4 @@
-"""A process that forks the peers of `test_cma_death`: each starts in no time, imports and all.
+"""A process that forks the peers of `test_cma_death`, so that they need not import anything.
 
 Each line of its input is JSON: a role and an address. It answers with the pid of the peer, and what
 the peers say follows in lines of the same output. It ends with its standard input.
@@ -35,7 +35,7 @@ def is_whole(received: dict, nbytes: int) -> bool:
 
 
 async def send_many(comm, nbytes: int) -> None:
-    """Some ahead of the peer, without end."""
+    """Send endlessly, some messages ahead of the peer."""
     for number in range(1_000_000):
         await comm.write(message(number, nbytes))
         if number >= AHEAD_COUNT:
@@ -86,7 +86,7 @@ async def send_and_exec(comm, nbytes: int) -> None:
 
 
 async def send_and_leave_a_child(comm, nbytes: int) -> None:
-    """The child, of which Python knows nothing, has the socket for as long as it lives."""
+    """A child, forked behind Python's back, has the socket as long as it lives."""
     await send_one(comm, nbytes)
     libc = ctypes.CDLL(None)
     if libc.fork() == 0:
@@ -97,7 +97,7 @@ async def send_and_leave_a_child(comm, nbytes: int) -> None:
 
 
 async def send_and_abort(comm, nbytes: int) -> None:
-    """The memory is somebody else's at once, and this process lives on."""
+    """The memory is reused at once, and this process lives on."""
     data = np.full(nbytes // 8, 7, "u8")
     await comm.write({"number": 7, "x": to_serialize(data)})
     for _ in range(3):

@@ -1,6 +1,6 @@
-"""Either side dies, ends or stands still while frames are read from the sender's memory.
+"""Either side dies, ends or stops while frames are read from the sender's memory.
 
-Each message is whole and right, or there is a CommClosedError, soon; and nothing is left behind.
+Each message is complete and right, or CommClosedError is raised soon. Nothing is left behind.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ async def fails_soon(awaitable) -> None:
 
 
 async def whole_or_closed(reading) -> bool:
-    """Whether a message came, which is then right."""
+    """Whether a message arrived; then it must be right."""
     try:
         received = await wait_for(reading, SOON_SECONDS)
     except CommClosedError:
@@ -121,7 +121,7 @@ async def whole_or_closed(reading) -> bool:
 
 
 async def read_until_the_end(comm, pid, rng) -> int:
-    """Read messages, kill their sender at some moment, and give how many came."""
+    """Read messages, kill their sender at some moment, and give the number of messages."""
     for count in range(rng.randrange(1, MOST_MESSAGES)):
         received = await read(comm)
         assert received["number"] == count and is_whole(received, NBYTES)
@@ -230,7 +230,7 @@ async def test_the_sender_aborts_and_lives_on(stem, config):
 
 
 async def test_the_sender_stands_still(stem, accepted):
-    """What it offers can be read all the same."""
+    """Its offers can be read nevertheless."""
     async with opened(stem, accepted, "send_and_wait") as (comm, pid):
         assert await stem.line() == "written"
         os.kill(pid, signal.SIGSTOP)

@@ -1,6 +1,6 @@
 """Every record and the hello, cut at each byte and with each field at its limits, both ways.
 
-Over TCP, a Unix socket and TLS. A side that waited in its loop for the rest would answer nobody.
+Over TCP, Unix sockets and TLS. A side that waits in its loop for the rest answers nobody.
 """
 
 from __future__ import annotations

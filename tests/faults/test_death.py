@@ -1,4 +1,4 @@
-"""The other process dies, or stands still, in the middle of a large message."""
+"""The other process dies, or stops, in the middle of a large message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever connects to a listener, it goes on, keeps nothing and unpickles nothing."""
+"""Hostile clients: the listener continues, keeps nothing and unpickles nothing."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Target:
     listener : FabricListener
     scheme : str
     connect_args : dict
-        For a client with the certificates that the listener wants.
+        For a client with the right certificates.
     """
 
     def __init__(self, listener, scheme: str, connect_args: dict) -> None:

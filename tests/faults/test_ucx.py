@@ -1,4 +1,4 @@
-"""Frames by UCX, when a process dies, stands still, or breaks the connection that comms share."""
+"""Frames by UCX, when a process dies, stops, or breaks the connection that comms share."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ async def stopped_receivers(address, start_peer, count):
 
 
 async def test_many_stop_at_once(address, start_peer):
-    """UCX ends nothing of what it sends to them: nobody waits for that, one after the other."""
+    """UCX does not end its sends to them; the loop must not wait for each of them in turn."""
     async with nothing_left():
         await stopped_receivers(address, start_peer, 8)
 

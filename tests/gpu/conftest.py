@@ -1,4 +1,4 @@
-"""GPUs that are none: a stand-in of nvidia-ml-py, and one of CUDA's driver for other processes."""
+"""Stand-ins for GPUs: nvidia-ml-py, and CUDA's driver for other processes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def uuid(number: int, kind: str = "GPU") -> str:
 
 @pytest.fixture(autouse=True)
 def no_gpus_named(monkeypatch):
-    """What the user of this host has chosen is nothing to these tests."""
+    """Remove the user's settings from the environment of these tests."""
     for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "UCX_NET_DEVICES"):
         monkeypatch.delenv(name, raising=False)
 

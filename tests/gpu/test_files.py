@@ -1,4 +1,4 @@
-"""Reading what may not be there."""
+"""Reading files that may be missing."""
 
 from dask_fabric.gpu.files import names_in, read_fields, read_int, read_text
 

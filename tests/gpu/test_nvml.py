@@ -1,4 +1,4 @@
-"""GPUs as the driver tells of them."""
+"""GPUs as the driver reports them."""
 
 from __future__ import annotations
 

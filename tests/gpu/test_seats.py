@@ -1,4 +1,4 @@
-"""What a worker of each GPU is told."""
+"""The environment of the worker of each GPU."""
 
 from __future__ import annotations
 

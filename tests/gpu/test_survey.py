@@ -1,4 +1,4 @@
-"""GPUs: as their driver tells, as the bus tells, and the network devices nearest to them."""
+"""GPUs as the driver and the bus report them, and the network devices near them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a worker's process does before the worker is there."""
+"""Preparations of a worker's process before the worker exists."""
 
 from __future__ import annotations
 

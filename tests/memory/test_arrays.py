@@ -1,4 +1,4 @@
-"""Arrays that own memory of the pool: whose memory it is, and that it comes back, always once."""
+"""Arrays that own memory of the pool: their owner, and that memory returns exactly once."""
 
 from __future__ import annotations
 

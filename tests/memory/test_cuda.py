@@ -1,6 +1,6 @@
-"""The runtime over CuPy, with a CuPy of the test's making: that it is asked for the right things.
+"""The runtime over CuPy, with a stand-in for CuPy: it receives the right calls.
 
-Whether CUDA does them takes a GPU: see ``docs/gpu.md``.
+Tests with CUDA need a GPU: see ``docs/gpu.md``.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class FakeArray:
 
 @pytest.fixture
 def cupy(monkeypatch):
-    """A CuPy in `sys.modules`; ``cupy.done`` is what it was asked for."""
+    """A stand-in for CuPy in `sys.modules`; ``cupy.done`` has the calls."""
     done = []
     FakeDevice.synchronized, FakeStream.made = [], []
 

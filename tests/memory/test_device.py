@@ -1,4 +1,4 @@
-"""Which runtime a process has: nothing is imported for it, and a forked child has none."""
+"""The runtime of a process: it is found without imports, and a forked child has none."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def undecided(monkeypatch):
 
 @pytest.fixture
 def cuda(monkeypatch):
-    """In the place of `dask_fabric.memory.cuda`: gives, or raises, what `found` holds."""
+    """Replaces `dask_fabric.memory.cuda`: gives or raises the content of `found`."""
 
     def open_runtime(insist):
         cuda.insisted.append(insist)

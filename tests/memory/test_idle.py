@@ -1,4 +1,4 @@
-"""The receive-buffer pool: what is kept, and what goes back to the system."""
+"""The receive-buffer pool: which memory is kept, and which returns to the system."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Pinned memory of the pool: pinned once, handed out again, and never given back to the system.
 
-In processes of their own, for it stays pinned.
+In processes of their own, because it stays pinned.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The receive-buffer pool: what is handed out, what is kept, and what goes back to the system."""
+"""The receive-buffer pool: allocation, recycling, and returning memory to the system."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Resident memory of what is received: near what was asked for, at every size."""
+"""Resident memory of received data: near its size, for all sizes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BORROWED_BYTES = 32 * MIB  # what slabs of larger classes may add, of all buffer
 
 
 def exact_resident_bytes():
-    """As the kernel sums it up page by page; statm is some pages behind."""
+    """Give the kernel's exact sum; statm is some pages late."""
     with open("/proc/self/smaps_rollup") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("Rss:")) * KIB
 
@@ -85,7 +85,7 @@ def test_mixed_sizes_that_come_and_go_stay_near_what_they_ask_for(seed):
 
 
 def test_what_is_borrowed_is_given_back():
-    """Else some long life of mixed sizes would end with a pool that lends nothing."""
+    """Otherwise, after a long time with mixed sizes, the pool would lend nothing."""
     for _ in range(40):
         arrays = [new_array(10 * MIB) for _ in range(3)]
         del arrays
@@ -98,7 +98,7 @@ def test_what_is_borrowed_is_given_back():
 
 @pytest.mark.resident
 def test_neighbours_that_die_leave_what_is_theirs_alone_resident():
-    """Frames share their huge pages: those that go must not keep memory of those that stay."""
+    """Frames share huge pages: a freed one must not keep its part resident."""
     before = exact_resident_bytes()
     arrays = filled(2_500 * KIB, 200 * MIB)
     del arrays[::2]

@@ -1,4 +1,4 @@
-"""Every UCX library of this machine, each for tests of its own."""
+"""Every UCX library of this machine; the tests run with each."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Peer:
         return self("ucx.statistics()")[name]
 
     def end(self) -> int:
-        """Let it end as Python does; gives its exit status."""
+        """Let the interpreter exit; give its status."""
         self.process.stdin.close()
         return self.process.wait(PATIENCE_SECONDS)
 

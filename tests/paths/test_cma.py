@@ -1,4 +1,4 @@
-"""Reading the memory of another process: who may, and what tells that it is the right one."""
+"""Reading the memory of another process: permissions, and identifying the process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NOBODY = 65534
 
 @contextlib.contextmanager
 def child(main):
-    """A forked child that has told what *main* returns, and lives on until the end."""
+    """A forked child that has sent the result of *main*, and lives until the end."""
     mine, its = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -46,7 +46,7 @@ SECRET = cma.Secret()
 
 @pytest.fixture(autouse=True)
 def patient(monkeypatch):
-    """However busy this host is, what can be read is."""
+    """Readable memory is read, however busy the host is."""
     monkeypatch.setattr(cma, "PROBE_SECONDS", 30.0)
 
 

@@ -1,4 +1,4 @@
-"""What a hello tells a stranger, another host, and a process of the same host."""
+"""What a hello discloses to a stranger, to another host, and to a process of the same host."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which path a pair takes: the table, and that both sides read the same from it."""
+"""The path of a pair: the table, and that both sides choose the same."""
 
 from __future__ import annotations
 

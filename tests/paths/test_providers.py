@@ -1,4 +1,4 @@
-"""Paths are found by their entry points, those of others too; one that is broken harms nobody."""
+"""Paths are found by entry points, also those of third parties; a broken one does no harm."""
 
 from __future__ import annotations
 

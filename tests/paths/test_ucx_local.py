@@ -25,7 +25,7 @@ numbers = itertools.count()
 
 
 class Search:
-    """Stands in for `choose`: says that it began, and finds nothing until it is let go."""
+    """Replaces `choose`: reports its start, and ends when the test allows it."""
 
     def __init__(self) -> None:
         self.count = 0

@@ -1,4 +1,4 @@
-"""A process with a UCX worker, for tests: evaluates what it is told and answers with the result.
+"""A process with a UCX worker, for tests: it evaluates expressions and sends the results.
 
 UCX lives once in a process and prints on its standard output, so no test runs it in its own.
 """

@@ -1,4 +1,4 @@
-"""Mutated streams against everything that reads what a peer sends; prints what went wrong.
+"""Mutated streams against everything that reads a peer's input; prints the failures.
 
     python tests/programs/fuzz.py --count 1000000 --seed 7 [--targets records hello codec ...]
 

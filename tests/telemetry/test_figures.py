@@ -254,7 +254,7 @@ def test_a_smaller_table_keeps_those_that_moved_most():
 
 
 class Channel:
-    """As much of a channel as the sums look at; counts how often it is looked at."""
+    """The part of a channel that the sums read; counts how often they do."""
 
     server_side = False
 

@@ -1,4 +1,4 @@
-"""What Dask's own pages and heartbeats tell of a process's comms."""
+"""The figures of a process's comms on Dask's own pages and in heartbeats."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What comms tell of what they have moved."""
+"""The figures of comms about their traffic."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ async def test_what_is_not_fetched_counts_by_peer_and_path_until_it_is_or_the_en
 
 
 def gauge(path: str) -> float:
-    """What Prometheus is told, of the whole process."""
+    """The metrics of the whole process for Prometheus."""
     pytest.importorskip("prometheus_client", reason="needs prometheus_client")
     families = {family.name: family for family in prometheus.FabricCollector().collect()}
     samples = families["dask_fabric_unacknowledged_bytes"].samples

@@ -23,14 +23,14 @@ MIB = 1 << 20
 
 
 def record(kind, sequence=0, content=b"", sizes=(), flags=0, reserved=0):
-    """A record as docs/wire-protocol.md has it; its frames come by the stream."""
+    """Make a record as in docs/wire-protocol.md; its frames follow on the stream."""
     table = b"".join(ENTRY.pack(nbytes, 0, 0, 0, 0) for nbytes in sizes)
     head = PREFIX.pack(kind, flags, reserved, len(sizes), len(content), sequence)
     return head + table + content
 
 
 def offer(sequence, sizes, path=PATH_NUMBER):
-    """A message with nothing but frames on offer."""
+    """Make a message whose frames are all on offer."""
     table = b"".join(ENTRY.pack(nbytes, path, 0, 0, TOKEN.size) for nbytes in sizes)
     tokens = b"".join(map(TOKEN.pack, range(len(sizes))))
     return PREFIX.pack(MESSAGE, 0, 0, len(sizes), 0, sequence) + table + tokens
@@ -51,7 +51,7 @@ def kinds_of(data):
 
 
 class TablePath(PythonPath):
-    """A path whose frames are in a table, by tokens."""
+    """A path whose frames are in a table, by token."""
 
     def __init__(self, number=PATH_NUMBER, least_bytes=LEAST_BYTES):
         super().__init__(None, f"table{number}", number, TOKEN.size, least_bytes)
@@ -88,7 +88,7 @@ class End:
         return self.core.take_outgoing(nbytes)
 
     def receive(self, data):
-        """Take bytes that came, and give the messages that are there then."""
+        """Receive bytes, and give the messages that are complete then."""
         messages = []
         while True:
             data = data[self.core.feed(data) :]
@@ -104,13 +104,13 @@ class End:
         return found
 
     def store(self, data):
-        """Take bytes that came while nobody reads."""
+        """Receive bytes while no reader waits."""
         while data:
             data = data[self.core.feed(data) :]
             self.core.read_unawaited()
 
     def fetch(self, source, transfer=None):
-        """Fetch what is next, or what a transfer is for; gives the transfer."""
+        """Fetch the next frames, or those of *transfer*; give the transfer."""
         transfer = transfer or self.core.next_transfer()
         for _, number, descriptor, memory in transfer.frames.views():
             (path,) = (path for path in source.paths if path.number == number)

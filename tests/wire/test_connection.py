@@ -1,4 +1,4 @@
-"""One end of a connection: what it delivers, what it asks of its owner, and how it ends."""
+"""One end of a connection: deliveries, requests to its owner, and ends."""
 
 import pytest
 
@@ -79,7 +79,7 @@ def test_what_fell_back_is_counted_and_told():
 
 @pytest.mark.parametrize("is_read", [True, False])
 def test_paths_are_used_before_the_record_behind_them_is_read(is_read):
-    """The client may offer frames as soon as it has told of its paths."""
+    """The client may offer frames as soon as it has sent PATHS."""
     near, far = End(), End(paths=[])
     near.send(b"", [LARGE])
     near.core.close()

@@ -1,4 +1,4 @@
-"""Peers of other protocols: recognised early, and told so in a way that their own software shows.
+"""Peers of other protocols: recognised early, with a reply that their own software shows.
 
 The real ones run here: Dask's own tcp connector and listener, a TLS client and an HTTP client.
 """

@@ -1,4 +1,4 @@
-"""The handshake: what good sides agree on, and what every kind of bad one is told."""
+"""The handshake: what valid peers agree on, and the replies to all kinds of invalid ones."""
 
 from __future__ import annotations
 

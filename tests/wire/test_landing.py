@@ -1,4 +1,4 @@
-"""What receiving costs in memory: while bytes are due, and when a comm is idle again."""
+"""Memory of receiving: while bytes are missing, and when the comm is idle again."""
 
 import random
 import struct
@@ -93,7 +93,7 @@ def test_what_waits_for_the_rest_of_its_record_counts_in_the_size_of_a_comm():
 
 @pytest.mark.parametrize("seed", range(5))
 def test_comms_that_take_turns_keep_their_bytes_apart(seed):
-    """They hand the buffer that they read into on to each other, but not what is in it."""
+    """They pass their staging buffer on to each other, but not its content."""
     choose = random.Random(seed)
     comms = []
     for name in b"abcdefgh":
@@ -126,7 +126,7 @@ def test_what_is_claimed_is_not_resident_before_it_arrives():
 
 @pytest.mark.resident
 def test_claims_between_frames_that_arrive_are_not_resident_either():
-    """Frames share huge pages with their neighbours, but not for those that do not come."""
+    """Frames share huge pages with neighbours that arrive, not with those that never do."""
     kept, targets = [], []
     before = resident_bytes()
     frame = bytes(2 * MIB + 300_000)

@@ -1,4 +1,4 @@
-"""Frames on offer are kept until the peer has answered, and let go then."""
+"""Frames on offer are kept until the peer's answer, and then released."""
 
 import gc
 import weakref

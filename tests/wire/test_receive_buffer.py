@@ -1,4 +1,4 @@
-"""Received bytes go to the staging buffer, or at once to the memory where they belong."""
+"""Received bytes go to the staging buffer, or directly to their final memory."""
 
 import pytest
 

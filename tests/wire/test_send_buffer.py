@@ -1,4 +1,4 @@
-"""What waits for the socket: whole records, in order, each byte once."""
+"""Bytes that wait for the socket: complete records, in order, each byte once."""
 
 import gc
 import weakref

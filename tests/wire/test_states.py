@@ -1,4 +1,4 @@
-"""The table of states is complete, and what it does not allow is refused."""
+"""The table of states is complete, and other events are refused."""
 
 import pytest
 

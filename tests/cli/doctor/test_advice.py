@@ -1,4 +1,4 @@
-"""Advice and schemes: facts in, reasons and remedies out."""
+"""Advice and schemes: from facts to reasons and remedies."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def ucx(**changed) -> dict:
 
 
 def facts(*refused: str, reason: str = "a reason", instead: str = "", **parts) -> Facts:
-    """A host where all is well, but for these paths and parts."""
+    """Facts of a host without problems, except those given."""
     paths = tuple(
         PathResult(one.path, False, reason, instead=instead) if one.path in refused else one
         for one in ALL_WORK

@@ -1,4 +1,4 @@
-"""A live server that is asked, and what is at an address instead of one."""
+"""Asking a live server, and addresses with something else."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ async def test_something_that_is_silent():
 
 @contextlib.asynccontextmanager
 async def answering(*answers):
-    """A listener of ours that is no server of Dask's."""
+    """A fabric listener that is not a server of Dask."""
     over = asyncio.Event()
 
     async def handle(comm):

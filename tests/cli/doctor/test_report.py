@@ -1,4 +1,4 @@
-"""The whole report: nothing that a host is like keeps it from coming out."""
+"""The whole report: it is complete on every kind of host."""
 
 from __future__ import annotations
 

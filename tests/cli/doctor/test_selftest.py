@@ -1,4 +1,4 @@
-"""The self-test: what real processes tell, and what is made of those that do not."""
+"""The self-test: reports of real processes, and missing ones."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ SECONDS = 120
 
 @functools.cache
 def reason_to_skip() -> str:
-    """Why these tests cannot run here; asks the driver, and so makes no CUDA context."""
+    """Give the reason why these tests cannot run here. Asks the driver: no CUDA context is made."""
     try:
         seats, reason = find_seats()
     except FabricError as exc:
@@ -36,7 +36,7 @@ def pytest_collection_modifyitems(items):
         if HERE in item.path.parents:
             item.add_marker("gpu")
             item.add_marker(pytest.mark.timeout(300))
-            # What CuPy and its like warn of is not for this project to mend.
+            # Warnings of CuPy and similar libraries are not ours.
             item.add_marker(pytest.mark.filterwarnings("default"))
             if reason_to_skip():
                 item.add_marker(pytest.mark.skip(reason_to_skip()))
@@ -44,7 +44,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def no_gpus_named():
-    """Here the user's choice among the GPUs holds."""
+    """Keep the user's choice of GPUs here."""
 
 
 @pytest.fixture(scope="module", params=scheme_params())

@@ -1,4 +1,4 @@
-"""Which processes have a CUDA context, on which GPU, and what those without one receive."""
+"""Which processes have a CUDA context, on which GPU, and what others receive."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pairs of channels that are joined by one path: the same suite runs over every path."""
+"""Pairs of channels joined by one path: the same suite runs over every path."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ async def joined(path_name) -> AsyncIterator[Callable]:
 
 @pytest_asyncio.fixture(autouse=True)
 async def nothing_is_left(path_name):
-    """Memory, files and jobs are back to what they were, and nothing lies where NULL points.
+    """Check that memory, files and jobs are as before, and that nothing is mapped at NULL.
 
     Old UCX replaces calls of the C library by its own (openucx/ucx#8820): the other paths must
     work in a process that has loaded it.
@@ -134,6 +134,6 @@ def lowest_mapping() -> int:
 
 
 def leftovers() -> tuple[int, int, list[str]]:
-    """What is in use of the pool, what is mapped, and the files of the toy path."""
+    """The pool's memory in use, the mappings, and the files of the toy path."""
     toys = glob.glob(f"{FOLDER}/dask-fabric-toy-*")
     return pool.statistics()["in_use_bytes"], files.statistics()["mapped_bytes"], toys

@@ -20,7 +20,7 @@ SIZES = [65_536, 65_537, 300_000, (2 << 20) + 1, 20_000_000]
 
 
 def numbers(nbytes: int, seed: int = 0) -> np.ndarray:
-    """In memory as received arrays have it, which every path takes."""
+    """Give random bytes in memory of the pool, which every path accepts."""
     data = new_array(nbytes)
     data[:] = np.random.default_rng(seed).integers(0, 256, nbytes, "u1")
     return data
@@ -50,7 +50,7 @@ def traffic(channel, path_name):
 @pytest.mark.parametrize("nbytes", SIZES)
 @pytest.mark.parametrize("begin", [0, 1, 4096 - 7])
 async def test_a_frame_arrives_whole(joined, path_name, nbytes, begin):
-    """Of any size, and wherever it begins."""
+    """For any size and alignment."""
     sent = numbers(nbytes + begin)[begin:]
     async with joined() as (near, far):
         near.send(b"header", [sent])
@@ -165,7 +165,7 @@ async def test_a_read_that_is_cancelled_in_the_middle(joined):
 
 
 async def test_a_broken_path_costs_no_message(joined, path_name):
-    """Whatever a path can no longer bring goes by the stream."""
+    """Frames that a path cannot deliver are sent on the stream."""
     async with joined() as (near, far):
         near.send(b"0", [numbers(300_000)])
         assert (await receive(far))[1][0] == memoryview(numbers(300_000))

@@ -1,4 +1,4 @@
-"""The thread that writes: nothing that goes wrong there reaches who calls it."""
+"""The writing thread: its errors do not reach its callers."""
 
 from __future__ import annotations
 
