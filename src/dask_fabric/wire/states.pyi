@@ -16,7 +16,7 @@ go through the same states, each by its own events, so one table describes them:
 
 `Outcome` says whether, and how, the connection as a whole has ended.
 
-The diagram of ``docs/wire-protocol.md`` is drawn from `transitions`.
+The diagram in ``docs/wire-protocol.md`` and ``docs/architecture.md`` is drawn from `transitions`.
 """
 
 STATES = ("GREETING", "OPEN", "CLOSING", "DONE")
