@@ -101,11 +101,11 @@ def test_an_exception_is_one_line_with_its_place_and_its_traceback_is_for_debugg
     try:
         raise ValueError("a\nb")
     except ValueError as exc:
-        with caplog.at_level(logging.INFO):
+        with caplog.at_level(logging.INFO, logger=logger.name):
             log.warn("a", "%s", describe(exc), exc=exc)
         assert len(caplog.records) == 1 and caplog.records[0].exc_info is None
         assert "ValueError: a b (test_refusals.py, line" in caplog.messages[0]
-        with caplog.at_level(logging.DEBUG):
+        with caplog.at_level(logging.DEBUG, logger=logger.name):
             log.warn("a", "%s", describe(exc), exc=exc)
         assert caplog.records[1].exc_info[1] is exc
 
