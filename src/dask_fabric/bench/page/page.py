@@ -16,7 +16,9 @@ from dask_fabric.bench.matrix import grids, worker_names
 from dask_fabric.bench.page import plots
 from dask_fabric.bench.results import FLOORS, Results, Row
 
-_FLOOR_COLOURS = dict(zip(FLOORS, ("#5b5b5b", "#8a6d3b", "#a0a0a0", "#7b5fa8"), strict=True))
+_FLOOR_COLOURS = dict(
+    zip(FLOORS, ("#5b5b5b", "#8a6d3b", "#a0a0a0", "#7b5fa8", "#4f7f7f"), strict=True)
+)
 _STYLE = """
 :root { color-scheme: light; }
 body { font: 15px/1.5 system-ui, "DejaVu Sans", sans-serif; color: #222; background: #fff;
