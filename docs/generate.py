@@ -9,7 +9,7 @@ docs/wire-protocol.md, docs/architecture.md,   `dask_fabric.wire.states`
 diagram of the states
 docs/configuration.md, table of the keys       `dask_fabric.config.table`
 dask_fabric.yaml, dask_fabric-schema.yaml      the same
-README.md, docs/benchmarks.md, tables          ``benchmarks/results/*.json``, see ``make figures``
+README.md (chart too), docs/benchmarks.md       ``benchmarks/results/*.json``, see ``make figures``
 docs/shm.md, tables                            what ``benchmarks/shm.py`` wrote
 =============================================  ====================================================
 """
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import re
 import statistics
 from collections.abc import Iterator, Sequence
@@ -51,7 +52,7 @@ def made() -> dict[Path, str]:
         configuration: _filled(configuration, "keys", "".join(_key_table())),
         PACKAGE / "dask_fabric.yaml": "".join(_yaml()),
         PACKAGE / "dask_fabric-schema.yaml": yaml.safe_dump(_schema(), sort_keys=False, width=96),
-        readme: _filled(readme, "figures", "".join(_figures())),
+        readme: _filled(readme, "figures", "".join((*_chart(), *_figures()))),
         benchmarks: _filled(benchmarks, "figures", "".join(_all_figures())),
         shm: _filled(shm, "figures", "".join(_shm_figures())),
     }
@@ -173,6 +174,16 @@ SHOWN = (  # in the README
     ("connects, 32 at once", "connects, 32 at once"),
     ("(x + x.T).sum(), 8000 x 8000 in chunks of 1000", "(x + x.T).sum(), 8000 x 8000"),
 )
+LABELS = (  # of the chart, in the same order
+    "round trip",
+    "small messages",
+    "64 kB",
+    "10 MB",
+    "100 MB",
+    "100 MB, busy GIL",
+    "connects",
+    "x + x.T",
+)
 
 
 @functools.cache
@@ -194,10 +205,26 @@ def together(runs: Sequence[Results]) -> Results:
     return replace(runs[0], rows=list(rows.values()), warnings=[])
 
 
+def _chart() -> Iterator[str]:
+    """Yield a chart of the README's figures, in Mermaid."""
+    found = _shown()
+    ratios = [_times(found[name].times_better("fabric", "tcp")) for name, _ in SHOWN]
+    labels = ", ".join(f'"{label}"' for label in LABELS)
+    yield "```mermaid\nxychart-beta horizontal\n"
+    yield '    title "fabric:// against tcp://: times better"\n'
+    yield f"    x-axis [{labels}]\n"
+    yield f'    y-axis "times" 0 --> {math.ceil(max(map(float, ratios)))}\n'
+    yield f"    bar [{', '.join(ratios)}]\n```\n\n"
+
+
+def _shown() -> dict[str, Row]:
+    return {row.name: row for suite in ("comm", "work") for row in together(runs(suite)).rows}
+
+
 def _figures() -> Iterator[str]:
     yield "| figure | unit | tcp | fabric | times better | in single runs | floor |\n"
     yield "| --- | --- | --- | --- | --- | --- | --- |\n"
-    found = {row.name: row for suite in ("comm", "work") for row in together(runs(suite)).rows}
+    found = _shown()
     for name, title in SHOWN:
         row = found[name]
         floor = row.floor()
