@@ -99,9 +99,8 @@ cdef Buffer new_shareable(size_t nbytes):
         return None
     if not buffer.slab:
         return None
-    if buffer.is_fresh:
-        with nogil:                     # some 0.1 ms for each MB
-            make_huge_pages(buffer.data, nbytes)
+    with nogil:                         # some 0.1 ms for each MB that has none yet
+        make_huge_pages(buffer.data, nbytes)
     return buffer
 
 

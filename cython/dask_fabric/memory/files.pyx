@@ -460,18 +460,17 @@ cdef uint32_t _take_retired() noexcept nogil:
 
 
 cdef void _punch_around(uint32_t number) noexcept nogil:
-    """Free the pages of a dead array that no peer can have: none was offered a frame there."""
+    """Free what was never offered of a dead array, if that is most of it; in whole huge pages."""
     cdef OwnSlab *slab = &slabs[number]
     cdef Record *record = &table[number]
-    cdef uint64_t begin = slab.offered_begin // PAGE_BYTES * PAGE_BYTES
-    cdef uint64_t end = min(whole_pages(slab.offered_end), record.nbytes)
+    cdef uint64_t begin = slab.offered_begin // HUGE_BYTES * HUGE_BYTES
+    cdef uint64_t end = (slab.offered_end + HUGE_BYTES - 1) // HUGE_BYTES * HUGE_BYTES
+    end = min(end, record.nbytes)
     if begin >= end:
         begin = end = record.nbytes     # only a fork has frozen it
-    if begin:
+    if 2 * (begin + record.nbytes - end) > record.nbytes:
         fallocate(file_fd, PUNCH, record.offset, begin)
-    if end < record.nbytes:
         fallocate(file_fd, PUNCH, record.offset + end, record.nbytes - end)
-    if begin or end < record.nbytes:
         slab.huge_bytes = 0
 
 
