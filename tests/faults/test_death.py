@@ -25,7 +25,7 @@ MESSAGE_BYTES = 200_000_000
 
 @pytest.fixture(autouse=True)
 def frames_go_by_the_stream():
-    with dask.config.set({"fabric.cma.enabled": False}):
+    with dask.config.set({"fabric.cma.enabled": False, "fabric.shm.enabled": False}):
         yield
 
 
