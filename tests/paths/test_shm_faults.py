@@ -324,3 +324,15 @@ def test_an_empty_array_is_resident_up_to_a_limit(shareable):
     assert before < (1 << 30) + (64 << 20)
     del huge
     pool.trim()
+
+
+def test_files_are_made_and_opened_all_or_none(monkeypatch):
+    def count() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    before = count()
+    with pytest.raises(OSError):
+        sealed.reopen((0, 10**6), os.O_RDONLY)
+    with pytest.raises(OSError):
+        sealed.make({"small": 4096, "impossible": -1})
+    assert count() == before

@@ -1100,8 +1100,7 @@ def open_file_of_process():
         return own_id
     sealed.check_overcommit()
     try:
-        new_file = sealed.make("dask-fabric", FILE_BYTES)
-        new_table = sealed.make("table", TABLE_BYTES)
+        new_file, new_table = sealed.make({"dask-fabric": FILE_BYTES, "table": TABLE_BYTES})
     except OSError as error:
         raise UnavailableError(f"memory files cannot be made here: {error}") from error
     mapped = mmap(NULL, TABLE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, new_table, 0)
@@ -1125,7 +1124,7 @@ def open_file_of_process():
 
 def descriptors():
     """Give new read-only descriptors of the file of this process and of the table of its slabs."""
-    return [sealed.reopen(fd, os.O_RDONLY) for fd in (file_fd, table_fd)]
+    return sealed.reopen((file_fd, table_fd), os.O_RDONLY)
 
 
 def add_client(uint64_t key, uint64_t id, int claims_fd):
@@ -1191,9 +1190,9 @@ def new_claims():
     (int, int)
         A descriptor for `add_origin`, and a read-only one for that process.
     """
-    fd = sealed.make("claims", CLAIMS_BYTES)
+    (fd,) = sealed.make({"claims": CLAIMS_BYTES})
     try:
-        return fd, sealed.reopen(fd, os.O_RDONLY)
+        return fd, *sealed.reopen((fd,), os.O_RDONLY)
     except BaseException:
         os.close(fd)
         raise
@@ -1220,7 +1219,7 @@ def add_origin(uint64_t id, int its_file_fd, int its_table_fd, int claims_fd):
     cdef void *claims
     sealed.check(its_file_fd, FILE_BYTES)
     sealed.check(its_table_fd, TABLE_BYTES)
-    kept, kept_table = sealed.reopen(its_file_fd, os.O_RDONLY), os.dup(its_table_fd)
+    kept, kept_table = sealed.reopen((its_file_fd, its_table_fd), os.O_RDONLY)
     its_table = mmap(NULL, TABLE_BYTES, PROT_READ, MAP_SHARED, its_table_fd, 0)
     claims = mmap(NULL, CLAIMS_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, claims_fd, 0)
     origin = <Origin *> calloc(1, sizeof(Origin))
@@ -1279,8 +1278,7 @@ def free_rest(uint64_t id):
     if origin == NULL:
         return True                     # nothing of it is mapped: the kernel has freed its file
     try:
-        new_file = sealed.reopen(its_file_fd, os.O_RDWR)
-        new_table = sealed.reopen(its_table_fd, os.O_RDWR)
+        new_file, new_table = sealed.reopen((its_file_fd, its_table_fd), os.O_RDWR)
     except OSError:
         pass                            # no descriptor is left
     with nogil:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from dask_fabric.errors import UnavailableError
@@ -13,8 +15,15 @@ _F_SEAL_SEAL, _F_SEAL_SHRINK, _F_SEAL_GROW = 1, 2, 4
 _NO_OVERCOMMIT = 2
 
 
-def make(name: str, nbytes: int) -> int:
-    """Make a file that keeps its size, so that its mappings never lose pages."""
+def make(sizes: Mapping[str, int]) -> list[int]:
+    """Make files of these names that keep their sizes, so that their mappings never lose pages.
+
+    All of them, or none.
+    """
+    return _all_or_none([partial(_make, name, nbytes) for name, nbytes in sizes.items()])
+
+
+def _make(name: str, nbytes: int) -> int:
     fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(fd, nbytes)
@@ -23,6 +32,18 @@ def make(name: str, nbytes: int) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def _all_or_none(opening: Sequence[Callable[[], int]]) -> list[int]:
+    opened: list[int] = []
+    try:
+        for one in opening:
+            opened.append(one())
+    except BaseException:
+        for fd in opened:
+            os.close(fd)
+        raise
+    return opened
 
 
 def check(fd: int, nbytes: int) -> None:
@@ -35,15 +56,16 @@ def check(fd: int, nbytes: int) -> None:
         raise ValueError("the peer's descriptor is not of a memory file as it must be")
 
 
-def reopen(fd: int, flags: int) -> int:
-    """Open the file of a descriptor once more, with locks of its own.
+def reopen(fds: Sequence[int], flags: int) -> list[int]:
+    """Open the files of descriptors once more, with locks of their own: all of them, or none.
 
     Raises
     ------
     OSError
         ``/proc`` is not mounted, or no descriptor is left.
     """
-    return os.open(f"/proc/self/fd/{fd}", flags | os.O_CLOEXEC)
+    names = (f"/proc/self/fd/{fd}" for fd in fds)
+    return _all_or_none([partial(os.open, name, flags | os.O_CLOEXEC) for name in names])
 
 
 def check_overcommit(root: Path = Path("/")) -> None:
