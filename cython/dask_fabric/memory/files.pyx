@@ -86,8 +86,7 @@ cdef enum:
     AHEAD_BYTES = 1 << 30               # of an array; the rest gets small pages
     HUGE_PAGE_LIMIT_NS = 20_000_000     # of CPU time; 0.3 ms are usual, 5 ms in a new virtual host
     PAUSE_NS = 1_000_000_000
-    # Of mremap(2); older headers lack the last one's name.
-    MREMAP_MAYMOVE = 1
+    MREMAP_MAYMOVE = 1                  # of mremap(2); older headers lack the last one's name
     MREMAP_FIXED = 2
     MREMAP_DONTUNMAP = 4
 
@@ -204,6 +203,7 @@ cdef Client *clients = NULL
 cdef Origin *origins = NULL
 cdef Mapping *mappings = NULL
 cdef Child *children = NULL
+cdef Py_ssize_t child_count = 0
 cdef int child_end = -1                 # of the fork that is under way
 cdef int[2] spare_ends = [-1, -1]       # of a pipe: for a fork when no descriptor is left
 # The first and the last fork whose child cannot be watched: it counts as alive for ever.
@@ -244,18 +244,19 @@ cdef bint serves(Py_ssize_t nbytes) noexcept nogil:
 
 cdef bint has_room(Py_ssize_t mapped_bytes) noexcept nogil:
     """Whether the file may become so much larger; a guess, without the lock."""
-    return figures.slab_bytes + mapped_bytes <= max_bytes and not _has_all_maps()
+    cdef Py_ssize_t slab_bytes = relaxed(&figures.slab_bytes) + mapped_bytes
+    return slab_bytes <= relaxed(&max_bytes) and not _has_all_maps()
 
 
 cdef bint _has_all_maps() noexcept nogil:
     """Whether this process has as many mappings as it should: the kernel limits them."""
-    cdef Py_ssize_t own_count = figures.slab_count - figures.retired_count
-    return own_count + figures.mapping_count >= map_limit
+    cdef Py_ssize_t own_count = relaxed(&figures.slab_count) - relaxed(&figures.retired_count)
+    return own_count + relaxed(&figures.mapping_count) >= map_limit
 
 
 cdef bint needs_care() noexcept nogil:
     """Whether `next_reusable` may have something to do, now or later."""
-    return retired != 0 or children != NULL
+    return relaxed(&figures.retired_count) != 0 or relaxed(&child_count) != 0
 
 
 # ---------------------------------------------------------------- what lies where
@@ -367,8 +368,8 @@ cdef char *_open_slab(
     if not _map_shared(number):
         return NULL
     next_offset = offset + mapped_bytes
-    figures.slab_count += 1
-    figures.slab_bytes += mapped_bytes
+    add_relaxed(&figures.slab_count, 1)
+    add_relaxed(&figures.slab_bytes, mapped_bytes)
     return slab.data
 
 
@@ -431,7 +432,7 @@ cdef void _retire(uint32_t number) noexcept nogil:
     slab.state = RETIRED
     slab.died = fork_count
     _append_retired(number)
-    figures.retired_count += 1
+    add_relaxed(&figures.retired_count, 1)
     figures.retired_bytes += table[number].nbytes
     _remove_range(slab.data)
     if not _is_in_child(slab):
@@ -527,8 +528,8 @@ cdef void _punch(uint32_t number) noexcept nogil:
 
 cdef void _forget(uint32_t number) noexcept nogil:
     """Let the number of a slab without pages be used for another one."""
-    figures.slab_count -= 1
-    figures.slab_bytes -= table[number].nbytes
+    add_relaxed(&figures.slab_count, -1)
+    add_relaxed(&figures.slab_bytes, -<Py_ssize_t> table[number].nbytes)
     next_generation(&table[number].generation)
     _put_back(number)
 
@@ -542,10 +543,9 @@ cdef uint32_t next_reusable(
     no peer has it. Unless it is to look at all of them, this looks at some, in turn.
     """
     cdef uint32_t number = 0
-    cdef Py_ssize_t left = figures.retired_count
-    if not looks_at_all:
-        left = min(left, <Py_ssize_t> SCAN_COUNT)
+    cdef Py_ssize_t left
     lock()
+    left = figures.retired_count if looks_at_all else min(figures.retired_count, SCAN_COUNT)
     _reap_children()
     while left > 0:
         left -= 1
@@ -555,7 +555,7 @@ cdef uint32_t next_reusable(
         _append_retired(number)
         number = 0
     if number:
-        figures.retired_count -= 1
+        add_relaxed(&figures.retired_count, -1)
         figures.retired_bytes -= table[number].nbytes
         if _map_shared(number):
             figures.reused_count += 1
@@ -899,7 +899,7 @@ cdef Mapping *_map_claimed(
         mappings.previous = mapping
     mappings = mapping
     origin.mapping_count += 1
-    figures.mapping_count += 1
+    add_relaxed(&figures.mapping_count, 1)
     figures.mapped_bytes += mapped_bytes
     return mapping
 
@@ -917,7 +917,7 @@ cdef void unmap(Mapping *mapping) noexcept nogil:
     if mapping.following != NULL:
         mapping.following.previous = mapping.previous
     munmap(mapping.base, mapping.nbytes)
-    figures.mapping_count -= 1
+    add_relaxed(&figures.mapping_count, -1)
     figures.mapped_bytes -= mapping.nbytes
     if origin != NULL:
         _unclaim(origin, mapping.slab)
@@ -972,6 +972,7 @@ cdef void _reap_children() noexcept nogil:
             origin.mapping_count -= 1
             _drop_if_unused(origin)
         link[0] = child.following
+        add_relaxed(&child_count, -1)
         close(child.fd)
         free(child.claims)
         free(child)
@@ -1020,6 +1021,7 @@ cdef Child *_new_child() noexcept nogil:
     child.fd, child.number = ends[0], fork_count
     child_end = ends[1]
     child.following, children = children, child
+    add_relaxed(&child_count, 1)
     return child
 
 
@@ -1046,7 +1048,7 @@ cdef void _forked_in_child() noexcept nogil:
     hold the locks of what is mapped.
     """
     global own_id, file_fd, table_fd, pagemap_fd, table, used_numbers, unused, retired, next_offset
-    global clients, origins, children, range_count, epoch, is_on, last_retired
+    global clients, origins, children, child_count, range_count, epoch, is_on, last_retired
     global first_lost_fork, last_lost_fork
     cdef Mapping *mapping = mappings
     pthread_mutex_init(&mutex, NULL)
@@ -1067,7 +1069,7 @@ cdef void _forked_in_child() noexcept nogil:
     last_retired = first_lost_fork = last_lost_fork = 0
     own_id, file_fd, table_fd, pagemap_fd = 0, -1, -1, -1
     used_numbers, unused, retired, next_offset = 1, 0, 0, 0
-    clients, origins, children = NULL, NULL, NULL
+    clients, origins, children, child_count = NULL, NULL, NULL, 0
     epoch += 1
     is_on = False
     figures.slab_count = figures.slab_bytes = 0
@@ -1358,12 +1360,13 @@ def configure(*, is_enabled, threshold_bytes, most_bytes):
     most_bytes : int
         All slabs together; what is more lies elsewhere.
     """
-    global is_on, least_bytes, max_bytes
+    global is_on, least_bytes
     if threshold_bytes < PAGE_BYTES:
         raise ConfigError(f"threshold_bytes is {threshold_bytes}: use {PAGE_BYTES} or more")
     lock()
     is_on = is_enabled and own_id != 0
-    least_bytes, max_bytes = threshold_bytes, most_bytes
+    least_bytes = threshold_bytes
+    add_relaxed(&max_bytes, most_bytes - max_bytes)
     figures.most_bytes = max_bytes if is_on else 0
     unlock()
 
