@@ -270,6 +270,7 @@ def test_the_limit_of_mappings(tree):
     assert sealed.map_count(65530, tree.root) == 262144
 
 
+@pytest.mark.resident
 def test_a_process_keeps_half_of_its_mappings_for_others():
     """What lies beyond is ordinary memory; the process goes on, and can read its own maps."""
     program = """

@@ -344,9 +344,10 @@ cdef int _sleep(int yields) noexcept nogil:
     """
     cdef pollfd watched = pollfd(worker.event_fd, POLLIN, 0)
     cdef Status status = ucp.worker_arm(worker.handle)
+    cdef int limit_ms = worker.sleep_limit_ms
     pthread_mutex_unlock(&worker.mutex)
     if status == OK:
-        poll(&watched, 1, worker.sleep_limit_ms)
+        poll(&watched, 1, limit_ms)
     elif status == ERROR_BUSY and yields < YIELDS_BEFORE_NAP:
         if yields >= RETRIES_BEFORE_YIELD:
             sched_yield()
