@@ -38,8 +38,21 @@ __all__ = ["peers", "shareable", "shm"]
 LARGE_BYTES = 100_000_000
 
 
+DESCRIPTORS = """
+import os
+
+def take_descriptors():
+    held = []
+    try:
+        while True:
+            held.append(os.open("/dev/null", os.O_RDONLY))
+    except OSError:
+        return held
+"""
+
+
 def run(program: str) -> str:
-    command = [sys.executable, "-c", textwrap.dedent(program)]
+    command = [sys.executable, "-c", DESCRIPTORS + textwrap.dedent(program)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
     assert done.returncode == 0, (done.returncode, done.stderr)
     return done.stdout
@@ -164,12 +177,7 @@ def test_a_fork_without_a_free_descriptor_keeps_the_arrays_apart():
         go, gone = os.pipe()
         mine, its = os.pipe()
         resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-        held = []
-        try:
-            while True:
-                held.append(os.open("/dev/null", os.O_RDONLY))
-        except OSError:
-            pass
+        held = take_descriptors()
         for count in range(2):  # the second one finds no spare pipe
             pid = os.fork()
             if pid == 0:
@@ -236,12 +244,7 @@ def test_without_descriptors_clients_of_the_exchange_wait():
         client = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         client.settimeout(30)
         claims, theirs = files.new_claims()
-        held = []
-        try:
-            while True:
-                held.append(os.open("/dev/null", os.O_RDONLY))
-        except OSError:
-            pass
+        held = take_descriptors()
         client.connect(exchange._NAME.format(own.id))
         socket.send_fds(client, [exchange._HELLO.pack(exchange._MAGIC, 1)], [theirs])
         while not lines.count:

@@ -238,10 +238,8 @@ def run(json_file: str | None, markdown: bool, html: str | None, **options: Any)
 
 _LINES = [f"  {name:13} {about}" for name, about in _ABOUT.items()]
 _LINES.append(f"Default: {', '.join(_DEFAULT)}; work: all from tasks on")
+_LINES += ["", "\b\nSee also: dask fabric bench compare A.json B.json (a verdict on two results)"]
 run.epilog = "\n".join(["\b\nScenarios:", *_LINES])
-run.epilog += (
-    "\n\n\b\nSee also: dask fabric bench compare A.json B.json (two results, with a verdict)"
-)
 
 
 def _run(options: dict[str, Any]) -> Results:

@@ -12,9 +12,9 @@ def log_as_dask() -> None:
     names ``dask_fabric`` there, or configures logging without Dask, is left alone.
     """
     ours, dasks = logging.getLogger("dask_fabric"), logging.getLogger("distributed")
-    if ours.handlers or ours.level != logging.NOTSET:
+    if ours.handlers or ours.level != logging.NOTSET or not dasks.handlers:
         return
+    ours.setLevel(dasks.level)
+    ours.propagate = dasks.propagate
     for handler in dasks.handlers:
         ours.addHandler(handler)
-        ours.setLevel(dasks.level)
-        ours.propagate = dasks.propagate
