@@ -12,9 +12,10 @@ import types
 
 import numpy as np
 import pytest
+from distributed import Client
 from distributed.comm import listen
 
-from dask_fabric.bench import floors, pairs, suite
+from dask_fabric.bench import cluster, floors, pairs, suite
 from dask_fabric.bench.agent import Arrays, Asker, Hog, Responder
 from dask_fabric.bench.figures import Extent
 from dask_fabric.bench.pairs import Pair, Protocol, Surroundings
@@ -234,10 +235,16 @@ class TestOnACluster:
 
     def test_two_workers_measure_by_the_protocol_of_the_cluster(self, local, where):
         names = [str(name) for name in local.workers]
-        results = run("pingpong", "bandwidth", "gil", where=where, between=(names[2], names[0]))
+        results = run("pingpong", "bandwidth", where=where, between=(names[2], names[0]))
         assert results.protocols == ["fabric"]
         assert results.options["between"] == [names[2], names[0]]
         assert all(set(row.rounds) == {"fabric"} and not row.problems for row in results.rows)
+
+    def test_a_worker_measures_beside_a_busy_thread(self, local):
+        """One round trip: these workers share their GIL, and Dask's monitors need it often."""
+        with Client(local) as client, cluster.prepared(client) as found:
+            pair = cluster.WorkerPair(found, found.workers[0], found.workers[1])
+            assert pair.ask("ping", (True, True), count=1)["seconds"] > 0
 
     def test_arrays_are_of_the_module_that_the_figure_names(self, where, monkeypatch):
         used = []
