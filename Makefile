@@ -30,7 +30,7 @@ help:
 	@echo "            SANITIZERS=address for one of the two"
 	@echo "make fuzz   a million mutated streams against everything that reads from a peer (COUNT=...)"
 	@echo "make simulate  a million schedules of two connections, from a seed (COUNT=..., SEED=...)"
-	@echo "make lint   ruff, mypy and the law of imports"
+	@echo "make lint   ruff, mypy, and which module may import which"
 	@echo "make docs   the documentation, in site/"
 	@echo "make clean  remove what these commands made"
 

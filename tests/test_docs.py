@@ -12,4 +12,3 @@ MADE = runpy.run_path(str(DOCS / "generate.py"))["made"]()
 @pytest.mark.parametrize("path", MADE, ids=lambda path: path.name)
 def test_what_is_generated_is_fresh(path):
     assert path.read_text() == MADE[path], "run: python docs/generate.py"
-

@@ -49,7 +49,7 @@ async def test_what_does_not_mend_itself_is_said_once_and_tried_less_and_less(
     for _ in range(10):
         await attempts.pause(ADDRESS)
         attempts.failed(ADDRESS, LASTING)
-    assert caplog.messages == [f"Cannot connect: in {ADDRESS}: the server speaks HTTP"]
+    assert caplog.messages == [f"Cannot connect to {ADDRESS}: the server speaks HTTP"]
     assert clock.slept == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0, 5.0]
     clock.now += 5
     await attempts.pause(ADDRESS)
@@ -69,7 +69,7 @@ async def test_what_may_pass_is_said_when_it_lasts_and_tried_as_before(attempts,
         clock.now += 0.1
         attempts.failed(ADDRESS, PASSING)
         await attempts.pause(ADDRESS)
-    assert caplog.messages == [f"Cannot connect: in {ADDRESS}: reset"] and not clock.slept
+    assert caplog.messages == [f"Cannot connect to {ADDRESS}: reset"] and not clock.slept
     caplog.clear()
     clock.now += 3600
     attempts.failed(ADDRESS, PASSING)

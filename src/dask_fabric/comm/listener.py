@@ -53,7 +53,7 @@ from dask_fabric.comm.network.refusals import Refusals, describe
 from dask_fabric.comm.network.security import (
     TLS_FIRST_BYTE,
     Scheme,
-    comm_error,
+    explanation,
     just_left,
     refuse_plain_text,
     tls_info,
@@ -402,7 +402,6 @@ class FabricListener(BaseListener):
             self._refuse(peer_addr, exc)
 
     def _refuse(self, peer_addr: str, exc: Exception) -> None:
-        text = "Listener on %s refused a connection: %s"
-        error = comm_error(peer_addr, exc)
+        text = "Listener on %s refused a connection from %s: %s"
         kind = f"connections to {self.listen_address} were refused"
-        self._refusals.warn(kind, text, self.listen_address, error)
+        self._refusals.warn(kind, text, self.listen_address, peer_addr, explanation(exc))

@@ -111,7 +111,7 @@ def test_every_part_may_fail(monkeypatch, tmp_path):
     assert len(facts.failures) == len(names) + 1
     assert set(facts.failures.values()) == {"OSError: a bad disk"}
     assert facts.path("stream").reason == "OSError: a bad disk"
-    assert "Could not be looked at" in text_of(facts)
+    assert "Could not be read" in text_of(facts)
 
 
 def test_a_self_test_does_not_outlive_an_interrupt(monkeypatch, tmp_path):

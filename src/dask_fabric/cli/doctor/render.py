@@ -46,7 +46,7 @@ def render(facts: Facts, uses: dict[str, SchemeUse], advice: Sequence[Advice], w
         ("Limits", _limits(facts)),
         ("Namespaces", _namespaces(facts)),
         ("Configuration", _configuration(facts)),
-        ("Could not be looked at", list(facts.failures.items())),
+        ("Could not be read", list(facts.failures.items())),
     )
     lines: list[str] = []
     for title, rows in sections:

@@ -63,7 +63,8 @@ class Attempts:
             trouble.next_at = trouble.last_at + trouble.pause_seconds
         if is_lasting or trouble.last_at - trouble.began_at >= _PASSING_SECONDS:
             kind = type(error.__cause__ or error).__name__
-            self._log_once(trouble, kind, f"Cannot connect: {error}")
+            reason = str(error).removeprefix(f"in {address}: ")
+            self._log_once(trouble, kind, f"Cannot connect to {address}: {reason}")
 
     def silent(self, address: str, seconds: float) -> None:
         """Record that a server accepted a connection, but sent nothing until Dask gave up."""

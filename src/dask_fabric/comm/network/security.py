@@ -103,16 +103,21 @@ def comm_error(where: str, exc: Exception) -> CommClosedError:
     exc : Exception
         An `OSError`, or one of the errors of dask-fabric.
     """
+    kind = FatalCommClosedError if isinstance(_root(exc), _FATAL) else CommClosedError
+    return kind(f"in {where}: {explanation(exc)}")
+
+
+def explanation(exc: Exception) -> str:
+    """Give an error of connecting or of the handshake on one line, with a hint if there is one."""
     cause = _root(exc)
-    message = f"in {where}: {cause.__class__.__name__}: {cause}"
+    message = f"{cause.__class__.__name__}: {cause}"
     if isinstance(cause, ConnectionResetError):
         message += " (is it a server of this scheme? does it require TLS?)"
     if isinstance(cause, ssl.SSLCertVerificationError):
-        message = f"in {where}: TLS certificate does not match ({cause}). {_TLS_HELP}"
+        message = f"TLS certificate does not match ({cause}). {_TLS_HELP}"
     elif isinstance(cause, ssl.SSLError):
-        message = f"in {where}: TLS failed, or the other end does not use it ({cause}). {_TLS_HELP}"
-    kind = FatalCommClosedError if isinstance(cause, _FATAL) else CommClosedError
-    return kind(one_line(message))
+        message = f"TLS failed, or the other end does not use it ({cause}). {_TLS_HELP}"
+    return one_line(message)
 
 
 def just_left(exc: Exception) -> bool:
