@@ -141,14 +141,15 @@ def resident_bytes() -> int:
 
 @pytest_asyncio.fixture(autouse=True)
 async def warm(request):
-    """Have this process allocate what it keeps: resources of engine, executor and UCX."""
-    scheme = "fabric+ucx" if "fabric+ucx" in request.node.name else "fabric+tcp"
-    async with listen(f"{scheme}://127.0.0.1", echo, deserialize=False) as listener:
-        comm = await connect(listener.contact_address)
-        for _ in range(2):
-            await comm.write({"x": to_serialize(np.ones(10_000_000, "u1"))})
-            await comm.read()
-        await comm.close()
+    """Have this process allocate what it keeps: resources of engine, executor and paths."""
+    is_ucx = "fabric+ucx" in request.node.name
+    for scheme in ("fabric+ucx",) if is_ucx else ("fabric", "fabric+tcp"):
+        async with listen(f"{scheme}://127.0.0.1", echo, deserialize=False) as listener:
+            comm = await connect(listener.contact_address)
+            for _ in range(2):
+                await comm.write({"x": to_serialize(np.ones(10_000_000, "u1"))})
+                await comm.read()
+            await comm.close()
     await asyncio.to_thread(gc.collect)
 
 

@@ -89,10 +89,12 @@ async def send_and_leave_a_child(comm, nbytes: int) -> None:
     """A child, forked behind Python's back, has the socket as long as it lives."""
     await send_one(comm, nbytes)
     libc = ctypes.CDLL(None)
-    if libc.fork() == 0:
+    child = libc.fork()
+    if child == 0:
         libc.close(1)  # for its end is awaited
-        libc.alarm(CHILD_SECONDS)
+        libc.alarm(CHILD_SECONDS)  # should the test fail
         libc.pause()
+    say(child)
     os.kill(os.getpid(), signal.SIGKILL)
 
 

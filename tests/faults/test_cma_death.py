@@ -206,6 +206,8 @@ async def test_the_sender_dies_and_a_child_has_its_socket(stem, config, moment):
                 await fails_soon(comm.read())
                 if not moment:
                     assert await stem.line() == "written"
+                # As long as it lives, the memory file may be in use, and its end is awaited.
+                os.kill(int(await stem.line()), signal.SIGKILL)
                 del comm
 
 
