@@ -116,7 +116,7 @@ def test_every_round_has_new_clusters_in_another_order(monkeypatch):
 
         def __init__(self, name: str, command: list, config: dict, environment: dict) -> None:
             started.append((name, config["profile"]))
-            self._answers = iter([name, *[{"values": [len(started)] * 2}] * 2])
+            self._answers = iter([name, *[{"values": [len(started)] * 2}] * 2, "written"])
 
         def read(self, patience_seconds: float) -> object:
             if started[-1][0] == "none":

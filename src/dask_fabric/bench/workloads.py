@@ -18,6 +18,7 @@ from dask_fabric.errors import PairError
 
 _START_SECONDS = 120.0
 _RUN_SECONDS = 600.0
+_REPORT_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -138,5 +139,6 @@ def _on_cluster(
             if "problem" in answer:
                 row.problems[column] = answer["problem"]
                 row.rounds.pop(column, None)
+        program.read(_REPORT_SECONDS)
     finally:
         program.end()

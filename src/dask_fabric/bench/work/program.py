@@ -1,7 +1,8 @@
 """Workloads on one cluster: ``python -m dask_fabric.bench.work.program``.
 
 Each cluster has a process of its own, so that two protocols, or two libraries of a path, are never
-in the same process. It reads a line of JSON, and prints one for each workload.
+in the same process. It reads a line of JSON, and prints one for each workload, and one when the
+report is written.
 """
 
 from __future__ import annotations
@@ -46,6 +47,10 @@ def _run(client: Client, name: str, config: dict[str, Any]) -> dict[str, Any]:
     return {"values": [outcome.value for outcome in outcomes[1:]]}
 
 
+def _report(filename: str | None) -> contextlib.AbstractContextManager[Any]:
+    return performance_report(filename=filename) if filename else contextlib.nullcontext()
+
+
 def main() -> None:
     output = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # output of a library must not be mistaken for an answer
@@ -60,10 +65,10 @@ def main() -> None:
         print(json.dumps(protocol), file=output, flush=True)
         if not is_everywhere(client):
             send_as_they_are()
-        if config["profile"]:
-            stack.enter_context(performance_report(filename=config["profile"]))
-        for name in config["workloads"]:
-            print(json.dumps(_run(client, name, config)), file=output, flush=True)
+        with _report(config["profile"]):
+            for name in config["workloads"]:
+                print(json.dumps(_run(client, name, config)), file=output, flush=True)
+        print(json.dumps("the report is written"), file=output, flush=True)
 
 
 if __name__ == "__main__":
