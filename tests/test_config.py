@@ -20,6 +20,7 @@ import yaml
 from dask_fabric import config, providers
 from dask_fabric.config import KEYS, Settings, load
 from dask_fabric.errors import ConfigError
+from dask_fabric.keys import SECRET
 
 PATHS = {provider.name for provider in providers.found()}
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
@@ -100,6 +101,9 @@ def test_default_settings():
         frame_count_limit=16777216,
         header_bytes_limit=2**30,
         message_bytes_limit=settings.message_bytes_limit,
+        auth_key=None,
+        auth_key_file=None,
+        auth_require=False,
         history_file=None,
         history_size_bytes=2**24,
         history_interval_seconds=5.0,
@@ -171,6 +175,9 @@ def test_default_settings():
         ("limits.frames", 1, 1),
         ("limits.header", "256", 256),
         ("limits.message", "1 TiB", 2**40),
+        ("auth.key", "0f" * 32, b"\x0f" * 32),
+        ("auth.key-file", "~/fabric.key", "~/fabric.key"),
+        ("auth.require", True, True),
         ("history.file", "~/fabric.sqlite", "~/fabric.sqlite"),
         ("history.size", "1 MiB", 2**20),
         ("history.interval", "100 ms", 0.1),
@@ -225,6 +232,9 @@ BAD = {
     "limits.frames": [*BAD_COUNTS, None],
     "limits.header": [*BAD_SIZES, None, 0, 255],
     "limits.message": [*BAD_SIZES, 0, 255],
+    "auth.key": ["", "0f" * 31, "0f" * 33, "0x" * 32, "0f" * 31 + "0\n", 5, True, b"\x0f" * 32],
+    "auth.key-file": ["", "fabric.key", "~nobody-of-this-name/x", "/a\0b", 5, True, [], {}],
+    "auth.require": BAD_SWITCHES,
     "history.file": ["", "history.sqlite", "~nobody-of-this-name/x", "/a\0b", 5, True, [], {}],
     "history.size": [*BAD_SIZES, None, 2**20 - 1],
     "history.interval": [*BAD_TIMES, None, 0],
@@ -238,7 +248,13 @@ BAD = {
 def test_bad_values_name_their_key(name, value):
     with dask.config.set({f"fabric.{name}": value}), pytest.raises(ConfigError) as caught:
         load()
-    assert f"fabric.{name} is {value!r}; expected " in str(caught.value)
+    shown = "(not shown)" if KEYS[name].unit == SECRET else repr(value)
+    assert f"fabric.{name} is {shown}; expected " in str(caught.value)
+
+
+def test_a_key_is_not_shown():
+    with dask.config.set({"fabric.auth.key": "0f" * 32}):
+        assert "0f0f" not in repr(load()) and repr(b"\x0f" * 32) not in repr(load())
 
 
 @pytest.mark.parametrize(

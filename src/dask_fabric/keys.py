@@ -14,6 +14,7 @@ from dask.utils import parse_bytes, parse_timedelta
 
 SIZE_BYTES_LIMIT = 2**47  # the address space of a process
 SECONDS_LIMIT = 366 * 86400
+SECRET = "secret"  # the unit of a key whose value is never shown
 _SIZE = "a size in bytes, such as 67108864 or '64 MiB'"
 _TIME = "a time, such as '10s', '500 ms' or a number of seconds"
 _SIZE_SCHEMA = {"$ref": "#/$defs/size"}
@@ -50,6 +51,10 @@ class Key(NamedTuple):
     schema: Mapping[str, Any]
     comment: str
     about: str
+
+    def shown(self, value: object) -> str:
+        """Write a value for people, unless it is a secret."""
+        return "(not shown)" if self.unit == SECRET and value is not None else repr(value)
 
 
 class Section(NamedTuple):

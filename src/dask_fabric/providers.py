@@ -26,6 +26,7 @@ RESERVED = frozenset(
         *("stream", "unix", "tls", "tcp"),
         *("scheme", "software", "pid", "paths", "memory", "authentication", "features", "limits"),
         *("refused", "boot", "described", "address", "ends", "error", "end"),
+        *("keys", "nonce", "challenge", "key", "proof", "auth"),
         *("pool", "engine", "gpu", "history", "timeouts"),
         *("comms", "closed", "peers"),
         *("host", "identity", "interfaces", "rdma", "gpus", "configuration", "failures"),

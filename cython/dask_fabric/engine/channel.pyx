@@ -282,6 +282,12 @@ cdef class Channel:
             used = self.handshake.receive(data)
             incoming.start -= staged - used
             incoming.release_staging()
+            if not self.handshake.done:
+                proof = self.handshake.data_to_send()
+                if proof:
+                    self.core.outgoing.put_bytes(proof)
+                    self._flush()
+                    self._process_handshake()   # what may have come behind it
         if self.handshake.done:
             self.core.opened()
             # If the task continues in this turn, a server's hello leaves with its first message,

@@ -10,7 +10,9 @@ from distributed.security import Security
 
 from dask_fabric import config
 from dask_fabric.cli.doctor.pair import roles
+from dask_fabric.comm.network import shared_key
 from dask_fabric.errors import ConfigError
+from dask_fabric.keys import SECRET
 
 SOCKET_BACKLOG = "distributed.comm.socket-backlog"
 
@@ -33,6 +35,8 @@ class Configuration:
         How many connections may wait to be accepted by a listener.
     require_encryption, certificates : bool
         Whether Dask requires TLS, and whether it has certificates.
+    keys : tuple of str
+        The fingerprints of this process's keys, the current one first.
     """
 
     changed: dict[str, Any] = field(default_factory=dict)
@@ -42,6 +46,7 @@ class Configuration:
     socket_backlog_count: int | None = None
     require_encryption: bool | None = None
     certificates: bool | None = None
+    keys: tuple[str, ...] = ()
 
     def value(self, name: str) -> Any:
         """Give the effective value of a key under ``fabric:``, or None for an unknown key."""
@@ -50,11 +55,11 @@ class Configuration:
 
 def inspect_configuration() -> Configuration:
     """Read and check Dask's current configuration."""
-    given, error = _given()
+    given, keys, error = _given()
     security = Security()
     return Configuration(
         changed={
-            f"{config.SECTION}.{name}": value
+            f"{config.SECTION}.{name}": "(not shown)" if config.KEYS[name].unit == SECRET else value
             for name, value in given.items()
             if name in config.KEYS and value != config.DEFAULTS[name]
         },
@@ -64,16 +69,16 @@ def inspect_configuration() -> Configuration:
         socket_backlog_count=int(dask.config.get(SOCKET_BACKLOG)),
         require_encryption=bool(security.require_encryption),
         certificates=bool(roles(security)),
+        keys=keys,
     )
 
 
-def _given() -> tuple[dict[str, Any], str]:
+def _given() -> tuple[dict[str, Any], tuple[str, ...], str]:
+    """Give the values that are set, the fingerprints of the keys, and an error or ""."""
+    given: dict[str, Any] = {}
     try:
         given = config.given()
+        keys = shared_key.current(config.load())
     except ConfigError as exc:
-        return {}, str(exc)
-    try:
-        config.load()
-    except ConfigError as exc:
-        return given, str(exc)
-    return given, ""
+        return given, (), str(exc)
+    return given, () if keys is None else keys.fingerprints, ""

@@ -21,6 +21,7 @@ from dask_fabric import (
 )
 from dask_fabric.cli.bench import bench
 from dask_fabric.cli.history import history
+from dask_fabric.cli.key import key
 from dask_fabric.cli.worker import worker
 
 _PATHS = ("stream", "unix", "tls", *providers.names())
@@ -34,6 +35,7 @@ def fabric() -> None:
 
 fabric.add_command(bench)
 fabric.add_command(history)
+fabric.add_command(key)
 fabric.add_command(worker)
 
 

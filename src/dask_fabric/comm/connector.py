@@ -37,7 +37,7 @@ from dask_fabric.comm import runtime
 from dask_fabric.comm.channels.factory import make_channel, settle_addresses
 from dask_fabric.comm.channels.negotiator import prepare
 from dask_fabric.comm.comm import FabricComm
-from dask_fabric.comm.network import unix
+from dask_fabric.comm.network import shared_key, unix
 from dask_fabric.comm.network.addresses import Target, resolve
 from dask_fabric.comm.network.attempts import Attempts
 from dask_fabric.comm.network.security import Scheme, comm_error, tls_info
@@ -99,6 +99,8 @@ class FabricConnector(Connector):
         FatalCommClosedError
             Another program listens there, or the version or certificate does not fit; no retry
             will help.
+        ConfigError
+            A setting is invalid, or the key of this process cannot be used.
         RuntimeError
             Encryption is required, and this connection would not be encrypted.
         """
@@ -107,6 +109,7 @@ class FabricConnector(Connector):
         peer_addr = self.prefix + address
         loop = asyncio.get_running_loop()
         settings = runtime.settings()
+        shared_key.current(settings)  # one that cannot be used is no reason to try again
         if self.scheme.fast and ssl_context is None:
             await prepare(self.scheme, peer_addr, settings)
         try:

@@ -40,7 +40,7 @@ from dask_fabric.comm import runtime
 from dask_fabric.comm.channels.factory import make_channel, settle_addresses
 from dask_fabric.comm.channels.negotiator import prepare
 from dask_fabric.comm.comm import FabricComm
-from dask_fabric.comm.network import unix
+from dask_fabric.comm.network import shared_key, unix
 from dask_fabric.comm.network.addresses import (
     WILDCARD_HOSTS,
     advertised_host,
@@ -149,10 +149,13 @@ class FabricListener(BaseListener):
         ------
         OSError
             The address cannot be bound, for instance because the port is taken.
+        ConfigError
+            A setting is invalid, or the key of this process cannot be used.
         """
         self._loop = asyncio.get_running_loop()
         self._refusals = Refusals(logger, self._loop)
         self._settings = runtime.settings()
+        shared_key.current(self._settings)  # one that cannot be used must not wait for a client
         if self.scheme.fast and self._ssl_context is None:
             # Finding and starting a library takes a second: do it before clients connect.
             address = f"{self.prefix}{self.ip}:{self.port}"
@@ -312,6 +315,10 @@ class FabricListener(BaseListener):
         except OSError as exc:  # reset before it was accepted
             sock.close()
             self._log_refusal(peer_addr, exc, 0)
+            return
+        except FabricError as exc:  # the key file was spoiled meanwhile
+            sock.close()
+            self._refuse(peer_addr, exc)
             return
         self._opening.add(channel)
         task = self._loop.create_task(self._serve(channel, peer_addr))

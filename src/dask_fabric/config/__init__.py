@@ -11,7 +11,7 @@ import logging
 import marshal
 from collections import namedtuple
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import dask.config
@@ -52,6 +52,9 @@ class Settings:
     frame_count_limit: int
     header_bytes_limit: int
     message_bytes_limit: int
+    auth_key: bytes | None = field(repr=False)
+    auth_key_file: str | None
+    auth_require: bool
     history_file: str | None
     history_size_bytes: int
     history_interval_seconds: float
@@ -156,7 +159,8 @@ def _parse(name: str, value: object) -> Any:
     try:
         return key.parse(value)
     except (ValueError, TypeError, LookupError, ArithmeticError) as error:
-        raise ConfigError(f"{SECTION}.{name} is {value!r}; expected {key.expected}") from error
+        shown = key.shown(value)
+        raise ConfigError(f"{SECTION}.{name} is {shown}; expected {key.expected}") from error
 
 
 def near(name: str) -> str:

@@ -12,6 +12,7 @@ from dask.system import CPU_COUNT
 from dask_fabric import providers
 from dask_fabric.config.memory import host_memory_bytes
 from dask_fabric.keys import (
+    SECRET,
     SIZE_BYTES_LIMIT,
     Key,
     Section,
@@ -50,6 +51,14 @@ def _pool_size(value: object) -> int | float | None:
     if type(value) is float:
         return within(value, math.ulp(0.0), 1.0)
     return as_size(value, 1)
+
+
+def _secret(value: object) -> bytes | None:
+    if value is None:
+        return None
+    if type(value) is not str or not re.fullmatch("[0-9a-fA-F]{64}", value):
+        raise ValueError("it is no key")  # not the value, which may be one with a slip
+    return bytes.fromhex(value)
 
 
 def _message_size(value: object) -> int:
@@ -211,6 +220,35 @@ _LIMITS = Section(
     },
     "the largest message that a peer may send",
 )
+_AUTH = Section(
+    "The key that all processes of a user share.",
+    {
+        "key": Key(
+            "auth_key",
+            None,
+            SECRET,
+            _secret,
+            "null, or 64 hexadecimal digits as `dask fabric key create` makes them",
+            {"type": ["string", "null"], "pattern": "^[0-9a-fA-F]{64}$"},
+            "the key itself; null: that of a file",
+            "The [key](howto/key.md) itself, 64 hexadecimal digits. Whoever can read Dask's "
+            "configuration can read it: a file is better. `null`: the key of a file.",
+        ),
+        "key-file": full_path(
+            "auth_key_file",
+            "a file",
+            "a file with the key; null: ~/.config/dask/fabric.key, if it is there",
+            "Full path of the file with the key; only its owner may read it. `null`: "
+            "`~/.config/dask/fabric.key`, if it is there.",
+        ),
+        "require": switch(
+            "auth_require",
+            False,
+            "refuse to listen and to connect without a key",
+            "Whether a process without a key refuses to listen and to connect.",
+        ),
+    },
+)
 _HISTORY = Section(
     "Summaries of jobs that schedulers keep in a SQLite file.",
     {
@@ -281,6 +319,7 @@ def sections() -> dict[str, Section | Key]:
         **{one.name: one.section for one in providers.found()},
         "gpu": _GPU,
         "limits": _LIMITS,
+        "auth": _AUTH,
         "history": _HISTORY,
         "timeouts": _TIMEOUTS,
     }

@@ -16,6 +16,7 @@ from dask_fabric.errors import (
     RefusedError,
     VersionMismatchError,
 )
+from dask_fabric.wire.authentication import Exchange, Keys
 from dask_fabric.wire.foreign import MAGIC, PREAMBLE_BYTES, raise_if_foreign, unknown
 from dask_fabric.wire.hello import (
     HELLO_BYTES_LIMIT,
@@ -25,12 +26,18 @@ from dask_fabric.wire.hello import (
     TEXT_BYTES_LIMIT,
     Hello,
     decoded,
+    unpack_map,
 )
 from dask_fabric.wire.records import error_record
 from dask_fabric.wire.text import one_line
 
 _VERSION = MAJOR_VERSION, MINOR_VERSION
 _NOTHING = bytearray()
+_HEAD_BYTES = 12  # of a preamble, before the size of what follows
+_UNKEYED = (
+    "this client has a key, and so requires one of the server, which has none: give the server's "
+    "process the same key file, see `dask fabric key --help`"
+)
 
 
 class State(str, enum.Enum):
@@ -38,7 +45,8 @@ class State(str, enum.Enum):
 
     SILENT = "our hello is not sent yet"
     PREAMBLE = "waiting for the peer's preamble"
-    HELLO = "waiting for the peer's hello"
+    HELLO = "waiting for the peer's hello, or for its proof that it has the key"
+    PROVE = "our challenge, or our proof, is not sent yet"
     ANSWER = "the peer's hello was good, ours is not sent yet"
     DONE = "both hellos were exchanged"
     FAILED = "an error ended it"
@@ -50,7 +58,9 @@ class Event(str, enum.Enum):
     SEND = "our hello is taken for sending"
     BYTES = "bytes arrived"
     PREAMBLE = "the peer's preamble is whole and good"
-    HELLO = "the peer's hello is whole and good"
+    CHALLENGE = "a client's hello or a server's challenge is good: our proof is next"
+    UNPROVEN = "a server's hello is whole, and its proof follows"
+    HELLO = "the peer's hello is whole and good, and proved if it must be"
     FAILURE = "the peer broke the protocol, refused, was refused, or closed"
 
 
@@ -60,12 +70,16 @@ _RECEIVING = {
     (State.PREAMBLE, Event.FAILURE): State.FAILED,
     (State.HELLO, Event.BYTES): State.HELLO,
     (State.HELLO, Event.FAILURE): State.FAILED,
+    (State.HELLO, Event.CHALLENGE): State.PROVE,
+    (State.PROVE, Event.SEND): State.PREAMBLE,
+    (State.PROVE, Event.FAILURE): State.FAILED,
     (State.DONE, Event.BYTES): State.DONE,
 }
 CLIENT_TRANSITIONS = {
     **_RECEIVING,
     (State.SILENT, Event.SEND): State.PREAMBLE,
     (State.SILENT, Event.FAILURE): State.FAILED,
+    (State.HELLO, Event.UNPROVEN): State.PREAMBLE,
     (State.HELLO, Event.HELLO): State.DONE,
 }
 SERVER_TRANSITIONS = {
@@ -91,6 +105,8 @@ class Handshake:
     answer : callable, optional
         For a server: called with the client's valid `Hello`; returns the hello to send in place of
         *hello*.
+    keys : Keys, optional
+        The keys of this process. Then the peer must have one of them, and *hello* says so.
 
     Attributes
     ----------
@@ -110,6 +126,7 @@ class Handshake:
         server_side: bool,
         refuse: Callable[[Hello], str | None] | None = None,
         answer: Callable[[Hello], Hello] | None = None,
+        keys: Keys | None = None,
     ) -> None:
         self.hello = hello
         self.peer: Hello | None = None
@@ -121,6 +138,12 @@ class Handshake:
         self._answer = answer
         self._buffer = bytearray()
         self._wanted_bytes = PREAMBLE_BYTES
+        self._exchange = None if keys is None else Exchange(keys)
+        self._read_message = self._read_hello if keys is None else self._read_first
+        self._preamble = b""
+        self._to_send = b""  # in the state PROVE
+        self._awaits_proof = False  # the server, which then reads no records yet
+        self._unproven: tuple[bytes, Hello] | None = None  # the hello of a peer, and the message
 
     @property
     def done(self) -> bool:
@@ -128,11 +151,18 @@ class Handshake:
         return self.peer is not None
 
     def data_to_send(self) -> bytes:
-        """Return this side's hello, once, when it is its turn to send; else b""."""
-        if self.state not in (State.SILENT, State.ANSWER):
+        """Return what this side has to send now, once: its hello, or a proof; else b""."""
+        state = self.state
+        if state not in (State.SILENT, State.PROVE, State.ANSWER):
             return b""
         self._advance(Event.SEND)
-        return self.hello.encoded
+        if state is State.PROVE:
+            return self._to_send
+        if self._exchange is None:
+            return self.hello.encoded
+        if state is State.SILENT:
+            return self._exchange.greet(self.hello)
+        return self._exchange.seal(self.hello.encoded)
 
     def receive(self, data: bytes | bytearray | memoryview) -> int:
         """Process received bytes.
@@ -154,7 +184,7 @@ class Handshake:
         view = memoryview(data).cast("B")
         used_bytes = 0
         try:
-            while used_bytes < len(view) and not self.done:
+            while used_bytes < len(view) and not self.done and self.state is not State.PROVE:
                 part = view[used_bytes : used_bytes + self._wanted_bytes - len(self._buffer)]
                 self._buffer += part
                 used_bytes += len(part)
@@ -196,7 +226,10 @@ class Handshake:
             if whole:
                 self._read_preamble()
         elif whole:
-            self._read_hello()
+            body = bytes(self._buffer)
+            self._buffer = bytearray()
+            self._wanted_bytes = PREAMBLE_BYTES
+            self._read_message(body)
 
     def _read_preamble(self) -> None:
         _, major, minor, _, hello_bytes = PREAMBLE.unpack(self._buffer)
@@ -210,26 +243,90 @@ class Handshake:
                 f"the peer announced a hello of {hello_bytes} bytes; 1 to {HELLO_BYTES_LIMIT} are "
                 "allowed"
             )
+        # Proofs do not cover their own preambles.
+        if self._preamble and self._preamble[:_HEAD_BYTES] != self._buffer[:_HEAD_BYTES]:
+            raise ProtocolError("the preambles of the peer's messages have different versions")
         self.version = _VERSION if minor >= MINOR_VERSION else (major, minor)
+        self._preamble = bytes(self._buffer)
         self._buffer.clear()
         self._wanted_bytes = hello_bytes
         self._advance(Event.PREAMBLE)
 
-    def _read_hello(self) -> None:
-        peer = decoded(bytes(self._buffer))
+    def _read_hello(self, body: bytes) -> None:
+        """Read the peer's hello where no key is needed."""
+        self._accept(self._decode(body))
+
+    def _decode(self, body: bytes) -> Hello:
+        peer = decoded(body)
         if peer.error:
             side = "client" if self.server_side else "server"
             raise RefusedError(f"the {side} refused the connection: {one_line(peer.error)}")
+        return peer
+
+    def _accept(self, peer: Hello) -> None:
+        """Take a hello that is good, and proved if it must be."""
         reason = self._refuse(peer) if self._refuse else None
         if reason:
-            raise RefusedError(reason, self._refusal(reason))
+            raise self._refused(reason)
         if self._answer:
             self.hello = self._answer(peer)
         # Free what these closures hold: it is not needed any more, and connections are many.
         self._refuse = self._answer = None
+        self._read_message = self._read_nothing
+        self._unproven = None
         self._buffer = _NOTHING
         self.peer = peer
         self._advance(Event.HELLO)
+
+    @staticmethod
+    def _read_nothing(body: bytes) -> None:
+        """Hold no reference to this handshake: it is over."""
+
+    def _refused(self, reason: str) -> RefusedError:
+        return RefusedError(reason, self._refusal(reason))
+
+    # ---- with a key
+
+    def _read_first(self, body: bytes) -> None:
+        """Read a client's hello, or a server's challenge."""
+        assert self._exchange is not None
+        if self.server_side:
+            client = self._decode(body)
+            try:
+                self._to_send = self._exchange.challenge(self._preamble + body, client)
+            except RefusedError as error:
+                raise self._refused(str(error)) from None
+            self._unproven = body, client
+            self._read_message = self._read_client_proof
+        else:
+            content = unpack_map(body, "the server's challenge")
+            if "challenge" not in content:
+                self._decode(body)  # it may be a refusal
+                raise self._refused(_UNKEYED)
+            self._awaits_proof = True
+            self._to_send = self._exchange.take_challenge(self._preamble + body, content)
+            self._awaits_proof = False
+            self._read_message = self._read_server_hello
+        self._advance(Event.CHALLENGE)
+
+    def _read_client_proof(self, body: bytes) -> None:
+        assert self._exchange is not None and self._unproven is not None
+        content = unpack_map(body, "the client's proof")
+        if "error" in content:
+            self._decode(body)
+        self._exchange.check_client(content)
+        self._accept(self._unproven[1])
+
+    def _read_server_hello(self, body: bytes) -> None:
+        self._unproven = self._preamble + body, self._decode(body)
+        self._read_message = self._read_server_proof
+        self._advance(Event.UNPROVEN)
+
+    def _read_server_proof(self, body: bytes) -> None:
+        assert self._exchange is not None and self._unproven is not None
+        message, server = self._unproven
+        self._exchange.check_server(message, unpack_map(body, "the server's proof"))
+        self._accept(server)
 
     def _fail(self, error: ProtocolError) -> None:
         replied = isinstance(error, (ForeignProtocolError, RefusedError))
@@ -240,6 +337,6 @@ class Handshake:
 
     def _refusal(self, reason: str) -> bytes:
         text = reason.encode()[:TEXT_BYTES_LIMIT].decode(errors="ignore")
-        if self.server_side:
+        if self.server_side or self._awaits_proof:
             return Hello(scheme=self.hello.scheme, error=text).encode()
         return error_record(text)  # the server has our hello already, and reads records now

@@ -29,11 +29,14 @@ ENTRY_COUNT_LIMIT = 256  # of one array or map
 ITEM_COUNT_LIMIT = 512  # of all together
 # The lowest limits that a side may announce: Dask's handshake must fit.
 LEAST_LIMITS = {"frames": 1, "header": LIMIT_BYTES_LEAST, "message": LIMIT_BYTES_LEAST}
-OMITTED_IF_EMPTY = ("refused", "boot", "address", "ends", "error")
+OMITTED_IF_EMPTY = ("keys", "refused", "boot", "address", "ends", "error")
 NESTING_LIMIT = 16
 # An HTTP server answers after these bytes, so that a client recognizes it.
 _HTTP_END = b"\r\n\r\n"
 STREAM = "stream"  # the path that every side has: the connection itself
+KEY = "key"  # a method of authentication: see `dask_fabric.wire.authentication`
+NONCE_BYTES = 32
+_NONCE = b"\xa5nonce\xc4\x20"  # its name, and the head of its value, in msgpack
 # Features are used if both sides list them.
 CHUNKS = "chunks"  # device frames are staged in chunks, see docs/wire-protocol.md
 
@@ -52,8 +55,12 @@ class Hello:
         Process id in the sender's own namespace.
     paths, memory : tuple of str
         The paths that frames may travel by, and the kinds of memory that they may be in.
-    authentication, features : tuple of str
-        Capabilities, used if both sides list them; `authentication` is for later versions.
+    authentication : tuple of str
+        Methods by which this side can prove itself: `KEY`, or none.
+    keys : tuple of str
+        The fingerprints of its keys, the current one first.
+    features : tuple of str
+        Capabilities, used if both sides list them.
     limits : mapping of str to int
         The largest message that this side accepts: ``frames`` (count), ``header`` and ``message``
         (bytes).
@@ -79,6 +86,7 @@ class Hello:
     paths: tuple[str, ...] = (STREAM,)
     memory: tuple[str, ...] = ("host",)
     authentication: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
     limits: Mapping[str, int] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
@@ -104,6 +112,8 @@ class Hello:
         content = {k: v for k, v in content.items() if v or k not in OMITTED_IF_EMPTY}
         content |= described
         content["end"] = _HTTP_END
+        if self.authentication:
+            content["nonce"] = bytes(NONCE_BYTES)  # last: each connection puts its own there
         body = msgpack.packb(content)
         if len(body) > HELLO_BYTES_LIMIT:
             raise ValueError(f"a hello of {len(body)} bytes, but at most {HELLO_BYTES_LIMIT} fit")
@@ -141,12 +151,19 @@ class Hello:
         return cls(**known, described=described)
 
 
+def has_nonce(message: bytes) -> bool:
+    """Whether a hello ends with a nonce."""
+    return message[-NONCE_BYTES - len(_NONCE) : -NONCE_BYTES] == _NONCE
+
+
 # Most connections exchange the same few hellos, so decoding is cached.
 _KNOWN_HELLO_BYTES = 1024
 
 
 def decoded(body: bytes) -> Hello:
-    """Return the result of `Hello.decode`; small hellos are cached."""
+    """Return the result of `Hello.decode`; small hellos are cached, whatever their nonce."""
+    if has_nonce(body):
+        body = body[:-NONCE_BYTES] + bytes(NONCE_BYTES)
     return _decoded_small(body) if len(body) <= _KNOWN_HELLO_BYTES else Hello.decode(body)
 
 
@@ -183,6 +200,7 @@ FIELD_CHECKS: dict[str, Callable[[object], bool]] = {
     "paths": _is_names,
     "memory": _is_names,
     "authentication": _is_names,
+    "keys": _is_names,
     "features": _is_names,
     "limits": _is_limits,
     "refused": is_reasons,

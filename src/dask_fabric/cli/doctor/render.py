@@ -187,6 +187,7 @@ def _configuration(facts: Facts) -> list[Sequence[str]]:
         ("distributed.comm.default-scheme", _said(found.default_scheme)),
         ("distributed.comm.require-encryption", _said(found.require_encryption)),
         ("certificates in distributed.comm.tls", _said(found.certificates)),
+        ("key that every process must have", ", ".join(found.keys) or "none"),
     ]
 
 

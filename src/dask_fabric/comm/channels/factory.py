@@ -10,7 +10,7 @@ import ssl
 from collections.abc import Callable, Iterable
 
 from dask_fabric.comm.channels.negotiator import Negotiator, describe
-from dask_fabric.comm.network import refusals, unix
+from dask_fabric.comm.network import refusals, shared_key, unix
 from dask_fabric.comm.network.addresses import format_address
 from dask_fabric.comm.network.security import Scheme
 from dask_fabric.config import Settings
@@ -63,17 +63,27 @@ def make_channel(
     ------
     OSError
         The connection is gone already.
+    ConfigError
+        The key of this process cannot be used.
     """
     encrypted = ssl_context is not None
-    hello = describe(scheme, settings, encrypted, os.getpid(), address, device.kinds())
+    keys = shared_key.current(settings)
+    fingerprints = () if keys is None else keys.fingerprints
+    hello = describe(
+        scheme, settings, encrypted, os.getpid(), address, device.kinds(), fingerprints
+    )
     negotiator = Negotiator(sock, hello, server_side, settings)
     if server_side:
         reasons = (refuse, negotiator.refuse) if refuse else (negotiator.refuse,)
         handshake = Handshake(
-            negotiator.hello, True, functools.partial(_first_reason, reasons), negotiator.answer
+            negotiator.hello,
+            True,
+            functools.partial(_first_reason, reasons),
+            negotiator.answer,
+            keys,
         )
     else:
-        handshake = Handshake(negotiator.hello, False, refuse)
+        handshake = Handshake(negotiator.hello, False, refuse, keys=keys)
     if ssl_context is None:
         transport: Transport = PlainTransport(sock, settings.stream_bulk_bytes)
     else:

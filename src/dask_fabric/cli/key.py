@@ -1,0 +1,139 @@
+"""The command ``dask fabric key``: the key that all processes of a user share."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from pathlib import Path
+
+import click
+
+_file_option = click.option(
+    "--file",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The key file; without it, the one of fabric.auth.key-file, or ~/.config/dask/fabric.key.",
+)
+
+
+@click.group()
+def key() -> None:
+    """Make and replace the key that all processes of a user share.
+
+    A process that has a key requires it of every process that it talks to. It is found by itself in
+    ~/.config/dask/fabric.key.
+    """
+
+
+@key.command()
+@_file_option
+def create(file: Path | None) -> None:
+    """Write a new key to a file that only its owner may read."""
+    from dask_fabric.comm.network import shared_key
+
+    path = _path(file)
+    try:
+        shared_key.write(path, (shared_key.StoredKey(_new_secret(), None),), replace=False)
+    except FileExistsError:
+        raise click.ClickException(
+            f"{path} is there already: `dask fabric key rotate` replaces the key in it"
+        ) from None
+    except OSError as error:
+        raise click.ClickException(f"{path} cannot be written: {error.strerror}") from error
+    _show(path)
+    click.echo(
+        "Processes started from now on require it. Copy the file to hosts with another home."
+    )
+
+
+@key.command()
+@_file_option
+def show(file: Path | None) -> None:
+    """Show the fingerprint of each key: what may be known of it."""
+    _show(_path(file))
+
+
+@key.command()
+@_file_option
+@click.option(
+    "--keep",
+    "keep",
+    metavar="TIME",
+    default="1d",
+    show_default=True,
+    help="How long the old key is still accepted, such as 8h or 7d; 0: not at all.",
+)
+def rotate(file: Path | None, keep: str) -> None:
+    """Replace the key; the old one is still accepted for a while.
+
+    Running processes take the new key within a second or two, for new connections. Those that are
+    open stay open.
+    """
+    from dask.utils import parse_timedelta
+
+    from dask_fabric.comm.network import shared_key
+
+    path = _path(file)
+    try:
+        seconds = float(parse_timedelta(keep))
+        if not 0 <= seconds < float("inf"):
+            raise ValueError(keep)
+    except (ValueError, KeyError) as error:
+        raise click.BadParameter(f"{keep!r} is no time, such as 8h or 7d") from error
+    stored = shared_key.rotated(_read(path), _new_secret(), time.time() + seconds)
+    try:
+        shared_key.write(path, stored, replace=True)
+    except OSError as error:
+        raise click.ClickException(f"{path} cannot be written: {error.strerror}") from error
+    _show(path)
+
+
+def _new_secret() -> bytes:
+    from dask_fabric.wire.authentication import KEY_BYTES
+
+    return secrets.token_bytes(KEY_BYTES)
+
+
+def _path(file: Path | None) -> Path:
+    """Give the file that is meant."""
+    from dask_fabric import config
+    from dask_fabric.comm.network import shared_key
+    from dask_fabric.errors import ConfigError
+
+    if file is not None:
+        return file
+    try:
+        named = config.load().auth_key_file
+    except ConfigError as error:
+        raise click.ClickException(str(error)) from error
+    path = Path(named).expanduser() if named else shared_key.default_file()
+    if path is None:
+        raise click.ClickException("this user has no home: name a file with --file")
+    return path
+
+
+def _read(path: Path) -> tuple:
+    from dask_fabric.comm.network import shared_key
+    from dask_fabric.errors import ConfigError
+
+    try:
+        return shared_key.read(path)
+    except FileNotFoundError:
+        raise click.ClickException(
+            f"there is no {path}; `dask fabric key create` makes it"
+        ) from None
+    except ConfigError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _show(path: Path) -> None:
+    from dask_fabric.wire.authentication import Keys
+
+    click.echo(path)
+    for one in _read(path):
+        (fingerprint,) = Keys((one.secret,)).fingerprints
+        if one.until is None:
+            click.echo(f"{fingerprint}  current")
+        else:
+            end = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one.until))
+            click.echo(f"{fingerprint}  accepted until {end}")

@@ -1,0 +1,241 @@
+"""The keys of this process: from the configuration, or from a file that only its user may read.
+
+A file of keys has one line for each, the current one first: 64 hexadecimal digits, and for a key
+that is replaced the time until which it is accepted, in seconds since 1970. Lines that begin with
+``#`` are comments.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import functools
+import os
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from dask_fabric.config import Settings
+from dask_fabric.errors import ConfigError
+from dask_fabric.wire.authentication import KEY_BYTES, KEY_COUNT_LIMIT, Keys
+
+DEFAULT_FILE = "~/.config/dask/fabric.key"
+_FILE_BYTES_LIMIT = 64 << 10
+_ADVICE = "`dask fabric key create` makes one"
+_RECHECK_SECONDS = 1.0
+
+
+class StoredKey(NamedTuple):
+    """One line of a file of keys.
+
+    Attributes
+    ----------
+    secret : bytes
+    until : float or None
+        When it ends, in seconds since 1970; None for the current key.
+    """
+
+    secret: bytes
+    until: float | None
+
+
+def default_file() -> Path | None:
+    """Give the path of the file that is used if none is named, or None without a home."""
+    try:
+        return Path(DEFAULT_FILE).expanduser()
+    except RuntimeError:
+        return None
+
+
+def current(settings: Settings) -> Keys | None:
+    """Give the keys of this process, or None if it has none and needs none.
+
+    A key can be replaced while processes run: a file is looked at again after a second, in a thread
+    of the running loop, because a home may lie on a network. If the file is removed, processes that
+    run keep the key.
+
+    Raises
+    ------
+    ConfigError
+        The file is missing, others may use it, or it has no valid key; or there is no key, and
+        ``fabric.auth.require`` is true.
+    """
+    if settings.auth_key is not None:
+        return _keys((settings.auth_key,))
+    named = settings.auth_key_file
+    path = Path(named).expanduser() if named else default_file()
+    stored = _watched(path).stored() if path else None
+    if stored is not None:
+        now = time.time()
+        return _keys(tuple(one.secret for one in stored if one.until is None or one.until > now))
+    if named:
+        raise ConfigError(f"fabric.auth.key-file is {named}, and there is no such file; {_ADVICE}")
+    if settings.auth_require:
+        raise ConfigError(
+            "fabric.auth.require is true, and this process has no key: there is no "
+            f"{DEFAULT_FILE}; {_ADVICE}"
+        )
+    return None
+
+
+# The same object for the same keys, so that hellos with their fingerprints are cached.
+@functools.lru_cache(maxsize=8)
+def _keys(secrets: tuple[bytes, ...]) -> Keys:
+    return Keys(secrets)
+
+
+class _WatchedFile:
+    """A file of keys as it was a second ago, or when a connection was made last."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._changed: tuple[int, ...] | None = None
+        self._stored: tuple[StoredKey, ...] | None = None
+        self._error: ConfigError | None = None
+        self._looked_at = 0.0
+        self._look()
+
+    def stored(self) -> tuple[StoredKey, ...] | None:
+        """Give its keys, or None if there is no such file.
+
+        Raises
+        ------
+        ConfigError
+            It cannot be used.
+        """
+        if time.monotonic() - self._looked_at > _RECHECK_SECONDS:
+            self._looked_at = time.monotonic()  # once, whoever asks meanwhile
+            try:
+                asyncio.get_running_loop().run_in_executor(None, self._look)
+            except RuntimeError:  # no loop, or its threads have ended
+                self._look()
+        if self._error is not None:
+            raise ConfigError(str(self._error))
+        return self._stored
+
+    def _look(self) -> None:
+        try:
+            about = os.stat(self._path)
+            changed = about.st_mtime_ns, about.st_ino, about.st_size, about.st_mode, about.st_uid
+            if changed != self._changed:
+                self._stored, self._error = read(self._path), None
+                self._changed = changed
+        except (FileNotFoundError, NotADirectoryError):
+            # A process that has had a key never becomes one without: it keeps the last one.
+            self._changed = self._error = None
+        except OSError as error:
+            self._changed = None
+            self._error = ConfigError(f"the key file {self._path} cannot be read: {error.strerror}")
+        except ConfigError as error:
+            self._changed, self._error = None, error
+        self._looked_at = time.monotonic()
+
+
+_watched = functools.lru_cache(maxsize=8)(_WatchedFile)
+
+
+def read(path: Path) -> tuple[StoredKey, ...]:
+    """Read a file of keys.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    ConfigError
+        Others may read or write it, or it has no valid key.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(open(path, "rb"))
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise ConfigError(f"the key file {path} cannot be read: {error.strerror}") from error
+        about = os.fstat(file.fileno())
+        if not stat.S_ISREG(about.st_mode):
+            raise ConfigError(f"the key file {path} is not a regular file")
+        if about.st_mode & 0o077:
+            raise ConfigError(
+                f"the key file {path} may be used by others (mode {about.st_mode & 0o777:o}), who "
+                f"then have the key: `chmod 600 {path}`, and `dask fabric key rotate`"
+            )
+        if about.st_uid not in (os.geteuid(), 0):
+            raise ConfigError(f"the key file {path} belongs to another user ({about.st_uid})")
+        content = file.read(_FILE_BYTES_LIMIT + 1)
+    found = tuple(_parse(path, content))
+    if not found or found[0].until is not None:
+        raise ConfigError(f"the key file {path} has no current key; {_ADVICE}")
+    return found
+
+
+def _parse(path: Path, content: bytes) -> Iterator[StoredKey]:
+    lines = content.decode("ascii", "replace").splitlines()
+    lines = [line for line in map(str.strip, lines) if line and not line.startswith("#")]
+    if len(content) > _FILE_BYTES_LIMIT or len(lines) > KEY_COUNT_LIMIT:
+        raise ConfigError(f"the key file {path} has more than {KEY_COUNT_LIMIT} keys")
+    for number, line in enumerate(lines, 1):
+        digits, *until = line.split()
+        try:
+            secret = bytes.fromhex(digits)
+            (end,) = map(float, until) if until else (None,)
+            if len(secret) != KEY_BYTES:
+                raise ValueError(digits)
+        except ValueError:
+            raise ConfigError(
+                f"key {number} of the key file {path} is not {2 * KEY_BYTES} hexadecimal digits, "
+                "with at most the time of its end behind it"
+            ) from None  # without the line, which may be a key with a slip
+        yield StoredKey(secret, end)
+
+
+def write(path: Path, stored: tuple[StoredKey, ...], *, replace: bool) -> None:
+    """Write a file of keys that only its owner may use, whole or not at all.
+
+    Parameters
+    ----------
+    path : Path
+    stored : tuple of StoredKey
+    replace : bool
+        Whether there may be such a file already.
+
+    Raises
+    ------
+    FileExistsError
+        There is one, and it may not be replaced.
+    OSError
+        It cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except FileExistsError:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with open(descriptor, "w") as file:
+            file.write(
+                "# Keys of dask-fabric. Whoever has one can run code in all processes with it.\n"
+            )
+            for one in stored:
+                end = "" if one.until is None else f" {one.until:.0f}"
+                file.write(f"{one.secret.hex()}{end}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        if replace:
+            os.replace(temporary, path)
+        else:
+            os.link(temporary, path)  # fails where there is one
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def rotated(stored: tuple[StoredKey, ...], secret: bytes, until: float) -> tuple[StoredKey, ...]:
+    """Put a new key before the others; those without an end are accepted *until* a time."""
+    now = time.time()
+    older = (one._replace(until=until) if one.until is None else one for one in stored)
+    kept = [one for one in older if one.until is not None and one.until > now]
+    return (StoredKey(secret, None), *kept[: KEY_COUNT_LIMIT - 1])

@@ -1,0 +1,229 @@
+"""Proofs that both sides of a connection have the same key, without I/O.
+
+Theory of operation
+-------------------
+A server that has a key believes nothing of a client, and does nothing for it, before the client has
+proved that it has the key too; and the client believes no hello that is not proved. There are four
+messages, each with the preamble of a hello:
+
+========  ============================================================================
+from      message
+========  ============================================================================
+client    its hello, with ``authentication: [key]``, the fingerprints of its keys, and
+          a nonce at the end
+server    the challenge: the fingerprint of the key that both have, a nonce, and a
+          proof over the client's hello and this nonce
+client    a proof over the client's hello and the challenge
+server    its hello, and a proof over all messages before it and this hello
+========  ============================================================================
+
+A proof is an HMAC-SHA-256 over the name of its role and over whole messages, so it is worth nothing
+in another connection (nonces), in the other direction or place (roles), or with a byte changed.
+The specification is ``docs/wire-protocol.md``, with test vectors.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import hmac
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgpack
+
+from dask_fabric.errors import ProtocolError, RefusedError
+from dask_fabric.wire.foreign import MAGIC
+from dask_fabric.wire.hello import (
+    KEY,
+    MAJOR_VERSION,
+    MINOR_VERSION,
+    NONCE_BYTES,
+    PREAMBLE,
+    Hello,
+    has_nonce,
+)
+
+KEY_BYTES = 32
+KEY_COUNT_LIMIT = 8  # that a process accepts: the current one, and older ones for a while
+_PROOF_BYTES = 32
+_FINGERPRINT_BYTES = 8
+_ROLES = {role: f"dask-fabric key 1 {role}".encode() for role in ("challenge", "client", "server")}
+_ADVICE = "see `dask fabric key --help`"
+
+
+class Keys:
+    """The keys of a process, the current one first.
+
+    Parameters
+    ----------
+    secrets : sequence of bytes
+        One to eight of `KEY_BYTES` random bytes each.
+
+    Attributes
+    ----------
+    fingerprints : tuple of str
+        What may be shown of each key: the first 8 bytes, in hexadecimal, of the SHA-256 of a
+        constant and the key.
+    """
+
+    def __init__(self, secrets: Sequence[bytes]) -> None:
+        self._secrets = {_fingerprint(secret): secret for secret in secrets}
+        self.fingerprints = tuple(self._secrets)
+
+    def __repr__(self) -> str:
+        return f"<Keys {', '.join(self.fingerprints)}>"  # never the secrets
+
+    def common(self, client: Hello) -> str:
+        """As a server, give the fingerprint of the key to use with a client.
+
+        Raises
+        ------
+        RefusedError
+            The client has none of these keys.
+        """
+        needed = f"this server requires the key {self.fingerprints[0]}"
+        if KEY not in client.authentication:
+            raise RefusedError(
+                f"{needed}, and the client has none: give it the same key file, {_ADVICE}"
+            )
+        for fingerprint in self.fingerprints:
+            if fingerprint in client.keys:
+                return fingerprint
+        others = ", ".join(client.keys[:KEY_COUNT_LIMIT])
+        raise RefusedError(
+            f"{needed}, and the client has another ({others}): both need the same key file, "
+            f"{_ADVICE}"
+        )
+
+    def prove(self, fingerprint: str, role: str, *messages: bytes) -> bytes:
+        """Give the proof of a role over whole messages.
+
+        Parameters
+        ----------
+        fingerprint : str
+            Of one of these keys.
+        role : str
+            ``challenge``, ``client`` or ``server``.
+        """
+        proof = hmac.new(self._secrets[fingerprint], _ROLES[role], hashlib.sha256)
+        for message in messages:
+            proof.update(len(message).to_bytes(8, "little"))
+            proof.update(message)
+        return proof.digest()
+
+    def has(self, fingerprint: object) -> bool:
+        """Whether one of these keys has this fingerprint."""
+        return fingerprint in self._secrets
+
+
+@functools.lru_cache(maxsize=64)
+def _fingerprint(secret: bytes) -> str:
+    digest = hashlib.sha256(b"dask-fabric fingerprint 1 " + secret).digest()
+    return digest[:_FINGERPRINT_BYTES].hex()
+
+
+class Exchange:
+    """One side's proofs on one connection: made and checked in the order of the messages.
+
+    Parameters
+    ----------
+    keys : Keys
+    """
+
+    def __init__(self, keys: Keys) -> None:
+        self._keys = keys
+        self._client = self._challenge = b""  # whole messages
+        self._fingerprint = ""
+
+    # ---- the client
+
+    def greet(self, hello: Hello) -> bytes:
+        """Give the client's first message: its hello with a fresh nonce."""
+        self._client = hello.encoded[:-NONCE_BYTES] + os.urandom(NONCE_BYTES)
+        return self._client
+
+    def take_challenge(self, message: bytes, content: Mapping[str, Any]) -> bytes:
+        """Check the server's challenge, and give the client's proof as a message.
+
+        Raises
+        ------
+        ProtocolError
+            It is no challenge, or its proof is wrong.
+        """
+        nonce, fingerprint = content.get("challenge"), content.get("key")
+        if type(nonce) is not bytes or len(nonce) != NONCE_BYTES or not self._keys.has(fingerprint):
+            raise ProtocolError("the server's challenge is invalid")
+        self._challenge, self._fingerprint = message, str(fingerprint)
+        self._check("challenge", content.get("proof"), self._client, nonce)
+        return self._proof("client", self._client, message)
+
+    def check_server(self, message: bytes, content: Mapping[str, Any]) -> None:
+        """Check the server's proof over its hello, which is a whole *message*.
+
+        Raises
+        ------
+        ProtocolError
+            The proof is wrong.
+        """
+        self._check("server", content.get("proof"), self._client, self._challenge, message)
+
+    # ---- the server
+
+    def challenge(self, message: bytes, client: Hello) -> bytes:
+        """Take the client's first message, and give the challenge.
+
+        Raises
+        ------
+        RefusedError
+            The client has no key, or another.
+        ProtocolError
+            Its hello has no nonce.
+        """
+        self._fingerprint = self._keys.common(client)
+        if not has_nonce(message):
+            raise ProtocolError("the client's hello has no nonce at its end")
+        self._client = message
+        nonce = os.urandom(NONCE_BYTES)
+        self._challenge = _message(
+            {
+                "challenge": nonce,
+                "key": self._fingerprint,
+                "proof": self._keys.prove(self._fingerprint, "challenge", message, nonce),
+            }
+        )
+        return self._challenge
+
+    def check_client(self, content: Mapping[str, Any]) -> None:
+        """Check the client's proof.
+
+        Raises
+        ------
+        ProtocolError
+            It is wrong.
+        """
+        self._check("client", content.get("proof"), self._client, self._challenge)
+
+    def seal(self, hello: bytes) -> bytes:
+        """Give the server's hello, which is a whole message, and the proof after it."""
+        return hello + self._proof("server", self._client, self._challenge, hello)
+
+    # ---- both
+
+    def _proof(self, role: str, *messages: bytes) -> bytes:
+        return _message({"proof": self._keys.prove(self._fingerprint, role, *messages)})
+
+    def _check(self, role: str, proof: object, *messages: bytes) -> None:
+        wanted = self._keys.prove(self._fingerprint, role, *messages)
+        if type(proof) is not bytes or not hmac.compare_digest(proof, wanted):
+            side = "client" if role == "client" else "server"
+            raise ProtocolError(
+                f"the {side} has not proved that it has the key {self._fingerprint}: its key is "
+                "another, or somebody between the two changes what they send"
+            )
+
+
+def _message(content: Mapping[str, Any]) -> bytes:
+    body = msgpack.packb(content)
+    return PREAMBLE.pack(MAGIC, MAJOR_VERSION, MINOR_VERSION, 0, len(body)) + body

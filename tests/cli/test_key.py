@@ -1,0 +1,92 @@
+"""The command ``dask fabric key``."""
+
+from __future__ import annotations
+
+import time
+
+import dask
+import pytest
+from click.testing import CliRunner
+
+from dask_fabric.cli.key import key
+from dask_fabric.comm.network import shared_key
+from dask_fabric.wire.authentication import Keys
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+def run(*words: str, fails: bool = False) -> str:
+    done = CliRunner().invoke(key, list(map(str, words)))
+    assert (done.exit_code != 0) == fails, done.output
+    return done.output
+
+
+def stored(path):
+    return shared_key.read(path)
+
+
+def test_a_key_is_made_shown_and_replaced(home):
+    path = home / ".config/dask/fabric.key"
+    said = run("create")
+    (first,) = stored(path)
+    (fingerprint,) = Keys([first.secret]).fingerprints
+    assert said.splitlines()[:2] == [str(path), f"{fingerprint}  current"]
+    assert first.secret.hex() not in said
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert run("show") == f"{path}\n{fingerprint}  current\n"
+    said = run("rotate", "--keep", "8h")
+    second, old = stored(path)
+    assert old.secret == first.secret and second.secret != first.secret
+    assert 8 * 3600 - 60 < old.until - time.time() <= 8 * 3600
+    assert f"{fingerprint}  accepted until " in said
+    run("rotate", "--keep", "0")
+    assert stored(path)[0].until is None
+    assert second.secret not in [one.secret for one in stored(path)]
+
+
+def test_keys_are_random(home):
+    made = [run("create", "--file", home / str(number)) for number in range(3)]
+    assert len(made) == 3
+    assert len({stored(home / str(number))[0].secret for number in range(3)}) == 3
+
+
+def test_a_key_is_not_overwritten(home):
+    run("create")
+    before = stored(home / ".config/dask/fabric.key")
+    assert "rotate" in run("create", fails=True)
+    assert stored(home / ".config/dask/fabric.key") == before
+    assert [one.name for one in (home / ".config/dask").iterdir()] == ["fabric.key"]
+
+
+def test_the_file_that_the_configuration_names(home):
+    with dask.config.set({"fabric.auth.key-file": str(home / "mine")}):
+        run("create")
+        assert str(home / "mine") in run("show")
+    assert (home / "mine").exists() and not (home / ".config").exists()
+
+
+@pytest.mark.parametrize("words", [["show"], ["rotate"]])
+def test_no_file(words):
+    assert "`dask fabric key create` makes it" in run(*words, fails=True)
+
+
+def test_what_cannot_be_written(home):
+    (home / "file").touch()
+    assert "cannot be written" in run("create", "--file", home / "file/key", fails=True)
+
+
+@pytest.mark.parametrize("keep", ["soon", "-1", "inf", "nan"])
+def test_a_time_that_is_none(home, keep):
+    run("create")
+    assert "is no time" in run("rotate", "--keep", keep, fails=True)
+    assert len(stored(home / ".config/dask/fabric.key")) == 1
+
+
+def test_a_file_that_others_may_read(home):
+    run("create", "--file", home / "key")
+    (home / "key").chmod(0o644)
+    assert "may be used by others" in run("show", "--file", home / "key", fails=True)

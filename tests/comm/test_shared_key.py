@@ -1,0 +1,323 @@
+"""The key of a process: where it comes from, who is refused, and what replaces it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import dask
+import numpy as np
+import pytest
+from distributed import Client, LocalCluster
+from distributed.comm import connect, listen
+from distributed.comm.core import CommClosedError
+from distributed.protocol import to_serialize
+from distributed.utils import wait_for
+from tests.conftest import LOCAL_CLUSTER
+
+from dask_fabric import config
+from dask_fabric.comm.network import shared_key
+from dask_fabric.comm.network.shared_key import StoredKey
+from dask_fabric.errors import ConfigError
+from dask_fabric.wire.authentication import Keys
+
+ONE, OTHER = b"\x01" * 32, b"\x02" * 32
+PATIENCE_SECONDS = 30
+# A client in a process of its own: it connects, asks, and prints the answer or the error.
+CLIENT = """
+import asyncio, sys
+from distributed.comm import connect
+from distributed.security import Security
+
+async def main(address, ca, cert, key):
+    security = Security(tls_ca_file=ca, tls_client_cert=cert, tls_client_key=key) if ca else None
+    arguments = security.get_connection_args("client") if security else {}
+    try:
+        comm = await connect(address, timeout=20, **arguments)
+        await comm.write("ping")
+        print(await comm.read())
+        await comm.close()
+    except OSError as error:
+        print(error)
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+@pytest.fixture(autouse=True)
+def no_home(tmp_path, monkeypatch):
+    """A home without a key, for this process and those that it starts."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shared_key._watched.cache_clear()
+    yield tmp_path
+    shared_key._watched.cache_clear()
+
+
+@pytest.fixture
+def key_file(no_home) -> Path:
+    path = no_home / ".config/dask/fabric.key"
+    shared_key.write(path, (StoredKey(ONE, None),), replace=False)
+    return path
+
+
+def current(**settings) -> Keys | None:
+    names = {name.replace("_", "-"): value for name, value in settings.items()}
+    with dask.config.set({f"fabric.auth.{name}": value for name, value in names.items()}):
+        return shared_key.current(config.load())
+
+
+def fingerprints(*secrets: bytes) -> tuple[str, ...]:
+    return Keys(secrets).fingerprints
+
+
+# ---- where it comes from
+
+
+def test_no_key():
+    assert current() is None
+
+
+def test_the_default_file_is_found(key_file):
+    assert key_file.stat().st_mode & 0o777 == 0o600
+    assert current().fingerprints == fingerprints(ONE)
+
+
+def test_a_named_file_comes_before_it_and_a_key_before_both(key_file, tmp_path):
+    other = tmp_path / "other.key"
+    shared_key.write(other, (StoredKey(OTHER, None),), replace=False)
+    assert current(key_file=str(other)).fingerprints == fingerprints(OTHER)
+    third = "ab" * 32
+    named = current(key=third, key_file=str(other))
+    assert named.fingerprints == fingerprints(bytes.fromhex(third))
+
+
+def test_the_same_keys_are_the_same_object(key_file):
+    """So that hellos with their fingerprints are made once."""
+    assert current() is current()
+
+
+def test_a_named_file_that_is_not_there(tmp_path):
+    with pytest.raises(ConfigError, match="there is no such file; `dask fabric key create`"):
+        current(key_file=str(tmp_path / "none"))
+
+
+def test_a_key_is_required():
+    with pytest.raises(ConfigError, match=r"fabric.auth.require is true, and this process has no"):
+        current(require=True)
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o700 | 0o010])
+def test_a_file_that_others_may_use(key_file, mode):
+    key_file.chmod(mode)
+    with pytest.raises(ConfigError, match=r"may be used by others .*chmod 600"):
+        current()
+
+
+def test_a_file_of_another_user(key_file):
+    if os.geteuid():
+        pytest.skip("only root can give a file away")
+    os.chown(key_file, 1234, -1)
+    with pytest.raises(ConfigError, match="belongs to another user"):
+        current()
+
+
+def test_no_regular_file(tmp_path):
+    with pytest.raises(ConfigError, match=r"not a regular file|cannot be read"):
+        current(key_file=str(tmp_path))
+
+
+LINE = ONE.hex()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "# nothing\n",
+        LINE[:-1],
+        LINE[:-2],
+        LINE + "00",
+        "x" + LINE[1:],
+        f"{LINE} soon",
+        f"{LINE} 1 2",
+        f"{LINE} 99999999999",
+        f"{LINE}\n" * 9,
+        f"{LINE}\n" + "#" * 70000,
+        "\xff" * 64,
+    ],
+)
+def test_content_that_is_no_key(key_file, content):
+    key_file.write_bytes(content.encode("latin-1"))
+    with pytest.raises(ConfigError, match="key file") as caught:
+        current()
+    assert LINE[:20] not in str(caught.value)
+
+
+def test_an_old_key_ends(key_file):
+    now = time.time()
+    old = (StoredKey(ONE, None), StoredKey(OTHER, now + 1000), StoredKey(b"\x03" * 32, now - 1))
+    shared_key.write(key_file, old, replace=True)
+    assert current().fingerprints == fingerprints(ONE, OTHER)
+    new = shared_key.rotated(old, b"\x04" * 32, now + 500)
+    assert [one.secret[0] for one in new] == [4, 1, 2]
+    assert [one.until for one in new] == [None, now + 500, now + 1000]
+
+
+# ---- who may connect
+
+
+async def echo(comm) -> None:
+    with contextlib.suppress(CommClosedError):
+        while True:
+            await comm.write(await comm.read())
+
+
+async def ask(address: str, secret: bytes | None, security) -> str:
+    """Have a client in another process connect; give what it prints."""
+    environment = {**os.environ, "DASK_FABRIC__TIMEOUTS__HANDSHAKE": "20s"}
+    if secret is not None:
+        environment["DASK_FABRIC__AUTH__KEY"] = secret.hex()
+    files = (security.tls_ca_file, security.tls_client_cert, security.tls_client_key)
+    command = [sys.executable, "-c", CLIENT, address, *(files if security.use else ("", "", ""))]
+    process = await asyncio.create_subprocess_exec(
+        *command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    out, _ = await wait_for(process.communicate(), PATIENCE_SECONDS)
+    return out.decode()
+
+
+@pytest.fixture
+def maybe_security(scheme, temporary_security, tmp_path):
+    """The certificates of a scheme, as files for another process."""
+
+    class Files:
+        use = scheme == "fabric+tls"
+        tls_ca_file, tls_client_cert, tls_client_key = (
+            str(tmp_path / name) for name in ("ca.pem", "cert.pem", "key.pem")
+        )
+
+    for name in ("tls_ca_file", "tls_client_cert", "tls_client_key"):
+        Path(getattr(Files, name)).write_text(getattr(temporary_security, name))
+    return Files
+
+
+@pytest.fixture
+def maybe_plain():
+    """In the place of `maybe_security`: no certificates."""
+
+    class Files:
+        use = False
+        tls_ca_file = tls_client_cert = tls_client_key = ""
+
+    return Files
+
+
+@pytest.mark.parametrize(
+    ("of_server", "of_client", "expected", "logged"),
+    [
+        (ONE, ONE, "ping", ""),
+        (ONE, None, "the client has none: give it the same key file", "the client has none"),
+        (None, ONE, "which has none: give the server's process", "this client has a key"),
+        (ONE, OTHER, "both need the same key file", "both need the same key file"),
+    ],
+)
+async def test_both_sides_need_the_key(
+    scheme, listen_args, maybe_security, caplog, of_server, of_client, expected, logged
+):
+    secret = of_server and of_server.hex()
+    with dask.config.set({"fabric.auth.key": secret}):
+        async with listen(f"{scheme}://127.0.0.1", echo, **listen_args) as listener:
+            said = await ask(listener.contact_address, of_client, maybe_security)
+    assert expected in said
+    assert logged in caplog.text
+
+
+async def test_large_frames_travel_as_without_a_key(scheme, listen_args, connect_args):
+    if scheme not in ("fabric", "fabric+ucx"):
+        pytest.skip("its frames stay on the stream")
+    with dask.config.set({"fabric.auth.key": ONE.hex()}):
+        async with listen(f"{scheme}://127.0.0.1", echo, **listen_args) as listener:
+            comm = await connect(listener.contact_address, **connect_args)
+            await comm.write(to_serialize(np.arange(10**6)))
+            assert (await comm.read() == np.arange(10**6)).all()
+            assert comm.paths["host"] == ("ucx" if scheme == "fabric+ucx" else "cma")
+            await comm.close()
+
+
+async def test_a_listener_needs_a_key_that_can_be_used(key_file):
+    """It fails at once, and not with the first client."""
+    key_file.chmod(0o644)
+    with pytest.raises(ConfigError, match="may be used by others"):
+        async with listen("fabric://127.0.0.1", echo):
+            pass
+
+
+async def looked_again(wanted) -> None:
+    """Wait until the state of the key file, as connections see it, is as wanted."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while state_of_the_file() != wanted:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.05)
+
+
+def state_of_the_file() -> tuple[str, ...] | str:
+    try:
+        keys = current()
+    except ConfigError as error:
+        return str(error).partition(" (")[0].rpartition(" ")[2]
+    return () if keys is None else keys.fingerprints
+
+
+async def test_a_key_file_that_is_spoiled_or_removed_opens_nothing(key_file, maybe_plain, caplog):
+    async with listen("fabric://127.0.0.1", echo) as listener:
+        key_file.chmod(0o644)
+        await looked_again("others")
+        with pytest.raises(ConfigError, match="may be used by others"):
+            await connect(listener.contact_address)
+        assert "ping" not in await ask(listener.contact_address, ONE, maybe_plain)
+        assert "may be used by others" in caplog.text
+        key_file.chmod(0o600)
+        await looked_again(fingerprints(ONE))
+        key_file.unlink()
+        await asyncio.to_thread(shared_key._watched(key_file)._look)
+        assert current().fingerprints == fingerprints(ONE)
+        assert "ping" not in await ask(listener.contact_address, None, maybe_plain)
+        assert await ask(listener.contact_address, ONE, maybe_plain) == "ping\n"
+
+
+async def test_a_key_is_replaced_while_processes_run(key_file, maybe_plain):
+    async with listen("fabric://127.0.0.1", echo) as listener:
+        address = listener.contact_address
+        comm = await connect(address)
+        old = shared_key.read(key_file)
+        new = shared_key.rotated(old, OTHER, time.time() + 1000)
+        shared_key.write(key_file, new, replace=True)
+        await looked_again(fingerprints(OTHER, ONE))
+        for secret in (ONE, OTHER):  # the old one is accepted for a while
+            assert await ask(address, secret, maybe_plain) == "ping\n"
+        await comm.write("still open")
+        assert await comm.read() == "still open"
+        await comm.close()
+
+
+def test_a_cluster_finds_the_key_by_itself(key_file):
+    """Nannies and workers are processes of their own."""
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, protocol="fabric", **LOCAL_CLUSTER) as made,
+        Client(made) as client,
+    ):
+        assert client.submit(sum, [1, 2]).result(timeout=PATIENCE_SECONDS) == 3
+        told = client.run(_keys_of_this_process)
+    assert set(told.values()) == {fingerprints(ONE)}
+
+
+def _keys_of_this_process() -> tuple[str, ...]:
+    from dask_fabric import config
+    from dask_fabric.comm.network import shared_key
+
+    return shared_key.current(config.load()).fingerprints
