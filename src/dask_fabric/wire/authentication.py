@@ -107,11 +107,10 @@ class Keys:
         role : str
             ``challenge``, ``client`` or ``server``.
         """
-        proof = hmac.new(self._secrets[fingerprint], _ROLES[role], hashlib.sha256)
+        parts = [_ROLES[role]]
         for message in messages:
-            proof.update(len(message).to_bytes(8, "little"))
-            proof.update(message)
-        return proof.digest()
+            parts += (len(message).to_bytes(8, "little"), message)
+        return hmac.digest(self._secrets[fingerprint], b"".join(parts), "sha256")
 
     def has(self, fingerprint: object) -> bool:
         """Whether one of these keys has this fingerprint."""
@@ -159,15 +158,15 @@ class Exchange:
         self._check("challenge", content.get("proof"), self._client, nonce)
         return self._proof("client", self._client, message)
 
-    def check_server(self, message: bytes, content: Mapping[str, Any]) -> None:
-        """Check the server's proof over its hello, which is a whole *message*.
+    def check_server(self, message: bytes, body: bytes) -> None:
+        """Check the server's proof, in *body*, over its hello, which is a whole *message*.
 
         Raises
         ------
         ProtocolError
             The proof is wrong.
         """
-        self._check("server", content.get("proof"), self._client, self._challenge, message)
+        self._check("server", _proof_in(body), self._client, self._challenge, message)
 
     # ---- the server
 
@@ -195,15 +194,15 @@ class Exchange:
         )
         return self._challenge
 
-    def check_client(self, content: Mapping[str, Any]) -> None:
-        """Check the client's proof.
+    def check_client(self, body: bytes) -> None:
+        """Check the client's proof, in *body*.
 
         Raises
         ------
         ProtocolError
             It is wrong.
         """
-        self._check("client", content.get("proof"), self._client, self._challenge)
+        self._check("client", _proof_in(body), self._client, self._challenge)
 
     def seal(self, hello: bytes) -> bytes:
         """Give the server's hello, which is a whole message, and the proof after it."""
@@ -212,7 +211,7 @@ class Exchange:
     # ---- both
 
     def _proof(self, role: str, *messages: bytes) -> bytes:
-        return _message({"proof": self._keys.prove(self._fingerprint, role, *messages)})
+        return _PROOF_MESSAGE + self._keys.prove(self._fingerprint, role, *messages)
 
     def _check(self, role: str, proof: object, *messages: bytes) -> None:
         wanted = self._keys.prove(self._fingerprint, role, *messages)
@@ -226,4 +225,23 @@ class Exchange:
 
 def _message(content: Mapping[str, Any]) -> bytes:
     body = msgpack.packb(content)
-    return PREAMBLE.pack(MAGIC, MAJOR_VERSION, MINOR_VERSION, 0, len(body)) + body
+    return _preamble(len(body)) + body
+
+
+def _preamble(nbytes: int) -> bytes:
+    return PREAMBLE.pack(MAGIC, MAJOR_VERSION, MINOR_VERSION, 0, nbytes)
+
+
+_PROOF = b"\x81\xa5proof\xc4\x20"  # a map of one entry, up to the proof, in msgpack
+_PROOF_MESSAGE = _preamble(len(_PROOF) + _PROOF_BYTES) + _PROOF
+
+
+def is_proof(body: bytes) -> bool:
+    """Whether this is a proof, and nothing else such as a refusal."""
+    return len(body) == len(_PROOF) + _PROOF_BYTES and body.startswith(_PROOF)
+
+
+def _proof_in(body: bytes) -> bytes:
+    if not is_proof(body):
+        raise ProtocolError("a proof was expected, and the peer sent something else")
+    return body[len(_PROOF) :]

@@ -16,7 +16,7 @@ from dask_fabric.errors import (
     RefusedError,
     VersionMismatchError,
 )
-from dask_fabric.wire.authentication import Exchange, Keys
+from dask_fabric.wire.authentication import Exchange, Keys, is_proof
 from dask_fabric.wire.foreign import MAGIC, PREAMBLE_BYTES, raise_if_foreign, unknown
 from dask_fabric.wire.hello import (
     HELLO_BYTES_LIMIT,
@@ -311,10 +311,9 @@ class Handshake:
 
     def _read_client_proof(self, body: bytes) -> None:
         assert self._exchange is not None and self._unproven is not None
-        content = unpack_map(body, "the client's proof")
-        if "error" in content:
-            self._decode(body)
-        self._exchange.check_client(content)
+        if not is_proof(body):
+            self._decode(body)  # it may be a refusal
+        self._exchange.check_client(body)
         self._accept(self._unproven[1])
 
     def _read_server_hello(self, body: bytes) -> None:
@@ -325,7 +324,7 @@ class Handshake:
     def _read_server_proof(self, body: bytes) -> None:
         assert self._exchange is not None and self._unproven is not None
         message, server = self._unproven
-        self._exchange.check_server(message, unpack_map(body, "the server's proof"))
+        self._exchange.check_server(message, body)
         self._accept(server)
 
     def _fail(self, error: ProtocolError) -> None:
