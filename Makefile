@@ -11,7 +11,7 @@ BENCH_RUN = PATH="$(UCX_BIN):$$PATH" $(BIN)/dask fabric bench $(BENCH)
 UCX_COLUMN = --protocols tcp,fabric,fabric+tcp,fabric+ucx --ucx-library perftest
 SOURCES := pyproject.toml README.md LICENSE $(shell find cython src -type f -not -name '*.pyc')
 
-.PHONY: help demo test test-versions test-older bench figures instructions coverage sanitize fuzz simulate lint docs clean sanitize-address sanitize-thread
+.PHONY: help demo test deployers test-versions test-older bench figures instructions coverage sanitize fuzz simulate lint docs clean sanitize-address sanitize-thread
 .DELETE_ON_ERROR:
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo "make test-versions  all tests on Python 3.10 with the lowest dependencies and on 3.13 with the"
 	@echo "            newest; TESTS=tests/wire for some"
 	@echo "make test-older  a process of this version and one of an older commit talk to each other; COMMIT=..."
+	@echo "make deployers  clusters by Slurm, SGE, MPI, ssh and all other deployers, as their pages describe"
 	@echo "make bench  the figures of the README; JSON and pages in $(RESULTS)/; BENCH=--quick for a first look,"
 	@echo "            UCXX=PYTHON beside the distributed-ucxx of that Python"
 	@echo "make figures  what README and docs/benchmarks.md show: three quick runs into benchmarks/results/"
@@ -47,6 +48,12 @@ test-versions: $(BIN)/python
 
 test-older: $(VENV)/extra-test $(VENV)/extra-ucx
 	$(BIN)/python tests/older.py $(COMMIT)
+
+deployers: $(VENV)/extra-test $(VENV)/extra-deployers
+	@echo "On Debian, these give all tests what they need; others are skipped, each with its reason:"
+	@echo "  apt-get install slurmctld slurmd slurm-client munge gridengine-master gridengine-exec \"
+	@echo "    gridengine-client openmpi-bin openssh-server openssh-client iproute2"
+	$(BIN)/python -m pytest tests/deployers
 
 bench: $(VENV)/extra-bench $(VENV)/extra-ucx
 	mkdir -p $(RESULTS)

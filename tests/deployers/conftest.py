@@ -1,0 +1,160 @@
+"""Files and commands of the pages of docs/howto/deploy, run as a user would run them.
+
+A block that begins with ```` ```python title="check.py" ```` is saved as that file, unchanged.
+In commands, tests replace the names of hosts and interfaces.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from ..conformance.conftest import commands, unused_port
+
+DOCS = Path(__file__).parents[2] / "docs"
+WITNESS = Path(__file__).parent / "witness"
+FILE = re.compile(r'^```\w+ title="([^"]+)"\n(.*?)^```', re.M | re.S)
+COMMANDS = re.compile(r"^```sh\n(.*?)^```", re.M | re.S)
+SECONDS = 240  # of any program; two busy cores need a tenth of it
+ARRAY_MB = 80  # the array that check.py fetches
+# What an activated environment sets, and an end for each wait of Dask.
+ENVIRONMENT = {
+    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "60s",
+    "DASK_DISTRIBUTED__WORKER__MEMORY__TERMINATE": "False",  # what jobs ask for is not there
+    "PYTHONUNBUFFERED": "1",
+}
+
+
+def files_of(page: str) -> dict[str, str]:
+    """Give the files that a page asks its readers to save, by name."""
+    return dict(FILE.findall((DOCS / page).read_text()))
+
+
+def commands_of(page: str) -> list[str]:
+    """Give the lines of all commands of a page, without comments."""
+    lines = "".join(COMMANDS.findall((DOCS / page).read_text())).replace("\\\n", " ").splitlines()
+    return [line for line in (re.sub(r"\s+# .*", "", line).strip() for line in lines) if line]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.timeout(2 * SECONDS))
+
+
+class Folder:
+    """An empty folder in which files of the pages are saved, and programs run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.environment = {**os.environ, **ENVIRONMENT}
+        self.save("howto/deploy.md")
+
+    def save(self, page: str) -> None:
+        """Save all files of a page."""
+        for name, text in files_of(page).items():
+            (self.path / name).write_text(text)
+
+    def run(self, *command: str | Path, **environment: str) -> str:
+        """Run a command until it ends; give what it printed, with its errors."""
+        with self.start(*command, **environment) as process:
+            try:
+                process.wait(SECONDS)
+            except subprocess.TimeoutExpired:
+                pytest.fail(f"{command} did not end:\n{self.log.read_text()}")
+        output = self.log.read_text()
+        assert process.returncode == 0, output
+        return output
+
+    @contextlib.contextmanager
+    def start(self, *command: str | Path, **environment: str) -> Iterator[subprocess.Popen]:
+        """Run a command during a block, and end it then, with all that it has started."""
+        self.log = self.path / f"{len(list(self.path.glob('*.log')))}.log"
+        with self.log.open("w") as log:
+            process = subprocess.Popen(
+                [*command],
+                cwd=self.path,
+                env={**self.environment, **environment},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        try:
+            yield process
+        finally:
+            end(process)
+
+
+def end(process: subprocess.Popen) -> None:
+    """Ask a session's leader to end, then kill what is left of its processes."""
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(20)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    return Folder(tmp_path)
+
+
+@pytest.fixture
+def free_port() -> Callable[[], int]:
+    return unused_port
+
+
+@pytest.fixture
+def run(tmp_path):
+    with commands(tmp_path) as run:
+        yield run
+
+
+def program(name: str, package: str) -> str:
+    """Give the path of a program; skips with the name of its Debian package."""
+    found = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
+    if found is None:
+        pytest.skip(f"no {name} on this host: apt-get install {package}")
+    return found
+
+
+def assert_all_over_fabric(output: str, workers: int, path: str = "") -> None:
+    """Hold the output of check.py to addresses of fabric, and to traffic that went over it.
+
+    Parameters
+    ----------
+    output : str
+    workers : int
+        How many there are.
+    path : str
+        One that carried the array, or any.
+    """
+    addresses = re.findall(r"^(scheduler|worker) (\S+)$", output, re.M)
+    roles = [role for role, _ in addresses]
+    assert roles.count("scheduler") == 1 and roles.count("worker") == workers, output
+    assert all(address.startswith("fabric://") for _, address in addresses), output
+    megabytes = {way: float(mb) for mb, way in re.findall(r"^(\S+) MB by (\w+)$", output, re.M)}
+    carried = megabytes.get(path, 0) if path else sum(megabytes.values())
+    assert carried >= ARRAY_MB, output
+
+
+@pytest.fixture
+def witnessed(folder: Folder) -> Callable[[], list[dict]]:
+    """A function that gives the statistics of all Python processes that ran here and ended."""
+    seen = folder.path / "witness"
+    seen.mkdir()
+    folder.environment["PYTHONPATH"] = str(WITNESS)
+    folder.environment["DASK_FABRIC_TEST_WITNESS"] = str(seen)
+    return lambda: [json.loads(file.read_text()) for file in seen.iterdir()]

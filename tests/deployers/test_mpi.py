@@ -1,0 +1,53 @@
+"""Clusters whose processes are ranks of OpenMPI: a program, a function, and the command."""
+
+from __future__ import annotations
+
+import pytest
+
+from .conftest import assert_all_over_fabric, commands_of, program
+
+PAGE = "howto/deploy/mpi.md"
+# As root, and with more ranks than cores; communication of MPI itself stays within the host.
+OPENMPI = {
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "OMPI_MCA_rmaps_base_oversubscribe": "1",
+    "OMPI_MCA_btl": "self,vader,tcp",
+}
+EXECUTE = """
+from check import check
+from dask_mpi import execute
+from distributed import Client
+
+def work():
+    with Client() as client:
+        client.wait_for_workers(2)
+        check(client)
+
+if __name__ == "__main__":
+    execute(work, protocol="fabric")
+"""
+
+
+@pytest.fixture(autouse=True)
+def ranks(folder):
+    program("mpirun", "openmpi-bin")
+    pytest.importorskip("dask_mpi")
+    folder.environment.update(OPENMPI)
+    folder.save(PAGE)
+
+
+def test_a_program_that_initializes(folder):
+    start, *_ = commands_of(PAGE)
+    assert_all_over_fabric(folder.run("sh", "-c", start), workers=2)
+
+
+def test_a_program_that_executes_a_function(folder):
+    (folder.path / "program.py").write_text(EXECUTE)
+    assert_all_over_fabric(folder.run("mpirun", "-n", "4", "python", "program.py"), workers=2)
+
+
+def test_the_command(folder):
+    _, start, check = commands_of(PAGE)
+    with folder.start("sh", "-c", f"exec {start.removesuffix('&')}"):
+        assert_all_over_fabric(folder.run("sh", "-c", check), workers=2)
