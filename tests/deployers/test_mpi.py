@@ -44,7 +44,9 @@ def test_a_program_that_initializes(folder):
 
 def test_a_program_that_executes_a_function(folder):
     (folder.path / "program.py").write_text(EXECUTE)
-    assert_all_over_fabric(folder.run("mpirun", "-n", "4", "python", "program.py"), workers=2)
+    offload = {"DASK_DISTRIBUTED__COMM__OFFLOAD": "false"}
+    output = folder.run("mpirun", "-n", "4", "python", "program.py", **offload)
+    assert_all_over_fabric(output, workers=2)
 
 
 def test_the_command(folder):
