@@ -50,9 +50,9 @@ test-older: $(VENV)/extra-test $(VENV)/extra-ucx
 	$(BIN)/python tests/older.py $(COMMIT)
 
 deployers: $(VENV)/extra-test $(VENV)/extra-deployers
-	@echo "On Debian, these give all tests what they need; others are skipped, each with its reason:"
-	@echo "  apt-get install slurmctld slurmd slurm-client munge gridengine-master gridengine-exec \"
-	@echo "    gridengine-client openmpi-bin openssh-server openssh-client iproute2"
+	@echo "Tests whose programs are missing are skipped. On Debian, these two commands install all:"
+	@echo "  apt-get install slurmctld slurmd slurm-client munge openmpi-bin openssh-server openssh-client"
+	@echo "  apt-get install gridengine-master gridengine-exec gridengine-client iproute2"
 	$(BIN)/python -m pytest tests/deployers
 
 bench: $(VENV)/extra-bench $(VENV)/extra-ucx

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from ..conformance.conftest import commands, unused_port
+from ..conformance.conftest import unused_port
 
 DOCS = Path(__file__).parents[2] / "docs"
 WITNESS = Path(__file__).parent / "witness"
@@ -72,10 +72,14 @@ class Folder:
             try:
                 process.wait(SECONDS)
             except subprocess.TimeoutExpired:
-                pytest.fail(f"{command} did not end:\n{self.log.read_text()}")
+                pytest.fail(f"{command} did not end:\n{self.logs()}")
         output = self.log.read_text()
-        assert process.returncode == 0, output
+        assert process.returncode == 0, self.logs()
         return output
+
+    def logs(self) -> str:
+        """Give the last lines of all that ran here."""
+        return "\n".join(log.read_text()[-4000:] for log in sorted(self.path.glob("*.log")))
 
     @contextlib.contextmanager
     def start(self, *command: str | Path, **environment: str) -> Iterator[subprocess.Popen]:
@@ -114,12 +118,6 @@ def folder(tmp_path: Path) -> Folder:
 @pytest.fixture
 def free_port() -> Callable[[], int]:
     return unused_port
-
-
-@pytest.fixture
-def run(tmp_path):
-    with commands(tmp_path) as run:
-        yield run
 
 
 def program(name: str, package: str) -> str:

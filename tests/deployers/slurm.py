@@ -36,7 +36,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SlurmdParameters=config_overrides
 ReturnToService=2
-PartitionName=main Nodes=ALL Default=YES State=UP
+{nodes}PartitionName=main Nodes=ALL Default=YES State=UP
 """
 NODE = "NodeName=node{number} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} "
 NODE += "CPUs=64 RealMemory=512000\n"
@@ -81,15 +81,13 @@ def running(folder: Path) -> Iterator[dict[str, str]]:
 
 def _configure(folder: Path) -> Path:
     host = socket.gethostname().partition(".")[0]
-    nodes = [
-        NODE.format(number=number, host=host, port=unused_port()) for number in range(1, NODES + 1)
-    ]
-    text = CONFIGURATION.format(host=host, port=unused_port(), folder=folder)
-    (folder / "state").mkdir()
+    nodes = ""
     for number in range(1, NODES + 1):
         (folder / f"node{number}").mkdir()
+        nodes += NODE.format(number=number, host=host, port=unused_port())
+    (folder / "state").mkdir()
     file = folder / "slurm.conf"
-    file.write_text("".join([*text.splitlines(keepends=True)[:-1], *nodes, text.splitlines()[-1]]))
+    file.write_text(CONFIGURATION.format(host=host, port=unused_port(), folder=folder, nodes=nodes))
     (folder / "cgroup.conf").write_text("CgroupAutomount=no\n")
     return file
 

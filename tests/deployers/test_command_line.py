@@ -46,14 +46,15 @@ def test_two_hosts_with_an_interface(folder, hosts):
 
 
 def test_a_client_that_only_knows_tcp(folder, free_port):
-    (folder.path / "check_tcp.py").write_text(TCP_CLIENT)
+    (folder.path / "tcp_client.py").write_text(TCP_CLIENT)
     fabric, tcp = (str(free_port()) for _ in range(2))
-    scheduler, worker, check = (
+    scheduler, worker = (
         "exec "
         + command.replace("10.0.0.1", "127.0.0.1").replace("8786", fabric).replace("8787", tcp)
         for command in commands_of(PAGE)[3:]
     )
     with folder.start("sh", "-c", scheduler), folder.start("sh", "-c", worker):
-        assert f"tcp://127.0.0.1:{tcp}" in folder.run("sh", "-c", check)
+        address = f"tcp://127.0.0.1:{tcp}"
+        assert address in folder.run("python", "tcp_client.py", address)
         output = folder.run("python", "check.py", f"fabric://127.0.0.1:{fabric}", "1")
     assert_all_over_fabric(output, workers=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import os
 import re
 import socket
 import subprocess
@@ -23,7 +24,8 @@ HOSTS = {"node1": "127.0.0.1", "node2": "127.0.0.2"}
 def sshd(folder, free_port) -> int:
     """The port of a server; `folder` has a home whose ssh configuration knows how to log in."""
     sshd, keygen = program("sshd", "openssh-server"), program("ssh-keygen", "openssh-client")
-    Path("/run/sshd").mkdir(exist_ok=True)  # its place without rights, which Debian's start makes
+    if not os.geteuid():  # where root's sshd has no rights; Debian's start of the service makes it
+        Path("/run/sshd").mkdir(exist_ok=True)
     home, port = folder.path / "home", free_port()
     (home / ".ssh").mkdir(parents=True)
     for name in ("host", "home/.ssh/id_ed25519"):
