@@ -16,7 +16,7 @@ def test_the_commands_of_the_pods(folder, free_port):
 
     def here(text: str) -> str:
         """Replace what Kubernetes would: the name of the service, and ports that others use."""
-        text = text.replace(SERVICE, "127.0.0.1").replace("$(DASK_WORKER_NAME)", "pod")
+        text = text.replace(SERVICE, "localhost").replace("$(DASK_WORKER_NAME)", "pod")
         for inside, outside in ports.items():
             text = text.replace(inside, outside)
         return text
@@ -28,9 +28,9 @@ def test_the_commands_of_the_pods(folder, free_port):
         folder.start(*map(here, scheduler["args"])),
         folder.start(*map(here, worker["args"]), **environment),
     ):
-        output = folder.run("python", "check.py", f"tcp://127.0.0.1:{ports['8786']}", "1")
+        output = folder.run("python", "check.py", f"tcp://localhost:{ports['8786']}", "1")
         assert "worker fabric://" in output
-        output = folder.run("python", "check.py", f"fabric://127.0.0.1:{ports['8789']}", "1")
+        output = folder.run("python", "check.py", f"fabric://localhost:{ports['8789']}", "1")
         assert_all_over_fabric(output, workers=1)
 
 

@@ -10,6 +10,10 @@ from . import slurm
 from .conftest import assert_all_over_fabric, files_of
 
 PAGE = "howto/deploy/slurm.md"
+CHECK = """
+from check import check
+check(client)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +52,9 @@ def test_a_job_that_starts_everything(site):
 def test_the_job_of_the_quickstart(site):
     files = files_of("quickstart.md")
     (site.path / "job.sh").write_text(files["job.sh"])
-    (site.path / "program.py").write_text(f"{files['program.py']}\nprint(client.scheduler)\n")
+    (site.path / "program.py").write_text(files["program.py"] + CHECK)
     site.run("sbatch", "--wait", "--output=job.out", "job.sh")
-    assert "fabric://" in (site.path / "job.out").read_text()
+    output = (site.path / "job.out").read_text()
+    workers = output.count("\nworker ")
+    assert workers >= 4  # several of each node, with --nworkers auto
+    assert_all_over_fabric(output, workers)
