@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 _BLOCK = re.compile(
-    r"^(?P<indent> *)```(?P<language>\w+)\n(?P<text>.*?)^(?P=indent)```$", re.M | re.S
+    r"^(?P<indent> *)```(?P<language>\w+)(?: [^\n]*)?\n(?P<text>.*?)^(?P=indent)```$", re.M | re.S
 )
 _INLINE = re.compile(r"`((?:dask|make) [^`\n]+)`")
 _REDIRECTION = re.compile(r"\d?>.*")
