@@ -246,7 +246,7 @@ def _figures() -> Iterator[str]:
         )
         yield f"| {' | '.join(cells)} |\n"
     yield "\nWithin a host, large arrays are mapped, not copied. A receiver that also reads 100 MB "
-    yield f"(its sum) has the result {_with_sum():.1f} times as fast as by `tcp`: see "
+    yield f"(its sum) has the\nresult {_with_sum():.1f} times as fast as by `tcp`: see "
     yield "[shared memory](docs/shm.md).\n"
 
 
