@@ -11,7 +11,7 @@ BENCH_RUN = PATH="$(UCX_BIN):$$PATH" $(BIN)/dask fabric bench $(BENCH)
 UCX_COLUMN = --protocols tcp,fabric,fabric+tcp,fabric+ucx --ucx-library perftest
 SOURCES := pyproject.toml README.md LICENSE $(shell find cython src -type f -not -name '*.pyc')
 
-.PHONY: help demo test deployers test-versions test-older bench figures instructions coverage sanitize fuzz simulate lint docs clean sanitize-address sanitize-thread
+.PHONY: help demo test deployers test-versions test-older bench figures instructions coverage sanitize fuzz simulate lint docs screenshots clean sanitize-address sanitize-thread
 .DELETE_ON_ERROR:
 
 help:
@@ -33,6 +33,7 @@ help:
 	@echo "make simulate  a million schedules of two connections, from a seed (COUNT=..., SEED=...)"
 	@echo "make lint   ruff, mypy, and which module may import which"
 	@echo "make docs   the documentation, in site/"
+	@echo "make screenshots  the pictures in docs/images, by Chromium"
 	@echo "make clean  remove what these commands made"
 
 demo: $(VENV)/extra-bench
@@ -95,6 +96,9 @@ lint: $(VENV)/extra-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+screenshots: $(VENV)/extra-test $(VENV)/extra-bench
+	$(BIN)/python docs/screenshots.py
 
 docs: $(VENV)/extra-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
