@@ -11,7 +11,7 @@ BENCH_RUN = PATH="$(UCX_BIN):$$PATH" $(BIN)/dask fabric bench $(BENCH)
 UCX_COLUMN = --protocols tcp,fabric,fabric+tcp,fabric+ucx --ucx-library perftest
 SOURCES := pyproject.toml README.md LICENSE $(shell find cython src -type f -not -name '*.pyc')
 
-.PHONY: help demo test deployers test-versions test-older bench figures instructions coverage sanitize fuzz simulate lint docs screenshots clean sanitize-address sanitize-thread
+.PHONY: help demo test deployers ecosystem test-versions test-older bench figures instructions coverage sanitize fuzz simulate lint docs screenshots clean sanitize-address sanitize-thread
 .DELETE_ON_ERROR:
 
 help:
@@ -27,6 +27,8 @@ help:
 	@echo "make instructions  instructions per small message and per connect, counted by valgrind, against"
 	@echo "            benchmarks/instructions.json; RECORD=1 makes what is counted the new baseline"
 	@echo "make coverage  which lines of the compiled modules no test runs; TESTS=tests/wire for one suite"
+	@echo "make ecosystem  objects of pandas, PyArrow, PyTorch and others between workers, libraries on Dask"
+	@echo "            (xgboost, xarray, ...), and the tutorial; installs them, which make test does not"
 	@echo "make sanitize  tests with the compiler's checks of memory and of threads; TESTS=tests/wire,"
 	@echo "            SANITIZERS=address for one of the two"
 	@echo "make fuzz   a million mutated streams against everything that reads from a peer (COUNT=...)"
@@ -78,6 +80,9 @@ instructions: $(VENV)/extra-test
 
 coverage: $(BIN)/python
 	$(BIN)/python -m tests.covered -- $(TESTS)
+
+ecosystem: $(VENV)/extra-test $(VENV)/extra-ecosystem
+	$(BIN)/python -m pytest tests/ecosystem $(JOBS:%=-n % --dist loadfile)
 
 SANITIZERS ?= address thread
 sanitize: $(SANITIZERS:%=sanitize-%)
