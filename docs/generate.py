@@ -11,6 +11,8 @@ docs/configuration.md, table of the keys       `dask_fabric.config.table`
 dask_fabric.yaml, dask_fabric-schema.yaml      the same
 README.md (chart too), docs/benchmarks.md       ``benchmarks/results/*.json``, see ``make figures``
 docs/shm.md, tables                            what ``benchmarks/shm.py`` wrote
+docs/ecosystem.md, table of objects            what ``benchmarks/objects.py`` wrote
+docs/tutorial.md                               docs/tutorial.ipynb, whose outputs are not kept
 =============================================  ====================================================
 """
 
@@ -46,6 +48,7 @@ def made() -> dict[Path, str]:
     protocol, configuration = DOCS / "wire-protocol.md", DOCS / "configuration.md"
     readme, benchmarks = ROOT / "README.md", DOCS / "benchmarks.md"
     shm, architecture = DOCS / "shm.md", DOCS / "architecture.md"
+    ecosystem = DOCS / "ecosystem.md"
     return {
         architecture: _filled(architecture, "states", diagram()),
         protocol: _filled(protocol, "states", diagram()),
@@ -55,6 +58,8 @@ def made() -> dict[Path, str]:
         readme: _filled(readme, "figures", "".join((*_chart(), *_figures()))),
         benchmarks: _filled(benchmarks, "figures", "".join(_all_figures())),
         shm: _filled(shm, "figures", "".join(_shm_figures())),
+        ecosystem: _filled(ecosystem, "objects", "".join(_objects())),
+        DOCS / "tutorial.md": "\n".join(_tutorial()),
     }
 
 
@@ -313,6 +318,53 @@ def _operations(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
         ["operation", *(f"{nbytes // 10**6} MB" for nbytes in sizes)],
         *([name, *(f"{ratios[name, nbytes]:.2f}" for nbytes in sizes)] for name in names),
     ]
+
+
+def _objects() -> Iterator[str]:
+    """Compare fetches of objects of other libraries, a line for each kind."""
+    found = read(RESULTS / "objects.json")
+    alone, with_read = (found.of(scenario) for scenario in ("fetch", "fetch and read"))
+    head = ["object", "frames", "mostly", "by", "tcp, ms", "fabric, ms", "times faster"]
+    lines = [[*head, "read too: tcp, ms", "fabric, ms", "times faster"]]
+    for rows in zip(alone, with_read, strict=True):
+        about = rows[0].parameters
+        lines.append([rows[0].name, about["count"], _mostly(about), _paths(about["paths"])])
+        for row in rows:
+            ratio = row.times_better("fabric", "tcp")
+            lines[-1] += [number(row.median("tcp")), number(row.median("fabric")), _times(ratio)]
+    size, rounds = found.options["nbytes"] // 10**6, found.options["rounds"]
+    yield f"\nOne run, about {size} MB each, medians of {rounds}: {facts_line(found.facts)}\n\n"
+    yield "\n".join(table(lines, has_head=True, markdown=True))
+    yield "\n\n"
+    yield from (f"Warning of the run: {warning}.\n\n" for warning in found.warnings)
+
+
+def _mostly(about: dict[str, Any]) -> str:
+    """Say how most bytes of an object become frames."""
+    ways = {"own": "own memory", "copied": "a copy", "pickled": "inside the pickle"}
+    return ways[max(ways, key=about.__getitem__)]
+
+
+def _paths(moved: dict[str, int]) -> str:
+    """Name the paths that carried a part worth naming, the largest first."""
+    total = sum(moved.values())
+    carried = sorted(moved, key=moved.__getitem__, reverse=True)
+    return ", ".join(path for path in carried if moved[path] > 0.02 * total)
+
+
+# ---------------------------------------------------------------- the tutorial
+
+
+def _tutorial() -> Iterator[str]:
+    """Yield the lines of the notebook as a page.
+
+    Its blocks are marked `py`: those marked `python` must run as saved files, where code that
+    starts workers needs a guard.
+    """
+    yield "<!-- made by docs/generate.py from tutorial.ipynb -->\n"
+    for cell in json.loads((DOCS / "tutorial.ipynb").read_text())["cells"]:
+        text = "".join(cell["source"])
+        yield f"{text}\n" if cell["cell_type"] == "markdown" else f"```py\n{text}\n```\n"
 
 
 if __name__ == "__main__":

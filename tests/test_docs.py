@@ -1,5 +1,6 @@
 """What is made from code and figures is fresh; tests/docs runs what the pages show."""
 
+import json
 import runpy
 from pathlib import Path
 
@@ -12,3 +13,9 @@ MADE = runpy.run_path(str(DOCS / "generate.py"))["made"]()
 @pytest.mark.parametrize("path", MADE, ids=lambda path: path.name)
 def test_what_is_generated_is_fresh(path):
     assert path.read_text() == MADE[path], "run: python docs/generate.py"
+
+
+def test_the_tutorial_is_kept_without_outputs():
+    cells = json.loads((DOCS / "tutorial.ipynb").read_text())["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert code and not any(cell["outputs"] or cell["execution_count"] for cell in code)
