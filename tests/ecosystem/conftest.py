@@ -41,9 +41,17 @@ def _promises_of_ours(request, scheme):
 
 
 def start(scheme: str, **options) -> LocalCluster:
-    """A cluster of two worker processes, or of what the options say."""
-    usual = {"n_workers": 2, "threads_per_worker": 2, "memory_limit": "4 GiB", **LOCAL_CLUSTER}
+    """A cluster of two worker processes, or of what the options say.
+
+    With one thread each: netCDF4 may crash where several threads open files.
+    """
+    usual = {"n_workers": 2, "threads_per_worker": 1, "memory_limit": "4 GiB", **LOCAL_CLUSTER}
     return LocalCluster(protocol=scheme, **{**usual, **options})
+
+
+def addresses(client: Client) -> list[str]:
+    """The addresses of the workers. `scheduler_info` may have none of them for a moment."""
+    return sorted(client.nthreads())
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +69,9 @@ def client(scheme):
 
 @pytest.fixture(scope="module")
 def left(client) -> str:
-    return sorted(client.scheduler_info()["workers"])[0]
+    return addresses(client)[0]
 
 
 @pytest.fixture(scope="module")
 def right(client) -> str:
-    return sorted(client.scheduler_info()["workers"])[1]
+    return addresses(client)[1]

@@ -10,14 +10,10 @@ import numpy as np
 from distributed import Client, wait
 from distributed.diagnostics.plugin import SchedulerPlugin
 
-from .conftest import PATIENCE_SECONDS, start
+from .conftest import PATIENCE_SECONDS, addresses, start
 
 COUNT = 1 << 20  # 8 MiB
 TOTAL = COUNT * (COUNT - 1) // 2
-
-
-def addresses(client: Client) -> list[str]:
-    return sorted(client.scheduler_info(n_workers=-1)["workers"])
 
 
 class Gone(SchedulerPlugin):
@@ -32,7 +28,7 @@ class Gone(SchedulerPlugin):
 
 
 def test_adaptive_scaling(scheme):
-    with start(scheme, n_workers=0, threads_per_worker=1) as cluster, Client(cluster) as client:
+    with start(scheme, n_workers=0) as cluster, Client(cluster) as client:
         gone = Gone()
         cluster.scheduler.add_plugin(gone)
         cluster.adapt(minimum=0, maximum=2, interval="100 ms", wait_count=2)
