@@ -52,7 +52,8 @@ NOT_RUN = {
     "docs/gpu-workers.md 3": "it needs GPUs",
     "docs/gpu-workers.md 4": "it needs GPUs, and dask-cuda",
 }
-LANGUAGES = {"python", "sh", "yaml", "toml", "text", "mermaid"}
+# `py` is of the tutorial, a notebook that `make ecosystem` runs.
+LANGUAGES = {"python", "py", "sh", "yaml", "toml", "text", "mermaid"}
 
 
 def of(language: str, *, guarded: bool | None = None) -> list:
