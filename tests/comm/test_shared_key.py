@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import dask
 import numpy as np
@@ -131,6 +134,26 @@ def test_no_regular_file(tmp_path):
         current(key_file=str(tmp_path))
 
 
+def test_a_named_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe", 0o600)
+    with pytest.raises(ConfigError, match="not a regular file"):
+        shared_key.read(tmp_path / "pipe")
+
+
+def test_a_link_to_a_file_stays_one_when_the_key_is_replaced(key_file, tmp_path):
+    """Others may find the file by its own name."""
+    link = tmp_path / "link"
+    link.symlink_to(key_file)
+    shared_key.write(link, (StoredKey(OTHER, None),), replace=True)
+    assert link.is_symlink() and shared_key.read(key_file)[0].secret == OTHER
+
+
+def test_a_file_that_a_killed_process_left_behind_is_not_in_the_way(key_file):
+    key_file.with_name(f".{key_file.name}.{os.getpid()}").touch()
+    shared_key.write(key_file, (StoredKey(OTHER, None),), replace=True)
+    assert shared_key.read(key_file)[0].secret == OTHER
+
+
 LINE = ONE.hex()
 
 
@@ -166,6 +189,54 @@ def test_an_old_key_ends(key_file):
     new = shared_key.rotated(old, b"\x04" * 32, now + 500)
     assert [one.secret[0] for one in new] == [4, 1, 2]
     assert [one.until for one in new] == [None, now + 500, now + 1000]
+
+
+def fails_at(path: Path, monkeypatch, act) -> None:
+    """Have looks at a file do something else first."""
+    real = os.stat
+
+    def stat(of, *args, **kwargs):
+        if of == path:
+            act()
+        return real(of, *args, **kwargs)
+
+    monkeypatch.setattr(os, "stat", stat)
+
+
+def denied() -> None:
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def test_a_home_that_cannot_be_read_any_more(key_file, monkeypatch):
+    """As when a ticket for a home on the network ends: running processes keep the key."""
+    assert current().fingerprints == fingerprints(ONE)
+    fails_at(key_file, monkeypatch, denied)
+    shared_key._watched(key_file)._look()
+    assert current().fingerprints == fingerprints(ONE)
+    shared_key._watched.cache_clear()  # as a process that starts now
+    with pytest.raises(ConfigError, match="cannot be read"):
+        current()
+
+
+async def test_a_home_that_hangs_takes_one_thread(key_file, monkeypatch):
+    assert current() is not None
+    goes_on = threading.Event()
+    looks = []
+
+    def hang() -> None:
+        looks.append(1)
+        goes_on.wait(PATIENCE_SECONDS)
+
+    fails_at(key_file, monkeypatch, hang)
+    watched = shared_key._watched(key_file)
+    now = time.monotonic()
+    for after in (2, 4, 6):
+        clock = SimpleNamespace(monotonic=lambda after=after: now + after)
+        monkeypatch.setattr(shared_key, "time", clock)
+        assert watched.stored()[0].secret == ONE
+    goes_on.set()
+    await asyncio.get_running_loop().shutdown_default_executor()
+    assert len(looks) == 1
 
 
 # ---- who may connect

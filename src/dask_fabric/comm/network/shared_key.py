@@ -13,6 +13,7 @@ import errno
 import functools
 import os
 import stat
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ DEFAULT_FILE = "~/.config/dask/fabric.key"
 _FILE_BYTES_LIMIT = 64 << 10
 _ADVICE = "`dask fabric key create` makes one"
 _RECHECK_SECONDS = 1.0
+_HUNG_SECONDS = 60.0  # a look that takes longer has hung, with its thread
 
 
 class StoredKey(NamedTuple):
@@ -95,7 +97,7 @@ class _WatchedFile:
         self._changed: tuple[int, ...] | None = None
         self._stored: tuple[StoredKey, ...] | None = None
         self._error: ConfigError | None = None
-        self._looked_at = 0.0
+        self._next_look = 0.0
         self._look()
 
     def stored(self) -> tuple[StoredKey, ...] | None:
@@ -106,8 +108,9 @@ class _WatchedFile:
         ConfigError
             It cannot be used.
         """
-        if time.monotonic() - self._looked_at > _RECHECK_SECONDS:
-            self._looked_at = time.monotonic()  # once, whoever asks meanwhile
+        if time.monotonic() > self._next_look:
+            # Once, whoever asks meanwhile. On a network that hangs, few threads must hang with it.
+            self._next_look = time.monotonic() + _HUNG_SECONDS
             try:
                 asyncio.get_running_loop().run_in_executor(None, self._look)
             except RuntimeError:  # no loop, or its threads have ended
@@ -127,11 +130,13 @@ class _WatchedFile:
             # A process that has had a key never becomes one without: it keeps the last one.
             self._changed = self._error = None
         except OSError as error:
-            self._changed = None
-            self._error = ConfigError(f"the key file {self._path} cannot be read: {error.strerror}")
+            # A ticket for the network ends while processes run: as if the file were removed.
+            if self._stored is None:
+                reason = f"the key file {self._path} cannot be read: {error.strerror}"
+                self._error = ConfigError(f"{reason}; is HOME right?")
         except ConfigError as error:
             self._changed, self._error = None, error
-        self._looked_at = time.monotonic()
+        self._next_look = time.monotonic() + _RECHECK_SECONDS
 
 
 _watched = functools.lru_cache(maxsize=8)(_WatchedFile)
@@ -149,7 +154,7 @@ def read(path: Path) -> tuple[StoredKey, ...]:
     """
     with contextlib.ExitStack() as stack:
         try:
-            file = stack.enter_context(open(path, "rb"))
+            file = stack.enter_context(open(path, "rb", opener=_open_without_waiting))
         except FileNotFoundError:
             raise
         except OSError as error:
@@ -169,6 +174,10 @@ def read(path: Path) -> tuple[StoredKey, ...]:
     if not found or found[0].until is not None:
         raise ConfigError(f"the key file {path} has no current key; {_ADVICE}")
     return found
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a named pipe has no writer
 
 
 def _parse(path: Path, content: bytes) -> Iterator[StoredKey]:
@@ -212,8 +221,9 @@ def write(path: Path, stored: tuple[StoredKey, ...], *, replace: bool) -> None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     except FileExistsError:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    # Of a link, the file is replaced that others find by it.
+    path = path.resolve() if replace else path
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # 0600
     try:
         with open(descriptor, "w") as file:
             file.write(
