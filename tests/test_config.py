@@ -7,6 +7,7 @@ import os
 import resource
 import subprocess
 import sys
+import traceback
 from dataclasses import FrozenInstanceError, fields
 from importlib.resources import files
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 import yaml
 
 from dask_fabric import config, providers
+from dask_fabric.cli.configuration import inspect_configuration
 from dask_fabric.config import KEYS, Settings, load
 from dask_fabric.errors import ConfigError
 from dask_fabric.keys import SECRET
@@ -255,6 +257,16 @@ def test_bad_values_name_their_key(name, value):
 def test_a_key_is_not_shown():
     with dask.config.set({"fabric.auth.key": "0f" * 32}):
         assert "0f0f" not in repr(load()) and repr(b"\x0f" * 32) not in repr(load())
+
+
+@pytest.mark.parametrize("name", ["auth", "auth.key-file", "auth.require"])
+def test_a_key_in_the_wrong_place_is_not_shown(name):
+    secret = "0f" * 32
+    with dask.config.set({f"fabric.{name}": secret}):
+        with pytest.raises(ConfigError, match=rf"fabric\.{name} is '\(not shown\)'") as caught:
+            load()
+        assert secret not in "".join(traceback.format_exception(caught.value))
+        assert secret not in repr(inspect_configuration())
 
 
 @pytest.mark.parametrize(

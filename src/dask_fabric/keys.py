@@ -15,6 +15,8 @@ from dask.utils import parse_bytes, parse_timedelta
 SIZE_BYTES_LIMIT = 2**47  # the address space of a process
 SECONDS_LIMIT = 366 * 86400
 SECRET = "secret"  # the unit of a key whose value is never shown
+NOT_SHOWN = "(not shown)"
+_LIKE_A_KEY = re.compile("[0-9a-fA-F]{32,}")
 _SIZE = "a size in bytes, such as 67108864 or '64 MiB'"
 _TIME = "a time, such as '10s', '500 ms' or a number of seconds"
 _SIZE_SCHEMA = {"$ref": "#/$defs/size"}
@@ -52,9 +54,14 @@ class Key(NamedTuple):
     comment: str
     about: str
 
+    def public(self, value: object) -> object:
+        """Give a value as others may see it: not if it is, or looks like, a secret."""
+        hidden = (self.unit == SECRET and value is not None) or shown(value) != repr(value)
+        return NOT_SHOWN if hidden else value
+
     def shown(self, value: object) -> str:
         """Write a value for people, unless it is a secret."""
-        return "(not shown)" if self.unit == SECRET and value is not None else repr(value)
+        return NOT_SHOWN if self.unit == SECRET and value is not None else shown(value)
 
 
 class Section(NamedTuple):
@@ -190,6 +197,11 @@ def choice(field: str, choices: Sequence[str], comment: str, about: str) -> Key:
 
 
 # ---- values
+
+
+def shown(value: object) -> str:
+    """Write a value for people, without what may be a secret that stands in the wrong place."""
+    return _LIKE_A_KEY.sub(NOT_SHOWN, repr(value))
 
 
 def as_size(value: Any, least: int = 0) -> int:

@@ -12,7 +12,6 @@ from dask_fabric import config
 from dask_fabric.cli.doctor.pair import roles
 from dask_fabric.comm.network import shared_key
 from dask_fabric.errors import ConfigError
-from dask_fabric.keys import SECRET
 
 SOCKET_BACKLOG = "distributed.comm.socket-backlog"
 
@@ -59,7 +58,7 @@ def inspect_configuration() -> Configuration:
     security = Security()
     return Configuration(
         changed={
-            f"{config.SECTION}.{name}": "(not shown)" if config.KEYS[name].unit == SECRET else value
+            f"{config.SECTION}.{name}": config.KEYS[name].public(value)
             for name, value in given.items()
             if name in config.KEYS and value != config.DEFAULTS[name]
         },

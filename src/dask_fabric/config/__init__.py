@@ -20,7 +20,7 @@ from dask_fabric import providers
 from dask_fabric.config.memory import host_memory_bytes
 from dask_fabric.config.table import keys, nested_defaults
 from dask_fabric.errors import ConfigError
-from dask_fabric.keys import Key
+from dask_fabric.keys import Key, shown
 
 __all__ = ["DEFAULTS", "KEYS", "SECTION", "Settings", "given", "host_memory_bytes", "load", "near"]
 
@@ -149,7 +149,7 @@ def _flatten(value: object, name: str) -> Iterator[tuple[str, object]]:
     elif not name or any(key.startswith(f"{name}.") for key in KEYS):
         if value is not None:
             full = f"{SECTION}.{name}" if name else SECTION
-            raise ConfigError(f"{full} is {value!r}; expected a mapping of keys to values")
+            raise ConfigError(f"{full} is {shown(value)}; expected a mapping of keys to values")
     else:
         yield name, value
 
@@ -159,8 +159,9 @@ def _parse(name: str, value: object) -> Any:
     try:
         return key.parse(value)
     except (ValueError, TypeError, LookupError, ArithmeticError) as error:
-        shown = key.shown(value)
-        raise ConfigError(f"{SECTION}.{name} is {shown}; expected {key.expected}") from error
+        text = f"{SECTION}.{name} is {key.shown(value)}; expected {key.expected}"
+        # Its own text may repeat the value.
+        raise ConfigError(text) from (error if shown(str(error)) == repr(str(error)) else None)
 
 
 def near(name: str) -> str:
