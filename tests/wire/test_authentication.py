@@ -166,6 +166,24 @@ def test_a_stranger_who_claims_the_key():
     assert "refused the connection" in str(failure(other, error.reply))
 
 
+@pytest.mark.parametrize("fingerprint", [[], {}, None, 7, b"x", OTHERS.fingerprints[0]])
+def test_a_challenge_for_something_that_is_no_key_of_ours(fingerprint):
+    one = client()
+    one.data_to_send()
+    forged = {"challenge": bytes(32), "key": fingerprint, "proof": bytes(32)}
+    assert "challenge is invalid" in str(failure(one, message(forged)))
+
+
+def test_messages_are_not_kept_when_the_handshake_is_over():
+    """Connections are many; a hello may have 64 KiB."""
+    sides = client(), server()
+    said = conversation(*sides)
+    for side in sides:
+        kept = [one for one in vars(side).values() if isinstance(one, bytes) and len(one) > 20]
+        assert not kept and side._exchange is None
+    assert len(said) == 4
+
+
 def test_a_replay():
     """What a client has once sent proves nothing in another connection."""
     first, _, proof, answer = conversation(client(), server())

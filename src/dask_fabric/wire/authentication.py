@@ -113,8 +113,8 @@ class Keys:
         return hmac.digest(self._secrets[fingerprint], b"".join(parts), "sha256")
 
     def has(self, fingerprint: object) -> bool:
-        """Whether one of these keys has this fingerprint."""
-        return fingerprint in self._secrets
+        """Whether one of these keys has this fingerprint, which may be anything."""
+        return isinstance(fingerprint, str) and fingerprint in self._secrets
 
 
 @functools.lru_cache(maxsize=64)

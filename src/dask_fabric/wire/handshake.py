@@ -143,7 +143,8 @@ class Handshake:
         self._preamble = b""
         self._to_send = b""  # in the state PROVE
         self._awaits_proof = False  # the server, which then reads no records yet
-        self._unproven: tuple[bytes, Hello] | None = None  # the hello of a peer, and the message
+        # The hello of a peer; of a server also the message.
+        self._unproven: tuple[bytes, Hello] | None = None
 
     @property
     def done(self) -> bool:
@@ -162,7 +163,9 @@ class Handshake:
             return self.hello.encoded
         if state is State.SILENT:
             return self._exchange.greet(self.hello)
-        return self._exchange.seal(self.hello.encoded)
+        sealed = self._exchange.seal(self.hello.encoded)
+        self._exchange = None  # it holds whole messages, and is not needed any more
+        return sealed
 
     def receive(self, data: bytes | bytearray | memoryview) -> int:
         """Process received bytes.
@@ -274,6 +277,9 @@ class Handshake:
         self._refuse = self._answer = None
         self._read_message = self._read_nothing
         self._unproven = None
+        self._to_send = b""
+        if not self.server_side:
+            self._exchange = None
         self._buffer = _NOTHING
         self.peer = peer
         self._advance(Event.HELLO)
@@ -296,7 +302,7 @@ class Handshake:
                 self._to_send = self._exchange.challenge(self._preamble + body, client)
             except RefusedError as error:
                 raise self._refused(str(error)) from None
-            self._unproven = body, client
+            self._unproven = b"", client  # the message is in the exchange
             self._read_message = self._read_client_proof
         else:
             content = unpack_map(body, "the server's challenge")
