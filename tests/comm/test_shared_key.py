@@ -99,6 +99,18 @@ def test_a_named_file_comes_before_it_and_a_key_before_both(key_file, tmp_path):
     assert named.fingerprints == fingerprints(bytes.fromhex(third))
 
 
+def test_a_home_of_another_user_that_is_closed_has_no_key(key_file, monkeypatch):
+    """As HOME=/root in a container that runs as another user."""
+    home = key_file.parents[2]
+    monkeypatch.setattr(os, "access", lambda path, mode: path != home)
+    shared_key._file_of.cache_clear()
+    assert current() is not None
+    monkeypatch.setattr(os, "geteuid", lambda: 4321)
+    assert current() is None
+    with pytest.raises(ConfigError, match="this process has no key"):
+        current(require=True)
+
+
 def test_the_same_keys_are_the_same_object(key_file):
     """So that hellos with their fingerprints are made once."""
     assert current() is current()

@@ -45,11 +45,22 @@ class StoredKey(NamedTuple):
 
 
 def default_file() -> Path | None:
-    """Give the path of the file that is used if none is named, or None without a home."""
+    """Give the path of the file that is used if none is named; None without a home of our own."""
+    return _file_of(os.environ.get("HOME"), os.geteuid())
+
+
+@functools.lru_cache(maxsize=8)  # every connection asks, and a home may lie on a network
+def _file_of(home: str | None, user: int) -> Path | None:
     try:
-        return Path(DEFAULT_FILE).expanduser()
+        path = Path(DEFAULT_FILE).expanduser()
+        about = os.stat(Path.home())
     except RuntimeError:
         return None
+    except OSError:
+        return path
+    # In some containers HOME is that of root, whatever the user.
+    is_closed = about.st_uid != user and not os.access(Path.home(), os.X_OK)
+    return None if is_closed else path
 
 
 def current(settings: Settings) -> Keys | None:
