@@ -139,6 +139,7 @@ def _on_cluster(
             if "problem" in answer:
                 row.problems[column] = answer["problem"]
                 row.rounds.pop(column, None)
-        program.read(_REPORT_SECONDS)
+        if config["profile"]:
+            program.read(_REPORT_SECONDS)  # it is written now
     finally:
         program.end()

@@ -68,7 +68,8 @@ def main() -> None:
         with _report(config["profile"]):
             for name in config["workloads"]:
                 print(json.dumps(_run(client, name, config)), file=output, flush=True)
-        print(json.dumps("the report is written"), file=output, flush=True)
+        if config["profile"]:
+            print(json.dumps("the report is written"), file=output, flush=True)
 
 
 if __name__ == "__main__":
