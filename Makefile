@@ -11,12 +11,13 @@ BENCH_RUN = PATH="$(UCX_BIN):$$PATH" $(BIN)/dask fabric bench $(BENCH)
 UCX_COLUMN = --protocols tcp,fabric,fabric+tcp,fabric+ucx --ucx-library perftest
 SOURCES := pyproject.toml README.md LICENSE $(shell find cython src -type f -not -name '*.pyc')
 
-.PHONY: help demo test deployers ecosystem test-versions test-older bench figures instructions coverage sanitize fuzz simulate lint docs screenshots clean sanitize-address sanitize-thread
+.PHONY: help demo test test-all deployers ecosystem test-versions test-older bench figures instructions coverage sanitize fuzz simulate lint docs screenshots clean sanitize-address sanitize-thread
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo   a cluster on fabric:// and on tcp://, on real data (about a minute)"
-	@echo "make test   lint, and all tests on the installed wheel; JOBS=3 in three processes at once"
+	@echo "make test   lint, and the tests on the installed wheel, in three processes; JOBS= in one"
+	@echo "make test-all  the slow tests as well"
 	@echo "make test-versions  all tests on Python 3.10 with the lowest dependencies and on 3.13 with the"
 	@echo "            newest; TESTS=tests/wire for some"
 	@echo "make test-older  a process of this version and one of an older commit talk to each other; COMMIT=..."
@@ -41,10 +42,16 @@ help:
 demo: $(VENV)/extra-bench
 	$(BIN)/python benchmarks/demo.py
 
-# Tests wait more than they compute: on two cores, JOBS=3 takes half the time. The tests of a file stay
-# together.
+# Tests wait more than they compute, so more of them run at once than there are cores. The tests of a
+# file stay together.
+JOBS ?= 3
+PYTEST = $(BIN)/python -m pytest $(JOBS:%=-n % --dist loadfile)
+
 test: lint
-	$(BIN)/python -m pytest $(JOBS:%=-n % --dist loadfile)
+	$(PYTEST) -m "not slow"
+
+test-all: lint
+	$(PYTEST)
 
 test-versions: $(BIN)/python
 	$(BIN)/python tests/versions.py 3.10:lowest 3.13:newest -- $(TESTS)

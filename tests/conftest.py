@@ -48,6 +48,19 @@ def ucx_libraries() -> tuple[ucx_library.Library, ...]:
     return tuple({library.path: library for library in probed if not library.error}.values())
 
 
+def ucx_params() -> list:
+    """Every UCX of this host, as parameters; all but the newest are slow."""
+    newest = max((library.version for library in ucx_libraries()), default=None)
+    return [
+        pytest.param(
+            library,
+            id=".".join(map(str, library.version)),
+            marks=() if library.version == newest else pytest.mark.slow,
+        )
+        for library in ucx_libraries()
+    ]
+
+
 def unsharing(*options: str) -> list[str]:
     """Give what starts a command in namespaces of its own; skips where there are none."""
     command = ["unshare", *options]

@@ -264,6 +264,7 @@ def triangle():
 
 @pytest.mark.netns
 @pytest.mark.parametrize("scheme", ["tcp", "fabric+tcp"])
+@pytest.mark.slow
 def test_a_link_of_a_tenth_is_named(scheme, triangle, tmp_path):
     address = f"{scheme}://10.99.0.1:8786"
     dask = [sys.executable, "-m", "dask"]

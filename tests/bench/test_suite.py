@@ -174,6 +174,7 @@ def values_of(results) -> list[float]:
     return [value for row in results.rows for found in row.rounds.values() for value in found]
 
 
+@pytest.mark.slow
 def test_a_run_beside_busy_threads():
     """Of one protocol: chunks that wait for the GIL take their time."""
     results = run("gil", protocols=("fabric",))
@@ -183,6 +184,7 @@ def test_a_run_beside_busy_threads():
     assert min(values_of(results)) > 0
 
 
+@pytest.mark.slow
 def test_arrays_that_arrive_otherwise_end_the_run(monkeypatch):
     ask = Pair.ask
 
@@ -195,6 +197,7 @@ def test_arrays_that_arrive_otherwise_end_the_run(monkeypatch):
         run("bandwidth", has_floors=False)
 
 
+@pytest.mark.slow
 def test_a_protocol_that_cannot_send_arrays_is_left_out(monkeypatch):
     ask = Pair.ask
 
@@ -215,6 +218,7 @@ def test_floors_alone_need_no_protocol():
     assert all("none" not in row.rounds and "sockets" in row.rounds for row in rows)
 
 
+@pytest.mark.slow
 def test_what_does_not_work_is_left_out_unless_it_is_all():
     results = run("stream", protocols=("none", "tcp"), has_floors=False)
     assert set(results.rows[0].rounds) == {"tcp"}

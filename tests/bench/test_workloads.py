@@ -94,6 +94,7 @@ def measure(names: list[str], work: Work, protocols: list[Protocol]):
     return workloads.measure(names, work, protocols, Surroundings(), io.StringIO())
 
 
+@pytest.mark.slow
 def test_clusters_of_their_own_and_a_report(tmp_path):
     work = Work(runs=2, rounds=1, profile=str(tmp_path / "report.html"), extent=SMALL)
     rows, warnings = measure(["rechunk", "shuffle"], work, PROTOCOLS)
@@ -159,6 +160,7 @@ def test_rows_are_named_as_before(name, about):
     assert row.name == about
 
 
+@pytest.mark.slow
 def test_what_cannot_run_says_why():
     work = Work(runs=1, rounds=1, extent=Extent(size=10, chunk_size=5, kind="gpu"))
     rows, _ = measure(["transpose-sum"], work, [Protocol("tcp", "tcp")])
@@ -195,6 +197,7 @@ def bare_cluster(tmp_path):
         yield str(path)
 
 
+@pytest.mark.slow
 def test_a_cluster_that_lacks_this_package(bare_cluster):
     names = ["tasks", "busy-fetch", "transpose-sum", "shuffle"]
     where = {"address": None, "scheduler_file": bare_cluster}

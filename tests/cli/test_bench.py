@@ -61,6 +61,7 @@ def test_no_protocol_works():
     assert "Error: left out: none://: ValueError: unknown address scheme" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_run_and_its_comparison(tmp_path):
     files = [str(tmp_path / name) for name in "ab"]
     done = run("stream", *SHORT, "--json", files[0])

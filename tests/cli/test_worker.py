@@ -106,6 +106,7 @@ class TestProcess:
         assert process.returncode == 1
         assert said.splitlines()[-1].startswith("Error: ") and "timed out" in said
 
+    @pytest.mark.slow
     def test_the_last_worker_is_retired(self, scheduler):
         with started(scheduler.scheduler_address) as process, Client(scheduler) as client:
             client.wait_for_workers(1, timeout=SECONDS)

@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
-from ..conftest import ip, ucx_libraries, unsharing
+from ..conftest import ip, ucx_params, unsharing
 
-LIBRARIES = ucx_libraries()  # now: a process that has loaded one finds no other
+LIBRARIES = ucx_params()  # now: a process that has loaded one finds no other
 
 LISTEN = """
 import asyncio, json, os, sys
@@ -28,7 +28,7 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
-@pytest.fixture(params=LIBRARIES, ids=lambda library: ".".join(map(str, library.version)))
+@pytest.fixture(params=LIBRARIES)
 def library(request):
     return request.param
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from ..conftest import ucx_libraries, unsharing
+from ..conftest import ucx_params, unsharing
 
-LIBRARIES = ucx_libraries()  # now: a process that has loaded one finds no other
+LIBRARIES = ucx_params()  # now: a process that has loaded one finds no other
 NOBODY = 65534
 PATIENCE_SECONDS = 30
 
@@ -97,7 +97,7 @@ def meet(library, client="all", server="all", scheme="fabric", prefix=(), **vari
     return json.loads(done.stdout)
 
 
-@pytest.fixture(params=LIBRARIES, ids=lambda library: ".".join(map(str, library.version)))
+@pytest.fixture(params=LIBRARIES)
 def library(request):
     return request.param
 
@@ -118,12 +118,14 @@ def test_two_processes_share_memory(library, transports):
         (("-p", "-i", "-f"), "all", "no memory between different IPC namespaces"),
     ],
 )
+@pytest.mark.slow
 def test_containers_of_a_host(library, options, transports, reason):
     found = meet(library, transports, transports, prefix=unsharing(*options))
     assert found == ["stream", found[1], "stream"] * 2
     assert reason in found[1]
 
 
+@pytest.mark.slow
 def test_two_users(library):
     if os.geteuid() != 0:
         pytest.skip("only root can be two users")
@@ -135,6 +137,7 @@ def test_two_users(library):
 
 
 @pytest.mark.netns
+@pytest.mark.slow
 def test_containers_that_insist_on_it(library):
     pid = unsharing("-p", "-f")
     assert "(UCX_TLS=^sm)" in meet(library, scheme="fabric+ucx", prefix=pid)[0]
@@ -143,6 +146,7 @@ def test_containers_that_insist_on_it(library):
     assert meet(library, scheme="fabric+ucx", prefix=ipc) == ["ucx", "", "ucx"] * 2
 
 
+@pytest.mark.slow
 def test_transports_with_nothing_in_common(library):
     reason = "UCX has neither shared memory nor RDMA in common between the two"
     found = meet(library, "posix", "tcp")

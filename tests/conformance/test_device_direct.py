@@ -276,6 +276,7 @@ def start_peer():
         process.stdout.close()
 
 
+@pytest.mark.slow
 async def test_two_processes(scheme, gpu, start_peer):
     accepted = asyncio.Queue()
     async with listen(f"{scheme}://127.0.0.1", accepted.put) as listener:

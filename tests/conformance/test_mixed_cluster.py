@@ -82,6 +82,7 @@ def moved_between(client, names) -> dict:
     }
 
 
+@pytest.mark.slow
 def test_each_pair_takes_what_it_has_and_tells_why(cluster):
     client, names = cluster
     exchange(client, names)

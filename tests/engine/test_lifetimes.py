@@ -228,6 +228,7 @@ def test_a_loop_that_closes_with_a_job_in_flight_leaves_nothing():
     assert done.stdout == "fine\n", done.stderr
 
 
+@pytest.mark.slow
 def test_the_pool_is_trimmed_where_no_job_ever_ran():
     done = run(
         """

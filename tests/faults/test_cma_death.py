@@ -138,6 +138,7 @@ async def read_until_the_end(comm, pid, rng) -> int:
     return count
 
 
+@pytest.mark.slow
 async def test_the_sender_is_killed(stem, accepted):
     rng = random.Random(1)
     async with nothing_left(rss=True):
@@ -169,6 +170,7 @@ async def write_until_the_end(comm, pid, rng) -> None:
     await until(lambda: gone() is None)
 
 
+@pytest.mark.slow
 async def test_the_receiver_is_killed(stem, accepted):
     rng = random.Random(2)
     async with nothing_left(rss=True):

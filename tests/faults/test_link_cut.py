@@ -14,6 +14,7 @@ PROBE_COUNT, TIMEOUT = 2, "3s"
 
 
 @pytest.mark.netns
+@pytest.mark.slow
 async def test_both_ends_learn_of_it(hosts, temporary_security, start_peer):
     here, there = (("ip", "netns", "exec", name) for name in hosts)
 

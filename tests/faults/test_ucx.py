@@ -130,6 +130,7 @@ async def killed_receiver(address, start_peer):
     peer.end()
 
 
+@pytest.mark.slow
 async def test_the_receiver_of_a_hundred_is_killed(address, start_peer):
     async with nothing_left(rss=True):
         await killed_receiver(address, start_peer)
@@ -157,6 +158,7 @@ async def stopped_receivers(address, start_peer, count):
     await until(lambda: gone() is None)
 
 
+@pytest.mark.slow
 async def test_many_stop_at_once(address, start_peer):
     """UCX does not end its sends to them; the loop must not wait for each of them in turn."""
     async with nothing_left():

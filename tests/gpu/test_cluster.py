@@ -101,6 +101,7 @@ async def heartbeat(dask_worker) -> None:
     await dask_worker.heartbeat()
 
 
+@pytest.mark.slow
 def test_more_workers_than_gpus_and_fewer(two_gpus):
     options = {"CUDA_VISIBLE_DEVICES": "1,0", "resources": {"GPU": 2, "X": 1}}
     with LocalFabricCluster(n_workers=3, **options, **QUIET) as cluster, Client(cluster) as client:
@@ -128,6 +129,7 @@ def test_a_worker_that_has_died_comes_back_to_its_seat(two_gpus):
 
 
 @pytest.mark.asyncio
+@pytest.mark.slow
 async def test_in_an_event_loop(two_gpus):
     async with (
         LocalFabricCluster(asynchronous=True, protocol="fabric+tcp", **QUIET) as cluster,

@@ -103,6 +103,7 @@ assert pool.statistics()["pinned_bytes"] == 256 * MIB
 
 
 @pytest.mark.parametrize("chunk", ["4 MiB", "1 MiB"])
+@pytest.mark.slow
 def test_staging_pins_its_chunks_from_two_mib_up(chunk):
     run_script(
         f"""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ..conftest import ucx_libraries
+from ..conftest import ucx_params
 
 PATIENCE_SECONDS = 30
 
@@ -18,12 +18,7 @@ PATIENCE_SECONDS = 30
 def pytest_generate_tests(metafunc):
     if "library" in metafunc.fixturenames:
         none = pytest.param(None, marks=pytest.mark.skip("no UCX on this host"))
-        found = ucx_libraries() or [none]
-        metafunc.parametrize("library", found, ids=name_of, scope="session")
-
-
-def name_of(library) -> str:
-    return "ucx" + ".".join(map(str, library.version)) if library else "none"
+        metafunc.parametrize("library", ucx_params() or [none], scope="session")
 
 
 class Peer:

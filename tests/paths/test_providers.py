@@ -74,6 +74,7 @@ def test_a_cluster_uses_the_path_of_another_package(installed, tmp_path):
     assert not any(row["fallbacks_received"] for row in rows)
 
 
+@pytest.mark.slow
 def test_the_doctor_and_the_configuration_know_it(installed):
     doctor = [sys.executable, "-m", "dask", "fabric", "doctor", "--json", "--require", "file"]
     done = subprocess.run(doctor, env=installed, capture_output=True, text=True, timeout=120)
@@ -105,6 +106,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow
 def test_where_only_one_side_has_it_another_path_is_taken(installed):
     plain = {name: value for name, value in installed.items() if name != "PYTHONPATH"}
     assert run(PAIR, installed, json.dumps(plain)).strip() == "cma None"

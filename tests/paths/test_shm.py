@@ -220,6 +220,7 @@ async def test_of_a_process_that_is_gone_arrays_are_passed_on_by_another_path(pe
     await until(copied)
 
 
+@pytest.mark.slow
 async def test_arrays_that_go_around_at_random_are_what_they_must_be():
     await hand_over.run(count=60, nbytes=NBYTES, seed=7, is_quiet=True)
 

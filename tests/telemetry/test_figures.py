@@ -167,6 +167,7 @@ def begun(comm) -> int:
     return told["receive_jobs"] + told["fetched_frames"] + copies.statistics()["job_count"]
 
 
+@pytest.mark.slow
 async def test_serializing_is_timed_where_it_is_work():
     async with pair("fabric+tcp") as (near, far):
         await near.write("tiny")
