@@ -1,7 +1,6 @@
 """The installed package as a whole: its metadata, and the cost of importing it."""
 
 import pkgutil
-import re
 import subprocess
 import sys
 from importlib.metadata import entry_points, version
@@ -29,13 +28,8 @@ def loaded_by(*modules: str) -> set[str]:
     return set(done.stdout.split())
 
 
-def test_version_is_that_of_this_tree():
-    declared = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M)[1]
-    assert dask_fabric.__version__ == version("dask-fabric") == declared
-
-
-def test_changelog_knows_the_version():
-    assert f"## [{dask_fabric.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+def test_version_is_that_of_the_installed_wheel():
+    assert dask_fabric.__version__ == version("dask-fabric")
 
 
 def test_the_installed_wheel_is_under_test():
