@@ -11,7 +11,7 @@ BENCH_RUN = PATH="$(UCX_BIN):$$PATH" $(BIN)/dask fabric bench $(BENCH)
 UCX_COLUMN = --protocols tcp,fabric,fabric+tcp,fabric+ucx --ucx-library perftest
 SOURCES := pyproject.toml README.md LICENSE $(shell find cython src -type f -not -name '*.pyc')
 
-.PHONY: help demo test test-all deployers ecosystem test-versions test-older bench figures instructions coverage sanitize fuzz simulate lint docs screenshots clean sanitize-address sanitize-thread
+.PHONY: help demo test test-all deployers ecosystem release-check test-versions test-older bench figures instructions coverage sanitize fuzz simulate lint docs screenshots clean sanitize-address sanitize-thread
 .DELETE_ON_ERROR:
 
 help:
@@ -22,6 +22,8 @@ help:
 	@echo "            newest; TESTS=tests/wire for some"
 	@echo "make test-older  a process of this version and one of an older commit talk to each other; COMMIT=..."
 	@echo "make deployers  clusters by Slurm, SGE, MPI, ssh and all other deployers, as their pages describe"
+	@echo "make release-check  an sdist, and a wheel for each Python of this host, each tried in an empty"
+	@echo "            environment; VERSIONS='3.10 3.13' for some. Into dist/"
 	@echo "make bench  the figures of the README; JSON and pages in $(RESULTS)/; BENCH=--quick for a first look,"
 	@echo "            UCXX=PYTHON beside the distributed-ucxx of that Python"
 	@echo "make figures  what README and docs/benchmarks.md show: three quick runs into benchmarks/results/"
@@ -64,6 +66,9 @@ deployers: $(VENV)/extra-test $(VENV)/extra-deployers
 	@echo "  apt-get install slurmctld slurmd slurm-client munge openmpi-bin openssh-server openssh-client"
 	@echo "  apt-get install gridengine-master gridengine-exec gridengine-client iproute2"
 	$(BIN)/python -m pytest tests/deployers
+
+release-check: $(BIN)/python
+	$(BIN)/python -m tests.release.check $(VERSIONS)
 
 bench: $(VENV)/extra-bench $(VENV)/extra-ucx
 	mkdir -p $(RESULTS)
@@ -116,7 +121,7 @@ docs: $(VENV)/extra-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:
-	rm -rf $(VENV) .venv-* build site
+	rm -rf $(VENV) .venv-* build dist site
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and \

@@ -18,7 +18,7 @@ PYTHON=${PYTHON:-python3}
 NEEDED=(
     distributed nvidia-ml-py cryptography                  # of the package and its tests
     "pytest>=8" "pytest-asyncio>=0.24" pytest-timeout
-    "cython>=3.1" "scikit-build-core>=0.10"                # of the build
+    "cython>=3.1" "scikit-build-core>=0.10" "setuptools-scm>=9.2"   # of the build
 )
 PROGRAMS=(cmake ninja)  # of the build too; wheels only where the machine has none
 UCX=${UCX:-libucx-cu13}
