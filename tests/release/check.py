@@ -116,7 +116,8 @@ def environment(folder: Path, python: str, *packages: object) -> Path:
     """Make a new virtual environment with these packages, and return its folder of programs."""
     shutil.rmtree(folder, ignore_errors=True)
     run(python, "-m", "venv", folder)
-    run(folder / "bin/python", "-m", "pip", "install", "--quiet", *packages)
+    if packages:
+        run(folder / "bin/python", "-m", "pip", "install", "--quiet", *packages)
     return folder / "bin"
 
 
