@@ -30,6 +30,7 @@ from dask_fabric.memory import device
 from dask_fabric.memory.device import StagedFrame
 from dask_fabric.paths.ucx import local as ucx_local
 
+from ..conftest import ucx_libraries
 from ..device import Array, StandIn, make_array
 from .pairs import opened_pair
 
@@ -335,6 +336,7 @@ async def test_a_cancelled_write_ends_the_comm(pair, gpu):
         await b.read()
 
 
+@pytest.mark.skipif(not ucx_libraries(), reason="no UCX on this host")
 async def test_a_gpu_without_room_for_a_context_costs_no_connection(gpu, monkeypatch):
     def fail():
         raise UnavailableError("cuDevicePrimaryCtxRetain of the CUDA driver fails with 2")
