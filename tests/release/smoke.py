@@ -21,8 +21,13 @@ import dask_fabric
 
 LIMIT_SECONDS = 120
 GROUPS = {"distributed.comm.backends": 4, "dask_fabric.paths": 3, "dask_cli": 1}
-# These need an extra: bokeh, or what PyPI has for GPUs.
-OPTIONAL = {"dask_fabric.bench.page.page", "dask_fabric.bench.page.plots", "dask_fabric.dashboard"}
+# These need an extra: bokeh or pandas.
+OPTIONAL = {
+    "dask_fabric.bench.page.page",
+    "dask_fabric.bench.page.plots",
+    "dask_fabric.bench.work.frames",
+    "dask_fabric.telemetry.dashboard.page",
+}
 
 
 def check(is_good: bool, what: object) -> None:
