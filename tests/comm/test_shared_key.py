@@ -56,9 +56,9 @@ asyncio.run(main(*sys.argv[1:]))
 def no_home(tmp_path, monkeypatch):
     """A home without a key, for this process and those that it starts."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    shared_key._watched.cache_clear()
+    shared_key.forget()
     yield tmp_path
-    shared_key._watched.cache_clear()
+    shared_key.forget()
 
 
 @pytest.fixture
@@ -69,6 +69,7 @@ def key_file(no_home) -> Path:
 
 
 def current(**settings) -> Keys | None:
+    shared_key._last = (None, None, 0.0)  # as if a second had passed
     names = {name.replace("_", "-"): value for name, value in settings.items()}
     with dask.config.set({f"fabric.auth.{name}": value for name, value in names.items()}):
         return shared_key.current(config.load())
@@ -103,7 +104,7 @@ def test_a_home_of_another_user_that_is_closed_has_no_key(key_file, monkeypatch)
     """As HOME=/root in a container that runs as another user."""
     home = key_file.parents[2]
     monkeypatch.setattr(os, "access", lambda path, mode: path != home)
-    shared_key._file_of.cache_clear()
+    shared_key.forget()
     assert current() is not None
     monkeypatch.setattr(os, "geteuid", lambda: 4321)
     assert current() is None
@@ -225,7 +226,7 @@ def test_a_home_that_cannot_be_read_any_more(key_file, monkeypatch):
     fails_at(key_file, monkeypatch, denied)
     shared_key._watched(key_file)._look()
     assert current().fingerprints == fingerprints(ONE)
-    shared_key._watched.cache_clear()  # as a process that starts now
+    shared_key.forget()  # as a process that starts now
     with pytest.raises(ConfigError, match="cannot be read"):
         current()
 

@@ -76,6 +76,21 @@ def current(settings: Settings) -> Keys | None:
         The file is missing, others may use it, or it has no valid key; or there is no key, and
         ``fabric.auth.require`` is true.
     """
+    global _last
+    known_settings, known, until = _last
+    if known_settings is settings and time.monotonic() < until:
+        return known
+    keys = _found(settings)
+    _last = settings, keys, time.monotonic() + _RECHECK_SECONDS
+    return keys
+
+
+# What `current` has returned, for which settings, and until when it does so again: every connection
+# asks, several times.
+_last: tuple[Settings | None, Keys | None, float] = (None, None, 0.0)
+
+
+def _found(settings: Settings) -> Keys | None:
     if settings.auth_key is not None:
         return _keys((settings.auth_key,))
     named = settings.auth_key_file
@@ -151,6 +166,14 @@ class _WatchedFile:
 
 
 _watched = functools.lru_cache(maxsize=8)(_WatchedFile)
+
+
+def forget() -> None:
+    """Look for the key anew, as a new process does."""
+    global _last
+    _last = None, None, 0.0
+    _watched.cache_clear()
+    _file_of.cache_clear()
 
 
 def read(path: Path) -> tuple[StoredKey, ...]:
