@@ -174,7 +174,8 @@ class Handshake:
         -------
         int
             How many bytes of *data* were consumed; the rest belongs to the records after the
-            peer's hello. At most ``PREAMBLE_BYTES + HELLO_BYTES_LIMIT`` are ever consumed.
+            peer's hello. At most ``PREAMBLE_BYTES + HELLO_BYTES_LIMIT`` are ever consumed, with
+            keys at most three times as many. While there is something to send, nothing is.
 
         Raises
         ------

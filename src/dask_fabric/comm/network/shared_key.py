@@ -30,6 +30,11 @@ _RECHECK_SECONDS = 1.0
 _HUNG_SECONDS = 60.0  # a look that takes longer has hung, with its thread
 
 
+# What `current` has returned, for which settings, and until when it does so again: every connection
+# asks, several times.
+_last: tuple[Settings | None, Keys | None, float] = (None, None, 0.0)
+
+
 class StoredKey(NamedTuple):
     """One line of a file of keys.
 
@@ -83,11 +88,6 @@ def current(settings: Settings) -> Keys | None:
     keys = _found(settings)
     _last = settings, keys, time.monotonic() + _RECHECK_SECONDS
     return keys
-
-
-# What `current` has returned, for which settings, and until when it does so again: every connection
-# asks, several times.
-_last: tuple[Settings | None, Keys | None, float] = (None, None, 0.0)
 
 
 def _found(settings: Settings) -> Keys | None:
