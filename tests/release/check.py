@@ -187,8 +187,8 @@ def main() -> int:
         print(f"{version}: {wheel.name if wheel else 'no such Python on this host'}")
     oldest = max(map(glibc, (wheel.name for wheel in wheels.values())))
     if oldest > WANTED_GLIBC:
-        print("Not for PyPI: built on a host with glibc {}.{}, ".format(*oldest), end="")
-        print("and wheels shall run from {}.{} on. Those of CI do.".format(*WANTED_GLIBC))
+        print("Not for PyPI: a wheel needs glibc {}.{}, ".format(*oldest), end="")
+        print("and those of a release run from {}.{} on.".format(*WANTED_GLIBC))
     return 0
 
 
