@@ -74,7 +74,7 @@ def build(commit: str, python: str) -> Path:
         archive = Path(source, "source.tar")
         subprocess.run(["git", "archive", "-o", archive, commit], cwd=ROOT, check=True)
         with tarfile.open(archive) as file:
-            file.extractall(source)
+            file.extractall(source, filter="data")
         command = [own, "-m", "pip", "install", "--quiet", "--no-deps", source]
         subprocess.run(command, check=True)
     (there / "beside.pth").write_text(paths + "\n")

@@ -148,7 +148,7 @@ def build(pythons: Mapping[str, str]) -> dict[str, Path]:
     tools = environment(TOOLS, sys.executable, *TOOL_PACKAGES)
     run(tools / "python", "-m", "build", "--quiet", "--sdist", "--outdir", DIST)
     (sdist,) = DIST.glob("*.tar.gz")
-    shutil.unpack_archive(checked(sdist), WORK)
+    shutil.unpack_archive(checked(sdist), WORK, filter="data")
     source = WORK / sdist.name.removesuffix(".tar.gz")
     wheels = {}
     for version, python in pythons.items():
