@@ -20,11 +20,9 @@ from pathlib import Path
 import pytest
 
 from ..conformance.conftest import unused_port
+from ..docs.blocks import Block, blocks
 
-DOCS = Path(__file__).parents[2] / "docs"
 WITNESS = Path(__file__).parent / "witness"
-FILE = re.compile(r'^```\w+ title="([^"]+)"\n(.*?)^```', re.M | re.S)
-COMMANDS = re.compile(r"^```sh\n(.*?)^```", re.M | re.S)
 SECONDS = 240  # of any program; two busy cores need a tenth of it
 ARRAY_MB = 80  # the array that check.py fetches
 # What an activated environment sets, and an end for each wait of Dask.
@@ -36,14 +34,19 @@ ENVIRONMENT = {
 }
 
 
+def _blocks(page: str) -> list[Block]:
+    return [block for block in blocks() if block.page == f"docs/{page}"]
+
+
 def files_of(page: str) -> dict[str, str]:
     """Give the files that a page asks its readers to save, by name."""
-    return dict(FILE.findall((DOCS / page).read_text()))
+    return {block.title: block.text for block in _blocks(page) if block.title}
 
 
 def commands_of(page: str) -> list[str]:
     """Give the lines of all commands of a page, without comments."""
-    lines = "".join(COMMANDS.findall((DOCS / page).read_text())).replace("\\\n", " ").splitlines()
+    found = [block for block in _blocks(page) if block.language == "sh" and not block.title]
+    lines = "".join(block.text for block in found).replace("\\\n", " ").splitlines()
     return [line for line in (re.sub(r"\s+# .*", "", line).strip() for line in lines) if line]
 
 

@@ -12,7 +12,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 _BLOCK = re.compile(
-    r"^(?P<indent> *)```(?P<language>\w+)(?: [^\n]*)?\n(?P<text>.*?)^(?P=indent)```$", re.M | re.S
+    r"^(?P<indent> *)```(?P<language>\w+)(?: title=\"(?P<title>[^\"]+)\")?\n"
+    r"(?P<text>.*?)^(?P=indent)```$",
+    re.M | re.S,
 )
 _INLINE = re.compile(r"`((?:dask|make) [^`\n]+)`")
 _REDIRECTION = re.compile(r"\d?>.*")
@@ -29,6 +31,8 @@ class Block:
     number : int
         Counted within the page, from 1.
     language : str
+    title : str
+        The name of the file that readers save it as, or "".
     text : str
         Without the indentation of the fence.
     """
@@ -36,6 +40,7 @@ class Block:
     page: str
     number: int
     language: str
+    title: str
     text: str
 
     def __str__(self) -> str:
@@ -47,7 +52,8 @@ def blocks() -> Iterator[Block]:
     for page in PAGES:
         name = str(page.relative_to(ROOT))
         for number, found in enumerate(_BLOCK.finditer(page.read_text()), 1):
-            yield Block(name, number, found["language"], textwrap.dedent(found["text"]))
+            title, text = found["title"] or "", textwrap.dedent(found["text"])
+            yield Block(name, number, found["language"], title, text)
 
 
 def inline_commands() -> Iterator[tuple[str, str]]:

@@ -103,10 +103,9 @@ def _path(file: Path | None) -> Path:
     if file is not None:
         return file
     try:
-        named = config.load().auth_key_file
+        path = shared_key.file_of(config.load())
     except ConfigError as error:
         raise click.ClickException(str(error)) from error
-    path = Path(named).expanduser() if named else shared_key.default_file()
     if path is None:
         raise click.ClickException("this user has no home: name a file with --file")
     return path

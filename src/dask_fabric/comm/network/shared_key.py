@@ -68,6 +68,12 @@ def _file_of(home: str | None, user: int) -> Path | None:
     return None if is_closed else path
 
 
+def file_of(settings: Settings) -> Path | None:
+    """Give the path of the key file: the one that the configuration names, or the default."""
+    named = settings.auth_key_file
+    return Path(named).expanduser() if named else default_file()
+
+
 def current(settings: Settings) -> Keys | None:
     """Give the keys of this process, or None if it has none and needs none.
 
@@ -93,8 +99,7 @@ def current(settings: Settings) -> Keys | None:
 def _found(settings: Settings) -> Keys | None:
     if settings.auth_key is not None:
         return _keys((settings.auth_key,))
-    named = settings.auth_key_file
-    path = Path(named).expanduser() if named else default_file()
+    path, named = file_of(settings), settings.auth_key_file
     stored = _watched(path).stored() if path else None
     if stored is not None:
         now = time.time()
