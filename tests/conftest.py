@@ -90,6 +90,14 @@ def scheme_params() -> list:
     return [*schemes(), pytest.param(UCX_SCHEME, marks=pytest.mark.skip("no UCX on this host"))]
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is slow
+def pytest_collection_modifyitems(items) -> None:
+    for item in items:
+        over = item.callspec.params.get("scheme") if hasattr(item, "callspec") else None
+        if item.get_closest_marker("clusters") and over not in (None, schemes()[0]):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(params=scheme_params())
 def scheme(request) -> str:
     marker = request.node.get_closest_marker("own")

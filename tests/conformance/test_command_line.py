@@ -9,6 +9,8 @@ from distributed import Client
 
 from ..conftest import NO_DASHBOARD_OPTIONS
 
+pytestmark = pytest.mark.clusters
+
 SECONDS = 30
 
 

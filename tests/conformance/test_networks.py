@@ -10,6 +10,8 @@ import pytest
 # Of the networks of `hosts`. The scheduler is on the second.
 WRONG, RIGHT = "10.77.0", "10.78.0"
 
+pytestmark = pytest.mark.clusters
+
 CLIENT = """
 import sys
 from distributed import Client

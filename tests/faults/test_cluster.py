@@ -7,9 +7,12 @@ import os
 import signal
 
 import numpy as np
+import pytest
 from distributed import Client, LocalCluster, as_completed
 
 from ..conftest import LOCAL_CLUSTER
+
+pytestmark = pytest.mark.clusters
 
 
 def test_a_killed_worker_does_not_stop_the_computation(security, scheme):

@@ -20,6 +20,8 @@ from dask_fabric.paths.ucx import core as ucx
 
 from .conftest import PATIENCE_SECONDS, nothing_left, until
 
+pytestmark = pytest.mark.clusters
+
 MESSAGE_BYTES = 200_000_000
 
 

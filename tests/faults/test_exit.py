@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.clusters
+
 BEFORE = """
 import asyncio, sys, threading
 import numpy as np
