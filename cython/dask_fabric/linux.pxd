@@ -130,6 +130,7 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_setname_np(pthread_t thread, const char *name)
     int pthread_mutex_init(pthread_mutex_t *mutex, void *attributes)
     int pthread_mutex_lock(pthread_mutex_t *mutex)
+    int pthread_mutex_trylock(pthread_mutex_t *mutex)
     int pthread_mutex_unlock(pthread_mutex_t *mutex)
     int pthread_mutex_destroy(pthread_mutex_t *mutex)
     int pthread_cond_init(pthread_cond_t *condition, void *attributes)
@@ -149,6 +150,7 @@ cdef extern from "<dlfcn.h>" nogil:
     int dladdr(const void *address, Dl_info *info)
     int RTLD_LAZY
     int RTLD_LOCAL
+    int RTLD_NOLOAD
 
 cdef extern from "<sched.h>" nogil:
     int sched_yield()

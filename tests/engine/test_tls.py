@@ -9,8 +9,10 @@ import pytest
 
 from dask_fabric import config
 from dask_fabric.engine.channel import Channel
-from dask_fabric.engine.tls_transport import TLSTransport
+from dask_fabric.engine.tls_transport import tls_transport
 from dask_fabric.errors import ChannelClosedError
+from dask_fabric.jobs import completions
+from dask_fabric.paths import openssl
 from dask_fabric.wire.handshake import Handshake
 from dask_fabric.wire.hello import Hello
 
@@ -70,10 +72,20 @@ class Renegotiating:
 def new_tls_channel(sock, server_side, ssl_context):
     return Channel(
         asyncio.get_running_loop(),
-        TLSTransport(sock, ssl_context, server_side),
+        tls_transport(sock, ssl_context, server_side, 1 << 16),
         Handshake(Hello(scheme="fabric+tls"), server_side=server_side),
         config.load(),
     )
+
+
+@pytest.fixture(autouse=True, params=["OpenSSL called directly", "Python's methods"])
+def is_native(request, monkeypatch):
+    """Where Python's OpenSSL cannot be called, its own methods are used."""
+    native = request.param == "OpenSSL called directly"
+    if native and not openssl.is_available:
+        pytest.skip("this Python's OpenSSL cannot be called directly")
+    monkeypatch.setattr(openssl, "is_available", native)
+    return native
 
 
 @contextlib.asynccontextmanager
@@ -176,6 +188,104 @@ async def test_a_large_message_wakes_for_many_records_and_a_small_one_for_each(c
         assert low_water_bytes(fd) == 1
         near.send(b"small", [])
         assert (await receive(far))[0] == b"small"
+
+
+async def test_native_threads_move_what_is_large(contexts, is_native):
+    """Without the GIL, which the tasks of a worker may hold."""
+    async with opened(*contexts) as (near, far):
+        sent = np.arange(10_000_000, dtype="u4").view("u1")
+        near.send(b"h", [sent])
+        _, (frame,) = await receive(far)
+        assert frame == memoryview(sent)
+        assert (near.statistics()["send_jobs"] > 0) == is_native
+        assert (far.statistics()["receive_jobs"] > 0) == is_native
+
+
+async def test_large_and_small_messages_pass_each_other_both_ways(contexts):
+    """The threads and the loop use one session of OpenSSL."""
+    async with opened(*contexts) as (near, far):
+        data = np.random.default_rng(0).integers(0, 256, 3_000_000, "u1")
+
+        async def send(channel):
+            for number in range(40):
+                channel.send(b"%d" % number, [data] if number % 4 == 0 else [b"small"] * 3)
+                while channel.pending_bytes > 10_000_000:
+                    await asyncio.sleep(0)
+
+        async def take(channel):
+            for number in range(40):
+                header, frames = await receive(channel)
+                assert header == b"%d" % number
+                assert all(frame == memoryview(data) for frame in frames) or number % 4
+
+        await asyncio.gather(send(near), send(far), take(near), take(far))
+
+
+@pytest.mark.parametrize("nbytes", [100, 5_000_000])
+async def test_a_record_that_was_changed_on_its_way_ends_the_connection(contexts, nbytes):
+    near, inside = tcp_pair()
+    outside, far = tcp_pair()
+    spoiled = asyncio.Event()
+
+    async def pump(source, sink, spoils):
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(OSError):
+            while data := await loop.sock_recv(source, 1 << 16):
+                if spoils and spoiled.is_set():
+                    data = data[:-1] + bytes([data[-1] ^ 1])
+                await loop.sock_sendall(sink, data)
+
+    pumps = asyncio.gather(pump(inside, outside, True), pump(outside, inside, False))
+    pair = new_tls_channel(near, False, contexts[0]), new_tls_channel(far, True, contexts[1])
+    await asyncio.gather(*(channel.open() for channel in pair))
+    pair[0].send(b"good", [])
+    assert (await receive(pair[1]))[0] == b"good"
+    spoiled.set()
+    pair[0].send(b"bad", [np.zeros(nbytes, "u1")])
+    with pytest.raises(ChannelClosedError):
+        await receive(pair[1])
+    for end in (*pair, inside, outside):
+        end.abort() if isinstance(end, Channel) else end.close()
+    pumps.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await pumps
+
+
+async def test_pages_that_are_slow_to_read_stop_neither_the_loop_nor_the_other_direction(
+    contexts, is_native, slow_memory
+):
+    if not is_native:
+        pytest.skip("Python's methods read them in the loop")
+    memory = slow_memory(5_000_000)
+    async with opened(*contexts) as (near, far):
+        near.send(b"slow", [memory.view])
+        reading = asyncio.ensure_future(receive(far))
+        while not memory.is_awaited():
+            await asyncio.sleep(0)
+        far.send(b"there", [np.ones(1_000_000, "u1")])
+        header, (frame,) = await receive(near)  # by the session of the thread that waits
+        assert header == b"there" and frame.nbytes == 1_000_000
+        memory.arrive()
+        header, (frame,) = await reading
+        assert header == b"slow" and bytes(frame) == bytes(memory.view)
+
+
+async def test_an_abort_does_not_wait_for_a_page_and_keeps_the_session(
+    contexts, is_native, slow_memory
+):
+    if not is_native:
+        pytest.skip("Python's methods read them in the loop")
+    memory = slow_memory(5_000_000)
+    async with opened(*contexts) as (near, _):
+        near.send(b"slow", [memory.view])
+        while not memory.is_awaited():
+            await asyncio.sleep(0)
+        near.abort()
+        assert completions.statistics()["quarantined_count"] == 1
+    del near
+    memory.arrive()
+    while completions.statistics()["quarantined_count"]:
+        await asyncio.sleep(0)
 
 
 async def test_a_peer_that_dies_in_a_large_message_is_noticed_below_the_low_water(contexts):

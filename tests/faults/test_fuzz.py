@@ -4,9 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PROGRAM = Path(__file__).parents[1] / "programs" / "fuzz.py"
 
 
+@pytest.mark.resident
 def test_mutated_streams_are_refused_in_order():
     done = subprocess.run(
         [sys.executable, PROGRAM, "--count", "12000", "--timeout", "100"],

@@ -74,6 +74,7 @@ cdef class Channel:
     cdef _read(self)
     cdef Py_ssize_t _read_some(self) except -2
     cdef _read_bulk(self)
+    cdef bint _read_pending(self) except -1
     cdef _read_rest(self)
     cdef _process(self)
     cdef _process_unawaited(self)

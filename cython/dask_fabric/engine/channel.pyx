@@ -418,7 +418,8 @@ cdef class Channel:
         self.core.outgoing.seal()
         self.send_job_count += 1
         self.send_job = new_socket_job(
-            self.transport.fd, SEND, self.core.outgoing.vectors + self.core.outgoing.first,
+            self.transport.fd, self.transport.tls, SEND,
+            self.core.outgoing.vectors + self.core.outgoing.first,
             self.core.outgoing.last - self.core.outgoing.first,
         )
         self.send_job.begin(self.queue, weakref.ref(self))
@@ -702,13 +703,29 @@ cdef class Channel:
         if self.incoming.missing_bytes <= self.transport.bulk_bytes:
             self._watch_readable(True)
             return
+        if self.transport.has_pending() and not self._read_pending():
+            return
         self._watch_readable(False)
         self.receive_job_count += 1
         self.receive_job = new_socket_job(
-            self.transport.fd, RECEIVE, self.incoming.vectors + self.incoming.vector_index,
+            self.transport.fd, self.transport.tls, RECEIVE,
+            self.incoming.vectors + self.incoming.vector_index,
             self.incoming.vector_count - self.incoming.vector_index,
         )
         self.receive_job.begin(self.queue, weakref.ref(self))
+
+    cdef bint _read_pending(self) except -1:
+        """Read what OpenSSL has decrypted already, less than is missing: a job waits for the socket
+        only. False if the channel has failed."""
+        cdef Py_ssize_t moved
+        try:
+            while self.transport.has_pending():
+                moved = self._read_some()
+                if moved > 0:
+                    self.incoming.received(moved)
+        except Exception as error:
+            self._fail(error)
+        return not self.closed
 
     def _bulk_read(self, SocketJob job, int progress, int error, size_t moved_bytes):
         self.receive_job = None
@@ -1142,7 +1159,10 @@ cdef class Channel:
         self._stop_tending()
         self._unwatch_sender()
         if self.send_job is not None:
-            memory = list(self.core.outgoing.owners), list(self.core.outbox.leases.values())
+            memory = (
+                list(self.core.outgoing.owners), list(self.core.outbox.leases.values()),
+                self.transport,
+            )
             self.is_socket_in_use = self.send_job.cancel(
                 memory, partial(_close_late, self.transport.sock)
             )

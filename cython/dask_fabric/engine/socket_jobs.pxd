@@ -4,10 +4,12 @@ from libc.stdint cimport int64_t
 
 from dask_fabric.jobs.completions cimport Job
 from dask_fabric.linux cimport iovec
+from dask_fabric.paths.openssl cimport TLSSession
 from dask_fabric.paths.stream cimport Direction
 
 cdef class SocketJob(Job):
     cdef int fd
+    cdef TLSSession *tls
     cdef Direction direction
     cdef iovec *vectors             # copied when the job begins
     cdef size_t vector_count
@@ -16,4 +18,6 @@ cdef class SocketJob(Job):
     cdef size_t moved_bytes(self) noexcept
 
 cdef int start() except -1
-cdef SocketJob new_socket_job(int fd, Direction direction, iovec *vectors, size_t vector_count)
+cdef SocketJob new_socket_job(
+    int fd, TLSSession *tls, Direction direction, iovec *vectors, size_t vector_count
+)

@@ -48,6 +48,7 @@ from dask_fabric.linux cimport (
     pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
 )
 from dask_fabric.memory.pool cimport has_idle_memory, trim_idle
+from dask_fabric.paths.openssl cimport TLSSession
 from dask_fabric.paths.stream cimport (
     BLOCKED, FAILED, RECEIVE, SEND, UNFINISHED, Direction, Progress, SocketTransfer, advance,
     new_transfer, raise_low_water, reset_low_water,
@@ -144,7 +145,7 @@ cdef class SocketJob(Job):
 
     cdef uint64_t _start(self, Mailbox *mailbox) except 0:
         return _submit(
-            mailbox, self.tag, self.fd, self.direction, self.vectors, self.vector_count
+            mailbox, self.tag, self.fd, self.tls, self.direction, self.vectors, self.vector_count
         )
 
     cdef bint _end(self) noexcept:
@@ -163,14 +164,16 @@ cdef class SocketJob(Job):
 
 
 cdef SocketJob new_socket_job(
-    int fd, Direction direction, iovec *vectors, size_t vector_count
+    int fd, TLSSession *tls, Direction direction, iovec *vectors, size_t vector_count
 ):
     """Make a job for these vectors, which are copied when it begins.
 
-    Their memory must live until the job has ended or was cancelled.
+    Their memory, and the TLS session if there is one, must live until the job has ended or was
+    cancelled.
     """
     cdef SocketJob job = SocketJob.__new__(SocketJob)
     job.fd = fd
+    job.tls = tls
     job.direction = direction
     job.vectors = vectors
     job.vector_count = vector_count
@@ -179,8 +182,8 @@ cdef SocketJob new_socket_job(
 
 
 cdef uint64_t _submit(
-    Mailbox *mailbox, uint64_t tag, int fd, Direction direction, const iovec *vectors,
-    size_t vector_count
+    Mailbox *mailbox, uint64_t tag, int fd, TLSSession *tls, Direction direction,
+    const iovec *vectors, size_t vector_count
 ) except 0:
     cdef uint64_t name = 0
     cdef NativeJob *job
@@ -201,7 +204,7 @@ cdef uint64_t _submit(
         name = job.name
         job.vectors = copies
         job.node = node
-        job.transfer = new_transfer(fd, direction, copies, vector_count)
+        job.transfer = new_transfer(fd, tls, direction, copies, vector_count)
         job.mailbox = mailbox
         job.tag = tag
         job.busy_ns = 0

@@ -1,10 +1,12 @@
 """Moves the bytes of a connection through its socket."""
 
+from dask_fabric.paths.openssl cimport TLSSession
 from dask_fabric.wire.send_buffer cimport SendBuffer
 
 cdef class Transport:
     cdef readonly object sock
     cdef int fd
+    cdef TLSSession *tls                # for native threads; NULL for plain text
     cdef Py_ssize_t bulk_bytes          # larger amounts are moved by native threads
     cdef readonly bint is_secure        # the TLS handshake, if any, is complete
     cdef readonly object peer_certificate

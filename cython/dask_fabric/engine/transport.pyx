@@ -78,7 +78,7 @@ cdef class PlainTransport(Transport):
 
     cdef write(self, SendBuffer outgoing):
         cdef SocketTransfer transfer = new_transfer(
-            self.fd, SEND, outgoing.vectors + outgoing.first, outgoing.last - outgoing.first
+            self.fd, NULL, SEND, outgoing.vectors + outgoing.first, outgoing.last - outgoing.first
         )
         cdef Progress progress = advance(&transfer, TURN_BYTES)
         if progress == FAILED:

@@ -1,6 +1,7 @@
 """The `stream` path: frames move on the control stream, from and to their final memory."""
 
 from dask_fabric.linux cimport iovec
+from dask_fabric.paths.openssl cimport TLSSession
 
 cdef enum:
     LOW_WATER_BYTES = 512 << 10
@@ -18,6 +19,7 @@ cdef enum Progress:
 
 cdef struct SocketTransfer:
     int fd
+    TLSSession *tls             # NULL for plain text
     Direction direction
     iovec *vectors
     size_t vector_count
@@ -28,9 +30,10 @@ cdef struct SocketTransfer:
     int low_water_bytes         # of the socket; 0 if it was never set
 
 cdef SocketTransfer new_transfer(
-    int fd, Direction direction, iovec *vectors, size_t vector_count
+    int fd, TLSSession *tls, Direction direction, iovec *vectors, size_t vector_count
 ) noexcept nogil
 cdef Progress advance(SocketTransfer *transfer, size_t budget_bytes) noexcept nogil
+cdef size_t encrypted_low_water(size_t missing_bytes) noexcept nogil
 cdef void raise_low_water(SocketTransfer *transfer) noexcept nogil
 cdef void reset_low_water(SocketTransfer *transfer) noexcept nogil
 cdef void set_low_water(int fd, int nbytes) noexcept nogil

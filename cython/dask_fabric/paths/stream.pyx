@@ -12,7 +12,9 @@ from dask_fabric.linux cimport (
 )
 from dask_fabric.memory.files cimport make_huge_pages
 from dask_fabric.paths import kernel
-
+from dask_fabric.paths.openssl cimport (
+    RECORD_BYTES, TLSSession, session_has_pending, session_read, session_write,
+)
 
 
 def is_low_water_sound(release):
@@ -34,29 +36,48 @@ cdef bint has_sound_low_water = is_low_water_sound(os.uname().release)
 
 cdef enum:
     VECTORS_PER_CALL = 512      # the kernel refuses more than IOV_MAX, 1024
+    # More than OpenSSL can hold of bytes that are missing; only the others arrive on the socket.
+    HELD_BYTES = 4 * RECORD_BYTES
+    # Under TLS this side decrypts one part while the peer encrypts the next.
+    LOW_WATER_PART = 4
 
 
 cdef SocketTransfer new_transfer(
-    int fd, Direction direction, iovec *vectors, size_t vector_count
+    int fd, TLSSession *tls, Direction direction, iovec *vectors, size_t vector_count
 ) noexcept nogil:
     """Make a transfer of all the vectors' bytes, none of them moved yet."""
     cdef size_t total_bytes = 0
     cdef size_t index
     for index in range(vector_count):
         total_bytes += vectors[index].iov_len
-    return SocketTransfer(fd, direction, vectors, vector_count, 0, 0, 0, total_bytes, 0)
+    return SocketTransfer(fd, tls, direction, vectors, vector_count, 0, 0, 0, total_bytes, 0)
 
 
 cdef Progress advance(SocketTransfer *transfer, size_t budget_bytes) noexcept nogil:
     """Move bytes until all have moved, the socket blocks, or `budget_bytes` are used up."""
+    cdef bint corked = transfer.tls != NULL and transfer.direction == SEND
+    cdef Progress progress
+    # Each record is one send, but a packet may hold several: see `cork`.
+    if corked:
+        cork(transfer.fd, True)
+    progress = _advance(transfer, budget_bytes)
+    if corked:
+        cork(transfer.fd, False)
+    return progress
+
+
+cdef Progress _advance(SocketTransfer *transfer, size_t budget_bytes) noexcept nogil:
     cdef size_t goal_bytes = transfer.moved_bytes + budget_bytes
     cdef ssize_t moved
     while transfer.vector_index < transfer.vector_count:
-        if transfer.moved_bytes >= goal_bytes:
+        if transfer.moved_bytes >= goal_bytes and not _has_pending(transfer):
             return UNFINISHED
+        if transfer.vectors[transfer.vector_index].iov_len == 0:
+            _consume(transfer, 0)
+            continue            # `recv` of nothing looks like the end, and OpenSSL refuses it
         if transfer.direction == RECEIVE:
             _prepare_memory(transfer, budget_bytes)
-        moved = _call(transfer)
+        moved = _call(transfer) if transfer.tls == NULL else _call_tls(transfer)
         if moved > 0:
             _consume(transfer, <size_t> moved)
         elif moved == 0:
@@ -69,6 +90,14 @@ cdef Progress advance(SocketTransfer *transfer, size_t budget_bytes) noexcept no
             transfer.error = errno
             return FAILED
     return COMPLETE
+
+
+cdef bint _has_pending(SocketTransfer *transfer) noexcept nogil:
+    """Whether bytes have arrived that do not make the socket readable."""
+    return (
+        transfer.tls != NULL and transfer.direction == RECEIVE
+        and session_has_pending(transfer.tls)
+    )
 
 
 cdef void _prepare_memory(SocketTransfer *transfer, size_t most_bytes) noexcept nogil:
@@ -84,7 +113,19 @@ cdef void raise_low_water(SocketTransfer *transfer) noexcept nogil:
     (512 KiB against none; benchmarks/comm.py). Sockets without the option are readable at once.
     """
     cdef size_t missing_bytes = transfer.total_bytes - transfer.moved_bytes
+    if transfer.tls != NULL:
+        missing_bytes = encrypted_low_water(missing_bytes)
     _set_low_water(transfer, <int> min(missing_bytes, <size_t> LOW_WATER_BYTES))
+
+
+cdef size_t encrypted_low_water(size_t missing_bytes) noexcept nogil:
+    """The bytes to wait for on the socket while these are missing of a message under TLS.
+
+    What OpenSSL holds causes no wake-up.
+    """
+    return 1 if missing_bytes <= HELD_BYTES else max(
+        <size_t> 1, (missing_bytes - HELD_BYTES) // LOW_WATER_PART
+    )
 
 
 cdef void reset_low_water(SocketTransfer *transfer) noexcept nogil:
@@ -133,6 +174,13 @@ cdef ssize_t _call(SocketTransfer *transfer) noexcept nogil:
     if transfer.direction == RECEIVE:
         return recvmsg(transfer.fd, &message, MSG_DONTWAIT)
     return sendmsg(transfer.fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL)
+
+
+cdef ssize_t _call_tls(SocketTransfer *transfer) noexcept nogil:
+    cdef iovec *vector = transfer.vectors + transfer.vector_index
+    if transfer.direction == RECEIVE:
+        return session_read(transfer.tls, vector.iov_base, vector.iov_len)
+    return session_write(transfer.tls, vector.iov_base, vector.iov_len)
 
 
 cdef void _consume(SocketTransfer *transfer, size_t moved_bytes) noexcept nogil:

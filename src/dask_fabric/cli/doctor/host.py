@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -15,6 +16,7 @@ from dask.system import CPU_COUNT
 
 from dask_fabric.config import host_memory_bytes
 from dask_fabric.gpu.files import read_fields, read_int, read_text
+from dask_fabric.paths import openssl
 
 Limit = int | Literal["unlimited"] | None
 
@@ -84,6 +86,8 @@ def inspect_host(root: Path = Path("/")) -> Host:
             packages[name] = version(name)
         except PackageNotFoundError:
             packages[name] = None
+    threads = "in native threads" if openssl.is_available else "under the GIL"
+    packages["OpenSSL"] = f"{ssl.OPENSSL_VERSION.split()[1]} ({threads})"
     return Host(
         name=platform.node(),
         kernel=f"{platform.system()} {platform.release()}",

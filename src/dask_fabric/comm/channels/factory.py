@@ -87,9 +87,11 @@ def make_channel(
     if ssl_context is None:
         transport: Transport = PlainTransport(sock, settings.stream_bulk_bytes)
     else:
-        from dask_fabric.engine.tls_transport import TLSTransport
+        from dask_fabric.engine.tls_transport import tls_transport
 
-        transport = TLSTransport(sock, ssl_context, server_side, server_hostname)
+        transport = tls_transport(
+            sock, ssl_context, server_side, settings.stream_bulk_bytes, server_hostname
+        )
     channel = Channel(loop, transport, handshake, settings, negotiator)
     channel.warn = functools.partial(refusals.warn, loop)
     channel.name_ends = functools.partial(_ends, scheme.prefix, address, peer_address)
