@@ -123,6 +123,22 @@ def test_vectors_of_the_documentation():
     assert KEYS.prove(KEYS.fingerprints[0], "client", b"hello", b"challenge").hex() == (
         "50aad43ddfaeea1058fc6dae9f7fe1d24a2598c6b879805739692983386fde22"
     )
+    assert KEYS.prove(KEYS.fingerprints[0], "tls client", b"hello", b"challenge").hex() == (
+        "c68331c806f7702b6c8120cd63ebd084b45dbce9d912bf51eae4c80c3f94449d"
+    )
+    assert KEYS.derive(KEYS.fingerprints[0], "certificate").hex() == (
+        "8ec58a39edd55b0cf14a35e2c10f9a8f7bf09c114e0d4128ea93376eb987342b"
+    )
+
+
+@pytest.mark.parametrize("encrypted", [(True, False), (False, True)])
+def test_proofs_of_plain_text_are_worth_nothing_inside_tls(encrypted):
+    """Somebody between the two speaks TLS with one side only."""
+    one, two = (
+        Handshake(hello(KEYS, number), bool(number), keys=KEYS, encrypted=inside)
+        for number, inside in enumerate(encrypted)
+    )
+    assert "not proved" in str(failure(one, pass_on(one.data_to_send(), two)))
 
 
 # ---- who is refused

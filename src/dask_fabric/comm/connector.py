@@ -6,11 +6,12 @@ Theory of operation
 
 1. Start the libraries of the paths (`prepare`) and resolve the host. An address that has failed for
    good before is tried again only after a pause (`Attempts`).
-2. Unless the connection is encrypted, dial the listener's Unix socket, if the target is this host.
+2. Unless the connection is encrypted by certificates, or within a host too by the shared key, dial
+   the listener's Unix socket, if the target is this host.
    Any doubt (no such socket, another user's, no hello in time) falls back to TCP. A Unix socket
    that stayed silent is skipped for a minute: it must not use up Dask's connect timeout twice.
 3. Else connect by TCP to the first address that answers ("happy eyeballs"), under TLS if there is
-   an ``ssl_context``.
+   an ``ssl_context``, or encryption by the shared key.
 4. Exchange hellos and negotiate paths (`Channel.open`), and wrap the channel in a `FabricComm`.
 
 Errors are translated to Dask's own: `FatalCommClosedError` where a retry cannot help.
@@ -37,7 +38,7 @@ from dask_fabric.comm import runtime
 from dask_fabric.comm.channels.factory import make_channel, settle_addresses
 from dask_fabric.comm.channels.negotiator import prepare
 from dask_fabric.comm.comm import FabricComm
-from dask_fabric.comm.network import shared_key, unix
+from dask_fabric.comm.network import key_encryption, shared_key, unix
 from dask_fabric.comm.network.addresses import Target, resolve
 from dask_fabric.comm.network.attempts import Attempts
 from dask_fabric.comm.network.security import Scheme, comm_error, tls_info
@@ -104,13 +105,18 @@ class FabricConnector(Connector):
         RuntimeError
             Encryption is required, and this connection would not be encrypted.
         """
-        ssl_context = self.scheme.ssl_context(address, connection_args)
+        settings = runtime.settings()
+        encryption = self.scheme.encryption(address, connection_args, settings)
+        ssl_context = encryption.ssl_context
         host, port = parse_host_port(address)
         peer_addr = self.prefix + address
         loop = asyncio.get_running_loop()
-        settings = runtime.settings()
-        shared_key.current(settings)  # one that cannot be used is no reason to try again
-        if self.scheme.fast and ssl_context is None:
+        keys = shared_key.current(settings)  # one that cannot be used is no reason to try again
+        if encryption.by_key:
+            assert keys is not None  # else `current` has raised an error
+            ssl_context = key_encryption.client_context(keys)
+        uses_paths = self.scheme.fast and not encryption.within_host
+        if uses_paths:
             await prepare(self.scheme, peer_addr, settings)
         try:
             if not 0 <= port < 1 << 16:
@@ -120,12 +126,15 @@ class FabricConnector(Connector):
             raise OSError(f"cannot connect to {peer_addr}: invalid address: {exc}") from exc
         await self._attempts.pause(peer_addr)
         channel = None
-        if self.scheme.fast and settings.unix_sockets and ssl_context is None:
+        if uses_paths and settings.unix_sockets:
             channel = await self._open_unix(loop, targets, settings, peer_addr)
         if channel is None:
             server_hostname = connection_args.get("server_hostname") or host
+            if encryption.by_key:
+                assert keys is not None
+                server_hostname = key_encryption.server_name(keys)
             channel = await self._open_tcp(
-                loop, targets, settings, peer_addr, ssl_context, server_hostname
+                loop, targets, settings, peer_addr, ssl_context, server_hostname, encryption.by_key
             )
         self._attempts.succeeded(peer_addr)
         comm = FabricComm(
@@ -133,7 +142,7 @@ class FabricConnector(Connector):
             *settle_addresses(channel),
             deserialize,
             settings,
-            tls_info(channel) if ssl_context is not None else None,
+            tls_info(channel),
         )
         comm.expect_handshake()
         return comm
@@ -146,6 +155,7 @@ class FabricConnector(Connector):
         peer_addr: str,
         ssl_context: ssl.SSLContext | None,
         server_hostname: str,
+        by_key: bool,
     ) -> Channel:
         """Give an open channel over TCP or TLS."""
         sock = await _connect_to_any(loop, targets)
@@ -164,7 +174,7 @@ class FabricConnector(Connector):
             await channel.open(settings.handshake_timeout_seconds)
         except (FabricError, OSError) as exc:
             sock.close()
-            error = comm_error(peer_addr, exc)
+            error = comm_error(peer_addr, exc, by_key)
             error.__cause__ = exc
             self._attempts.failed(peer_addr, error)
             raise error from exc

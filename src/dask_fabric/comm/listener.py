@@ -35,12 +35,12 @@ import dask
 from distributed.comm.addressing import parse_host_port, unparse_host_port
 from distributed.comm.core import BaseListener, CommClosedError
 
-from dask_fabric import providers
+from dask_fabric import config, providers
 from dask_fabric.comm import runtime
 from dask_fabric.comm.channels.factory import make_channel, settle_addresses
 from dask_fabric.comm.channels.negotiator import prepare
 from dask_fabric.comm.comm import FabricComm
-from dask_fabric.comm.network import shared_key, unix
+from dask_fabric.comm.network import key_encryption, shared_key, unix
 from dask_fabric.comm.network.addresses import (
     WILDCARD_HOSTS,
     advertised_host,
@@ -56,6 +56,7 @@ from dask_fabric.comm.network.security import (
     explanation,
     just_left,
     refuse_plain_text,
+    refuse_plain_text_with_key,
     tls_info,
 )
 from dask_fabric.comm.network.socket_options import tune
@@ -133,7 +134,8 @@ class FabricListener(BaseListener):
         self.deserialize = deserialize
         self.allow_offload = allow_offload
         self.default_host = default_host
-        self._ssl_context = scheme.ssl_context(address, connection_args)
+        settings = config.load()
+        self._encryption = scheme.encryption(address, connection_args, settings)
         self._sockets: list[socket.socket] = []
         self._families: list[int] = []
         self._bound: tuple | None = None
@@ -155,8 +157,12 @@ class FabricListener(BaseListener):
         self._loop = asyncio.get_running_loop()
         self._refusals = Refusals(logger, self._loop)
         self._settings = runtime.settings()
-        shared_key.current(self._settings)  # one that cannot be used must not wait for a client
-        if self.scheme.fast and self._ssl_context is None:
+        keys = shared_key.current(self._settings)  # one that cannot be used must not wait
+        if self._encryption.by_key:
+            assert keys is not None  # else `current` has raised an error
+            key_encryption.server_context(keys)  # fails here if it must
+        uses_paths = self.scheme.fast and not self._encryption.within_host
+        if uses_paths:
             # Finding and starting a library takes a second: do it before clients connect.
             address = f"{self.prefix}{self.ip}:{self.port}"
             await prepare(self.scheme, address, self._settings, self.ip)
@@ -173,7 +179,7 @@ class FabricListener(BaseListener):
             self._loop.add_reader(sock, self._accept, sock, self._take)
         self._bound = self._sockets[0].getsockname()
         self._families = [sock.family for sock in self._sockets]
-        if self.scheme.fast and self._ssl_context is None and self._settings.unix_sockets:
+        if uses_paths and self._settings.unix_sockets:
             self._listen_unix(backlog_count)
         runtime.watch_memory(self, server)
         heartbeat.watch(server)
@@ -260,7 +266,7 @@ class FabricListener(BaseListener):
     def _take(self, sock: socket.socket, sockname: tuple) -> None:
         """Begin to serve an accepted connection."""
         peer_addr = format_address(self.prefix, sockname)
-        if self._ssl_context is None:
+        if self._encryption.ssl_context is None and not self._encryption.by_key:
             self._begin(sock, peer_addr, None)
             return
         # A client without TLS gets an error that it can read, instead of a TLS alert.
@@ -287,16 +293,18 @@ class FabricListener(BaseListener):
         if isinstance(first, OSError):
             sock.close()
             self._log_refusal(peer_addr, first, 0)
-        elif first == TLS_FIRST_BYTE:
-            self._begin(sock, peer_addr, self._ssl_context)
+        elif first != TLS_FIRST_BYTE:
+            by_key = self._encryption.by_key
+            refuse = refuse_plain_text_with_key if by_key else refuse_plain_text
+            self._begin(sock, peer_addr, None, refuse)
         else:
-            self._begin(sock, peer_addr, None, refuse_plain_text)
+            self._begin(sock, peer_addr, self._tls_context)
 
     def _begin(
         self,
         sock: socket.socket,
         peer_addr: str,
-        ssl_context: ssl.SSLContext | None,
+        tls_context: Callable[[], ssl.SSLContext] | None,
         refuse: Callable | None = None,
         address: str = "",
     ) -> None:
@@ -306,7 +314,7 @@ class FabricListener(BaseListener):
                 self._loop,
                 sock,
                 self._settings,
-                ssl_context,
+                tls_context() if tls_context else None,
                 server_side=True,
                 peer_address=peer_addr,
                 refuse=refuse,
@@ -325,6 +333,14 @@ class FabricListener(BaseListener):
         # In this order: an eager task may have ended by now.
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _tls_context(self) -> ssl.SSLContext:
+        """Give the TLS context that Dask has given, or that of the key, which may be replaced."""
+        if self._encryption.ssl_context is not None:
+            return self._encryption.ssl_context
+        keys = shared_key.current(self._settings)
+        assert keys is not None  # else `current` has raised an error
+        return key_encryption.server_context(keys)
 
     def _pause(self, listening: socket.socket, take: Callable, exc: OSError) -> None:
         self._refusals.warn(
@@ -396,7 +412,7 @@ class FabricListener(BaseListener):
             *settle_addresses(channel),
             self.deserialize,
             self._settings,
-            tls_info(channel) if self._ssl_context is not None else None,
+            tls_info(channel),
         )
         comm.allow_offload = self.allow_offload
         return comm
@@ -411,4 +427,6 @@ class FabricListener(BaseListener):
     def _refuse(self, peer_addr: str, exc: Exception) -> None:
         text = "Listener on %s refused a connection from %s: %s"
         kind = f"connections to {self.listen_address} were refused"
-        self._refusals.warn(kind, text, self.listen_address, peer_addr, explanation(exc))
+        self._refusals.warn(
+            kind, text, self.listen_address, peer_addr, explanation(exc, self._encryption.by_key)
+        )

@@ -55,6 +55,8 @@ class Settings:
     auth_key: bytes | None = field(repr=False)
     auth_key_file: str | None
     auth_require: bool
+    auth_encrypt: bool
+    auth_encrypt_local: bool
     history_file: str | None
     history_size_bytes: int
     history_interval_seconds: float

@@ -247,6 +247,21 @@ _AUTH = Section(
             "refuse to listen and to connect without a key",
             "Whether a process without a key refuses to listen and to connect.",
         ),
+        "encrypt": switch(
+            "auth_encrypt",
+            False,
+            "encrypt between hosts, by TLS from the key, without certificates",
+            "Whether connections between hosts are [encrypted](howto/key.md#encrypt) by TLS 1.3, "
+            "from the key and without certificates. Both sides need it. `fabric://` and "
+            "`fabric+tls://` do so; the other schemes refuse to start.",
+        ),
+        "encrypt-local": switch(
+            "auth_encrypt_local",
+            False,
+            "with encrypt: within a host too",
+            "Whether `fabric.auth.encrypt` also encrypts within a host. Large arrays are then sent "
+            "by TLS instead of mapped or copied.",
+        ),
     },
 )
 _HISTORY = Section(

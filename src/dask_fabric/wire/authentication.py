@@ -49,7 +49,11 @@ KEY_BYTES = 32
 KEY_COUNT_LIMIT = 8  # that a process accepts: the current one, and older ones for a while
 _PROOF_BYTES = 32
 _FINGERPRINT_BYTES = 8
-_ROLES = {role: f"dask-fabric key 1 {role}".encode() for role in ("challenge", "client", "server")}
+_ROLES = {
+    f"{inside}{role}": f"dask-fabric key 1 {inside}{role}".encode()
+    for role in ("challenge", "client", "server")
+    for inside in ("", "tls ")
+}
 _ADVICE = "see `dask fabric key --help`"
 
 
@@ -105,12 +109,28 @@ class Keys:
         fingerprint : str
             Of one of these keys.
         role : str
-            ``challenge``, ``client`` or ``server``.
+            ``challenge``, ``client`` or ``server``; inside TLS with ``tls `` before it.
         """
         parts = [_ROLES[role]]
         for message in messages:
             parts += (len(message).to_bytes(8, "little"), message)
         return hmac.digest(self._secrets[fingerprint], b"".join(parts), "sha256")
+
+    def derive(self, fingerprint: str, purpose: str) -> bytes:
+        """Derive 32 bytes for a purpose from a key, which they do not tell.
+
+        This is HKDF-Expand with SHA-256 (RFC 5869), for which a key of 32 random bytes needs no
+        extraction.
+
+        Parameters
+        ----------
+        fingerprint : str
+            Of one of these keys.
+        purpose : str
+            Different purposes give independent bytes. It must not begin with the name of a role.
+        """
+        info = f"dask-fabric key 1 {purpose}".encode()
+        return hmac.digest(self._secrets[fingerprint], info + b"\x01", "sha256")
 
     def has(self, fingerprint: object) -> bool:
         """Whether one of these keys has this fingerprint, which may be anything."""
@@ -129,10 +149,14 @@ class Exchange:
     Parameters
     ----------
     keys : Keys
+    encrypted : bool
+        Whether the connection is inside TLS. Proofs in plain text are worth nothing there: else
+        somebody could carry them from a client that does not encrypt to a server that does.
     """
 
-    def __init__(self, keys: Keys) -> None:
+    def __init__(self, keys: Keys, encrypted: bool = False) -> None:
         self._keys = keys
+        self._inside = "tls " if encrypted else ""
         self._client = self._challenge = b""  # whole messages
         self._fingerprint = ""
 
@@ -189,7 +213,7 @@ class Exchange:
             {
                 "challenge": nonce,
                 "key": self._fingerprint,
-                "proof": self._keys.prove(self._fingerprint, "challenge", message, nonce),
+                "proof": self._prove("challenge", message, nonce),
             }
         )
         return self._challenge
@@ -211,10 +235,13 @@ class Exchange:
     # ---- both
 
     def _proof(self, role: str, *messages: bytes) -> bytes:
-        return _PROOF_MESSAGE + self._keys.prove(self._fingerprint, role, *messages)
+        return _PROOF_MESSAGE + self._prove(role, *messages)
+
+    def _prove(self, role: str, *messages: bytes) -> bytes:
+        return self._keys.prove(self._fingerprint, self._inside + role, *messages)
 
     def _check(self, role: str, proof: object, *messages: bytes) -> None:
-        wanted = self._keys.prove(self._fingerprint, role, *messages)
+        wanted = self._prove(role, *messages)
         if type(proof) is not bytes or not hmac.compare_digest(proof, wanted):
             side = "client" if role == "client" else "server"
             raise ProtocolError(

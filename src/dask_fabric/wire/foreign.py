@@ -86,7 +86,7 @@ SEEN_BY_SERVER = (
     Foreign(
         TLS_HANDSHAKE,
         "a TLS client connected to this {scheme}:// port, which is not encrypted: use {scheme}:// "
-        "on the client, or listen on fabric+tls://",
+        "on the client, without certificates and fabric.auth.encrypt, or give this server both",
         tls_refusal,
     ),
     Foreign((b"SSH-",), "an SSH client connected to this {scheme}:// port of Dask", no_reply),
@@ -100,7 +100,8 @@ SEEN_BY_CLIENT = (
     ),
     Foreign(
         TLS_HANDSHAKE + TLS_ALERT,
-        "the server at this address speaks TLS: use fabric+tls:// (or tls:// if it is Dask's own)",
+        "the server at this address speaks TLS: use fabric+tls:// (or tls:// if it is Dask's own), "
+        "or fabric.auth.encrypt: true",
         no_reply,
     ),
     Foreign((b"SSH-",), "the server at this address speaks SSH: check the port", no_reply),

@@ -107,6 +107,8 @@ class Handshake:
         *hello*.
     keys : Keys, optional
         The keys of this process. Then the peer must have one of them, and *hello* says so.
+    encrypted : bool
+        Whether the connection is inside TLS, which the proofs say.
 
     Attributes
     ----------
@@ -127,6 +129,7 @@ class Handshake:
         refuse: Callable[[Hello], str | None] | None = None,
         answer: Callable[[Hello], Hello] | None = None,
         keys: Keys | None = None,
+        encrypted: bool = False,
     ) -> None:
         self.hello = hello
         self.peer: Hello | None = None
@@ -138,7 +141,7 @@ class Handshake:
         self._answer = answer
         self._buffer = bytearray()
         self._wanted_bytes = PREAMBLE_BYTES
-        self._exchange = None if keys is None else Exchange(keys)
+        self._exchange = None if keys is None else Exchange(keys, encrypted)
         self._read_message = self._read_hello if keys is None else self._read_first
         self._preamble = b""
         self._to_send = b""  # in the state PROVE

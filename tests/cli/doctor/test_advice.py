@@ -280,6 +280,19 @@ def test_schemes_where_encryption_is_required():
     assert bare["fabric"] == ("refused: no certificates",) * 2
 
 
+def test_schemes_where_the_key_encrypts():
+    by_key = {"fabric.auth.encrypt": True}
+    found = used(facts(**configured(changed=by_key, certificates=False)))
+    assert found["fabric"] == (f"{SHM}, cma for large frames", "TLS")
+    assert found["fabric+tls"] == ("TLS", "TLS")
+    assert found["fabric+tcp"] == found["fabric+ucx"] == ("refused: not encrypted",) * 2
+    for stricter in (
+        configured(changed={**by_key, "fabric.auth.encrypt-local": True}),
+        configured(changed=by_key, require_encryption=True),
+    ):
+        assert used(facts(**stricter))["fabric"] == ("TLS", "TLS")
+
+
 def test_a_configuration_that_cannot_be_used_is_the_end_of_every_scheme():
     assert set(used(facts(**configured(error="bad"))).values()) == {
         ("refused: the configuration",) * 2

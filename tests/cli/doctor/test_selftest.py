@@ -168,3 +168,11 @@ def test_what_dask_is_configured_to_is_kept_to(certificates):
     assert found["tls"].works and found["stream"].works
     for name in ("unix", "cma"):
         assert "encryption" in found[name].reason
+
+
+def test_encryption_by_the_key():
+    settings = {"fabric.auth.encrypt": True, "fabric.auth.key": "ab" * 32}
+    with dask.config.set(settings):
+        found = by_path(SelfTest().finish(60))
+    assert found["tls"].works and found["stream"].works and found["unix"].works
+    assert "never encrypts" in found["ucx"].reason

@@ -39,14 +39,18 @@ def scheme_uses(facts: Facts) -> dict[str, SchemeUse]:
     if facts.configuration.error:
         return dict.fromkeys(SCHEMES, _refused("the configuration"))
     must, can = facts.configuration.require_encryption, facts.configuration.certificates
-    tls = _by_stream(facts, TLS, "TLS") if can else _refused("no certificates")
-    tcp = _refused("not encrypted") if must else _by_stream(facts, STREAM, "TCP")
-    return {
-        "fabric": tls if can or must else _best(facts),
-        "fabric+tcp": tcp,
-        "fabric+tls": tls,
-        **{one.scheme: _by_one_path(facts, one) for one in providers.found() if one.scheme},
-    }
+    by_key = facts.configuration.value("auth.encrypt") is True
+    tls = _by_stream(facts, TLS, "TLS") if can or by_key else _refused("no certificates")
+    tcp = _refused("not encrypted") if must or by_key else _by_stream(facts, STREAM, "TCP")
+    of_paths = {one.scheme: _by_one_path(facts, one) for one in providers.found() if one.scheme}
+    if by_key:
+        of_paths = dict.fromkeys(of_paths, _refused("not encrypted"))
+    local = facts.configuration.value("auth.encrypt-local") is True
+    everywhere = can or must or (by_key and local)
+    best = tls if everywhere else _best(facts)
+    if by_key and not everywhere:
+        best = SchemeUse(best.within_host, tls.between_hosts)
+    return {"fabric": best, "fabric+tcp": tcp, "fabric+tls": tls, **of_paths}
 
 
 def _refused(reason: str) -> SchemeUse:
@@ -118,14 +122,17 @@ def _remedy_for_tls(facts: Facts) -> str:
     if facts.configuration.error:
         return _remedy_for_stream(facts)
     return (
-        "if you want encryption: name your certificates under distributed.comm.tls, or give a "
-        "Security object to cluster and client"
+        "if you want encryption: `dask fabric key create` and fabric.auth.encrypt: true; or name "
+        "your certificates under distributed.comm.tls, or give a Security object to cluster and "
+        "client"
     )
 
 
 def _remedy_of(provider: Provider, facts: Facts) -> str:
     if facts.configuration.error or facts.configuration.require_encryption:
         return _remedy_for_unix(facts)
+    if facts.configuration.value("auth.encrypt") is True and provider.scheme:
+        return "none: fabric.auth.encrypt means TLS between hosts"
     return provider.remedy(facts)
 
 

@@ -48,6 +48,11 @@ def roles(security: Security) -> list[str]:
     return [role for role, one in configured.items() if one["ca_file"] and one["cert"]]
 
 
+def has_encryption() -> bool:
+    """Whether Dask's configuration has certificates, or ours encrypts by the shared key."""
+    return bool(roles(Security())) or config.load().auth_encrypt
+
+
 def _arguments(scheme: str, of: str) -> dict[str, Any]:
     """Give the arguments of a listener or connector of the scheme, from Dask's configuration."""
     security = Security()
@@ -104,7 +109,7 @@ async def _measure_path(
     path: str, addresses: dict[str, str], refusals: dict[str, str]
 ) -> dict[str, Any]:
     scheme = _scheme_of(path)
-    if path == TLS and not roles(Security()):
+    if path == TLS and not has_encryption():
         return {"path": path, "reason": "Dask's configuration has no certificates"}
     if scheme not in addresses:
         return {"path": path, "reason": refusals[scheme]}
@@ -122,7 +127,8 @@ async def _measure_path(
 
 def _scheme_of(path: str) -> str:
     if path == STREAM:
-        return "fabric+tls" if Security().require_encryption else "fabric+tcp"
+        must = Security().require_encryption or config.load().auth_encrypt
+        return "fabric+tls" if must else "fabric+tcp"
     return {TLS: "fabric+tls", **_OF_ONE_PATH}.get(path, "fabric")
 
 

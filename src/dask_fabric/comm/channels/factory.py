@@ -81,9 +81,10 @@ def make_channel(
             functools.partial(_first_reason, reasons),
             negotiator.answer,
             keys,
+            encrypted,
         )
     else:
-        handshake = Handshake(negotiator.hello, False, refuse, keys=keys)
+        handshake = Handshake(negotiator.hello, False, refuse, keys=keys, encrypted=encrypted)
     if ssl_context is None:
         transport: Transport = PlainTransport(sock, settings.stream_bulk_bytes)
     else:

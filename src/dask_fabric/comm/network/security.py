@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import ssl
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from distributed.comm.core import CommClosedError, FatalCommClosedError
 from distributed.comm.tcp import RequireEncryptionMixin, _expect_tls_context
@@ -21,12 +21,21 @@ from dask_fabric.wire.hello import Hello
 from dask_fabric.wire.text import one_line
 
 if TYPE_CHECKING:
+    from dask_fabric.config import Settings
     from dask_fabric.engine.channel import Channel
 
 _TLS_HELP = "Check your security settings: https://distributed.dask.org/en/latest/tls.html"
 
 # How a TLS record with a handshake message begins (RFC 8446, 5.1).
 TLS_FIRST_BYTE = b"\x16"
+
+# What OpenSSL's errors mean where the certificates are made from keys.
+_KEY_FAILURES = {
+    "UNRECOGNIZED_NAME": "the server has none of the client's keys",
+    "CALLBACK_FAILED": "the client has none of the server's keys",
+    "CERTIFICATE_VERIFY_FAILED": "the server has another key",
+    "HANDSHAKE_FAILURE": "the server does not encrypt by a key",
+}
 
 # A retry cannot fix these: the peer is another program, another version, or not trusted.
 _FATAL = (
@@ -36,6 +45,24 @@ _FATAL = (
     VersionMismatchError,
     ssl.SSLError,
 )
+
+
+class Encryption(NamedTuple):
+    """How connections are encrypted.
+
+    Attributes
+    ----------
+    ssl_context : ssl.SSLContext or None
+        The TLS context that Dask has given.
+    by_key : bool
+        Whether TLS is from the shared key instead.
+    within_host : bool
+        Whether connections within a host are encrypted too, so that no path is used.
+    """
+
+    ssl_context: ssl.SSLContext | None
+    by_key: bool
+    within_host: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,26 +89,35 @@ class Scheme:
     def prefix(self) -> str:
         return f"{self.name}://"
 
-    def ssl_context(self, location: str, args: Mapping[str, Any]) -> ssl.SSLContext | None:
-        """Give the TLS context among *args* to use for *location*, or None for plain text.
+    def encryption(self, location: str, args: Mapping[str, Any], settings: Settings) -> Encryption:
+        """Give how connections of *location* are encrypted.
 
         Raises
         ------
         RuntimeError
-            Encryption is required, but the scheme never encrypts, or *args* has no TLS context.
+            Encryption is required, but the scheme never encrypts, or neither *args* nor the
+            configuration say how.
         TypeError
             The scheme needs a TLS context, and *args* has none, or something else.
         """
-        needed = self.tls == "always"
+        by_key = settings.auth_encrypt and args.get("ssl_context") is None
+        if settings.auth_encrypt and self.tls == "never":
+            raise RuntimeError(
+                f"fabric.auth.encrypt is true, and {self.prefix}{location} never encrypts: use "
+                "fabric:// or fabric+tls://"
+            )
         context = None
-        if needed or (self.tls == "if given" and args.get("ssl_context") is not None):
+        given = self.tls == "if given" and args.get("ssl_context") is not None
+        if given or (self.tls == "always" and not by_key):
             context = _expect_tls_context(args)
-        _Encryption(self.prefix, context is not None)._check_encryption(location, args)
-        return context
+        encrypted = by_key or context is not None
+        _Encrypted(self.prefix, encrypted)._check_encryption(location, args)
+        everywhere = settings.auth_encrypt_local or bool(args.get("require_encryption"))
+        return Encryption(context, by_key, context is not None or (by_key and everywhere))
 
 
 @dataclasses.dataclass(frozen=True)
-class _Encryption(RequireEncryptionMixin):
+class _Encrypted(RequireEncryptionMixin):
     """The attributes that distributed's check reads."""
 
     prefix: str
@@ -93,7 +129,15 @@ def refuse_plain_text(_: Hello) -> str:
     return f"this server requires TLS: give the client the cluster's security. {_TLS_HELP}"
 
 
-def comm_error(where: str, exc: Exception) -> CommClosedError:
+def refuse_plain_text_with_key(_: Hello) -> str:
+    """Refuse a client without TLS, at a server that encrypts by the shared key."""
+    return (
+        "this server encrypts by the shared key: give the client's process the same key file, and "
+        "set fabric.auth.encrypt: true there, see `dask fabric key --help`"
+    )
+
+
+def comm_error(where: str, exc: Exception, by_key: bool = False) -> CommClosedError:
     """Translate an error during connecting or the handshake to Dask's errors.
 
     Parameters
@@ -102,15 +146,23 @@ def comm_error(where: str, exc: Exception) -> CommClosedError:
         The address, or another name of the connection.
     exc : Exception
         An `OSError`, or one of the errors of dask-fabric.
+    by_key : bool
+        Whether TLS is from the shared key.
     """
     kind = FatalCommClosedError if isinstance(_root(exc), _FATAL) else CommClosedError
-    return kind(f"in {where}: {explanation(exc)}")
+    return kind(f"in {where}: {explanation(exc, by_key)}")
 
 
-def explanation(exc: Exception) -> str:
+def explanation(exc: Exception, by_key: bool = False) -> str:
     """Give an error of connecting or of the handshake on one line, with a hint if there is one."""
     cause = _root(exc)
     message = f"{cause.__class__.__name__}: {cause}"
+    if by_key and isinstance(cause, (ssl.SSLError, ConnectionResetError)):
+        known = (said for part, said in _KEY_FAILURES.items() if part in str(cause).upper())
+        return one_line(
+            f"encryption by the shared key failed ({next(known, cause)}): both sides need the same "
+            "key file, and fabric.auth.encrypt: true, see `dask fabric key --help`"
+        )
     if isinstance(cause, ConnectionResetError):
         message += " (is it a server of this scheme? does it require TLS?)"
     if isinstance(cause, ssl.SSLCertVerificationError):
@@ -135,8 +187,10 @@ def _root(exc: Exception) -> Exception:
     return exc
 
 
-def tls_info(channel: Channel) -> dict[str, Any]:
-    """Give the same facts as distributed's own TLS comm: ``peercert`` and ``cipher``."""
+def tls_info(channel: Channel) -> dict[str, Any] | None:
+    """Give ``peercert`` and ``cipher``, as distributed's own TLS comm does; None without TLS."""
+    if channel.transport.cipher is None:
+        return None
     return {
         "peercert": channel.transport.peer_certificate,
         "cipher": channel.transport.cipher,

@@ -85,7 +85,7 @@ def current(settings: Settings) -> Keys | None:
     ------
     ConfigError
         The file is missing, others may use it, or it has no valid key; or there is no key, and
-        ``fabric.auth.require`` is true.
+        ``fabric.auth.require`` or ``fabric.auth.encrypt`` is true.
     """
     global _last
     known_settings, known, until = _last
@@ -106,9 +106,10 @@ def _found(settings: Settings) -> Keys | None:
         return _keys(tuple(one.secret for one in stored if one.until is None or one.until > now))
     if named:
         raise ConfigError(f"fabric.auth.key-file is {named}, and there is no such file; {_ADVICE}")
-    if settings.auth_require:
+    if settings.auth_require or settings.auth_encrypt:
+        name = "require" if settings.auth_require else "encrypt"
         raise ConfigError(
-            "fabric.auth.require is true, and this process has no key: there is no "
+            f"fabric.auth.{name} is true, and this process has no key: there is no "
             f"{DEFAULT_FILE}; {_ADVICE}"
         )
     return None
