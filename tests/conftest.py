@@ -42,7 +42,12 @@ REFERENCES = ("tcp", "tls")
 
 @functools.cache
 def ucx_libraries() -> tuple[ucx_library.Library, ...]:
-    """Every UCX of this host; first called while tests are collected, when none is loaded."""
+    """Every UCX of this host; first called while tests are collected, when none is loaded.
+
+    None if ``DASK_FABRIC_TEST_UCX`` is ``none``.
+    """
+    if os.environ.get("DASK_FABRIC_TEST_UCX") == "none":
+        return ()
     variables = tuple(ucx_library.environment(()).items())
     probed = [ucx_library.probe(place.path, place.source, variables) for place in candidates()]
     return tuple({library.path: library for library in probed if not library.error}.values())
