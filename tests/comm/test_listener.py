@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 
+import dask
 import pytest
 from distributed.comm import connect, listen
 from distributed.comm.addressing import unparse_host_port
@@ -18,6 +19,7 @@ from distributed.utils import wait_for
 from dask_fabric.comm import listener as module
 from dask_fabric.comm import servers
 from dask_fabric.comm.servers import scheduler_host, server_of
+from dask_fabric.wire.hello import Hello
 
 
 async def ignore(comm):
@@ -214,3 +216,62 @@ def test_a_forked_child_keeps_no_socket_and_the_parent_goes_on(reached, streams)
     command = [sys.executable, "-c", FORK, *reached]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and done.stdout.split() == streams, done.stderr
+
+
+# ---- more connections than may be in the handshake
+
+HELLO = Hello(scheme="fabric+tcp").encode()
+SILENT = {
+    "silent": b"",
+    "silent inside TLS": b"\x16",
+    "half a hello": HELLO[:100],
+    "silent after the hellos": HELLO,  # before Dask's own handshake
+}
+
+
+@pytest.mark.parametrize("said", SILENT)
+async def test_silent_connections_keep_no_good_client_out(said, monkeypatch, caplog, security_of):
+    """More than may be in the handshake, and each longer than a good client."""
+    monkeypatch.setattr(module, "_CROWD_PATIENCE_SECONDS", 0.1)
+    scheme = "fabric+tls" if "TLS" in said else "fabric+tcp"
+    listen_args, connect_args = security_of(scheme)
+    with dask.config.set({"fabric.limits.handshakes": 10}), contextlib.ExitStack() as stack:
+        async with listen(f"{scheme}://127.0.0.1", echo_once, **listen_args) as listener:
+            host, port = listener.get_host_port()
+            for _ in range(60):
+                one = stack.enter_context(socket.create_connection((host, port)))
+                one.sendall(SILENT[said])
+            comm = await connect(listener.contact_address, timeout=20, **connect_args)
+            await comm.write("ping")
+            assert await comm.read() == "ping"
+            assert len(listener._opening) <= 10
+            await comm.close()
+    assert "the oldest of 10 connections in the handshake" in caplog.text
+
+
+async def test_many_good_clients_at_once_wait_for_each_other(caplog):
+    with dask.config.set({"fabric.limits.handshakes": 3}):
+        async with listen("fabric+tcp://127.0.0.1", echo_once) as listener:
+            address = listener.contact_address
+            comms = await asyncio.gather(*(connect(address, timeout=60) for _ in range(100)))
+            for comm in comms:
+                await comm.write("ping")
+                assert await comm.read() == "ping"
+                await comm.close()
+    assert "refused" not in caplog.text
+
+
+async def echo_once(comm):
+    await comm.write(await comm.read())
+    await comm.close()
+
+
+@pytest.fixture
+def security_of(temporary_security):
+    def arguments(scheme: str) -> tuple[dict, dict]:
+        if scheme != "fabric+tls":
+            return {}, {}
+        listening = temporary_security.get_listen_args("scheduler")
+        return listening, temporary_security.get_connection_args("client")
+
+    return arguments

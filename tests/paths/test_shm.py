@@ -505,6 +505,7 @@ def test_large_results_lie_in_the_file_and_small_ones_do_not(shareable):
     assert pool.statistics()["in_use_bytes"] == in_use - NBYTES
 
 
+@pytest.mark.resident
 def test_zeroed_memory_is_ordinary_and_takes_none_until_it_is_used(shareable):
     before = resident_bytes()
     zeros = shareable(np.zeros, 1 << 30, "u1")  # no freed part of the heap is as large

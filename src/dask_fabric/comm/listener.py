@@ -25,6 +25,7 @@ import functools
 import inspect
 import logging
 import os
+import resource
 import socket
 import ssl
 import weakref
@@ -73,6 +74,9 @@ logger = logging.getLogger(__name__)
 # The process or host is out of descriptors or memory; the connection stays in the backlog.
 _OUT_OF_RESOURCES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 _ACCEPT_PAUSE_SECONDS = 1.0
+# With too many connections in the handshake: how long others wait, and from when on one is slow.
+_CROWD_PAUSE_SECONDS = 0.05
+_CROWD_PATIENCE_SECONDS = 1.0
 
 _listeners: weakref.WeakSet[FabricListener] = weakref.WeakSet()
 
@@ -142,7 +146,8 @@ class FabricListener(BaseListener):
         self._contact_host: str | None = None
         self._stopped = False
         self._tasks: set[asyncio.Task] = set()  # the loop itself holds them weakly
-        self._opening: set[Any] = set()  # arrivals, and channels in the handshake
+        # Arrivals, and channels in the handshake, with the time when they came; the oldest first.
+        self._opening: dict[Any, float] = {}
 
     async def start(self) -> None:
         """Bind and listen.
@@ -172,6 +177,10 @@ class FabricListener(BaseListener):
             settings = self._settings.of_path(provider.name)
             provider.serve(settings, limit_bytes, runs_tasks)
         backlog_count = int(dask.config.get("distributed.comm.socket-backlog"))
+        self._handshake_limit = self._settings.handshake_count_limit
+        open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if open_files != resource.RLIM_INFINITY:
+            self._handshake_limit = max(1, min(self._handshake_limit, open_files // 4))
         self._sockets = bind(self.ip, self.port, backlog_count)
         _listeners.add(self)
         for sock in self._sockets:
@@ -212,7 +221,7 @@ class FabricListener(BaseListener):
         sockets, self._sockets = self._sockets, []
         for sock in sockets:
             sock.close()
-        opening, self._opening = self._opening, set()
+        opening, self._opening = self._opening, {}
         for connection in opening:
             if isinstance(connection, Arrival):  # a channel closes its own socket
                 connection.forked()
@@ -223,9 +232,10 @@ class FabricListener(BaseListener):
         self._drop_opening()
 
     def _drop_opening(self) -> None:
-        opening, self._opening = self._opening, set()
-        for connection in opening:
-            connection.abort()
+        for connection in list(self._opening):
+            if getattr(connection, "peer", None) is None:  # else the client is connected already
+                self._opening.pop(connection, None)
+                connection.abort()
 
     def get_host_port(self) -> tuple[str, int]:
         """Give the host and port that the listener is bound to."""
@@ -253,6 +263,9 @@ class FabricListener(BaseListener):
 
     def _accept(self, listening: socket.socket, take: Callable) -> None:
         """Accept one connection; the loop calls this while the backlog is not empty."""
+        if not self._has_room():
+            self._wait(listening, take, _CROWD_PAUSE_SECONDS)
+            return
         try:
             sock, sockname = listening.accept()
         except OSError as exc:
@@ -263,6 +276,22 @@ class FabricListener(BaseListener):
         sock.setblocking(False)
         take(sock, sockname)
 
+    def _has_room(self) -> bool:
+        """Whether one more connection may be in the handshake; drops those that take long."""
+        limit = self._handshake_limit
+        while len(self._opening) >= limit:
+            oldest, since = next(iter(self._opening.items()))
+            if self._loop.time() - since < _CROWD_PATIENCE_SECONDS:
+                return False
+            del self._opening[oldest]
+            oldest.abort(
+                TimeoutError(
+                    f"it was the oldest of {limit} connections in the handshake "
+                    "(fabric.limits.handshakes in Dask's configuration)"
+                )
+            )
+        return True
+
     def _take(self, sock: socket.socket, sockname: tuple) -> None:
         """Begin to serve an accepted connection."""
         peer_addr = format_address(self.prefix, sockname)
@@ -272,7 +301,8 @@ class FabricListener(BaseListener):
         # A client without TLS gets an error that it can read, instead of a TLS alert.
         seconds = self._settings.handshake_timeout_seconds
         on_first_byte = functools.partial(self._take_first_byte, peer_addr)
-        self._opening.add(Arrival(self._loop, sock, seconds, on_first_byte))
+        arrival = Arrival(self._loop, sock, seconds, on_first_byte)
+        self._opening[arrival] = self._loop.time()
 
     def _take_unix(self, address: str, sock: socket.socket, name: bytes) -> None:
         """Begin to serve a connection accepted by the Unix socket beside *address*."""
@@ -289,7 +319,7 @@ class FabricListener(BaseListener):
         self, peer_addr: str, arrival: Arrival, sock: socket.socket, first: bytes | OSError
     ) -> None:
         """Serve a client that begins with TLS; refuse one that does not."""
-        self._opening.discard(arrival)
+        self._opening.pop(arrival, None)
         if isinstance(first, OSError):
             sock.close()
             self._log_refusal(peer_addr, first, 0)
@@ -328,7 +358,7 @@ class FabricListener(BaseListener):
             sock.close()
             self._refuse(peer_addr, exc)
             return
-        self._opening.add(channel)
+        self._opening[channel] = self._loop.time()
         task = self._loop.create_task(self._serve(channel, peer_addr))
         # In this order: an eager task may have ended by now.
         self._tasks.add(task)
@@ -351,8 +381,12 @@ class FabricListener(BaseListener):
             exc,
             _ACCEPT_PAUSE_SECONDS,
         )
+        self._wait(listening, take, _ACCEPT_PAUSE_SECONDS)
+
+    def _wait(self, listening: socket.socket, take: Callable, seconds: float) -> None:
+        """Leave connections in the backlog for a while."""
         self._loop.remove_reader(listening)
-        self._loop.call_later(_ACCEPT_PAUSE_SECONDS, self._resume, listening, take)
+        self._loop.call_later(seconds, self._resume, listening, take)
 
     def _resume(self, listening: socket.socket, take: Callable) -> None:
         if not self._stopped:
@@ -360,10 +394,13 @@ class FabricListener(BaseListener):
 
     async def _serve(self, channel: Channel, peer_addr: str) -> None:
         """Serve one connection until its handler returns."""
-        comm = await self._open(channel, peer_addr)
+        try:
+            comm = await self._open(channel, peer_addr)
+            if comm is None or not await self._introduce(comm):
+                return
+        finally:
+            self._opening.pop(channel, None)
         del channel  # the handler runs as long as the comm lives: keep no other reference
-        if comm is None or not await self._introduce(comm):
-            return
         try:
             handled = self.comm_handler(comm)
             if inspect.isawaitable(handled):
@@ -382,10 +419,13 @@ class FabricListener(BaseListener):
         try:
             await self.on_connection(comm)
         except CommClosedError as exc:
-            if isinstance(exc.__cause__, ProtocolError):
-                self._refuse(comm.peer_address, exc.__cause__)
+            cause = exc.__cause__
+            if isinstance(cause, FabricError) and (
+                isinstance(cause, ProtocolError) or isinstance(cause.__cause__, TimeoutError)
+            ):
+                self._refuse(comm.peer_address, cause)
             else:
-                logger.info("Connection from %s closed before its handshake", comm.peer_address)
+                logger.debug("Connection from %s closed before its handshake", comm.peer_address)
             return False
         except Exception as exc:
             self._refuse(comm.peer_address, exc)
@@ -402,8 +442,6 @@ class FabricListener(BaseListener):
         except (FabricError, OSError) as exc:
             self._log_refusal(peer_addr, exc, channel.statistics()["bytes_received"])
             return None
-        finally:
-            self._opening.discard(channel)
         if self._stopped:
             channel.abort()
             return None

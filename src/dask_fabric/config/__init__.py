@@ -52,6 +52,7 @@ class Settings:
     frame_count_limit: int
     header_bytes_limit: int
     message_bytes_limit: int
+    handshake_count_limit: int
     auth_key: bytes | None = field(repr=False)
     auth_key_file: str | None
     auth_require: bool

@@ -186,7 +186,7 @@ _GPU = Section(
     },
 )
 _LIMITS = Section(
-    "The largest message that a peer may send.",
+    "What a peer may send, and how many peers may be in the handshake.",
     {
         "frames": count(
             "frame_count_limit",
@@ -217,8 +217,17 @@ _LIMITS = Section(
             "receiving process: the host's memory, its cgroup's limit, or its `ulimit`, whichever "
             "is lowest.",
         ),
+        "handshakes": count(
+            "handshake_count_limit",
+            1000,
+            "connections in the handshake, for each listener",
+            "Most connections of a listener that are in the handshake at a time, if a quarter of "
+            "the process's open files (`ulimit -n`) is not less. Beyond it, the listener accepts "
+            "no more for a moment, and drops those that are older than a second.",
+            most=1 << 20,
+        ),
     },
-    "the largest message that a peer may send",
+    "what a peer may send, and how many may be in the handshake",
 )
 _AUTH = Section(
     "The key that all processes of a user share.",

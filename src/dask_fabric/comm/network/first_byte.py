@@ -37,8 +37,11 @@ class Arrival:
         self._timer = loop.call_later(timeout_seconds, self._end, silence)
         loop.add_reader(sock, self._look)
 
-    def abort(self) -> None:
-        """Close the connection, without a call of *on_first_byte*."""
+    def abort(self, error: OSError | None = None) -> None:
+        """Close the connection, without a call of *on_first_byte* unless there is an *error*."""
+        if error is not None:
+            self._end(error)
+            return
         self._release()
         self._sock.close()
 
