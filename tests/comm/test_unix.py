@@ -232,7 +232,7 @@ async def test_whose_listener_a_client_trusts(own, listener_uid, expected, serve
 def test_which_client_a_listener_takes(own, client_uid, expected, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: own)
     monkeypatch.setattr(unix, "peer_uid", lambda sock: client_uid)
-    assert unix.is_welcome(None, b"\x0000f3a") is expected
+    assert unix.is_welcome(None, b"\x0000f3a", False) is expected
 
 
 @pytest.mark.parametrize("name", ["", "/tmp/x", b"", b"\0f3a", b"\0dask-fabric/x", b"\x0000F3A"])
@@ -240,7 +240,7 @@ def test_a_client_whose_name_is_not_the_kernel_s_is_turned_away(name):
     near, far = socket.socketpair()
     with near, far:
         assert unix.peer_uid(near) == os.geteuid()
-        assert not unix.is_welcome(near, name)
+        assert not unix.is_welcome(near, name, False)
 
 
 async def test_a_stranger_gets_nothing(serve):

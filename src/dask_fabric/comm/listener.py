@@ -41,7 +41,7 @@ from dask_fabric.comm import runtime
 from dask_fabric.comm.channels.factory import make_channel, settle_addresses
 from dask_fabric.comm.channels.negotiator import prepare
 from dask_fabric.comm.comm import FabricComm
-from dask_fabric.comm.network import key_encryption, shared_key, unix
+from dask_fabric.comm.network import key_encryption, local_user, shared_key, unix
 from dask_fabric.comm.network.addresses import (
     WILDCARD_HOSTS,
     advertised_host,
@@ -295,6 +295,9 @@ class FabricListener(BaseListener):
     def _take(self, sock: socket.socket, sockname: tuple) -> None:
         """Begin to serve an accepted connection."""
         peer_addr = format_address(self.prefix, sockname)
+        if self._settings.auth_local and self._is_of_another_user(sock):
+            self._begin(sock, peer_addr, None, local_user.refuse_other_users)
+            return
         if self._encryption.ssl_context is None and not self._encryption.by_key:
             self._begin(sock, peer_addr, None)
             return
@@ -304,9 +307,16 @@ class FabricListener(BaseListener):
         arrival = Arrival(self._loop, sock, seconds, on_first_byte)
         self._opening[arrival] = self._loop.time()
 
+    @staticmethod
+    def _is_of_another_user(sock: socket.socket) -> bool:
+        try:
+            return local_user.is_of_another_user(sock)
+        except OSError:  # the client is gone
+            return True
+
     def _take_unix(self, address: str, sock: socket.socket, name: bytes) -> None:
         """Begin to serve a connection accepted by the Unix socket beside *address*."""
-        if not unix.is_welcome(sock, name):
+        if not unix.is_welcome(sock, name, self._settings.auth_local):
             logger.debug("%s: refused another user at the Unix socket", self.listen_address)
             sock.close()
             return

@@ -56,6 +56,7 @@ class Settings:
     auth_key: bytes | None = field(repr=False)
     auth_key_file: str | None
     auth_require: bool
+    auth_local: bool
     auth_encrypt: bool
     auth_encrypt_local: bool
     history_file: str | None

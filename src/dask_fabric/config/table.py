@@ -256,6 +256,14 @@ _AUTH = Section(
             "refuse to listen and to connect without a key",
             "Whether a process without a key refuses to listen and to connect.",
         ),
+        "local": switch(
+            "auth_local",
+            False,
+            "from this host, accept processes of the same user only",
+            "Whether listeners accept clients on their own host only if these are of the same user "
+            "or of root, by what the kernel says, over TCP as over Unix sockets. Clients on other "
+            "hosts are not affected; use a key for them.",
+        ),
         "encrypt": switch(
             "auth_encrypt",
             False,

@@ -150,12 +150,15 @@ def is_own(family: int, sockaddr: tuple) -> bool:
         return False  # no route
 
 
-def is_welcome(sock: socket.socket, name: object) -> bool:
-    """Whether to accept a connection from *name*: autobound, and of this user or root."""
+def is_welcome(sock: socket.socket, name: object, strict: bool) -> bool:
+    """Whether to accept a connection from *name*: autobound, and of this user or root.
+
+    A process of root accepts every user, as over TCP, unless it is *strict*.
+    """
     if not isinstance(name, bytes) or not _AUTOBOUND.fullmatch(name):
         return False
     with contextlib.suppress(OSError):
-        return os.geteuid() == ROOT or is_trusted(peer_uid(sock))
+        return (os.geteuid() == ROOT and not strict) or is_trusted(peer_uid(sock))
     return False
 
 
