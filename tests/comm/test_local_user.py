@@ -116,13 +116,13 @@ asyncio.run(main())
 
 
 def test_an_ipv4_client_of_an_ipv6_socket():
-    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as server:
-        with socket.create_connection(("127.0.0.1", server.getsockname()[1])):
-            accepted, _ = server.accept()
-            with accepted:
-                names = accepted.getpeername(), accepted.getsockname()
-                assert names[0][0].startswith("::ffff:")
-                assert local_user._owner(socket.AF_INET6, *names) == os.geteuid()
+    server = socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+    with server, socket.create_connection(("127.0.0.1", server.getsockname()[1])):
+        accepted, _ = server.accept()
+        with accepted:
+            names = accepted.getpeername(), accepted.getsockname()
+            assert names[0][0].startswith("::ffff:")
+            assert local_user._owner(socket.AF_INET6, *names) == os.geteuid()
 
 
 def test_a_client_that_is_gone_is_nobody_of_ours():
