@@ -11,7 +11,7 @@ BENCH_RUN = PATH="$(UCX_BIN):$$PATH" $(BIN)/dask fabric bench $(BENCH)
 UCX_COLUMN = --protocols tcp,fabric,fabric+tcp,fabric+ucx --ucx-library perftest
 SOURCES := pyproject.toml README.md LICENSE $(shell find cython src -type f -not -name '*.pyc')
 
-.PHONY: help demo test test-all deployers ecosystem release-check test-versions test-older bench figures instructions coverage sanitize fuzz simulate lint docs screenshots clean sanitize-address sanitize-thread
+.PHONY: help demo test test-all deployers ecosystem release-check test-versions test-older bench figures instructions coverage sanitize fuzz simulate chaos lint docs screenshots clean sanitize-address sanitize-thread
 .DELETE_ON_ERROR:
 
 help:
@@ -36,6 +36,8 @@ help:
 	@echo "            SANITIZERS=address for one of the two"
 	@echo "make fuzz   a million mutated streams against everything that reads from a peer (COUNT=...)"
 	@echo "make simulate  a million schedules of two connections, from a seed (COUNT=..., SEED=...)"
+	@echo "make chaos  a cluster in network namespaces computes while workers, nannies and links fail, from a"
+	@echo "            seed (TIME=10m, SEED=..., CHAOS='--scheme tcp' or --key or --encrypt); needs root"
 	@echo "make lint   ruff, mypy, and which module may import which"
 	@echo "make docs   the documentation, in site/"
 	@echo "make screenshots  the pictures in docs/images, by Chromium"
@@ -107,6 +109,9 @@ fuzz: $(VENV)/extra-test
 
 simulate: $(VENV)/extra-test
 	$(BIN)/python -m tests.simulation --count $(or $(COUNT),1000000) $(SEED:%=--seed %) --processes 2
+
+chaos: $(VENV)/extra-test
+	$(BIN)/python -m tests.programs.chaos --time $(or $(TIME),10m) $(SEED:%=--seed %) $(CHAOS)
 
 lint: $(VENV)/extra-test
 	$(BIN)/ruff check .
