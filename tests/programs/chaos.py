@@ -231,23 +231,27 @@ class Run:
                 return
 
     def leaks(self, before: dict[str, dict[str, int]]) -> list[str]:
-        """Wait until no process holds more than before; give what is still too much."""
-        of_workers = [of for name, of in before.items() if name not in ("client", "scheduler")]
-        most = {key: max(of[key] for of in of_workers) for key in work.SLACK}
+        """Wait until no process holds more than before, and print it; give what is too much."""
         found: list[str] = []
+        after: dict[str, dict[str, int]] = {}
 
         def is_at_rest() -> bool:
             with work.limited():
-                after = work.holdings_of_all(self.client)
+                after.clear()
+                after.update(work.most_of_workers(work.holdings_of_all(self.client)))
             found[:] = [
-                f"{name}: {key}: {before.get(name, most)[key]:,} before, {of[key]:,} after"
+                f"{name}: {key}: {before[name][key]:,} before, {of[key]:,} after"
                 for name, of in after.items()
-                for key in work.SLACK
-                if of[key] > before.get(name, most)[key] + work.SLACK[key]
+                for key, slack in work.SLACK.items()
+                if of[key] > before[name][key] + slack
             ]
             return not found
 
         until(is_at_rest, PATIENCE_SECONDS / 2)
+        print(f"\n{'before, after':<26}" + "".join(f"{name:>28}" for name in after))
+        for key in work.SLACK:
+            pairs = (f"{before[name][key]:,}, {of[key]:,}" for name, of in after.items())
+            print(f"{key:<26}" + "".join(f"{pair:>28}" for pair in pairs))
         return found
 
 
@@ -342,7 +346,7 @@ def work_and_break(cluster, options, folder: Path, key_file: Path | None) -> lis
         if not until(lambda: run.worker_count() == len(cluster.nannies)) or not run.all_once():
             return ["the cluster did not work before any fault", *run.failures]
         with work.limited():
-            before = work.holdings_of_all(run.client)
+            before = work.most_of_workers(work.holdings_of_all(run.client))
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: faults.stopping.set())
         faults.start()

@@ -131,17 +131,17 @@ def scatter(client: Client, rng: random.Random) -> None:
 def exchange(client: Client, rng: random.Random) -> None:
     """Have each block added to blocks of other workers, so that all move."""
     count, size = 12, rng.choice([1000, 40_000, 500_000, 2_000_000])
+    client.wait_for_workers(1, timeout=60)
     workers = sorted(client.nthreads())
 
     def block(n: int) -> np.ndarray:
         return np.arange(n, n + size, dtype="i8") * (n + 1)
 
-    blocks = [
-        client.submit(
-            block, n, pure=False, workers=[workers[n % len(workers)]], allow_other_workers=True
-        )
-        for n in range(count)
-    ]
+    def place(n: int) -> dict[str, Any]:  # the last worker may have gone just now
+        where = workers and [workers[n % len(workers)]]
+        return {"workers": where, "allow_other_workers": True} if where else {}
+
+    blocks = [client.submit(block, n, pure=False, **place(n)) for n in range(count)]
     for step in (1, 2):
         blocks = [
             client.submit(np.add, blocks[n], blocks[n - step], pure=False) for n in range(count)
@@ -230,3 +230,10 @@ def holdings_of_all(client: Client) -> dict[str, dict[str, int]]:
         "scheduler": client.run_on_scheduler(holdings),
         **client.run(holdings),
     }
+
+
+def most_of_workers(holdings: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
+    """Replace the holdings of all workers by the most that one of them has."""
+    workers = [of for name, of in holdings.items() if name not in ("client", "scheduler")]
+    most = {key: max(of[key] for of in workers) for key in SLACK}
+    return {name: holdings[name] for name in ("client", "scheduler")} | {"a worker": most}
