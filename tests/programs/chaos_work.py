@@ -18,8 +18,9 @@ import dask.array as da
 import numpy as np
 import pandas as pd
 import psutil
-from distributed import Client, KilledWorker
+from distributed import Client, KilledWorker, Worker
 from distributed.comm import CommClosedError
+from distributed.utils import DequeHandler
 
 import dask_fabric
 from dask_fabric.jobs import completions
@@ -27,8 +28,7 @@ from dask_fabric.memory import files, pool
 
 LIMIT_SECONDS = 120  # of a workload, whose longest wait for a lost peer takes a fifth of it
 SIZES = (1, 1000, 70_000, 300_000, 2_000_000, 10_000_000, 50_000_000)
-# What Dask raises for faults over any protocol. Errors of actors have no type of their own.
-FAULTS = (CancelledError, asyncio.CancelledError, KilledWorker, CommClosedError, OSError)
+FAULTS = (CancelledError, KilledWorker, CommClosedError, OSError, asyncio.TimeoutError)
 
 
 class Wrong(Exception):
@@ -55,8 +55,16 @@ def limited(seconds: float = LIMIT_SECONDS) -> Iterator[None]:
 
 
 def is_of_fault(error: BaseException) -> bool:
-    """Whether Dask raises this for a fault, whatever the protocol."""
-    return isinstance(error, (*FAULTS, asyncio.TimeoutError)) or "Actor" in str(error)
+    """Whether Dask raises this for a fault, whatever the protocol.
+
+    Errors of actors have no type of their own. The scheduler raises a KeyError with the address of
+    a worker that leaves during `Client.scatter`.
+    """
+    return (
+        isinstance(error, FAULTS)
+        or "Actor" in str(error)
+        or (isinstance(error, KeyError) and "://" in str(error))
+    )
 
 
 def gather(client: Client, futures: Any, rng: random.Random) -> Any:
@@ -191,8 +199,17 @@ SLACK = {
 }
 
 
-def holdings() -> dict[str, int]:
-    """Give what this process has that comms may hold."""
+def holdings(dask_worker: Worker | None = None) -> dict[str, int]:
+    """Give what this process has that comms may hold, when all futures are released.
+
+    Dask itself keeps two things after faults over any protocol, which are dropped first. If a
+    worker leaves while `Client.scatter` sends to it, the scheduler never learns of the keys that
+    this worker or another one then has. And the logs of a process keep exceptions, and with their
+    frames the data that they were about.
+    """
+    if dask_worker is not None:
+        dask_worker.data.clear()
+    DequeHandler.clear_all_instances()
     gc.collect()
     pool.trim()
     ctypes.CDLL(None).malloc_trim(0)
