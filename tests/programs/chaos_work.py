@@ -20,6 +20,7 @@ import pandas as pd
 import psutil
 from distributed import Client, KilledWorker, Worker
 from distributed.comm import CommClosedError
+from distributed.core import Server
 from distributed.utils import DequeHandler
 
 import dask_fabric
@@ -199,7 +200,7 @@ SLACK = {
 }
 
 
-def holdings(dask_worker: Worker | None = None) -> dict[str, int]:
+def holdings(dask_worker: Server | None = None) -> dict[str, int]:
     """Give what this process has that comms may hold, when all futures are released.
 
     Dask itself keeps two things after faults over any protocol, which are dropped first. If a
@@ -207,7 +208,7 @@ def holdings(dask_worker: Worker | None = None) -> dict[str, int]:
     this worker or another one then has. And the logs of a process keep exceptions, and with their
     frames the data that they were about.
     """
-    if dask_worker is not None:
+    if isinstance(dask_worker, Worker):  # Dask gives a scheduler as well
         dask_worker.data.clear()
     DequeHandler.clear_all_instances()
     gc.collect()
