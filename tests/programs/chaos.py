@@ -31,6 +31,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from pathlib import Path
 
 import dask
@@ -198,7 +199,7 @@ class Run:
             except Exception as error:
                 if not work.is_of_fault(error):
                     self.failures.append(f"{name}: {error!r}")
-                    say(self.failures[-1])
+                    say(traceback.format_exc())
                     self._dump()
                     return False
                 self.errors[name, type(error).__name__] += 1

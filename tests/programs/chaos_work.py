@@ -9,6 +9,7 @@ import gc
 import os
 import random
 import signal
+import time
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
@@ -130,11 +131,25 @@ def scatter(client: Client, rng: random.Random) -> None:
         for size in rng.sample(SIZES, 4)
     ]
     futures = client.scatter(sent, direct=rng.random() < 0.5, hash=False, timeout=30)
+    await_registration(client, futures)
     sums = client.map(zlib.crc32, futures, pure=False)
     for got, array in zip(gather(client, sums, rng), sent, strict=True):
         check("sum of scattered", got, zlib.crc32(array))
     for got, array in zip(gather(client, futures, rng), sent, strict=True):
         check("scattered", got, array)
+
+
+def await_registration(client: Client, futures: list) -> None:
+    """Wait until the scheduler knows where the scattered arrays are.
+
+    If a worker leaves while a client sends to it directly, the scheduler logs a KeyError, and
+    without this check all that depends on its arrays would wait for ever.
+    """
+    deadline = time.monotonic() + 10
+    while not all(client.who_has(futures).values()):
+        if time.monotonic() > deadline:
+            raise OSError("a worker left during the scatter")
+        time.sleep(0.1)
 
 
 def exchange(client: Client, rng: random.Random) -> None:
