@@ -174,7 +174,7 @@ class Run:
     def __init__(self, address: str, seed: int, folder: Path) -> None:
         self.address, self.seed, self._folder = address, seed, folder
         self._rng = random.Random(f"work {seed}")
-        self.client = Client(address, timeout=PATIENCE_SECONDS)
+        self.client = Client(address, timeout=60)  # also of connects to workers that have gone
         self.right_count = self.client_count = 0
         self.seconds: dict[str, list[float]] = collections.defaultdict(list)
         self.errors: collections.Counter[tuple[str, str]] = collections.Counter()
