@@ -2,7 +2,14 @@
 
 import asyncio
 import contextlib
+import ctypes
+import os
+import select
+import socket
 import ssl
+import subprocess
+import sys
+import threading
 
 import numpy as np
 import pytest
@@ -286,6 +293,97 @@ async def test_an_abort_does_not_wait_for_a_page_and_keeps_the_session(
     memory.arrive()
     while completions.statistics()["quarantined_count"]:
         await asyncio.sleep(0)
+
+
+FORWARDER = """
+import os, socket, sys, threading
+left, right = (socket.socket(fileno=int(fd)) for fd in sys.argv[1:3])
+def forward(source, sink, moved=0):
+    while data := source.recv(1 << 16):
+        sink.sendall(data)
+        if moved >> 20 != (moved := moved + len(data)) >> 20:
+            os.write(1, b"1 MiB more")
+threading.Thread(target=forward, args=(right, left), daemon=True).start()
+forward(left, right)
+"""
+
+
+async def test_native_threads_go_on_while_a_task_holds_the_gil(contexts, is_native):
+    """Also if the loop waits for the session, and then for the GIL."""
+    if not is_native:
+        pytest.skip("Python's methods need the GIL")
+    near, left = tcp_pair()
+    right, far = tcp_pair()
+    for sock in (near, left, right, far):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+    left.setblocking(True), right.setblocking(True)
+    fds = left.fileno(), right.fileno()
+    command = [sys.executable, "-c", FORWARDER, *map(str, fds)]
+    forwarder = subprocess.Popen(command, pass_fds=fds, stdout=subprocess.PIPE)
+    left.close(), right.close()
+    progress = forwarder.stdout.fileno()
+    os.set_blocking(progress, False)
+    moved, ended = [], threading.Event()
+
+    def hold_the_gil():
+        poll = ctypes.PyDLL(None).poll
+        state = (ctypes.c_int * 2)(progress, select.POLLIN)
+        while not ended.is_set():
+            with contextlib.suppress(BlockingIOError):
+                os.read(progress, 1 << 16)
+            moved.append(poll(state, 1, 20_000))
+            ended.wait(0.001)
+
+    async def take_all():
+        while True:
+            await receive(near)
+
+    pair = new_tls_channel(near, False, contexts[0]), new_tls_channel(far, True, contexts[1])
+    await asyncio.gather(*(channel.open() for channel in pair))
+    near, far = pair
+    near.send(b"large", [np.zeros(200_000_000, "u1")])
+    large, small = asyncio.ensure_future(receive(far)), asyncio.ensure_future(take_all())
+    while not far.statistics()["receive_jobs"]:
+        await asyncio.sleep(0)
+    task = threading.Thread(target=hold_the_gil)
+    task.start()
+    while len(moved) < 20 and all(moved):
+        far.send(b"small", [])
+        await asyncio.sleep(0)
+    ended.set()
+    forwarder.kill()
+    task.join(60)
+    near.abort(), far.abort()
+    await asyncio.gather(large, small, return_exceptions=True)
+    forwarder.communicate()
+    assert all(moved)
+
+
+async def test_errors_of_openssl_do_not_show_in_other_connections_of_the_thread(contexts):
+    near, far = tcp_pair()
+    other = [
+        contexts[0].wrap_socket(near, do_handshake_on_connect=False),
+        contexts[1].wrap_socket(far, server_side=True, do_handshake_on_connect=False),
+    ]
+    for end in other * 3:
+        with contextlib.suppress(ssl.SSLWantReadError):
+            end.do_handshake()
+
+    def fill():
+        while True:
+            other[1].send(b"until the socket is full" * 1000)
+
+    with pytest.raises(ssl.SSLWantWriteError):
+        fill()
+    async with opened(*contexts) as (near, far):
+        near.abort()
+        with pytest.raises(ChannelClosedError):
+            await receive(far)
+        with pytest.raises(ssl.SSLWantWriteError):
+            fill()
+    for end in other:
+        end.close()
 
 
 async def test_a_peer_that_dies_in_a_large_message_is_noticed_below_the_low_water(contexts):

@@ -20,8 +20,8 @@ from libc.errno cimport EPIPE, EPROTO, errno
 from dask_fabric.engine.transport cimport Transport
 from dask_fabric.linux cimport iovec
 from dask_fabric.paths.openssl cimport (
-    RECORD_BYTES, TLS_NOTHING, TLS_WANTS_READ, TLS_WANTS_WRITE, TLSSession, TLSWish, enter,
-    entered_has_pending, entered_read, entered_write, free_session, leave, new_session,
+    RECORD_BYTES, TLS_NOTHING, TLS_WANTS_READ, TLS_WANTS_WRITE, TLSSession, TLSWish, free_session,
+    loop_has_pending, loop_read, loop_write, new_session,
 )
 from dask_fabric.paths.stream cimport LOW_WATER_BYTES, cork, encrypted_low_water, set_low_water
 from dask_fabric.wire.send_buffer cimport PY_SSIZE_T_MAX, SendBuffer
@@ -174,10 +174,7 @@ cdef class NativeTLSTransport(TLSTransport):
 
     cdef Py_ssize_t read(self, char *room, Py_ssize_t nbytes) except -2:
         cdef TLSWish wish = TLS_NOTHING
-        cdef ssize_t moved
-        enter(self.tls)
-        moved = entered_read(self.tls, room, nbytes, &wish)
-        leave(self.tls)
+        cdef ssize_t moved = loop_read(self.tls, room, nbytes, &wish)
         if moved < 0:
             self.read_wants_write = wish == TLS_WANTS_WRITE
             if wish == TLS_NOTHING:
@@ -186,10 +183,7 @@ cdef class NativeTLSTransport(TLSTransport):
 
     cdef Py_ssize_t _write(self, const char *data, Py_ssize_t nbytes) except -2:
         cdef TLSWish wish = TLS_NOTHING
-        cdef ssize_t moved
-        enter(self.tls)
-        moved = entered_write(self.tls, data, nbytes, &wish)
-        leave(self.tls)
+        cdef ssize_t moved = loop_write(self.tls, data, nbytes, &wish)
         if moved <= 0:
             self.write_wants_read = wish == TLS_WANTS_READ
             if wish == TLS_NOTHING:
@@ -198,13 +192,7 @@ cdef class NativeTLSTransport(TLSTransport):
         return moved
 
     cdef bint has_pending(self) except -1:
-        cdef bint pending
-        if not self.is_secure:
-            return False
-        enter(self.tls)
-        pending = entered_has_pending(self.tls)
-        leave(self.tls)
-        return pending
+        return self.is_secure and loop_has_pending(self.tls)
 
     cdef await_bytes(self, Py_ssize_t missing_bytes):
         """Native threads receive what is large."""

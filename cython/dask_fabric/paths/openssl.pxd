@@ -22,12 +22,10 @@ cdef void free_session(TLSSession *session) noexcept nogil
 cdef ssize_t session_read(TLSSession *session, void *room, size_t nbytes) noexcept nogil
 cdef ssize_t session_write(TLSSession *session, const void *data, size_t nbytes) noexcept nogil
 cdef bint session_has_pending(TLSSession *session) noexcept nogil
-cdef void enter(TLSSession *session)
-cdef void leave(TLSSession *session) noexcept nogil
-cdef ssize_t entered_read(
+cdef ssize_t loop_read(
     TLSSession *session, void *room, size_t nbytes, TLSWish *wish
-) noexcept nogil
-cdef ssize_t entered_write(
+) noexcept
+cdef ssize_t loop_write(
     TLSSession *session, const void *data, size_t nbytes, TLSWish *wish
-) noexcept nogil
-cdef bint entered_has_pending(TLSSession *session) noexcept nogil
+) noexcept
+cdef bint loop_has_pending(TLSSession *session) noexcept

@@ -16,8 +16,9 @@ So each call holds a mutex for one record. Two rules keep the event loop from wa
 
 - Memory that is slow to read (swap, a file on a network) is never read under the mutex:
   `session_write` copies a record's bytes first.
-- A thread that holds the GIL never waits for the mutex: its holder may want the GIL, for a callback
-  of Python's (`enter`).
+- No thread waits for the mutex while it holds the GIL, or for the GIL while it holds the mutex: some
+  task may hold the GIL for seconds, and native threads must go on. Where the mutex is taken, the
+  loop gives up the GIL for the whole call (`loop_read`). Only callbacks of Python's need both.
 """
 
 import _ssl
@@ -132,8 +133,8 @@ cdef ssize_t session_read(TLSSession *session, void *room, size_t nbytes) noexce
     cdef TLSWish wish
     cdef ssize_t moved
     _enter_behind_python(session)
-    moved = entered_read(session, room, nbytes, &wish)
-    leave(session)
+    moved = _read(session, room, nbytes, &wish)
+    _leave(session)
     return moved
 
 
@@ -145,8 +146,8 @@ cdef ssize_t session_write(TLSSession *session, const void *data, size_t nbytes)
     nbytes = min(nbytes, <size_t> RECORD_BYTES)
     memcpy(record, data, nbytes)
     _enter_behind_python(session)
-    moved = entered_write(session, record, nbytes, &wish)
-    leave(session)
+    moved = _write(session, record, nbytes, &wish)
+    _leave(session)
     if moved == 0:              # the peer has ended the connection
         c_errno.errno = EPIPE
         return -1
@@ -157,8 +158,8 @@ cdef bint session_has_pending(TLSSession *session) noexcept nogil:
     """Whether decrypted bytes wait in OpenSSL, which do not make the socket readable."""
     cdef bint pending
     _enter_behind_python(session)
-    pending = entered_has_pending(session)
-    leave(session)
+    pending = _has_pending(session)
+    _leave(session)
     return pending
 
 
@@ -168,33 +169,71 @@ cdef void _enter_behind_python(TLSSession *session) noexcept nogil:
     pthread_mutex_lock(&session.mutex)
 
 
-# ---------------------------------------------------------------- threads that hold the GIL
+# ---------------------------------------------------------------- the loop, which holds the GIL
 
-cdef void enter(TLSSession *session):
-    """Take the mutex; gives up the GIL for the time that this takes."""
+cdef ssize_t loop_read(TLSSession *session, void *room, size_t nbytes, TLSWish *wish) noexcept:
+    """Read as `session_read` does, and say what a read that gives -1 has to wait for."""
+    cdef ssize_t moved
     if pthread_mutex_trylock(&session.mutex) == 0:
-        return
+        moved = _read(session, room, nbytes, wish)
+        _leave(session)
+    else:
+        with nogil:
+            _enter_as_python(session)
+            moved = _read(session, room, nbytes, wish)
+            _leave(session)
+    return moved
+
+
+cdef ssize_t loop_write(
+    TLSSession *session, const void *data, size_t nbytes, TLSWish *wish
+) noexcept:
+    """Write at most one record; 0 if the peer has ended the connection, -1 as `loop_read`."""
+    cdef ssize_t moved
+    if pthread_mutex_trylock(&session.mutex) == 0:
+        moved = _write(session, data, nbytes, wish)
+        _leave(session)
+    else:
+        with nogil:
+            _enter_as_python(session)
+            moved = _write(session, data, nbytes, wish)
+            _leave(session)
+    return moved
+
+
+cdef bint loop_has_pending(TLSSession *session) noexcept:
+    """As `session_has_pending`."""
+    cdef bint pending
+    if pthread_mutex_trylock(&session.mutex) == 0:
+        pending = _has_pending(session)
+        _leave(session)
+    else:
+        with nogil:
+            _enter_as_python(session)
+            pending = _has_pending(session)
+            _leave(session)
+    return pending
+
+
+cdef void _enter_as_python(TLSSession *session) noexcept nogil:
     add_relaxed(&session.waiting_count, 1)
-    with nogil:
-        pthread_mutex_lock(&session.mutex)
+    pthread_mutex_lock(&session.mutex)
     add_relaxed(&session.waiting_count, -1)
-
-
-cdef void leave(TLSSession *session) noexcept nogil:
-    pthread_mutex_unlock(&session.mutex)
 
 
 # ---------------------------------------------------------------- under the mutex
 
-cdef ssize_t entered_read(
-    TLSSession *session, void *room, size_t nbytes, TLSWish *wish
-) noexcept nogil:
+cdef void _leave(TLSSession *session) noexcept nogil:
+    pthread_mutex_unlock(&session.mutex)
+
+
+cdef ssize_t _read(TLSSession *session, void *room, size_t nbytes, TLSWish *wish) noexcept nogil:
     _forget_errors()
     cdef int result = openssl.read(session.ssl, room, <int> min(nbytes, <size_t> 1 << 30))
     return result if result > 0 else _failed(session, result, wish)
 
 
-cdef ssize_t entered_write(
+cdef ssize_t _write(
     TLSSession *session, const void *data, size_t nbytes, TLSWish *wish
 ) noexcept nogil:
     """Write one record.
@@ -207,7 +246,7 @@ cdef ssize_t entered_write(
     return result if result > 0 else _failed(session, result, wish)
 
 
-cdef bint entered_has_pending(TLSSession *session) noexcept nogil:
+cdef bint _has_pending(TLSSession *session) noexcept nogil:
     return openssl.pending(session.ssl) > 0
 
 
@@ -222,6 +261,9 @@ cdef ssize_t _failed(TLSSession *session, int result, TLSWish *wish) noexcept no
     cdef int error = c_errno.errno
     cdef int kind = openssl.get_error(session.ssl, result)
     wish[0] = TLS_NOTHING
+    # Errors that stay would be reported for other connections of this thread, which Python moves.
+    cdef unsigned long reason = openssl.peek_error() & REASON_MASK
+    openssl.clear_error()
     if kind == SSL_ERROR_WANT_READ or kind == SSL_ERROR_WANT_WRITE:
         wish[0] = TLS_WANTS_READ if kind == SSL_ERROR_WANT_READ else TLS_WANTS_WRITE
         error = EAGAIN
@@ -230,7 +272,7 @@ cdef ssize_t _failed(TLSSession *session, int result, TLSWish *wish) noexcept no
     elif kind == SSL_ERROR_SSL:
         # OpenSSL 3 says so of a stream that ends without an alert. Whether it ended too early, a
         # CLOSE record says.
-        if openssl.peek_error() & REASON_MASK == SSL_R_UNEXPECTED_EOF_WHILE_READING:
+        if reason == SSL_R_UNEXPECTED_EOF_WHILE_READING:
             return 0
         error = EPROTO
     elif error == 0:            # the same of OpenSSL 1.1.1
