@@ -13,7 +13,7 @@ import dask
 import numpy as np
 import pytest
 from distributed import Client, LocalCluster
-from distributed.comm import connect
+from distributed.comm import connect, registry
 from distributed.comm.core import FatalCommClosedError, listen
 from distributed.protocol import to_serialize
 from tests.conftest import LOCAL_CLUSTER
@@ -200,6 +200,25 @@ def handshake(server: Keys, client: Keys) -> dict:
     return ends[0].getpeercert()
 
 
+async def test_who_has_a_certificate_cannot_stand_between_two_who_have_the_key(
+    temporary_security,
+):
+    """He has no key, and passes on what a client sends who trusts his certificate."""
+    trusting = temporary_security.get_connection_args("client")["ssl_context"]
+    trusted = temporary_security.get_listen_args("scheduler")["ssl_context"]
+    careless = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    careless.check_hostname, careless.verify_mode = False, ssl.CERT_NONE
+    name = key_encryption.server_name(Keys((ONE,)))  # everybody can see it
+    async with (
+        listening("fabric", secret=ONE) as address,
+        Tap(address, {"ssl": trusted}, {"ssl": careless, "server_hostname": name}) as tap,
+    ):
+        with having(ONE), pytest.raises(OSError, match="has not proved that it has"):
+            connector = registry.backends["fabric+tls"].get_connector()  # which does not try again
+            await connector.connect(f"127.0.0.1:{tap.port}", ssl_context=trusting)
+    assert b"authentication" in tap.seen
+
+
 def test_every_process_makes_the_same_certificate():
     fingerprint = Keys((ONE,)).fingerprints[0]
     first, second = (key_encryption._pem_of(Keys((ONE,)), fingerprint) for _ in range(2))
@@ -233,15 +252,19 @@ def test_a_cluster_finds_the_key_and_encrypts(monkeypatch):
 
 
 class Tap:
-    """A port that passes one connection on to an address, and keeps what it has seen."""
+    """A port that passes one connection on to an address, and keeps what it has seen.
 
-    def __init__(self, address: str) -> None:
+    It has TLS with both sides, or nothing to do with it.
+    """
+
+    def __init__(self, address: str, near: dict | None = None, far: dict | None = None) -> None:
         self._target = address.rpartition("://")[2].rsplit(":", 1)
+        self._near, self._far = near or {}, far or {}
         self.seen = bytearray()
 
     async def __aenter__(self):
         self._ended = asyncio.Event()
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, **self._near)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -250,7 +273,7 @@ class Tap:
         self._server.close()
 
     async def _serve(self, reader, writer) -> None:
-        far_reader, far_writer = await asyncio.open_connection(*self._target)
+        far_reader, far_writer = await asyncio.open_connection(*self._target, **self._far)
         await asyncio.gather(self._pump(reader, far_writer), self._pump(far_reader, writer))
         self._ended.set()
 

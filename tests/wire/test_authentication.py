@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import itertools
 import os
 import struct
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from dask_fabric.errors import ProtocolError, RefusedError
 from dask_fabric.wire import authentication
-from dask_fabric.wire.authentication import Keys
+from dask_fabric.wire.authentication import KEY_TLS, PLAIN, TLS, Keys
 from dask_fabric.wire.foreign import MAGIC, PREAMBLE_BYTES
 from dask_fabric.wire.handshake import Handshake, State
 from dask_fabric.wire.hello import KEY, NONCE_BYTES, Hello
@@ -126,17 +127,20 @@ def test_vectors_of_the_documentation():
     assert KEYS.prove(KEYS.fingerprints[0], "tls client", b"hello", b"challenge").hex() == (
         "c68331c806f7702b6c8120cd63ebd084b45dbce9d912bf51eae4c80c3f94449d"
     )
+    assert KEYS.prove(KEYS.fingerprints[0], "key tls client", b"hello", b"challenge").hex() == (
+        "998887c13db3b6b7c3330d7e7e151a34671f4fa6237b4ce92553fa59dfed111c"
+    )
     assert KEYS.derive(KEYS.fingerprints[0], "certificate").hex() == (
         "8ec58a39edd55b0cf14a35e2c10f9a8f7bf09c114e0d4128ea93376eb987342b"
     )
 
 
-@pytest.mark.parametrize("encrypted", [(True, False), (False, True)])
-def test_proofs_of_plain_text_are_worth_nothing_inside_tls(encrypted):
-    """Somebody between the two speaks TLS with one side only."""
+@pytest.mark.parametrize("insides", [*itertools.permutations((PLAIN, TLS, KEY_TLS), 2)])
+def test_proofs_are_worth_nothing_inside_of_something_else(insides):
+    """Somebody between the two has TLS of another kind with each, or with one side only."""
     one, two = (
-        Handshake(hello(KEYS, number), bool(number), keys=KEYS, encrypted=inside)
-        for number, inside in enumerate(encrypted)
+        Handshake(hello(KEYS, number), bool(number), keys=KEYS, inside=inside)
+        for number, inside in enumerate(insides)
     )
     assert "not proved" in str(failure(one, pass_on(one.data_to_send(), two)))
 

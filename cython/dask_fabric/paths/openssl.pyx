@@ -16,7 +16,7 @@ So each call holds a mutex for one record. Two rules keep the event loop from wa
 
 - Memory that is slow to read (swap, a file on a network) is never read under the mutex:
   `session_write` copies a record's bytes first.
-- No thread waits for the mutex while it holds the GIL, or for the GIL while it holds the mutex: some
+- No thread waits for the mutex while it holds the GIL, or for the GIL while it holds the mutex: a
   task may hold the GIL for seconds, and native threads must go on. Where the mutex is taken, the
   loop gives up the GIL for the whole call (`loop_read`). Only callbacks of Python's need both.
 """

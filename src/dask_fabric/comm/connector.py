@@ -167,6 +167,7 @@ class FabricConnector(Connector):
                 sock,
                 settings,
                 ssl_context,
+                by_key,
                 server_side=False,
                 peer_address=peer_addr,
                 server_hostname=server_hostname,

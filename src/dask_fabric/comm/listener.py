@@ -355,6 +355,7 @@ class FabricListener(BaseListener):
                 sock,
                 self._settings,
                 tls_context() if tls_context else None,
+                self._encryption.by_key,
                 server_side=True,
                 peer_address=peer_addr,
                 refuse=refuse,

@@ -49,10 +49,12 @@ KEY_BYTES = 32
 KEY_COUNT_LIMIT = 8  # that a process accepts: the current one, and older ones for a while
 _PROOF_BYTES = 32
 _FINGERPRINT_BYTES = 8
+# What a connection is inside of: nothing, TLS by certificates, TLS by the key.
+PLAIN, TLS, KEY_TLS = _INSIDES = "", "tls ", "key tls "
 _ROLES = {
     f"{inside}{role}": f"dask-fabric key 1 {inside}{role}".encode()
     for role in ("challenge", "client", "server")
-    for inside in ("", "tls ")
+    for inside in _INSIDES
 }
 _ADVICE = "see `dask fabric key --help`"
 
@@ -109,7 +111,7 @@ class Keys:
         fingerprint : str
             Of one of these keys.
         role : str
-            ``challenge``, ``client`` or ``server``; inside TLS with ``tls `` before it.
+            ``challenge``, ``client`` or ``server``; before it `PLAIN`, `TLS` or `KEY_TLS`.
         """
         parts = [_ROLES[role]]
         for message in messages:
@@ -149,14 +151,15 @@ class Exchange:
     Parameters
     ----------
     keys : Keys
-    encrypted : bool
-        Whether the connection is inside TLS. Proofs in plain text are worth nothing there: else
-        somebody could carry them from a client that does not encrypt to a server that does.
+    inside : str
+        `PLAIN`, `TLS` or `KEY_TLS`. A proof is worth nothing inside of something else. Else
+        somebody could carry the proof of a client that does not encrypt, or that believes a
+        certificate of his, to a server that encrypts by the key.
     """
 
-    def __init__(self, keys: Keys, encrypted: bool = False) -> None:
+    def __init__(self, keys: Keys, inside: str = PLAIN) -> None:
         self._keys = keys
-        self._inside = "tls " if encrypted else ""
+        self._inside = inside
         self._client = self._challenge = b""  # whole messages
         self._fingerprint = ""
 

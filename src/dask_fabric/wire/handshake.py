@@ -16,7 +16,7 @@ from dask_fabric.errors import (
     RefusedError,
     VersionMismatchError,
 )
-from dask_fabric.wire.authentication import Exchange, Keys, is_proof
+from dask_fabric.wire.authentication import PLAIN, Exchange, Keys, is_proof
 from dask_fabric.wire.foreign import MAGIC, PREAMBLE_BYTES, raise_if_foreign, unknown
 from dask_fabric.wire.hello import (
     HELLO_BYTES_LIMIT,
@@ -107,8 +107,8 @@ class Handshake:
         *hello*.
     keys : Keys, optional
         The keys of this process. Then the peer must have one of them, and *hello* says so.
-    encrypted : bool
-        Whether the connection is inside TLS, which the proofs say.
+    inside : str
+        `PLAIN`, `TLS` or `KEY_TLS`, of `dask_fabric.wire.authentication`: the proofs say it.
 
     Attributes
     ----------
@@ -129,7 +129,7 @@ class Handshake:
         refuse: Callable[[Hello], str | None] | None = None,
         answer: Callable[[Hello], Hello] | None = None,
         keys: Keys | None = None,
-        encrypted: bool = False,
+        inside: str = PLAIN,
     ) -> None:
         self.hello = hello
         self.peer: Hello | None = None
@@ -141,7 +141,7 @@ class Handshake:
         self._answer = answer
         self._buffer = bytearray()
         self._wanted_bytes = PREAMBLE_BYTES
-        self._exchange = None if keys is None else Exchange(keys, encrypted)
+        self._exchange = None if keys is None else Exchange(keys, inside)
         self._read_message = self._read_hello if keys is None else self._read_first
         self._preamble = b""
         self._to_send = b""  # in the state PROVE

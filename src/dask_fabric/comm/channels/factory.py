@@ -17,6 +17,7 @@ from dask_fabric.config import Settings
 from dask_fabric.engine.channel import Channel
 from dask_fabric.engine.transport import PlainTransport, Transport
 from dask_fabric.memory import device
+from dask_fabric.wire.authentication import KEY_TLS, PLAIN, TLS
 from dask_fabric.wire.handshake import Handshake
 from dask_fabric.wire.hello import Hello
 
@@ -27,6 +28,7 @@ def make_channel(
     sock: socket.socket,
     settings: Settings,
     ssl_context: ssl.SSLContext | None,
+    by_key: bool = False,
     *,
     server_side: bool,
     peer_address: str,
@@ -48,6 +50,8 @@ def make_channel(
         The limits that the channel enforces.
     ssl_context : ssl.SSLContext or None
         None for plain text.
+    by_key : bool
+        Whether the TLS context is from the shared key.
     server_side : bool
         Whether this side accepted the connection.
     peer_address : str
@@ -67,6 +71,7 @@ def make_channel(
         The key of this process cannot be used.
     """
     encrypted = ssl_context is not None
+    inside = PLAIN if ssl_context is None else KEY_TLS if by_key else TLS
     keys = shared_key.current(settings)
     fingerprints = () if keys is None else keys.fingerprints
     hello = describe(
@@ -81,10 +86,10 @@ def make_channel(
             functools.partial(_first_reason, reasons),
             negotiator.answer,
             keys,
-            encrypted,
+            inside,
         )
     else:
-        handshake = Handshake(negotiator.hello, False, refuse, keys=keys, encrypted=encrypted)
+        handshake = Handshake(negotiator.hello, False, refuse, keys=keys, inside=inside)
     if ssl_context is None:
         transport: Transport = PlainTransport(sock, settings.stream_bulk_bytes)
     else:

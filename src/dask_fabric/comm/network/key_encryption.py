@@ -9,7 +9,8 @@ keys and nothing else: who answers with one of them has that key.
 
 The client has no certificate. It proves that it has the key by the handshake of
 `dask_fabric.wire.authentication`, inside TLS, where only a holder of the key can read it. Those
-proofs differ from the ones in plain text, so none can be carried from one into the other.
+proofs differ from the ones in plain text, and from those inside TLS by certificates, so none can be
+carried from one into another.
 
 A process may accept several keys for a while. The client names the fingerprints of all of its keys
 as the server's name (SNI), and the server answers with the certificate of the first that it has
