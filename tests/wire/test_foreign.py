@@ -47,7 +47,7 @@ def dask_message(frame_bytes: int) -> bytes:
         (b"GET / HTTP/1.1\r\n", 4, "HTTP client"),
         (b"OPTIONS * HTTP/1.1\r\n", 8, "HTTP client"),
         (b"PRI * HTTP/2.0\r\n", 12, "HTTP client"),
-        (b"\x16\x03\x01\x02\x00\x01", 3, "use fabric:// on the client, or listen on fabric+tls"),
+        (b"\x16\x03\x01\x02\x00\x01", 3, "give both sides certificates, or fabric.auth.encrypt"),
         (b"SSH-2.0-OpenSSH", 4, "SSH client"),
         (dask_message(60), 16, "use fabric:// in the client's address"),
         (dask_message(0x89 - 16), 16, "tcp://"),

@@ -85,8 +85,8 @@ SEEN_BY_SERVER = (
     ),
     Foreign(
         TLS_HANDSHAKE,
-        "a TLS client connected to this {scheme}:// port, which is not encrypted: use {scheme}:// "
-        "on the client, without certificates and fabric.auth.encrypt, or give this server both",
+        "a TLS client connected to this {scheme}:// port, which is not encrypted: give both sides "
+        "certificates, or fabric.auth.encrypt: true and the same key, or give them to neither",
         tls_refusal,
     ),
     Foreign((b"SSH-",), "an SSH client connected to this {scheme}:// port of Dask", no_reply),
