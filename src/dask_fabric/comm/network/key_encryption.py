@@ -65,6 +65,10 @@ def server_context(keys: Keys) -> ssl.SSLContext:
         return ssl.AlertDescription.ALERT_DESCRIPTION_UNRECOGNIZED_NAME
 
     first = contexts[keys.fingerprints[0]]
+    if len(contexts) == 1:
+        # Not only faster: of a name that is not ASCII, Python prints a traceback before it calls
+        # `choose`, and strangers may send many.
+        return first
     first.sni_callback = choose  # type: ignore[assignment]  # sock is what the context wraps
     return first
 

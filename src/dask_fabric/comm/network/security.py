@@ -33,6 +33,7 @@ TLS_FIRST_BYTE = b"\x16"
 _KEY_FAILURES = {
     "UNRECOGNIZED_NAME": "the server has none of the client's keys",
     "CALLBACK_FAILED": "the client has none of the server's keys",
+    "UNKNOWN_CA": "the client has another key",
     "CERTIFICATE_VERIFY_FAILED": "the server has another key",
     "HANDSHAKE_FAILURE": "the server does not encrypt by a key",
 }
