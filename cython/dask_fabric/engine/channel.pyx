@@ -716,13 +716,15 @@ cdef class Channel:
 
     cdef bint _read_pending(self) except -1:
         """Read what OpenSSL has decrypted already, less than is missing: a job waits for the socket
-        only. False if the channel has failed."""
+        only. False if no job may begin: the channel has failed, or TLS must write first."""
         cdef Py_ssize_t moved
         try:
             while self.transport.has_pending():
                 moved = self._read_some()
-                if moved > 0:
-                    self.incoming.received(moved)
+                if moved <= 0:
+                    self._watch_readable(True)
+                    return False
+                self.incoming.received(moved)
         except Exception as error:
             self._fail(error)
         return not self.closed
