@@ -16,8 +16,9 @@ So each call holds a mutex for one record. Two rules keep the event loop from wa
 
 - Memory that is slow to read (swap, a file on a network) is never read under the mutex:
   `session_write` copies a record's bytes first.
-- A thread that holds the GIL never waits for the mutex: its holder may want the GIL, for a callback
-  of Python's (`enter`).
+- No thread waits for the mutex while it holds the GIL, or for the GIL while it holds the mutex: a
+  task may hold the GIL for seconds, and native threads must go on. Where the mutex is taken, the
+  loop gives up the GIL for the whole call (`loop_read`). Only callbacks of Python's need both.
 """
 
 from _typeshed import Incomplete
