@@ -205,6 +205,26 @@ def handshake(server: Keys, client: Keys) -> dict:
     return ends[0].getpeercert()
 
 
+SERVERS = [
+    (b"", "the other side closed the connection"),
+    (b"HTTP/1.1 400 Bad Request", "the server is another program"),
+]
+
+
+@pytest.mark.parametrize(("answer", "told"), SERVERS)
+async def test_servers_of_other_programs(answer, told):
+    async def serve(reader, writer):
+        await reader.read(1 << 16)
+        writer.write(answer)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    with having(ONE), pytest.raises(FatalCommClosedError, match=told):
+        await connect(f"fabric://{address}", timeout=20)
+    server.close()
+
+
 async def test_who_has_a_certificate_cannot_stand_between_two_who_have_the_key(
     temporary_security,
 ):
@@ -219,7 +239,9 @@ async def test_who_has_a_certificate_cannot_stand_between_two_who_have_the_key(
         Tap(address, {"ssl": trusted}, {"ssl": careless, "server_hostname": name}) as tap,
     ):
         with having(ONE), pytest.raises(OSError, match="has not proved that it has"):
-            connector = registry.backends["fabric+tls"].get_connector()  # which does not try again
+            connector = registry.get_backend(
+                "fabric+tls"
+            ).get_connector()  # which does not try again
             await connector.connect(f"127.0.0.1:{tap.port}", ssl_context=trusting)
     assert b"authentication" in tap.seen
 

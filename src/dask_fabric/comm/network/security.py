@@ -36,6 +36,8 @@ _KEY_FAILURES = {
     "UNKNOWN_CA": "the client has another key",
     "CERTIFICATE_VERIFY_FAILED": "the server has another key",
     "HANDSHAKE_FAILURE": "the server does not encrypt by a key",
+    "WRONG_VERSION_NUMBER": "the server is another program, such as one at tcp://",
+    "UNEXPECTED_EOF": "the other side closed the connection, such as a server that ends",
 }
 
 # A retry cannot fix these: the peer is another program, another version, or not trusted.
