@@ -1214,8 +1214,7 @@ cdef class Channel:
             "this comm belongs to the parent of this forked process; open a new one here, or start "
             "processes by spawn or forkserver instead of fork"
         )
-        self.transport.fd = -1
-        self.transport.sock.close()
+        self.transport.forked()
 
     # ------------------------------------------------------------ state
 

@@ -29,6 +29,8 @@ from dask_fabric.wire.send_buffer cimport PY_SSIZE_T_MAX, SendBuffer
 cdef enum:
     TURN_BYTES = 1 << 20        # the most that the loop sends in one turn
 
+_of_the_parent = []             # sessions that a forked child must not free
+
 
 def tls_transport(sock, ssl_context, server_side, bulk_bytes, server_hostname=None):
     """Make the transport of a TLS connection.
@@ -196,6 +198,11 @@ cdef class NativeTLSTransport(TLSTransport):
 
     cdef await_bytes(self, Py_ssize_t missing_bytes):
         """Native threads receive what is large."""
+
+    cdef forked(self):
+        # A thread of the parent may have been changing the session: freeing it could crash.
+        _of_the_parent.append(self.sslobject)
+        Transport.forked(self)
 
 
 cdef _error():

@@ -19,3 +19,4 @@ cdef class Transport:
     cdef write(self, SendBuffer outgoing)
     cdef bint has_pending(self) except -1
     cdef await_bytes(self, Py_ssize_t missing_bytes)
+    cdef forked(self)

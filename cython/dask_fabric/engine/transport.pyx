@@ -48,6 +48,11 @@ cdef class Transport:
     cdef await_bytes(self, Py_ssize_t missing_bytes):
         """The loop is about to wait for this many bytes of a message."""
 
+    cdef forked(self):
+        """In a forked child: close the copy of the socket."""
+        self.fd = -1
+        self.sock.close()
+
 
 @cython.auto_pickle(False)
 @cython.final

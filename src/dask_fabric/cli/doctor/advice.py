@@ -115,6 +115,8 @@ def _remedy_for_unix(facts: Facts) -> str:
         return "set fabric.unix-sockets: true"
     if facts.configuration.require_encryption:
         return "none: required encryption means TLS only"
+    if facts.configuration.value("auth.encrypt-local") is True:
+        return "none: fabric.auth.encrypt-local means TLS only"
     return _remedy_for_stream(facts)
 
 

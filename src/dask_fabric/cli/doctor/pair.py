@@ -111,6 +111,9 @@ async def _measure_path(
     scheme = _scheme_of(path)
     if path == TLS and not has_encryption():
         return {"path": path, "reason": "Dask's configuration has no certificates"}
+    settings = config.load()
+    if path == UNIX and settings.auth_encrypt and settings.auth_encrypt_local:
+        return {"path": path, "reason": "fabric.auth.encrypt-local: true means TLS within a host"}
     if scheme not in addresses:
         return {"path": path, "reason": refusals[scheme]}
     # For the Unix socket switch other paths off, so that frames stay on it.
