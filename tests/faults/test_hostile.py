@@ -25,6 +25,8 @@ from dask_fabric.wire.hello import Hello
 
 from .conftest import PATIENCE_SECONDS, check_good_client, nothing_left, serving
 
+pytestmark = pytest.mark.clusters
+
 PREFIX = struct.Struct("<BBHIQQ")
 ENTRY = struct.Struct("<QBBHI")
 MESSAGE, ACKNOWLEDGE, ERROR, CLOSE = 1, 2, 3, 4

@@ -102,6 +102,7 @@ def test_a_path_that_is_switched_off():
 
 
 @pytest.mark.skipif(not ucx_libraries(), reason="no UCX on this host")
+@pytest.mark.slow
 def test_a_ucx_that_cannot_connect_does_not_work(monkeypatch):
     monkeypatch.setenv("UCX_TLS", "self")  # it starts, and reaches nobody but itself
     with dask.config.set({"fabric": {"ucx": {"enabled": True}}}):
@@ -110,12 +111,14 @@ def test_a_ucx_that_cannot_connect_does_not_work(monkeypatch):
     assert found["stream"].works
 
 
+@pytest.mark.slow
 def test_what_a_pair_of_fabric_takes_instead_of_cma_is_told():
     with dask.config.set({"fabric": {"cma": {"enabled": False}, "ucx": {"enabled": False}}}):
         found = by_path(SelfTest().finish(60))
     assert (found["cma"].works, found["cma"].instead) == (False, "stream")
 
 
+@pytest.mark.slow
 def test_a_library_that_is_not_there_is_the_reason(tmp_path):
     library = tmp_path / "libucp.so.0"
     with dask.config.set({"fabric": {"ucx": {"library": str(library)}}}):
@@ -127,6 +130,7 @@ def test_a_library_that_is_not_there_is_the_reason(tmp_path):
 
 
 @pytest.mark.skipif(not ucx_libraries(), reason="no UCX on this host")
+@pytest.mark.slow
 def test_warnings_of_ucx_are_no_answers():
     with dask.config.set({"fabric": {"ucx": {"enabled": True, "options": {"MISSPELT": "1"}}}}):
         found = by_path(SelfTest().finish(60))
