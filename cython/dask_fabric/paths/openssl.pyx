@@ -70,6 +70,9 @@ cdef struct SSLSocketFields:
 
 cdef OpenSSL openssl
 
+# What is done under the mutex of a session.
+ctypedef ssize_t (*Function)(TLSSession *, void *, size_t, TLSWish *) noexcept nogil
+
 
 cdef bint _find_functions() except -1:
     """Fill the table of functions; False if this process's OpenSSL cannot be called directly."""
@@ -131,11 +134,7 @@ cdef void free_session(TLSSession *session) noexcept nogil:
 cdef ssize_t session_read(TLSSession *session, void *room, size_t nbytes) noexcept nogil:
     """Read as ``recv`` does, at most one record: -1 and ``errno`` for an error."""
     cdef TLSWish wish
-    cdef ssize_t moved
-    _enter_behind_python(session)
-    moved = _read(session, room, nbytes, &wish)
-    _leave(session)
-    return moved
+    return _call_behind_python(_read, session, room, nbytes, &wish)
 
 
 cdef ssize_t session_write(TLSSession *session, const void *data, size_t nbytes) noexcept nogil:
@@ -145,9 +144,7 @@ cdef ssize_t session_write(TLSSession *session, const void *data, size_t nbytes)
     cdef ssize_t moved
     nbytes = min(nbytes, <size_t> RECORD_BYTES)
     memcpy(record, data, nbytes)
-    _enter_behind_python(session)
-    moved = _write(session, record, nbytes, &wish)
-    _leave(session)
+    moved = _call_behind_python(_write, session, record, nbytes, &wish)
     if moved == 0:              # the peer has ended the connection
         c_errno.errno = EPIPE
         return -1
@@ -156,76 +153,58 @@ cdef ssize_t session_write(TLSSession *session, const void *data, size_t nbytes)
 
 cdef bint session_has_pending(TLSSession *session) noexcept nogil:
     """Whether decrypted bytes wait in OpenSSL, which do not make the socket readable."""
-    cdef bint pending
-    _enter_behind_python(session)
-    pending = _has_pending(session)
-    _leave(session)
-    return pending
+    return _call_behind_python(_pending, session, NULL, 0, NULL) > 0
 
 
-cdef void _enter_behind_python(TLSSession *session) noexcept nogil:
+cdef ssize_t _call_behind_python(
+    Function function, TLSSession *session, void *memory, size_t nbytes, TLSWish *wish
+) noexcept nogil:
+    cdef ssize_t result
     while relaxed(&session.waiting_count) > 0:
         sched_yield()
     pthread_mutex_lock(&session.mutex)
+    result = function(session, memory, nbytes, wish)
+    pthread_mutex_unlock(&session.mutex)
+    return result
 
 
 # ---------------------------------------------------------------- the loop, which holds the GIL
 
 cdef ssize_t loop_read(TLSSession *session, void *room, size_t nbytes, TLSWish *wish) noexcept:
     """Read as `session_read` does, and say what a read that gives -1 has to wait for."""
-    cdef ssize_t moved
-    if pthread_mutex_trylock(&session.mutex) == 0:
-        moved = _read(session, room, nbytes, wish)
-        _leave(session)
-    else:
-        with nogil:
-            _enter_as_python(session)
-            moved = _read(session, room, nbytes, wish)
-            _leave(session)
-    return moved
+    return _call_as_python(_read, session, room, nbytes, wish)
 
 
 cdef ssize_t loop_write(
     TLSSession *session, const void *data, size_t nbytes, TLSWish *wish
 ) noexcept:
     """Write at most one record; 0 if the peer has ended the connection, -1 as `loop_read`."""
-    cdef ssize_t moved
-    if pthread_mutex_trylock(&session.mutex) == 0:
-        moved = _write(session, data, nbytes, wish)
-        _leave(session)
-    else:
-        with nogil:
-            _enter_as_python(session)
-            moved = _write(session, data, nbytes, wish)
-            _leave(session)
-    return moved
+    return _call_as_python(_write, session, <void *> data, nbytes, wish)
 
 
 cdef bint loop_has_pending(TLSSession *session) noexcept:
     """As `session_has_pending`."""
-    cdef bint pending
+    return _call_as_python(_pending, session, NULL, 0, NULL) > 0
+
+
+cdef ssize_t _call_as_python(
+    Function function, TLSSession *session, void *memory, size_t nbytes, TLSWish *wish
+) noexcept:
+    cdef ssize_t result
     if pthread_mutex_trylock(&session.mutex) == 0:
-        pending = _has_pending(session)
-        _leave(session)
-    else:
-        with nogil:
-            _enter_as_python(session)
-            pending = _has_pending(session)
-            _leave(session)
-    return pending
-
-
-cdef void _enter_as_python(TLSSession *session) noexcept nogil:
-    add_relaxed(&session.waiting_count, 1)
-    pthread_mutex_lock(&session.mutex)
-    add_relaxed(&session.waiting_count, -1)
+        result = function(session, memory, nbytes, wish)
+        pthread_mutex_unlock(&session.mutex)
+        return result
+    with nogil:
+        add_relaxed(&session.waiting_count, 1)
+        pthread_mutex_lock(&session.mutex)
+        add_relaxed(&session.waiting_count, -1)
+        result = function(session, memory, nbytes, wish)
+        pthread_mutex_unlock(&session.mutex)
+    return result
 
 
 # ---------------------------------------------------------------- under the mutex
-
-cdef void _leave(TLSSession *session) noexcept nogil:
-    pthread_mutex_unlock(&session.mutex)
-
 
 cdef ssize_t _read(TLSSession *session, void *room, size_t nbytes, TLSWish *wish) noexcept nogil:
     _forget_errors()
@@ -233,9 +212,7 @@ cdef ssize_t _read(TLSSession *session, void *room, size_t nbytes, TLSWish *wish
     return result if result > 0 else _failed(session, result, wish)
 
 
-cdef ssize_t _write(
-    TLSSession *session, const void *data, size_t nbytes, TLSWish *wish
-) noexcept nogil:
+cdef ssize_t _write(TLSSession *session, void *data, size_t nbytes, TLSWish *wish) noexcept nogil:
     """Write one record.
 
     One that did not fit must be tried again with the same bytes, or with more behind them. No call
@@ -246,8 +223,10 @@ cdef ssize_t _write(
     return result if result > 0 else _failed(session, result, wish)
 
 
-cdef bint _has_pending(TLSSession *session) noexcept nogil:
-    return openssl.pending(session.ssl) > 0
+cdef ssize_t _pending(
+    TLSSession *session, void *memory, size_t nbytes, TLSWish *wish
+) noexcept nogil:
+    return openssl.pending(session.ssl)
 
 
 cdef void _forget_errors() noexcept nogil:

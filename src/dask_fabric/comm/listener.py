@@ -295,7 +295,7 @@ class FabricListener(BaseListener):
     def _take(self, sock: socket.socket, sockname: tuple) -> None:
         """Begin to serve an accepted connection."""
         peer_addr = format_address(self.prefix, sockname)
-        if self._settings.auth_local and self._is_of_another_user(sock):
+        if self._settings.auth_local and local_user.is_of_another_user(sock):
             self._begin(sock, peer_addr, None, local_user.refuse_other_users)
             return
         if self._encryption.ssl_context is None and not self._encryption.by_key:
@@ -306,13 +306,6 @@ class FabricListener(BaseListener):
         on_first_byte = functools.partial(self._take_first_byte, peer_addr)
         arrival = Arrival(self._loop, sock, seconds, on_first_byte)
         self._opening[arrival] = self._loop.time()
-
-    @staticmethod
-    def _is_of_another_user(sock: socket.socket) -> bool:
-        try:
-            return local_user.is_of_another_user(sock)
-        except OSError:  # the client is gone
-            return True
 
     def _take_unix(self, address: str, sock: socket.socket, name: bytes) -> None:
         """Begin to serve a connection accepted by the Unix socket beside *address*."""
