@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import threading
+from types import SimpleNamespace
 
 import pytest
 from distributed.comm import CommClosedError
@@ -24,7 +25,7 @@ class FakeChannel:
 
     local_sockname = ("127.0.0.1", 1)
     peer_sockname = ("127.0.0.1", 2)
-    pending_bytes = 0
+    pending_bytes = queued_bytes = 0
     choice = Choice({"host": ("stream",)}, {})
     on_closed = None
     peer = Hello()
@@ -33,7 +34,7 @@ class FakeChannel:
         self.error = error
         self.closed = False
         self.sent = []
-        self.stream = Metrics()
+        self.core = SimpleNamespace(metrics=Metrics(), receives_devices=False, sends_devices=False)
         self.server_side = False
 
     def receive_nowait(self):
@@ -213,6 +214,6 @@ async def test_a_write_with_much_queued_gives_the_loop_a_turn():
     asyncio.get_running_loop().call_soon(turns.append, 1)
     await comm.write("x")
     assert not turns
-    comm._channel.pending_bytes = 100 << 20
+    comm._channel.pending_bytes = comm._channel.queued_bytes = 100 << 20
     await comm.write("x")
     assert turns

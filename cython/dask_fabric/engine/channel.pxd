@@ -3,9 +3,11 @@
 from libc.stdint cimport int64_t, uint64_t
 
 from dask_fabric.engine.busy_poll cimport BusyPoll
+from dask_fabric.engine.sender_watch cimport SenderWatch
 from dask_fabric.engine.socket_jobs cimport SocketJob
 from dask_fabric.engine.transport cimport Transport
 from dask_fabric.jobs.completions cimport CompletionQueue, Job
+from dask_fabric.memory.admission cimport Admission
 from dask_fabric.wire.connection cimport Connection
 from dask_fabric.wire.metrics cimport Metrics
 from dask_fabric.wire.path cimport Path, Transfer
@@ -50,6 +52,10 @@ cdef class Channel:
     cdef object stall_timer
     cdef uint64_t stall_bytes           # received when the timer was set
 
+    # waiting for memory
+    cdef double memory_seconds          # how long a large receive waits for it
+    cdef Admission admission            # None until a large message is received
+
     # writing
     cdef bint watching_writable
     cdef int64_t blocked_ns             # when it began to wait for room in the socket
@@ -58,11 +64,13 @@ cdef class Channel:
     cdef bint corked                    # the queue is flushed at the end of this turn of the loop
     cdef int64_t flushed_ns             # when it was last flushed
     cdef object uncork_callback
+    cdef object room_future             # of `room`: no more than this is queued
+    cdef Py_ssize_t room_bytes
 
     # fetching
     cdef Transfer transfer              # in progress, or waiting for device memory
     cdef object tend_timer
-    cdef int sender_fd                  # of the peer's process, while frames are requested; or -1
+    cdef SenderWatch sender_watch       # while frames are requested, or None
 
     cdef _begin(self)
     cdef _finish_opening(self)
@@ -85,14 +93,16 @@ cdef class Channel:
     cdef uint64_t _received_bytes(self) noexcept
     cdef _watch_for_stall(self)
 
+    cdef bint _is_admitted(self, Py_ssize_t nbytes) except -1
+    cdef _receive_ended(self)
+
     cdef _fetch(self)
+    cdef _start_admitted(self, Transfer transfer)
     cdef _start(self, Transfer transfer)
     cdef _transfer_ended(self, Transfer transfer, int error, Job job)
     cdef _go_on_after_transfer(self)
     cdef _tend_again(self)
     cdef _stop_tending(self)
-    cdef _watch_sender(self, Path path)
-    cdef _unwatch_sender(self)
 
     cdef _attend(self)
     cdef _stage(self, lease)
@@ -103,6 +113,8 @@ cdef class Channel:
     cdef _write_on(self)
     cdef _write_bulk(self)
     cdef _after_write(self)
+    cpdef bint has_room(self, Py_ssize_t limit_bytes) noexcept
+    cdef _note_room(self)
 
     cdef _watch_readable(self, bint watch)
     cdef _watch_on(self)

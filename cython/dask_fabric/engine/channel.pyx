@@ -40,24 +40,24 @@ from socket import IPPROTO_TCP, TCP_INFO
 
 cimport cython
 from libc.stdint cimport uint64_t
-from posix.unistd cimport close as close_fd
 
 from dask_fabric.clock cimport now_ns
 from dask_fabric.engine.busy_poll cimport BusyPoll
+from dask_fabric.engine.sender_watch cimport SenderWatch
 from dask_fabric.engine.socket_jobs cimport SocketJob, new_socket_job, start
 from dask_fabric.engine.transport cimport Transport
 from dask_fabric.engine.waiter cimport Waiter
 from dask_fabric.jobs.completions cimport CompletionQueue, Job
 from dask_fabric.linux cimport POLLERR, POLLHUP, POLLRDHUP, poll, pollfd
+from dask_fabric.memory.admission cimport COUNTED_BYTES, OVERDUE, WAIT, Admission, Answer
 from dask_fabric.paths.stream cimport COMPLETE, END_OF_STREAM, FAILED, RECEIVE, SEND, reset
 from dask_fabric.wire.connection cimport (
     NOTICE_BROKEN, NOTICE_FELL_BACK, NOTICE_PATHS, WANT_ANSWER, WANT_ATTENTION, WANT_END,
     WANT_FETCH, WANT_LOOK, Connection,
 )
-from dask_fabric.wire.metrics cimport Counts, Metrics
+from dask_fabric.wire.metrics cimport Metrics
 from dask_fabric.wire.outbox cimport Lease
 from dask_fabric.wire.path cimport ABANDON, ARRIVED, FETCHED, STARTED, Fetch, Path, Transfer
-from dask_fabric.wire.records cimport HOST_MEMORY
 from dask_fabric.wire.send_buffer cimport PY_SSIZE_T_MAX, DeviceFrame
 from dask_fabric.wire.states cimport CLOSED_HERE, CLOSING, FORKED
 from dask_fabric.wire.states cimport FAILED as FAILED_OUTCOME
@@ -141,7 +141,6 @@ cdef class Channel:
     """
 
     def __cinit__(self, *args, **kwargs):
-        self.sender_fd = -1
         self.closed = True      # until `_begin`: an incomplete channel needs no teardown
 
     def __init__(self, loop, Transport transport not None, handshake, settings, negotiator=None):
@@ -154,6 +153,7 @@ cdef class Channel:
         self.negotiator = negotiator
         self.warn = warn_always
         self.stalled_seconds = settings.stalled_timeout_seconds
+        self.memory_seconds = settings.memory_timeout_seconds
         self.busy_poll = BusyPoll(loop, settings.busy_poll_seconds)
         self.uncork_callback = self._uncork
         self.core = Connection(
@@ -262,13 +262,6 @@ cdef class Channel:
         self._fail(TimeoutError(
             f"no handshake within {timeout_seconds} seconds (fabric.timeouts.handshake in Dask's "
             "configuration)"
-        ))
-
-    def give_up_silent(self, timeout_seconds):
-        """Fail a connection whose server has said nothing since its hello."""
-        self._fail(ChannelClosedError(
-            f"the server has not begun Dask's handshake within {timeout_seconds:g} seconds "
-            "(fabric.timeouts.handshake in Dask's configuration)"
         ))
 
     cdef _process_handshake(self):
@@ -431,6 +424,7 @@ cdef class Channel:
             self._broken(OSError(error, os.strerror(error)))
             return
         self.core.outgoing.sent(moved_bytes)
+        self._note_room()
         if self.core.outgoing.pending_bytes:
             self._flush()
         else:
@@ -438,6 +432,7 @@ cdef class Channel:
 
     cdef _after_write(self):
         """Watch for room if bytes are left; if the core is idle, let a pending close continue."""
+        self._note_room()
         if self.core.outgoing.pending_bytes:
             if self.send_job is None and not self.transport.write_wants_read:
                 self._watch_writable(True)
@@ -470,6 +465,38 @@ cdef class Channel:
         if self.transport.write_wants_read or not self.core.outgoing.pending_bytes:
             self._watch_writable(self.transport.read_wants_write)
         self._after_write()
+
+    # ------------------------------------------------------------ a peer that does not read
+
+    cpdef bint has_room(self, Py_ssize_t limit_bytes) noexcept:
+        """Whether at most *limit_bytes* are queued or in flight, so that a message may follow.
+
+        Two sides that both write first must not block each other: it may be twice as much while the
+        peer has sent something that nobody here reads.
+        """
+        cdef Connection core = self.core
+        cdef Py_ssize_t queued = core.outgoing.pending_bytes + core.outbox.in_flight_bytes
+        if core.local >= CLOSING:
+            return False                # no message follows: wait for the end
+        if queued <= limit_bytes:
+            return True
+        return (
+            queued <= 2 * limit_bytes and self.waiter is None
+            and (self.incoming.staged_bytes() > 0 or core.inbox.nbytes > 0)
+        )
+
+    def room(self, limit_bytes):
+        """Give a future that ends when `has_room` may be true, or the channel has closed."""
+        if self.room_future is None:
+            self.room_future, self.room_bytes = self.loop.create_future(), 0
+        self.room_bytes = max(self.room_bytes, <Py_ssize_t> limit_bytes)
+        return self.room_future
+
+    cdef _note_room(self):
+        if self.room_future is not None and (self.closed or self.has_room(self.room_bytes)):
+            future, self.room_future = self.room_future, None
+            if not self.loop.is_closed() and not future.done():
+                future.set_result(None)
 
     # ------------------------------------------------------------ receiving
 
@@ -571,8 +598,9 @@ cdef class Channel:
 
         So an answer shares a packet with the messages that the reader sends in this turn.
         """
-        if self.sender_fd >= 0 and self.core.inbox.requested is None:
-            self._unwatch_sender()
+        if self.sender_watch is not None and self.core.inbox.requested is None:
+            self.sender_watch.end()
+            self.sender_watch = None
         if self.closed:
             return
         if self.core.wants & WANT_ANSWER:
@@ -580,6 +608,8 @@ cdef class Channel:
             self._cork()
         if self.drained is not None:
             self._after_write()
+        elif self.room_future is not None:
+            self._note_room()
 
     cdef _process(self):
         """Process the bytes that have arrived."""
@@ -703,6 +733,9 @@ cdef class Channel:
         if self.incoming.missing_bytes <= self.transport.bulk_bytes:
             self._watch_readable(True)
             return
+        if not self._is_admitted(self.incoming.missing_bytes):
+            self._watch_readable(False)
+            return
         if self.transport.has_pending() and not self._read_pending():
             return
         self._watch_readable(False)
@@ -731,6 +764,7 @@ cdef class Channel:
 
     def _bulk_read(self, SocketJob job, int progress, int error, size_t moved_bytes):
         self.receive_job = None
+        self._receive_ended()
         self.core.metrics.received(job.begin_ns, job.waited_ns, job.busy_ns)
         self.core.metrics.counts.bytes_received += moved_bytes
         if progress == COMPLETE:
@@ -786,6 +820,42 @@ cdef class Channel:
         else:
             self._watch_for_stall()
 
+    # ------------------------------------------------------------ waiting for memory
+
+    cdef bint _is_admitted(self, Py_ssize_t nbytes) except -1:
+        """Whether there is memory for a large receive; if not, it is tried again soon."""
+        cdef Answer answer
+        if nbytes < COUNTED_BYTES:
+            return True
+        if self.admission is None:
+            self.admission = Admission(self.loop, self.memory_seconds)
+        answer = self.admission.ask(nbytes, self._try_again)
+        if answer == OVERDUE:
+            self.warn(
+                "messages were received although memory is short",
+                "A message of %s to %s is received although memory is short: this process is near "
+                "its limit, and has freed none within %g s (fabric.timeouts.memory in Dask's "
+                "configuration)", *reversed(self.addresses()), self.memory_seconds,
+            )
+        return answer != WAIT
+
+    def _try_again(self):
+        if self.closed:
+            return
+        try:
+            if self.transfer is None:
+                self._read_bulk()
+            elif self._is_admitted(self.transfer.frames.nbytes):
+                self._start_admitted(self.transfer)
+                if self.transfer is None:
+                    self._go_on_after_transfer()
+        except Exception as error:
+            self._fail(error)
+
+    cdef _receive_ended(self):
+        if self.admission is not None:
+            self.admission.ended()
+
     # ------------------------------------------------------------ fetching
 
     cdef _fetch(self):
@@ -798,6 +868,10 @@ cdef class Channel:
         if transfer is None:
             return
         self.transfer = transfer
+        if not transfer.path.takes_memory or self._is_admitted(transfer.frames.nbytes):
+            self._start_admitted(transfer)
+
+    cdef _start_admitted(self, Transfer transfer):
         transfer.begin_ns = now_ns()
         if transfer.frames.any_of_device:
             # Kernels enqueued by the previous owner may still write to this memory.
@@ -836,6 +910,7 @@ cdef class Channel:
         """
         cdef Path path = transfer.path
         self.transfer = None
+        self._receive_ended()
         self._stop_tending()
         if job is None:
             path.counting().received(transfer.begin_ns, 0, 0)
@@ -847,7 +922,8 @@ cdef class Channel:
             raise self._sender_error()
         self.core.transfer_ended(transfer, error)
         if error:
-            self._watch_sender(path)
+            self.sender_watch = SenderWatch(self.loop)
+            self.sender_watch.begin(path.sender_fd(), self._sender_ended)
 
     cdef _go_on_after_transfer(self):
         """After the end of a transfer: start the next, or continue reading messages."""
@@ -891,27 +967,12 @@ cdef class Channel:
             self.tend_timer.cancel()
             self.tend_timer = None
 
-    cdef _watch_sender(self, Path path):
-        """Watch the sender's process while its frames are requested. The stream may not show its
-        end: another process may hold the same socket."""
-        cdef int fd = path.sender_fd()
-        if fd >= 0:
-            self.sender_fd = fd
-            self.loop.add_reader(fd, self._sender_ended)
-
     def _sender_ended(self):
-        self._unwatch_sender()
+        self.sender_watch.end()
         self._broken(self._sender_error())
 
     def _sender_error(self):
         return ChannelClosedError("the peer's process has died, with frames that it had on offer")
-
-    cdef _unwatch_sender(self):
-        if self.sender_fd >= 0:
-            if not self.loop.is_closed():
-                self.loop.remove_reader(self.sender_fd)
-            close_fd(self.sender_fd)
-            self.sender_fd = -1
 
     def _job_ended(self, Job job, int progress, int error, size_t moved_bytes):
         """Called by the completion queue of the loop."""
@@ -1044,25 +1105,22 @@ cdef class Channel:
 
     async def _drained(self, timeout_seconds):
         """Wait until nothing is in flight, or until *timeout_seconds* pass without progress."""
-        left_bytes = self._left_bytes()
+        left_bytes = self.left_bytes()
         while self.core.is_busy() and not self.closed:
             await asyncio.wait([self.drained], timeout=timeout_seconds)
-            before_bytes, left_bytes = left_bytes, self._left_bytes()
+            before_bytes, left_bytes = left_bytes, self.left_bytes()
             if left_bytes == before_bytes:
                 if left_bytes:
-                    self._warn_of_unsent(left_bytes, timeout_seconds)
+                    self.warn(
+                        "comms were closed with bytes unsent",
+                        "The comm from %s to %s is closed with %d bytes unsent: no progress for "
+                        "%s s (fabric.timeouts.close in Dask's configuration)",
+                        *self.addresses(), left_bytes, timeout_seconds,
+                    )
                 return
 
-    def _warn_of_unsent(self, left_bytes, timeout_seconds):
-        self.warn(
-            "comms were closed with bytes unsent",
-            "The comm from %s to %s is closed with %d bytes unsent: no progress for %s s "
-            "(fabric.timeouts.close in Dask's configuration)",
-            *self.addresses(), left_bytes, timeout_seconds,
-        )
-
-    def _left_bytes(self):
-        """Bytes in flight or queued."""
+    def left_bytes(self):
+        """Bytes in flight or queued, less what a running job has sent."""
         # The buffer does not know yet what a running job has sent.
         moved = 0 if self.send_job is None else self.send_job.moved_bytes()
         return self.core.outbox.in_flight_bytes + self.core.outgoing.pending_bytes - moved
@@ -1159,7 +1217,10 @@ cdef class Channel:
         if self.transfer is not None and self.transfer.job is not None:
             self.transfer.path.cancel(self.transfer)
         self._stop_tending()
-        self._unwatch_sender()
+        if self.admission is not None:
+            self.admission.cancel()
+        if self.sender_watch is not None:
+            self.sender_watch.end()
         if self.send_job is not None:
             memory = (
                 list(self.core.outgoing.owners), list(self.core.outbox.leases.values()),
@@ -1202,6 +1263,7 @@ cdef class Channel:
         is_running = not self.loop.is_closed()
         if self.drained is not None and is_running and not self.drained.done():
             self.drained.set_result(None)
+        self._note_room()
         if self.waiter is not None and is_running and not self.waiter.done():
             self.waiter.set_exception(self._why_closed())
         self.waiter = None
@@ -1282,33 +1344,14 @@ cdef class Channel:
         return self.core.outgoing.pending_bytes
 
     @property
+    def queued_bytes(self):
+        """Bytes that are queued or in flight: the peer has not taken them."""
+        return self.core.outgoing.pending_bytes + self.core.outbox.in_flight_bytes
+
+    @property
     def in_flight_bytes(self):
         """Bytes of frames on offer that the peer has not answered yet."""
         return self.core.outbox.in_flight_bytes
-
-    @property
-    def sends_devices(self):
-        """Whether `send` takes device frames now; otherwise stage them in host memory first."""
-        return self.core.outgoing.span_of is not None
-
-    @property
-    def receives_devices(self):
-        """Whether the peer may offer device frames; some may still arrive in host memory."""
-        return self.core.devices is not None
-
-    @property
-    def sends_by(self):
-        """The path that large frames of host memory take now."""
-        cdef Path path
-        for path in self.core.paths:
-            if path.offers and path.memory_kinds >> HOST_MEMORY & 1:
-                return path.name
-        return "stream"
-
-    @property
-    def stream(self):
-        """The metrics of the stream (`dask_fabric.wire.metrics.Metrics`)."""
-        return self.core.metrics
 
     def statistics(self):
         """The statistics of this channel.
@@ -1316,55 +1359,19 @@ cdef class Channel:
         Returns
         -------
         dict
-            Counts of messages, bytes and engine jobs by direction. ``pending_bytes`` are queued,
-            ``unacknowledged_bytes`` are in flight; ``fallbacks_*`` count messages whose frames were
-            sent on the stream instead. ``sends_by`` is the path that large frames of this side take
-            now; ``sends_devices`` is true if a path takes device frames. ``traffic`` maps the
-            stream and each chosen path to its `dask_fabric.wire.metrics.Metrics.as_dict`.
+            Those of `Connection.statistics`, and counts of engine jobs by direction, and receives
+            that waited because memory was short (``waits_for_memory``).
         """
-        cdef Counts *stream = &self.core.metrics.counts
-        cdef Metrics beside = Metrics()
-        cdef Path path
-        for path in self.core.paths:
-            if path.metrics is not None:
-                beside.add(path.metrics)
         return {
-            "messages_sent": stream.messages_sent,
-            "messages_received": stream.messages_received,
-            "bytes_sent": stream.sent_message_bytes.total,
-            "bytes_received": stream.bytes_received + beside.counts.bytes_received,
+            **self.core.statistics(),
             "send_jobs": self.send_job_count,
             "receive_jobs": self.receive_job_count,
-            "pending_bytes": self.core.outgoing.pending_bytes,
-            "offered_frames": beside.counts.frames_sent,
-            "offered_bytes": beside.counts.bytes_sent,
-            "unacknowledged_bytes": self.core.outbox.in_flight_bytes,
-            "fetched_frames": beside.counts.frames_received,
-            "fetched_bytes": beside.counts.bytes_received,
-            "fallbacks_sent": beside.counts.fallbacks_sent,
-            "fallbacks_received": beside.counts.fallbacks_received,
-            "sends_by": self.sends_by,
-            "sends_devices": self.sends_devices,
-            "traffic": {name: of.as_dict() for name, of in self.figures().items()},
+            "waits_for_memory": 0 if self.admission is None else self.admission.wait_count,
         }
 
     def figures(self):
-        """The metrics of the stream, and of each chosen path.
-
-        Returns
-        -------
-        dict of str to Metrics
-            Copies. Messages, their sizes and serialization times count for the stream, which
-            carries their headers.
-        """
-        cdef Metrics copied
-        cdef Path path
-        cdef dict metrics_by_path = {"stream": self.core.metrics.copy()}
-        for path in self.core.paths:
-            copied = Metrics() if path.metrics is None else path.metrics.copy()
-            copied.counts.unacknowledged_bytes = self.core.outbox.in_flight_bytes_by(path.number)
-            metrics_by_path[path.name] = copied
-        return metrics_by_path
+        """The metrics of the stream, and of each chosen path; see `Connection.figures`."""
+        return self.core.figures()
 
 
 cdef Py_ssize_t _limit(limits, name):

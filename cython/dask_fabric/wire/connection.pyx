@@ -38,6 +38,7 @@ from dask_fabric.linux cimport iovec
 from dask_fabric.wire.frames cimport Control, FrameSet, Slot
 from dask_fabric.wire.inbox cimport FETCHING, OFFERED, READY, REQUESTED, InboundMessage
 from dask_fabric.wire.message_reader cimport AHEAD_BYTES, UNFILLED_COST_BYTES, MessageReader
+from dask_fabric.wire.metrics cimport Counts
 from dask_fabric.wire.outbox cimport Lease, Outbox
 from dask_fabric.wire.path cimport Path, Transfer
 from dask_fabric.wire.records cimport (
@@ -172,6 +173,80 @@ cdef class Connection:
         if self.inbox.requested is not None or self.incoming.missing_bytes > 0:
             return True
         return is_awaited and self.inbox.fetching is None and self.incoming.staged_bytes() > 0
+
+    @property
+    def sends_devices(self):
+        """Whether `send` takes device frames now; otherwise stage them in host memory first."""
+        return self.outgoing.span_of is not None
+
+    @property
+    def receives_devices(self):
+        """Whether the peer may offer device frames; some may still arrive in host memory."""
+        return self.devices is not None
+
+    @property
+    def sends_by(self):
+        """The path that large frames of host memory take now."""
+        cdef Path path
+        for path in self.paths:
+            if path.offers and path.memory_kinds >> HOST_MEMORY & 1:
+                return path.name
+        return "stream"
+
+    def statistics(self):
+        """The counts of this connection.
+
+        Returns
+        -------
+        dict
+            Counts of messages and bytes. ``pending_bytes`` are queued, ``unacknowledged_bytes`` are
+            in flight; ``fallbacks_*`` count messages whose frames were sent on the stream instead.
+            ``sends_by`` is the path that large frames of this side take now; ``sends_devices`` is
+            true if a path takes device frames.
+            ``traffic`` maps the stream and each chosen path to its
+            `dask_fabric.wire.metrics.Metrics.as_dict`.
+        """
+        cdef Counts *stream = &self.metrics.counts
+        cdef Metrics beside = Metrics()
+        cdef Path path
+        for path in self.paths:
+            if path.metrics is not None:
+                beside.add(path.metrics)
+        return {
+            "messages_sent": stream.messages_sent,
+            "messages_received": stream.messages_received,
+            "bytes_sent": stream.sent_message_bytes.total,
+            "bytes_received": stream.bytes_received + beside.counts.bytes_received,
+            "pending_bytes": self.outgoing.pending_bytes,
+            "offered_frames": beside.counts.frames_sent,
+            "offered_bytes": beside.counts.bytes_sent,
+            "unacknowledged_bytes": self.outbox.in_flight_bytes,
+            "fetched_frames": beside.counts.frames_received,
+            "fetched_bytes": beside.counts.bytes_received,
+            "fallbacks_sent": beside.counts.fallbacks_sent,
+            "fallbacks_received": beside.counts.fallbacks_received,
+            "sends_by": self.sends_by,
+            "sends_devices": self.sends_devices,
+            "traffic": {name: of.as_dict() for name, of in self.figures().items()},
+        }
+
+    def figures(self):
+        """The metrics of the stream, and of each chosen path.
+
+        Returns
+        -------
+        dict of str to Metrics
+            Copies. Messages, their sizes and serialization times count for the stream, which
+            carries their headers.
+        """
+        cdef Metrics copied
+        cdef Path path
+        cdef dict metrics_by_path = {"stream": self.metrics.copy()}
+        for path in self.paths:
+            copied = Metrics() if path.metrics is None else path.metrics.copy()
+            copied.counts.unacknowledged_bytes = self.outbox.in_flight_bytes_by(path.number)
+            metrics_by_path[path.name] = copied
+        return metrics_by_path
 
     # ------------------------------------------------------------ events
 

@@ -39,6 +39,7 @@ cdef class Path:
     cdef readonly uint32_t descriptor_bytes
     cdef readonly Py_ssize_t least_bytes    # smallest frame of host memory that is offered
     cdef readonly bint needs_living_sender
+    cdef readonly bint takes_memory     # of this process, for the frames that it fetches
     cdef public bint offers             # false once the path is broken
     cdef Metrics metrics                # None until something is counted
     cdef CompletionQueue queue          # for the completions of its jobs

@@ -63,6 +63,8 @@ cdef class Path:
         The smallest frame of host memory that is offered. Of device frames all but empty ones are.
     needs_living_sender : bool
         Whether a fetched frame is valid only if the sender still lives after the fetch.
+    takes_memory : bool
+        Whether fetched frames lie in memory of this process; false if they are mapped.
     offers : bool
         Whether this side offers frames; false once the path is broken.
     """
@@ -75,7 +77,7 @@ cdef class Path:
 
     def __cinit__(self, *args, **kwargs):
         self.offers = True
-        self.needs_living_sender = True
+        self.needs_living_sender = self.takes_memory = True
 
     cdef Metrics counting(self):
         """The metrics of this path, made at the first use: most comms never need them."""

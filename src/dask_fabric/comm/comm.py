@@ -17,9 +17,9 @@ message, and the comm stays open. One above a limit of the peer is not sent; whe
 for it, an error is sent instead (`comm.serialize.too_large`). A violation of the protocol, the end
 of the stream and a cancelled read or write end the comm, since a message may be incomplete then.
 
-`write` never waits for the peer to read: two sides that both write first must not block each other.
-It yields to the event loop if much is queued. The first message each way is Dask's handshake, which
-is decoded without the codec, since the peer is a stranger until then (`comm.dask_handshake`).
+`write` queues its message at once. Only the next one waits, if the peer leaves much of it unread
+(`comm.backlog`). The first message each way is Dask's handshake, which is decoded without the
+codec, since the peer is a stranger until then (`comm.dask_handshake`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from distributed.comm import utils as comm_utils
 from distributed.comm.core import Comm, CommClosedError
 from distributed.utils import offload
 
-from dask_fabric.comm import dask_handshake
+from dask_fabric.comm import backlog, dask_handshake
 from dask_fabric.comm.device import staging_receive, staging_send
 from dask_fabric.comm.network import refusals
 from dask_fabric.comm.serialize import too_large
@@ -61,13 +61,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Above so many queued bytes that the kernel has not taken, `write` yields to the event loop.
-_BACKLOG_BYTES = 4 << 20
-
 # Less (de)serialization work is not timed: reading the clock would distort the figure.
 _TIMED_BYTES = 4 << 10
-# Compared with every message; a global is faster than an attribute of the module.
+# Needed with every message; a global is faster than an attribute of the module.
 _MARK, _MARK_BYTES = staging_send.MARK, len(staging_send.MARK)
+_BEHIND_BYTES = backlog.LEAST_BYTES
 
 _ENDS_COMM = (ChannelClosedError, ProtocolError, EOFError, OSError)
 
@@ -75,7 +73,11 @@ _ENDS_COMM = (ChannelClosedError, ProtocolError, EOFError, OSError)
 def _give_up(reference: weakref.ref[FabricComm], seconds: float) -> None:
     comm = reference()
     if comm is not None and comm._is_new:
-        comm._channel.give_up_silent(seconds)
+        text = (
+            f"the server has not begun Dask's handshake within {seconds:g} seconds "
+            "(fabric.timeouts.handshake in Dask's configuration)"
+        )
+        comm._channel.abort(ChannelClosedError(text))
 
 
 class FabricComm(Comm):
@@ -115,11 +117,13 @@ class FabricComm(Comm):
         # Bound once, to save a look-up with every message.
         self._receive_nowait = channel.receive_nowait
         self._send = channel.send
-        self._figures = channel.stream
+        self._figures = channel.core.metrics
         self._takes_chunks = CHUNKS in channel.peer.features
         self._outgoing: staging_send.Outgoing | None = None
         self._incoming: staging_receive.Incoming | None = None
         self._patience: asyncio.TimerHandle | None = None
+        self._waited_count = 0
+        self._is_behind = False  # whether much was queued for the peer after the last message
         self._is_new = True  # until the peer's side of Dask's handshake has been read
         self._context: dict[str, Any] | None = None
         self._context_options: dict[str, Any] | None = None  # that `_context` was made with
@@ -183,6 +187,7 @@ class FabricComm(Comm):
             "refused": self.refused_paths,
             "kernel": parse_tcp_info(self._channel.tcp_info()),
             "staged": self._staged_statistics(),
+            "waited_writes": self._waited_count,
             **self._channel.statistics(),
         }
 
@@ -221,7 +226,7 @@ class FabricComm(Comm):
             return self._take_handshake(header, frames)
         deserialize = self.deserialize
         try:
-            if deserialize and frames and (is_staged or self._channel.receives_devices):
+            if deserialize and frames and (is_staged or self._channel.core.receives_devices):
                 frames = await staging_receive.to_device(frames)
             work_bytes = codec.offload_bytes(header, frames, deserialize)
             if not work_bytes or self._is_little(work_bytes):
@@ -263,7 +268,9 @@ class FabricComm(Comm):
         return handshake
 
     async def write(self, msg: Any, serializers: Any = None, on_error: str = "message") -> int:
-        """Queue one message for sending; never waits for the peer to read.
+        """Queue one message for sending.
+
+        If the peer has left much of earlier messages unread, wait first until it has read some.
 
         Returns
         -------
@@ -277,6 +284,8 @@ class FabricComm(Comm):
         Exception
             The message cannot be serialized; the comm stays usable.
         """
+        if self._is_behind:
+            await self._wait_for_room()
         if self._channel.closed:
             self._raise_closed()
         if self._context_options is not self.handshake_options:  # Dask sets these last
@@ -322,14 +331,26 @@ class FabricComm(Comm):
         except BaseException as exc:
             self._end(exc)
             raise
-        if self._channel.pending_bytes > _BACKLOG_BYTES:
-            # A coroutine that writes in a loop must let the event loop send what is queued.
-            try:
-                await asyncio.sleep(0)
-            except asyncio.CancelledError:
-                self.abort()
-                raise
+        if self._channel.queued_bytes > _BEHIND_BYTES:
+            self._is_behind = True
+            backlog.add(self._channel)
+            if self._channel.pending_bytes > _BEHIND_BYTES:
+                # A coroutine that writes in a loop must let the event loop send what is queued.
+                try:
+                    await asyncio.sleep(0)
+                except asyncio.CancelledError:
+                    self.abort()
+                    raise
         return nbytes
+
+    async def _wait_for_room(self) -> None:
+        limit_bytes = backlog.room_bytes(self._settings)
+        if self._channel.queued_bytes > limit_bytes:
+            self._waited_count += 1
+            await backlog.wait_for_room(
+                self._channel, limit_bytes, self._settings.stalled_timeout_seconds
+            )
+        self._is_behind = self._channel.queued_bytes > _BEHIND_BYTES
 
     async def _write_instead(
         self, msg: Any, error: Exception, serializers: Any, on_error: str
@@ -391,7 +412,7 @@ class FabricComm(Comm):
         """Wait until device frames are computed; give those to send in chunks, by index."""
         if self._takes_chunks:
             sources = await self._loop.run_in_executor(None, staging_send.sources_of, frames)
-            is_direct = self._channel.sends_devices and not any(
+            is_direct = self._channel.core.sends_devices and not any(
                 isinstance(frame, device.StagedFrame) for frame in frames
             )
             return {} if is_direct else sources

@@ -8,11 +8,12 @@ from typing import Any
 from dask_fabric import config, providers
 from dask_fabric.config import Settings
 from dask_fabric.jobs import native
-from dask_fabric.memory import device, pool
+from dask_fabric.memory import admission, device, pool
 
 _applied: Settings | None = None
-# RSS above which the pool keeps no idle memory, by listener of the server with the limit.
-_pressure_limits_bytes: dict[Any, int] = {}
+# By listener of the server with the limits: the RSS above which the pool keeps no idle memory, and
+# the RSS above which large messages wait; 0 for none.
+_limits_bytes: dict[Any, tuple[int, int]] = {}
 
 
 def _after_fork_in_child() -> None:
@@ -52,30 +53,36 @@ def memory_limit(server: Any) -> int:
 
 
 def watch_memory(listener: Any, server: Any) -> None:
-    """Have the pool keep no idle memory while the process is above a worker's memory target.
+    """Hold this process to a worker's memory limit.
+
+    Above the worker's target the pool keeps no idle memory. Above the limit at which it pauses,
+    large messages wait.
 
     Parameters
     ----------
     listener : object
-        The limit holds until `unwatch_memory` is called with the same listener.
+        The limits hold until `unwatch_memory` is called with the same listener.
     server : object
-        The server that listens; only a worker has a memory limit with a target.
+        The server that listens; only a worker has a memory limit.
     """
     manager = getattr(server, "memory_manager", None)
     limit = memory_limit(server)
-    fraction = getattr(manager, "memory_target_fraction", None) or getattr(
+    target = getattr(manager, "memory_target_fraction", None) or getattr(
         manager, "memory_spill_fraction", None
     )
-    if limit and fraction:
-        _pressure_limits_bytes[listener] = int(limit * fraction)
-        _set_pressure_limit()
+    pause = getattr(manager, "memory_pause_fraction", None)
+    if limit and (target or pause):
+        _limits_bytes[listener] = int(limit * (target or 0)), int(limit * (pause or 0))
+        _set_limits()
 
 
 def unwatch_memory(listener: Any) -> None:
-    """Remove the limit that belongs to *listener*, if there is one."""
-    if _pressure_limits_bytes.pop(listener, None) is not None:
-        _set_pressure_limit()
+    """Remove the limits that belong to *listener*, if there are any."""
+    if _limits_bytes.pop(listener, None) is not None:
+        _set_limits()
 
 
-def _set_pressure_limit() -> None:
-    pool.set_pressure_limit(min(_pressure_limits_bytes.values(), default=0))
+def _set_limits() -> None:
+    known = _limits_bytes.values()
+    pool.set_pressure_limit(min((low for low, _ in known if low), default=0))
+    admission.set_limit(min((high for _, high in known if high), default=0))

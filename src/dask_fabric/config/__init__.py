@@ -53,6 +53,8 @@ class Settings:
     header_bytes_limit: int
     message_bytes_limit: int
     handshake_count_limit: int
+    queued_bytes_limit: int
+    queued_total_bytes_limit: int
     auth_key: bytes | None = field(repr=False)
     auth_key_file: str | None
     auth_require: bool
@@ -64,6 +66,7 @@ class Settings:
     history_interval_seconds: float
     handshake_timeout_seconds: float
     stalled_timeout_seconds: float
+    memory_timeout_seconds: float
     close_timeout_seconds: float
     paths: Any  # a named tuple, by path, of named tuples with the path's settings
 

@@ -67,6 +67,12 @@ def _message_size(value: object) -> int:
     return as_size(value, LIMIT_BYTES_LEAST)
 
 
+def _queued_size(value: object) -> int:
+    if value is None:
+        return min(host_memory_bytes() // 4, SIZE_BYTES_LIMIT)
+    return as_size(value)
+
+
 _POOL = Section(
     "The pool of receive buffers of a process.",
     {
@@ -186,7 +192,7 @@ _GPU = Section(
     },
 )
 _LIMITS = Section(
-    "What a peer may send, and how many peers may be in the handshake.",
+    "What a peer may send and leave unread, and how many peers may be in the handshake.",
     {
         "frames": count(
             "frame_count_limit",
@@ -226,8 +232,30 @@ _LIMITS = Section(
             "no more for a moment, and drops those that are older than a second.",
             most=1 << 20,
         ),
+        "queued": size(
+            "queued_bytes_limit",
+            "256 MiB",
+            "sent to a peer and not yet taken by it; the next message waits beyond this",
+            "Bytes that were sent on one comm and that its peer has not taken. Beyond this the "
+            "next message waits until the peer has read some; twice as much while the peer has "
+            "sent something that this side has not read. One message may always be queued, "
+            "however large. If nothing moves for `fabric.timeouts.stalled`, the comm is closed.",
+        ),
+        "queued-total": Key(
+            "queued_total_bytes_limit",
+            None,
+            "size",
+            _queued_size,
+            "a size in bytes, such as 67108864 or '64 MiB', or null for a quarter of this "
+            "process's memory",
+            {"oneOf": [{"$ref": "#/$defs/size"}, {"type": "null"}]},
+            "of all comms together; null: a quarter of the memory limit of this process",
+            "The same for all comms of the process together that have more than 4 MiB queued. "
+            "Beyond it, each of them waits until its own queue is below 4 MiB; the others go on. "
+            "`null`: a quarter of the memory that `fabric.limits.message` stands for.",
+        ),
     },
-    "what a peer may send, and how many may be in the handshake",
+    "what a peer may send and leave unread, and how many may be in the handshake",
 )
 _AUTH = Section(
     "The key that all processes of a user share.",
@@ -327,8 +355,19 @@ _TIMEOUTS = Section(
             "300s",
             "a partly received message may make no progress for this long",
             "A comm is closed if its peer has begun a message and sends nothing more of it for "
-            "this long; 0 means no limit.",
+            "this long, or takes nothing of what a message here waits for (`fabric.limits.queued`)"
+            "; 0 means no limit.",
             note="; 0 means no limit",
+        ),
+        "memory": seconds(
+            "memory_timeout_seconds",
+            "30s",
+            "a large message waits this long for a worker that is near its memory limit",
+            "While a worker's resident memory is above its pause limit "
+            "(`distributed.worker.memory.pause`), messages with more than 1 MiB left to receive "
+            "wait, for so long at most, and several are received one after the other if they do "
+            "not fit together. Meanwhile Dask spills. `0`: they never wait. Frames that are mapped "
+            "take no memory, and do not wait.",
         ),
         "close": seconds(
             "close_timeout_seconds",

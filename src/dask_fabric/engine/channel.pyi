@@ -37,7 +37,6 @@ from dask_fabric.config import Settings
 from dask_fabric.engine.transport import Transport
 from dask_fabric.wire.connection import Connection
 from dask_fabric.wire.handshake import Handshake
-from dask_fabric.wire.metrics import Metrics
 from dask_fabric.wire.path import Path
 
 logger = logging.getLogger(__name__)
@@ -125,8 +124,6 @@ class Channel:
         """
     def give_up(self, timeout_seconds):
         """Fail the handshake: it has taken longer than *timeout_seconds*."""
-    def give_up_silent(self, timeout_seconds):
-        """Fail a connection whose server has said nothing since its hello."""
     def use(self, path: Path, devices=None):
         """Use one more path for large frames, in both directions.
 
@@ -156,6 +153,14 @@ class Channel:
         """
     def check_limits(self, frame_count, header_bytes, nbytes):
         """Raise `MessageTooLargeError` for a message above the limits that the peer announced."""
+    def has_room(self, limit_bytes: int) -> bool:
+        """Whether at most *limit_bytes* are queued or in flight, so that a message may follow.
+
+        Two sides that both write first must not block each other: it may be twice as much while the
+        peer has sent something that nobody here reads.
+        """
+    def room(self, limit_bytes):
+        """Give a future that ends when `has_room` may be true, or the channel has closed."""
     def receive_nowait(self) -> tuple[bytes | memoryview, list[memoryview]] | None:
         """Return the next message if it is here already.
 
@@ -191,6 +196,8 @@ class Channel:
         timeout_seconds : float
             Abort after this time without progress.
         """
+    def left_bytes(self):
+        """Bytes in flight or queued, less what a running job has sent."""
     def abort(self, error: BaseException | None = None):
         """Close at once. Queued data is lost, and a pending `receive` fails.
 
@@ -225,41 +232,22 @@ class Channel:
     def pending_bytes(self):
         """Bytes that are queued, and not yet accepted by the kernel."""
     @property
+    def queued_bytes(self):
+        """Bytes that are queued or in flight: the peer has not taken them."""
+    @property
     def in_flight_bytes(self):
         """Bytes of frames on offer that the peer has not answered yet."""
-    @property
-    def sends_devices(self):
-        """Whether `send` takes device frames now; otherwise stage them in host memory first."""
-    @property
-    def receives_devices(self):
-        """Whether the peer may offer device frames; some may still arrive in host memory."""
-    @property
-    def sends_by(self):
-        """The path that large frames of host memory take now."""
-    @property
-    def stream(self):
-        """The metrics of the stream (`dask_fabric.wire.metrics.Metrics`)."""
     def statistics(self) -> dict[str, Any]:
         """The statistics of this channel.
 
         Returns
         -------
         dict
-            Counts of messages, bytes and engine jobs by direction. ``pending_bytes`` are queued,
-            ``unacknowledged_bytes`` are in flight; ``fallbacks_*`` count messages whose frames were
-            sent on the stream instead. ``sends_by`` is the path that large frames of this side take
-            now; ``sends_devices`` is true if a path takes device frames. ``traffic`` maps the
-            stream and each chosen path to its `dask_fabric.wire.metrics.Metrics.as_dict`.
+            Those of `Connection.statistics`, and counts of engine jobs by direction, and receives
+            that waited because memory was short (``waits_for_memory``).
         """
-    def figures(self) -> dict[str, Metrics]:
-        """The metrics of the stream, and of each chosen path.
-
-        Returns
-        -------
-        dict of str to Metrics
-            Copies. Messages, their sizes and serialization times count for the stream, which
-            carries their headers.
-        """
+    def figures(self):
+        """The metrics of the stream, and of each chosen path; see `Connection.figures`."""
 
 def warn_always(kind, text, *args):
     """Log a warning. Comms use a rate-limited function instead: a peer causes these lines."""

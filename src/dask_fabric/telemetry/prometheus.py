@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from dask_fabric import providers
+from dask_fabric.comm import backlog
 from dask_fabric.memory import pool
 from dask_fabric.telemetry import registry, waits
 
@@ -65,6 +66,7 @@ class FabricCollector:
             _bytes(found),
             _waits(by_path),
             _histograms(by_path),
+            _backlog(),
             _gauges(by_path),
         )
 
@@ -109,6 +111,15 @@ def _waits(by_path: dict[str, dict[str, Any]]) -> Iterator[Any]:
         text = f"Time to {wait.name} payloads that are not tiny"
         spent = sum(figures[wait.field] for figures in by_path.values())
         yield CounterMetricFamily(f"dask_fabric_{wait.field}", text, value=spent)
+
+
+def _backlog() -> Iterator[Any]:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    text = "Messages that waited because their peer had not read earlier ones"
+    yield CounterMetricFamily("dask_fabric_waited_writes", text, value=backlog.waited_count())
+    text = "Bytes that peers which are behind have not taken"
+    yield GaugeMetricFamily("dask_fabric_backlog_bytes", text, value=backlog.total_bytes())
 
 
 def _histograms(by_path: dict[str, dict[str, Any]]) -> Iterator[Any]:

@@ -110,6 +110,37 @@ class Connection:
         Without a pending `receive`, or during a fetch, staged bytes may be whole messages: they do
         not count.
         """
+    @property
+    def sends_devices(self):
+        """Whether `send` takes device frames now; otherwise stage them in host memory first."""
+    @property
+    def receives_devices(self):
+        """Whether the peer may offer device frames; some may still arrive in host memory."""
+    @property
+    def sends_by(self):
+        """The path that large frames of host memory take now."""
+    def statistics(self) -> dict[str, Any]:
+        """The counts of this connection.
+
+        Returns
+        -------
+        dict
+            Counts of messages and bytes. ``pending_bytes`` are queued, ``unacknowledged_bytes`` are
+            in flight; ``fallbacks_*`` count messages whose frames were sent on the stream instead.
+            ``sends_by`` is the path that large frames of this side take now; ``sends_devices`` is
+            true if a path takes device frames.
+            ``traffic`` maps the stream and each chosen path to its
+            `dask_fabric.wire.metrics.Metrics.as_dict`.
+        """
+    def figures(self) -> dict[str, Metrics]:
+        """The metrics of the stream, and of each chosen path.
+
+        Returns
+        -------
+        dict of str to Metrics
+            Copies. Messages, their sizes and serialization times count for the stream, which
+            carries their headers.
+        """
     def opened(self) -> Any:
         """Both hellos are exchanged: records follow, unless this side has closed meanwhile."""
     def use(self, path: Path, devices=None) -> Any:

@@ -57,6 +57,8 @@ class Path:
         The smallest frame of host memory that is offered. Of device frames all but empty ones are.
     needs_living_sender : bool
         Whether a fetched frame is valid only if the sender still lives after the fetch.
+    takes_memory : bool
+        Whether fetched frames lie in memory of this process; false if they are mapped.
     offers : bool
         Whether this side offers frames; false once the path is broken.
     """
@@ -67,6 +69,7 @@ class Path:
     descriptor_bytes: Final[int]
     least_bytes: Final[int]
     needs_living_sender: Final[bool]
+    takes_memory: Final[bool]
     offers: bool
 
     def __init__(self, name, number, memory_kinds=1, descriptor_bytes=0, least_bytes=...): ...

@@ -55,7 +55,7 @@ cdef class SHMPath(Path):
 
     def __init__(self, peer, attach, least_bytes):
         Path.__init__(self, NAME, NUMBER, 1 << HOST_MEMORY, sizeof(Place), least_bytes)
-        self.needs_living_sender = False
+        self.needs_living_sender = self.takes_memory = False
         self.peer, self.attach = peer, attach
 
     cdef bint takes(self, const Slot *slot) noexcept:

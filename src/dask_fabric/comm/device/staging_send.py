@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
+from dask_fabric.comm import backlog
 from dask_fabric.comm.serialize import dlpack
 from dask_fabric.memory import arrays, device
 from dask_fabric.memory.device import Runtime, Span, StagedFrame
@@ -37,7 +38,6 @@ BACKLOG_COUNT = 4
 # After so long without progress the next chunk is queued nevertheless: the peer may itself be in a
 # `write`, and read only afterwards.
 PATIENCE_SECONDS = 0.1
-_GLANCE_SECONDS = 0.001
 # What a frame in chunks counts besides its bytes, for its Python objects.
 FRAME_COST_BYTES = 1 << 10
 
@@ -183,18 +183,8 @@ class Outgoing:
         This bounds host memory. Two peers that both write before they read would deadlock, so a
         chunk waits `PATIENCE_SECONDS` at most without progress.
         """
-        left_bytes = self._backlog_bytes()
-        ends_at = self._loop.time() + PATIENCE_SECONDS
-        while left_bytes > BACKLOG_COUNT * self._chunk_bytes and not self._channel.closed:
-            await asyncio.sleep(_GLANCE_SECONDS)
-            before_bytes, left_bytes = left_bytes, self._backlog_bytes()
-            if left_bytes < before_bytes:
-                ends_at = self._loop.time() + PATIENCE_SECONDS
-            elif self._loop.time() > ends_at:
-                return
-
-    def _backlog_bytes(self) -> int:
-        return self._channel.pending_bytes + self._channel.in_flight_bytes
+        limit_bytes = BACKLOG_COUNT * self._chunk_bytes
+        await backlog.until_room(self._channel, limit_bytes, PATIENCE_SECONDS)
 
     def _pieces(self, sources: Mapping[int, Source]) -> Iterator[tuple[bytes, Source, int]]:
         for index, source in sources.items():

@@ -1,0 +1,53 @@
+"""Whether there is memory for what is about to be received.
+
+A worker that is near its memory limit spills to disk, and Dask stops its tasks. What arrives
+meanwhile must wait for memory instead of taking it: the operating system, or the worker's nanny,
+ends a process that takes too much.
+
+Large receives of all comms of a process are *admitted* one by one. One is, if it fits under the
+limit together with what is resident and with those that are admitted and not complete. If none is
+under way, it is admitted as soon as the process is below the limit: otherwise one that is larger
+than the room would wait for ever.
+"""
+
+import asyncio
+from typing import Any, Final
+
+class Admission:
+    """The large receives of one comm, one at a time.
+
+    Parameters
+    ----------
+    loop : asyncio.AbstractEventLoop
+    patience_seconds : float
+        How long one waits for memory. Then it is taken anyway: a task may need it to end and free
+        memory, and the worker's own limits hold.
+    """
+
+    wait_count: Final[int]
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, patience_seconds: float): ...
+
+def set_limit(nbytes: int):
+    """Let large receives wait while the resident memory of this process is above *nbytes*.
+
+    Parameters
+    ----------
+    nbytes : int
+        0 means no limit.
+    """
+
+def statistics() -> dict[str, Any]:
+    """The limit, and the bytes that are being received.
+
+    Returns
+    -------
+    dict
+        ``limit_bytes``, 0 if there is none, and ``under_way_bytes`` of large receives.
+    """
+
+def admit(nbytes: int) -> bool:
+    """Whether `nbytes` may be received now. If so, the caller reports their end by `received`."""
+
+def received(nbytes: int) -> None:
+    """Admitted bytes have arrived, or never will."""
