@@ -82,6 +82,26 @@ async def exchange(comm: Comm) -> None:
     await outcome(forever())
 
 
+async def be_idle(comm: Comm) -> None:
+    """Wait for a message that never comes."""
+    await comm.write("hello")
+    await comm.read()
+    say("idle")
+    await outcome(comm.read())
+
+
+async def write_on(comm: Comm) -> None:
+    """Write far more than may be queued for the peer, which reads, so that a write waits."""
+    data = np.ones(message_bytes, "u1")
+
+    async def forever():
+        while True:
+            await comm.write({"x": to_serialize(data)})
+            say("written")
+
+    await outcome(forever())
+
+
 async def answer(comm: Comm) -> None:
     async def forever():
         while True:
