@@ -200,7 +200,10 @@ def test_what_is_said_stands_in_cells_where_all_of_it_fits():
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this host")
-@pytest.mark.parametrize(("workers", "width"), [(2, 1150), (5, 390), (40, 1150)])
+@pytest.mark.parametrize(
+    ("workers", "width"),
+    [(5, 390), *(pytest.param(count, 1150, marks=pytest.mark.slow) for count in (2, 40))],
+)
 def test_no_label_is_cut_or_covered_in_a_browser(workers, width, tmp_path):
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
     file = tmp_path / "page.html"

@@ -48,7 +48,10 @@ def pair():
         one.close()
 
 
-@pytest.mark.parametrize("scheme", ["tcp", "fabric", "fabric+tls"])
+@pytest.mark.parametrize(
+    "scheme",
+    ["fabric", *(pytest.param(one, marks=pytest.mark.slow) for one in ("tcp", "fabric+tls"))],
+)
 def test_every_verb_of_a_pair(pair, scheme):
     security = pairs.temporary_security() if scheme.endswith("tls") else None
     one = pair(scheme, security=security)

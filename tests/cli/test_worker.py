@@ -60,7 +60,9 @@ def options_of(*arguments: str) -> list[dict]:
 
 
 class TestProcess:
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    @pytest.mark.parametrize(
+        "number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGINT]
+    )
     def test_a_computation_and_an_orderly_end(self, scheduler, number, tmp_path):
         pid_file = tmp_path / "pid"
         arguments = ("--nworkers", "2", "--nthreads", "3", "--name", "w", "--resources", "X=2")

@@ -25,7 +25,7 @@ from distributed.protocol import (
     serialize,
 )
 from distributed.protocol.serialize import families
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dask_fabric.codec.codec import Codec
@@ -77,11 +77,13 @@ def test_messages_arrive_as_they_do_by_tcp(channel, same, message):
     same(channel.send(message), channel.send_by_tcp(message))
 
 
+@settings(max_examples=50)
 @given(message=messages)
 def test_messages_pass_through_a_scheduler(channel, same, message):
     same(channel.forward(message), channel.forward_by_tcp(message))
 
 
+@settings(max_examples=50)
 @given(message=messages)
 def test_undeserialized_messages_are_what_tcp_makes_of_them(channel, same, message):
     same(channel.send(message, deserialize=False), channel.send_by_tcp(message, deserialize=False))

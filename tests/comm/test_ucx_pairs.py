@@ -102,7 +102,9 @@ def library(request):
     return request.param
 
 
-@pytest.mark.parametrize("transports", ["posix", "sysv", "all"])
+@pytest.mark.parametrize(
+    "transports", ["all", *(pytest.param(one, marks=pytest.mark.slow) for one in ("posix", "sysv"))]
+)
 def test_two_processes_share_memory(library, transports):
     assert meet(library, transports, transports) == ["ucx", "", "ucx"] * 2
 

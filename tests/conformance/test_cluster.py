@@ -38,6 +38,7 @@ def check_work(client: Client) -> None:
     np.testing.assert_array_equal(block.result(), np.arange(1 << 20))
 
 
+@pytest.mark.clusters
 @pytest.mark.parametrize("suffix", ["", "://"])
 def test_local_cluster_of_processes(scheme, security, suffix):
     with local_cluster(scheme + suffix, security) as cluster, Client(cluster) as client:

@@ -74,7 +74,7 @@ def attacks(scheme: str, address: str = "") -> list[bytes]:
     return found
 
 
-@pytest.fixture(params=["tcp", "unix", "tls"])
+@pytest.fixture(params=["tcp", "unix", pytest.param("tls", marks=pytest.mark.slow)])
 def stream(request):
     """The kind of stream that is attacked."""
     return request.param

@@ -82,6 +82,7 @@ def test_one_worker_for_each_gpu(two_gpus):
         assert [info["resources"] for info in infos(client)] == [{"GPU": 1}] * 2
 
 
+@pytest.mark.slow
 def test_what_workers_tell_of_their_gpus(two_gpus):
     with LocalFabricCluster(**QUIET) as cluster, Client(cluster) as client:
         by_uuid = {
@@ -117,6 +118,7 @@ def test_more_workers_than_gpus_and_fewer(two_gpus):
         assert found == {"1,0": 2, "0,1": 2}
 
 
+@pytest.mark.slow
 def test_a_worker_that_has_died_comes_back_to_its_seat(two_gpus):
     with (
         LocalFabricCluster(CUDA_VISIBLE_DEVICES=1, worker_class=Watching, **QUIET) as cluster,
@@ -150,6 +152,7 @@ def test_a_gpu_that_does_not_work_is_told(two_gpus, monkeypatch):
     assert "the first GPU that CUDA sees in this worker is" in why_no_worker_starts()
 
 
+@pytest.mark.slow
 def test_the_pool_is_that_of_the_configuration_here(two_gpus):
     with dask.config.set({"fabric.gpu.pool": 1024}):
         assert "a pool of cupy, which cannot be imported" in why_no_worker_starts()

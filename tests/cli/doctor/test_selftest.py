@@ -94,6 +94,7 @@ def test_paths_of_this_host():
         assert found[name].works or found[name].reason
 
 
+@pytest.mark.slow
 def test_a_path_that_is_switched_off():
     with dask.config.set({"fabric": {"unix-sockets": False}}):
         found = by_path(SelfTest().finish(60))
@@ -165,6 +166,7 @@ def test_what_ucx_complains_of_is_told_where_it_fails():
     assert by_path(read_results(f"{complaint}\n{works}", ""))["ucx"].reason == ""
 
 
+@pytest.mark.slow
 def test_what_dask_is_configured_to_is_kept_to(certificates):
     settings = {"distributed.comm.require-encryption": True, **certificates}
     with dask.config.set({"fabric": {"unix-sockets": False}, **settings}):
@@ -174,6 +176,7 @@ def test_what_dask_is_configured_to_is_kept_to(certificates):
         assert "encryption" in found[name].reason
 
 
+@pytest.mark.slow
 def test_encryption_by_the_key():
     settings = {"fabric.auth.encrypt": True, "fabric.auth.key": "ab" * 32}
     with dask.config.set(settings):
