@@ -6,6 +6,8 @@ error that ends a comm is raised as ``CommClosedError``, with one of these as it
 
 from __future__ import annotations
 
+import copy
+
 
 class FabricError(Exception):
     """Base class of all errors of dask-fabric."""
@@ -85,3 +87,14 @@ class PairError(BenchError):
 
 class HistoryError(FabricError):
     """A file is not a history of jobs, or cannot be used; the message says why."""
+
+
+def without_traceback(error: BaseException) -> BaseException:
+    """Copy an exception without its traceback, which would keep stack frames and messages alive.
+
+    The original keeps its traceback: it may be propagating to the caller.
+    """
+    try:
+        return copy.copy(error)
+    except Exception:  # some exception classes cannot be copied
+        return ChannelClosedError(f"{type(error).__name__}: {error}")

@@ -29,7 +29,6 @@ The order at the end (`_fail`, `_release`) matters:
 """
 
 import asyncio
-import copy
 import logging
 import os
 import socket
@@ -62,7 +61,7 @@ from dask_fabric.wire.send_buffer cimport PY_SSIZE_T_MAX, DeviceFrame
 from dask_fabric.wire.states cimport CLOSED_HERE, CLOSING, FORKED
 from dask_fabric.wire.states cimport FAILED as FAILED_OUTCOME
 
-from dask_fabric.errors import ChannelClosedError, ForkedError, ProtocolError
+from dask_fabric.errors import ChannelClosedError, ForkedError, ProtocolError, without_traceback
 from dask_fabric.jobs.completions import queue_of
 from dask_fabric.wire.records import error_record, paths_record, violation
 
@@ -235,9 +234,23 @@ cdef class Channel:
             if self._open_nowait():
                 return
             self._watch_readable(True)
-        self.waiter = waiter = Waiter(self.loop)
-        self.busy_poll.wait(waiter)
-        await waiter
+        while not self.handshake.done:
+            self._check_open()
+            if self.handshake.work is not None:
+                await self._work()
+            else:
+                self.waiter = waiter = Waiter(self.loop)
+                self.busy_poll.wait(waiter)
+                await waiter
+
+    async def _work(self):
+        """Have a proof made or checked, which may take time, and go on with the handshake."""
+        self._watch_readable(False)     # what arrives meanwhile stays in the socket
+        outcome = await self.handshake.work()
+        self._check_open()
+        self.handshake.go_on(outcome)
+        self._watch_readable(True)
+        self._process_handshake()
 
     cdef _secure(self):
         try:
@@ -275,13 +288,15 @@ cdef class Channel:
             used = self.handshake.receive(data)
             incoming.start -= staged - used
             incoming.release_staging()
-            if not self.handshake.done:
-                proof = self.handshake.data_to_send()
-                if proof:
-                    self.core.outgoing.put_bytes(proof)
-                    self._flush()
-                    self._process_handshake()   # what may have come behind it
-        if self.handshake.done:
+        if self.handshake.work is not None:
+            self._finish_opening()      # `_opened` goes on
+        elif not self.handshake.done:
+            proof = self.handshake.data_to_send()
+            if proof:
+                self.core.outgoing.put_bytes(proof)
+                self._flush()
+                self._process_handshake()   # what may have come behind it
+        else:
             self.core.opened()
             # If the task continues in this turn, a server's hello leaves with its first message,
             # and a client's first messages leave together.
@@ -1167,7 +1182,7 @@ cdef class Channel:
             self._send_last(getattr(error, "reply", b""))
         finally:
             self.closed = True
-            self.error = None if error is None else _without_traceback(error)
+            self.error = None if error is None else without_traceback(error)
             try:
                 self._release()
                 self._notify_owner()
@@ -1377,17 +1392,6 @@ cdef class Channel:
 cdef Py_ssize_t _limit(limits, name):
     """The limit that the peer announced; without one, everything is accepted."""
     return min(limits.get(name, PY_SSIZE_T_MAX), PY_SSIZE_T_MAX)
-
-
-def _without_traceback(error):
-    """Copy an exception without its traceback, which would keep stack frames and messages alive.
-
-    The original keeps its traceback: it may be propagating to the caller.
-    """
-    try:
-        return copy.copy(error)
-    except Exception:       # some exception classes cannot be copied
-        return ChannelClosedError(f"{type(error).__name__}: {error}")
 
 
 def _close_late(sock):

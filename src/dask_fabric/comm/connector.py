@@ -38,13 +38,14 @@ from dask_fabric.comm import runtime
 from dask_fabric.comm.channels.factory import make_channel, settle_addresses
 from dask_fabric.comm.channels.negotiator import prepare
 from dask_fabric.comm.comm import FabricComm
-from dask_fabric.comm.network import key_encryption, shared_key, unix
+from dask_fabric.comm.network import authentication, key_encryption, unix
 from dask_fabric.comm.network.addresses import Target, resolve
 from dask_fabric.comm.network.attempts import Attempts
 from dask_fabric.comm.network.security import Scheme, comm_error, tls_info
 from dask_fabric.comm.network.socket_options import tune
 from dask_fabric.config import Settings
 from dask_fabric.errors import FabricError
+from dask_fabric.wire.authentication import Keys
 
 if TYPE_CHECKING:
     from dask_fabric.engine.channel import Channel
@@ -101,7 +102,7 @@ class FabricConnector(Connector):
             Another program listens there, or the version or certificate does not fit; no retry
             will help.
         ConfigError
-            A setting is invalid, or the key of this process cannot be used.
+            A setting is invalid, or the key of this process, or MUNGE, cannot be used.
         RuntimeError
             Encryption is required, and this connection would not be encrypted.
         """
@@ -111,10 +112,11 @@ class FabricConnector(Connector):
         host, port = parse_host_port(address)
         peer_addr = self.prefix + address
         loop = asyncio.get_running_loop()
-        keys = shared_key.current(settings)  # one that cannot be used is no reason to try again
+        # A method that cannot be used is no reason to try again.
+        method = await authentication.prepare(settings)
         if encryption.by_key:
-            assert keys is not None  # else `current` has raised an error
-            ssl_context = key_encryption.client_context(keys)
+            assert isinstance(method, Keys)  # else `prepare` or `load` has raised an error
+            ssl_context = key_encryption.client_context(method)
         uses_paths = self.scheme.fast and not encryption.within_host
         if uses_paths:
             await prepare(self.scheme, peer_addr, settings)
@@ -131,8 +133,8 @@ class FabricConnector(Connector):
         if channel is None:
             server_hostname = connection_args.get("server_hostname") or host
             if encryption.by_key:
-                assert keys is not None
-                server_hostname = key_encryption.server_name(keys)
+                assert isinstance(method, Keys)
+                server_hostname = key_encryption.server_name(method)
             channel = await self._open_tcp(
                 loop, targets, settings, peer_addr, ssl_context, server_hostname, encryption.by_key
             )
@@ -244,7 +246,8 @@ class FabricConnector(Connector):
 
     def _doubt(self, channel: Channel, listener: str, since: float) -> None:
         """Give up a Unix socket that does not answer, unless it answered others meanwhile."""
-        if channel.closed or channel.peer is not None:
+        # A server that has begun to answer is not silent, also if it then waits for others.
+        if channel.closed or channel.statistics()["bytes_received"]:
             return
         if not self._has_answered(listener, since):
             channel.give_up(_UNIX_PATIENCE_SECONDS)

@@ -41,7 +41,7 @@ from dask_fabric.comm import runtime
 from dask_fabric.comm.channels.factory import make_channel, settle_addresses
 from dask_fabric.comm.channels.negotiator import prepare
 from dask_fabric.comm.comm import FabricComm
-from dask_fabric.comm.network import key_encryption, local_user, shared_key, unix
+from dask_fabric.comm.network import authentication, key_encryption, local_user, shared_key, unix
 from dask_fabric.comm.network.addresses import (
     WILDCARD_HOSTS,
     advertised_host,
@@ -65,6 +65,7 @@ from dask_fabric.comm.servers import scheduler_host, server_of
 from dask_fabric.errors import FabricError, ProtocolError
 from dask_fabric.telemetry import heartbeat, prometheus
 from dask_fabric.telemetry.history import recording
+from dask_fabric.wire.authentication import Keys
 
 if TYPE_CHECKING:
     from dask_fabric.engine.channel import Channel
@@ -157,15 +158,16 @@ class FabricListener(BaseListener):
         OSError
             The address cannot be bound, for instance because the port is taken.
         ConfigError
-            A setting is invalid, or the key of this process cannot be used.
+            A setting is invalid, or the key of this process, or MUNGE, cannot be used.
         """
         self._loop = asyncio.get_running_loop()
         self._refusals = Refusals(logger, self._loop)
         self._settings = runtime.settings()
-        keys = shared_key.current(self._settings)  # one that cannot be used must not wait
+        # A method that cannot be used fails here, and not with the first client.
+        method = await authentication.prepare(self._settings)
         if self._encryption.by_key:
-            assert keys is not None  # else `current` has raised an error
-            key_encryption.server_context(keys)  # fails here if it must
+            assert isinstance(method, Keys)  # else `prepare` or `load` has raised an error
+            key_encryption.server_context(method)
         uses_paths = self.scheme.fast and not self._encryption.within_host
         if uses_paths:
             # Finding and starting a library takes a second: do it before clients connect.

@@ -55,6 +55,8 @@ class Settings:
     handshake_count_limit: int
     queued_bytes_limit: int
     queued_total_bytes_limit: int
+    auth_method: str
+    auth_munge_socket: str | None
     auth_key: bytes | None = field(repr=False)
     auth_key_file: str | None
     auth_require: bool
@@ -126,6 +128,12 @@ def _check(section: object) -> Settings:
         raise ConfigError(
             f"fabric.stream.inline is {values['stream.inline']!r}; expected at most "
             f"fabric.stream.bulk, which is {values['stream.bulk']!r}"
+        )
+    if settings.auth_encrypt and settings.auth_method != "key":
+        raise ConfigError(
+            f"fabric.auth.encrypt is true, and fabric.auth.method is {settings.auth_method}, which "
+            "has nothing to encrypt by: set fabric.auth.method: key, and make one by `dask fabric "
+            "key create`; or set fabric.auth.encrypt: false, and encrypt by certificates"
         )
     return settings
 

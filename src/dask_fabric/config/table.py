@@ -33,6 +33,7 @@ THREAD_COUNT_LIMIT = 64
 BUSY_POLL_SECONDS_LIMIT = 0.01
 LIMIT_BYTES_LEAST = 256  # Dask's handshake must fit, see docs/wire-protocol.md
 ALLOCATORS = ("cupy", "rmm")  # of device memory
+AUTHENTICATION_METHODS = ("key", "munge")  # the names of `dask_fabric.wire.hello`
 CHUNK_BYTES_LEAST = 64 << 10
 HISTORY_BYTES_LEAST = 1 << 20  # enough for the current job
 
@@ -258,8 +259,23 @@ _LIMITS = Section(
     "what a peer may send and leave unread, and how many may be in the handshake",
 )
 _AUTH = Section(
-    "The key that all processes of a user share.",
+    "How processes of a user know each other: by a key that all have, or by MUNGE.",
     {
+        "method": choice(
+            "auth_method",
+            AUTHENTICATION_METHODS,
+            "how processes prove whose they are: key, if there is one, or munge",
+            "How processes prove whose they are: by a [key](howto/key.md), if there is one, or by "
+            "[MUNGE](howto/munge.md), which needs no key. All processes of a cluster need the same "
+            "method.",
+        ),
+        "munge-socket": full_path(
+            "auth_munge_socket",
+            "a socket",
+            "of munged; null: that of MUNGE_SOCKET in the environment, or libmunge's default",
+            "Full path of the socket of munged. `null`: the one that `MUNGE_SOCKET` in the "
+            "environment names, or libmunge's own default.",
+        ),
         "key": Key(
             "auth_key",
             None,
@@ -281,8 +297,8 @@ _AUTH = Section(
         "require": switch(
             "auth_require",
             False,
-            "refuse to listen and to connect without a key",
-            "Whether a process without a key refuses to listen and to connect.",
+            "refuse to listen and to connect without a key or MUNGE",
+            "Whether a process with neither a key nor MUNGE refuses to listen and to connect.",
         ),
         "local": switch(
             "auth_local",
@@ -297,7 +313,8 @@ _AUTH = Section(
             False,
             "encrypt between hosts, by TLS from the key, without certificates",
             "Whether connections between hosts are [encrypted](howto/key.md#encrypt) by TLS 1.3, "
-            "from the key and without certificates. Both sides need it. `fabric://` and "
+            "from the key and without certificates, so not with MUNGE. Both sides need it. "
+            "`fabric://` and "
             "`fabric+tls://` do so; the other schemes refuse to start.",
         ),
         "encrypt-local": switch(

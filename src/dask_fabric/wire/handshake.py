@@ -7,16 +7,19 @@ limited before they are stored, and nothing in them is unpickled or executed.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+import functools
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 from dask_fabric.errors import (
     ForeignProtocolError,
     LimitError,
     ProtocolError,
     RefusedError,
+    UnavailableError,
     VersionMismatchError,
 )
-from dask_fabric.wire.authentication import PLAIN, Exchange, Keys, is_proof
+from dask_fabric.wire.authentication import PLAIN, Exchange, Method, Work
 from dask_fabric.wire.foreign import MAGIC, PREAMBLE_BYTES, raise_if_foreign, unknown
 from dask_fabric.wire.hello import (
     HELLO_BYTES_LIMIT,
@@ -34,10 +37,6 @@ from dask_fabric.wire.text import one_line
 _VERSION = MAJOR_VERSION, MINOR_VERSION
 _NOTHING = bytearray()
 _HEAD_BYTES = 12  # of a preamble, before the size of what follows
-_UNKEYED = (
-    "this client has a key, and so requires one of the server, which has none: give the server's "
-    "process the same key file, see `dask fabric key --help`"
-)
 
 
 class State(str, enum.Enum):
@@ -45,7 +44,8 @@ class State(str, enum.Enum):
 
     SILENT = "our hello is not sent yet"
     PREAMBLE = "waiting for the peer's preamble"
-    HELLO = "waiting for the peer's hello, or for its proof that it has the key"
+    HELLO = "waiting for the peer's hello, or for its proof"
+    WORK = "a proof is being made or checked elsewhere, since that may take time"
     PROVE = "our challenge, or our proof, is not sent yet"
     ANSWER = "the peer's hello was good, ours is not sent yet"
     DONE = "both hellos were exchanged"
@@ -60,16 +60,23 @@ class Event(str, enum.Enum):
     PREAMBLE = "the peer's preamble is whole and good"
     CHALLENGE = "a client's hello or a server's challenge is good: our proof is next"
     UNPROVEN = "a server's hello is whole, and its proof follows"
+    WORK = "a proof is to be made or checked elsewhere"
+    WORKED = "that is done"
     HELLO = "the peer's hello is whole and good, and proved if it must be"
     FAILURE = "the peer broke the protocol, refused, was refused, or closed"
 
 
+_READING = (State.PREAMBLE, State.HELLO)
 _RECEIVING = {
     (State.PREAMBLE, Event.BYTES): State.PREAMBLE,
     (State.PREAMBLE, Event.PREAMBLE): State.HELLO,
     (State.PREAMBLE, Event.FAILURE): State.FAILED,
     (State.HELLO, Event.BYTES): State.HELLO,
     (State.HELLO, Event.FAILURE): State.FAILED,
+    (State.HELLO, Event.WORK): State.WORK,
+    (State.WORK, Event.BYTES): State.WORK,
+    (State.WORK, Event.WORKED): State.HELLO,
+    (State.WORK, Event.FAILURE): State.FAILED,
     (State.HELLO, Event.CHALLENGE): State.PROVE,
     (State.PROVE, Event.SEND): State.PREAMBLE,
     (State.PROVE, Event.FAILURE): State.FAILED,
@@ -105,8 +112,8 @@ class Handshake:
     answer : callable, optional
         For a server: called with the client's valid `Hello`; returns the hello to send in place of
         *hello*.
-    keys : Keys, optional
-        The keys of this process. Then the peer must have one of them, and *hello* says so.
+    method : Method, optional
+        How this process proves who it is. Then the peer must do so too, and *hello* says so.
     inside : str
         `PLAIN`, `TLS` or `KEY_TLS`, of `dask_fabric.wire.authentication`: the proofs say it.
 
@@ -120,6 +127,8 @@ class Handshake:
         The peer's hello, once it has arrived and is valid.
     version : tuple of int or None
         Major and minor version that both sides speak, once the peer's preamble has arrived.
+    work : callable or None
+        In the state WORK: gives an awaitable, whose result `go_on` wants.
     """
 
     def __init__(
@@ -128,7 +137,7 @@ class Handshake:
         server_side: bool,
         refuse: Callable[[Hello], str | None] | None = None,
         answer: Callable[[Hello], Hello] | None = None,
-        keys: Keys | None = None,
+        method: Method | None = None,
         inside: str = PLAIN,
     ) -> None:
         self.hello = hello
@@ -141,10 +150,15 @@ class Handshake:
         self._answer = answer
         self._buffer = bytearray()
         self._wanted_bytes = PREAMBLE_BYTES
-        self._exchange = None if keys is None else Exchange(keys, inside)
-        self._read_message = self._read_hello if keys is None else self._read_first
+        self._method = method
+        self._exchange = None if method is None else Exchange(method, inside)
+        self._read_message: Callable[[bytes], None] = (
+            self._read_hello if method is None else self._read_first
+        )
+        self.work: Callable[[], Awaitable[Work]] | None = None
+        self._then: Callable[[Any], None] | None = None  # takes the result of the work
         self._preamble = b""
-        self._to_send = b""  # in the state PROVE
+        self._to_send = b""  # in the states PROVE and ANSWER
         self._awaits_proof = False  # the server, which then reads no records yet
         # The hello of a peer; of a server also the message.
         self._unproven: tuple[bytes, Hello] | None = None
@@ -160,15 +174,12 @@ class Handshake:
         if state not in (State.SILENT, State.PROVE, State.ANSWER):
             return b""
         self._advance(Event.SEND)
-        if state is State.PROVE:
-            return self._to_send
-        if self._exchange is None:
-            return self.hello.encoded
-        if state is State.SILENT:
+        if self._to_send:
+            data, self._to_send = self._to_send, b""
+            return data
+        if state is State.SILENT and self._exchange is not None:
             return self._exchange.greet(self.hello)
-        sealed = self._exchange.seal(self.hello.encoded)
-        self._exchange = None  # it holds whole messages, and is not needed any more
-        return sealed
+        return self.hello.encoded
 
     def receive(self, data: bytes | bytearray | memoryview) -> int:
         """Process received bytes.
@@ -178,7 +189,8 @@ class Handshake:
         int
             How many bytes of *data* were consumed; the rest belongs to the records after the
             peer's hello. At most ``PREAMBLE_BYTES + HELLO_BYTES_LIMIT`` are ever consumed, with
-            keys at most three times as many. While there is something to send, nothing is.
+            a method at most three times as many. While there is something to send, or work to
+            wait for, nothing is.
 
         Raises
         ------
@@ -191,7 +203,7 @@ class Handshake:
         view = memoryview(data).cast("B")
         used_bytes = 0
         try:
-            while used_bytes < len(view) and not self.done and self.state is not State.PROVE:
+            while used_bytes < len(view) and not self.done and self.state in _READING:
                 part = view[used_bytes : used_bytes + self._wanted_bytes - len(self._buffer)]
                 self._buffer += part
                 used_bytes += len(part)
@@ -200,6 +212,28 @@ class Handshake:
             self._fail(error)
             raise
         return used_bytes
+
+    def go_on(self, outcome: Work) -> None:
+        """Go on after the work: `data_to_send` and `receive` may have more to do.
+
+        Parameters
+        ----------
+        outcome : callable
+            What was awaited. It returns the result of the work, or raises its error.
+
+        Raises
+        ------
+        ProtocolError
+            As from `receive`.
+        """
+        self._advance(Event.WORKED)
+        then, self.work, self._then = self._then, None, None
+        assert then is not None
+        try:
+            then(self._result(outcome))
+        except ProtocolError as error:
+            self._fail(error)
+            raise
 
     def receive_eof(self) -> None:
         """Raise the error for a peer that closed before the handshake was done.
@@ -277,13 +311,19 @@ class Handshake:
             raise self._refused(reason)
         if self._answer:
             self.hello = self._answer(peer)
+        if self.server_side and self._exchange is not None:
+            seal = functools.partial(self._exchange.seal, self.hello.encoded)
+            self._do(seal, functools.partial(self._end, peer))
+        else:
+            self._end(peer, b"")
+
+    def _end(self, peer: Hello, to_send: bytes) -> None:
+        """End the handshake. Of a server that has proved its hello, that is to be sent."""
         # Free what these closures hold: it is not needed any more, and connections are many.
         self._refuse = self._answer = None
         self._read_message = self._read_nothing
-        self._unproven = None
-        self._to_send = b""
-        if not self.server_side:
-            self._exchange = None
+        self._unproven = self._exchange = self._method = None
+        self._to_send = to_send
         self._buffer = _NOTHING
         self.peer = peer
         self._advance(Event.HELLO)
@@ -295,36 +335,59 @@ class Handshake:
     def _refused(self, reason: str) -> RefusedError:
         return RefusedError(reason, self._refusal(reason))
 
-    # ---- with a key
+    # ---- with a method of authentication
+
+    def _do(self, work: Work, then: Callable[[Any], None]) -> None:
+        """Do work, and go on with its result: at once, or after the owner has awaited it."""
+        assert self._method is not None
+        if self._method.elsewhere is None:
+            then(self._result(work))
+            return
+        self.work, self._then = functools.partial(self._method.elsewhere, work), then
+        self._advance(Event.WORK)
+
+    def _result(self, work: Work) -> Any:
+        """Give the result of work; the peer learns why it has none."""
+        try:
+            return work()
+        except RefusedError as error:
+            raise self._refused(str(error)) from error
+        except UnavailableError as error:
+            side = "server" if self.server_side else "client"
+            raise ProtocolError(f"the {side} cannot authenticate: {error}") from error
 
     def _read_first(self, body: bytes) -> None:
         """Read a client's hello, or a server's challenge."""
-        assert self._exchange is not None
+        assert self._exchange is not None and self._method is not None
         if self.server_side:
             client = self._decode(body)
             try:
-                self._to_send = self._exchange.challenge(self._preamble + body, client)
+                to_send = self._exchange.challenge(self._preamble + body, client)
             except RefusedError as error:
                 raise self._refused(str(error)) from None
             self._unproven = b"", client  # the message is in the exchange
-            self._read_message = self._read_client_proof
+            self._send_proof(self._read_client_proof, to_send)
         else:
             content = unpack_map(body, "the server's challenge")
             if "challenge" not in content:
                 self._decode(body)  # it may be a refusal
-                raise self._refused(_UNKEYED)
+                raise self._refused(self._method.requires)
             self._awaits_proof = True
-            self._to_send = self._exchange.take_challenge(self._preamble + body, content)
-            self._awaits_proof = False
-            self._read_message = self._read_server_hello
+            self._exchange.take_challenge(self._preamble + body, content)
+            then = functools.partial(self._send_proof, self._read_server_hello)
+            self._do(self._exchange.answer, then)
+
+    def _send_proof(self, read_next: Callable[[bytes], None], to_send: bytes) -> None:
+        self._awaits_proof = False
+        self._to_send = to_send
+        self._read_message = read_next
         self._advance(Event.CHALLENGE)
 
     def _read_client_proof(self, body: bytes) -> None:
-        assert self._exchange is not None and self._unproven is not None
-        if not is_proof(body):
+        assert self._exchange is not None and self._method is not None
+        if not self._method.is_proof(body):
             self._decode(body)  # it may be a refusal
-        self._exchange.check_client(body)
-        self._accept(self._unproven[1])
+        self._do(functools.partial(self._exchange.check_client, body), self._proved)
 
     def _read_server_hello(self, body: bytes) -> None:
         self._unproven = self._preamble + body, self._decode(body)
@@ -333,9 +396,12 @@ class Handshake:
 
     def _read_server_proof(self, body: bytes) -> None:
         assert self._exchange is not None and self._unproven is not None
-        message, server = self._unproven
-        self._exchange.check_server(message, body)
-        self._accept(server)
+        message, _ = self._unproven
+        self._do(functools.partial(self._exchange.check_server, message, body), self._proved)
+
+    def _proved(self, _: None) -> None:
+        assert self._unproven is not None
+        self._accept(self._unproven[1])
 
     def _fail(self, error: ProtocolError) -> None:
         replied = isinstance(error, (ForeignProtocolError, RefusedError))

@@ -34,7 +34,7 @@ NESTING_LIMIT = 16
 # An HTTP server answers after these bytes, so that a client recognizes it.
 _HTTP_END = b"\r\n\r\n"
 STREAM = "stream"  # the path that every side has: the connection itself
-KEY = "key"  # a method of authentication: see `dask_fabric.wire.authentication`
+KEY, MUNGE = "key", "munge"  # methods of authentication: see `dask_fabric.wire.authentication`
 NONCE_BYTES = 32
 _NONCE = b"\xa5nonce\xc4\x20"  # its name, and the head of its value, in msgpack
 # Features are used if both sides list them.
@@ -56,7 +56,7 @@ class Hello:
     paths, memory : tuple of str
         The paths that frames may travel by, and the kinds of memory that they may be in.
     authentication : tuple of str
-        Methods by which this side can prove itself: `KEY`, or none.
+        Methods by which this side can prove itself: `KEY`, `MUNGE`, or none.
     keys : tuple of str
         The fingerprints of its keys, the current one first.
     features : tuple of str

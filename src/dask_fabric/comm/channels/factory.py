@@ -10,7 +10,7 @@ import ssl
 from collections.abc import Callable, Iterable
 
 from dask_fabric.comm.channels.negotiator import Negotiator, describe
-from dask_fabric.comm.network import refusals, shared_key, unix
+from dask_fabric.comm.network import authentication, refusals, unix
 from dask_fabric.comm.network.addresses import format_address
 from dask_fabric.comm.network.security import Scheme
 from dask_fabric.config import Settings
@@ -72,11 +72,8 @@ def make_channel(
     """
     encrypted = ssl_context is not None
     inside = PLAIN if ssl_context is None else KEY_TLS if by_key else TLS
-    keys = shared_key.current(settings)
-    fingerprints = () if keys is None else keys.fingerprints
-    hello = describe(
-        scheme, settings, encrypted, os.getpid(), address, device.kinds(), fingerprints
-    )
+    method = authentication.current(settings)
+    hello = describe(scheme, settings, encrypted, os.getpid(), address, device.kinds(), method)
     negotiator = Negotiator(sock, hello, server_side, settings)
     if server_side:
         reasons = (refuse, negotiator.refuse) if refuse else (negotiator.refuse,)
@@ -85,11 +82,11 @@ def make_channel(
             True,
             functools.partial(_first_reason, reasons),
             negotiator.answer,
-            keys,
+            method,
             inside,
         )
     else:
-        handshake = Handshake(negotiator.hello, False, refuse, keys=keys, inside=inside)
+        handshake = Handshake(negotiator.hello, False, refuse, method=method, inside=inside)
     if ssl_context is None:
         transport: Transport = PlainTransport(sock, settings.stream_bulk_bytes)
     else:

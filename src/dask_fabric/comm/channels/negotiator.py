@@ -52,7 +52,8 @@ from dask_fabric.paths.negotiation import (
     encode_found,
 )
 from dask_fabric.paths.provider import Candidate, Peer, Provider
-from dask_fabric.wire.hello import CHUNKS, KEY, STREAM, Hello
+from dask_fabric.wire.authentication import Method
+from dask_fabric.wire.hello import CHUNKS, STREAM, Hello
 from dask_fabric.wire.records import error_record, violation
 from dask_fabric.wire.text import NAME_LENGTH_LIMIT, one_line
 
@@ -114,7 +115,7 @@ def describe(
     pid: int,
     address: str,
     memory: tuple[str, ...] = (HOST,),
-    keys: tuple[str, ...] = (),
+    method: Method | None = None,
 ) -> Hello:
     """Make the hello that describes this process.
 
@@ -130,8 +131,8 @@ def describe(
         For a Unix socket; see `Hello`.
     memory : tuple of str
         The kinds of memory that this process works with so far.
-    keys : tuple of str
-        The fingerprints of its keys.
+    method : Method, optional
+        How it proves who it is.
     """
     descriptions = tuple(
         reason or provider.describe(section, insists)
@@ -139,7 +140,10 @@ def describe(
             _uses(scheme, encrypted), settings.paths, strict=True
         )
     )
-    return _make_hello(scheme, settings, encrypted, pid, address, memory, keys, descriptions)
+    methods, keys = ((), ()) if method is None else ((method.name,), method.fingerprints)
+    return _make_hello(
+        scheme, settings, encrypted, pid, address, memory, methods, keys, descriptions
+    )
 
 
 @functools.lru_cache(maxsize=16)
@@ -168,6 +172,7 @@ def _make_hello(
     pid: int,
     address: str,
     memory: tuple[str, ...],
+    methods: tuple[str, ...],
     keys: tuple[str, ...],
     descriptions: tuple[Mapping[str, Any] | str, ...],
 ) -> Hello:
@@ -184,7 +189,7 @@ def _make_hello(
         pid=0 if stays_on_stream else pid,
         paths=(STREAM, *described),
         memory=memory,
-        authentication=(KEY,) if keys else (),
+        authentication=methods,
         keys=keys,
         # Even without GPU memory: it may get some later, and until then passes chunks on.
         features=() if settings.gpu_enabled is False else (CHUNKS,),
