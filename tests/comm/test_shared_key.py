@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import os
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -18,9 +15,9 @@ import numpy as np
 import pytest
 from distributed import Client, LocalCluster
 from distributed.comm import connect, listen
-from distributed.comm.core import CommClosedError
 from distributed.protocol import to_serialize
-from distributed.utils import wait_for
+from tests.comm import asking
+from tests.comm.asking import PATIENCE_SECONDS, echo
 from tests.conftest import LOCAL_CLUSTER
 
 from dask_fabric import config
@@ -30,26 +27,6 @@ from dask_fabric.errors import ConfigError
 from dask_fabric.wire.authentication import Keys
 
 ONE, OTHER = b"\x01" * 32, b"\x02" * 32
-PATIENCE_SECONDS = 30
-# A client in a process of its own: it connects, asks, and prints the answer or the error.
-CLIENT = """
-import asyncio, sys
-from distributed.comm import connect
-from distributed.security import Security
-
-async def main(address, ca, cert, key):
-    security = Security(tls_ca_file=ca, tls_client_cert=cert, tls_client_key=key) if ca else None
-    arguments = security.get_connection_args("client") if security else {}
-    try:
-        comm = await connect(address, timeout=20, **arguments)
-        await comm.write("ping")
-        print(await comm.read())
-        await comm.close()
-    except OSError as error:
-        print(error)
-
-asyncio.run(main(*sys.argv[1:]))
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -255,39 +232,9 @@ async def test_a_home_that_hangs_takes_one_thread(key_file, monkeypatch):
 # ---- who may connect
 
 
-async def echo(comm) -> None:
-    with contextlib.suppress(CommClosedError):
-        while True:
-            await comm.write(await comm.read())
-
-
 async def ask(address: str, secret: bytes | None, security) -> str:
-    """Have a client in another process connect; give what it prints."""
-    environment = {**os.environ, "DASK_FABRIC__TIMEOUTS__HANDSHAKE": "20s"}
-    if secret is not None:
-        environment["DASK_FABRIC__AUTH__KEY"] = secret.hex()
-    files = (security.tls_ca_file, security.tls_client_cert, security.tls_client_key)
-    command = [sys.executable, "-c", CLIENT, address, *(files if security.use else ("", "", ""))]
-    process = await asyncio.create_subprocess_exec(
-        *command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    )
-    out, _ = await wait_for(process.communicate(), PATIENCE_SECONDS)
-    return out.decode()
-
-
-@pytest.fixture
-def maybe_security(scheme, temporary_security, tmp_path):
-    """The certificates of a scheme, as files for another process."""
-
-    class Files:
-        use = scheme == "fabric+tls"
-        tls_ca_file, tls_client_cert, tls_client_key = (
-            str(tmp_path / name) for name in ("ca.pem", "cert.pem", "key.pem")
-        )
-
-    for name in ("tls_ca_file", "tls_client_cert", "tls_client_key"):
-        Path(getattr(Files, name)).write_text(getattr(temporary_security, name))
-    return Files
+    variables = {} if secret is None else {"DASK_FABRIC__AUTH__KEY": secret.hex()}
+    return await asking.ask(address, security, variables)
 
 
 @pytest.fixture

@@ -10,8 +10,9 @@ from distributed.security import Security
 
 from dask_fabric import config
 from dask_fabric.cli.doctor.pair import roles
-from dask_fabric.comm.network import shared_key
+from dask_fabric.comm.network import authentication, munge
 from dask_fabric.errors import ConfigError
+from dask_fabric.wire.hello import MUNGE
 
 SOCKET_BACKLOG = "distributed.comm.socket-backlog"
 
@@ -36,6 +37,8 @@ class Configuration:
         Whether Dask requires TLS, and whether it has certificates.
     keys : tuple of str
         The fingerprints of this process's keys, the current one first.
+    user : str
+        With MUNGE, whose process this is by the word of munged, or "" if that does not answer.
     """
 
     changed: dict[str, Any] = field(default_factory=dict)
@@ -46,6 +49,7 @@ class Configuration:
     require_encryption: bool | None = None
     certificates: bool | None = None
     keys: tuple[str, ...] = ()
+    user: str = ""
 
     def value(self, name: str) -> Any:
         """Give the effective value of a key under ``fabric:``, or None for an unknown key."""
@@ -54,7 +58,7 @@ class Configuration:
 
 def inspect_configuration() -> Configuration:
     """Read and check Dask's current configuration."""
-    given, keys, error = _given()
+    given, keys, user, error = _given()
     security = Security()
     return Configuration(
         changed={
@@ -69,15 +73,18 @@ def inspect_configuration() -> Configuration:
         require_encryption=bool(security.require_encryption),
         certificates=bool(roles(security)),
         keys=keys,
+        user=user,
     )
 
 
-def _given() -> tuple[dict[str, Any], tuple[str, ...], str]:
-    """Give the values that are set, the fingerprints of the keys, and an error or ""."""
+def _given() -> tuple[dict[str, Any], tuple[str, ...], str, str]:
+    """Give the values that are set, the fingerprints of keys, MUNGE's user, and an error or ""."""
     given: dict[str, Any] = {}
     try:
         given = config.given()
-        keys = shared_key.current(config.load())
+        settings = config.load()
+        method = authentication.current(settings)
+        user = munge.name_of(munge.user(settings)) if settings.auth_method == MUNGE else ""
     except ConfigError as exc:
-        return given, (), str(exc)
-    return given, () if keys is None else keys.fingerprints, ""
+        return given, (), "", str(exc)
+    return given, () if method is None else method.fingerprints, user, ""

@@ -15,6 +15,7 @@ from distributed.security import Security
 from distributed.utils import wait_for
 from distributed.versions import get_versions
 
+from dask_fabric import config
 from dask_fabric.cli.doctor.pair import (
     SCHEMES,
     STREAM,
@@ -25,6 +26,7 @@ from dask_fabric.cli.doctor.pair import (
     used_paths,
     why_not_moved,
 )
+from dask_fabric.comm.network import authentication
 from dask_fabric.comm.network.reachability import explain
 from dask_fabric.errors import UnavailableError
 
@@ -100,6 +102,7 @@ async def ask(address: str) -> Pair:
     Exception
         There is no Dask server with dask-fabric at that address.
     """
+    await authentication.prepare(config.load())  # its error is clearer than that of connecting
     security = Security()
     if address.startswith("fabric+tls://") and not has_encryption():
         raise UnavailableError("Dask's configuration has no certificates (distributed.comm.tls)")

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dask.utils import format_bytes
 
 from dask_fabric import providers
+from dask_fabric.cli.configuration import Configuration
 from dask_fabric.cli.doctor.advice import Advice, SchemeUse
 from dask_fabric.cli.doctor.host import Limit
 from dask_fabric.cli.doctor.network import Interface
@@ -19,6 +20,7 @@ from dask_fabric.gpu.survey import Gpu
 from dask_fabric.memory.device import HOST
 from dask_fabric.paths.provider import Provider
 from dask_fabric.text_table import table, wrapped
+from dask_fabric.wire.hello import MUNGE
 
 _UNKNOWN = "unknown"
 _WIDTHS = (80, 100)
@@ -187,8 +189,15 @@ def _configuration(facts: Facts) -> list[Sequence[str]]:
         ("distributed.comm.default-scheme", _said(found.default_scheme)),
         ("distributed.comm.require-encryption", _said(found.require_encryption)),
         ("certificates in distributed.comm.tls", _said(found.certificates)),
-        ("key that every process must have", ", ".join(found.keys) or "none"),
+        _authentication(found),
     ]
+
+
+def _authentication(found: Configuration) -> tuple[str, str]:
+    if found.value("auth.method") != MUNGE:
+        return "key that every process must have", ", ".join(found.keys) or "none"
+    said = f"munged answers: this is a process of user {found.user}"
+    return "MUNGE, which every process must use", said if found.user else "it does not work"
 
 
 def _pair(pair: Pair) -> Iterator[Sequence[str]]:
