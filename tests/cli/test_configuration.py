@@ -7,6 +7,11 @@ import pytest
 
 from dask_fabric import config
 from dask_fabric.cli.configuration import inspect_configuration
+from dask_fabric.cli.doctor.advice import scheme_uses
+from dask_fabric.cli.doctor.render import render
+from dask_fabric.cli.doctor.report import Facts
+from dask_fabric.comm.network import munge
+from dask_fabric.errors import ConfigError
 
 TLS = {
     "distributed.comm.tls.ca-file": "ca.pem",
@@ -47,3 +52,31 @@ def test_what_cannot_be_used(section):
         found = inspect_configuration()
     assert found.error.startswith("fabric")
     assert "expected" in found.error
+
+
+def shown(found) -> str:
+    facts = Facts(configuration=found)
+    return render(facts, scheme_uses(facts), (), 100)
+
+
+def test_munge(monkeypatch):
+    monkeypatch.setattr(munge, "user", lambda settings: 0)
+    with dask.config.set({"fabric": {"auth": {"method": "munge"}}}):
+        found = inspect_configuration()
+    assert (found.user, found.keys, found.error) == ("root (0)", (), "")
+    assert "munged answers: this is a process of user root (0)" in shown(found)
+    assert "key that every process must have" not in shown(found)
+
+
+def test_munge_that_does_not_work(monkeypatch):
+    def fail(settings):
+        raise ConfigError("fabric.auth.method is munge, and munged did not answer")
+
+    monkeypatch.setattr(munge, "user", fail)
+    with dask.config.set({"fabric": {"auth": {"method": "munge"}}}):
+        found = inspect_configuration()
+    assert (found.user, found.keys) == ("", ())
+    assert found.error == "fabric.auth.method is munge, and munged did not answer"
+    assert "MUNGE, which every process must use  it does not work" in " ".join(
+        line.strip() for line in shown(found).splitlines()
+    ).replace("   ", "  ")

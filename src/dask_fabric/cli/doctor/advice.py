@@ -13,6 +13,7 @@ from dask_fabric.cli.doctor.pair import PATHS, SCHEMES, STREAM, TLS, UNIX
 from dask_fabric.cli.doctor.report import Facts
 from dask_fabric.comm.network.unix import SEND_BUFFER_BYTES
 from dask_fabric.paths.provider import Advice, Provider
+from dask_fabric.wire.hello import MUNGE
 
 _MEMLOCK_BYTES = 64 << 30
 _OPEN_FILE_COUNT = 4096
@@ -123,11 +124,14 @@ def _remedy_for_unix(facts: Facts) -> str:
 def _remedy_for_tls(facts: Facts) -> str:
     if facts.configuration.error:
         return _remedy_for_stream(facts)
-    return (
-        "if you want encryption: `dask fabric key create` and fabric.auth.encrypt: true; or name "
-        "your certificates under distributed.comm.tls, or give a Security object to cluster and "
-        "client"
+    by_certificates = (
+        "name your certificates under distributed.comm.tls, or give a Security object to cluster "
+        "and client"
     )
+    if facts.configuration.value("auth.method") == MUNGE:
+        return f"if you want encryption, which MUNGE has none of: {by_certificates}"
+    by_key = "`dask fabric key create` and fabric.auth.encrypt: true"
+    return f"if you want encryption: {by_key}; or {by_certificates}"
 
 
 def _remedy_of(provider: Provider, facts: Facts) -> str:
