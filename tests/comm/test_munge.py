@@ -413,12 +413,10 @@ async def test_the_daemon_of_the_server_hangs(site, daemon, impatient):
     """The client learns why."""
     with using(daemon.socket):
         listener = await listen("fabric+tcp://127.0.0.1", echo)
-        await authentication.prepare(config.load())
     daemon.send(signal.SIGSTOP)
     variables = {METHOD: "munge", SOCKET: site.socket}
-    asked = asyncio.create_task(ask(listener.contact_address, None, variables))
-    with using(daemon.socket):  # a listener asks for its method whenever a client connects
-        assert "the server cannot authenticate: munged did not answer" in await asked
+    said = await ask(listener.contact_address, None, variables)
+    assert "the server cannot authenticate: munged did not answer" in said
     listener.stop()
 
 

@@ -71,7 +71,10 @@ def running(folder: Path) -> Iterator[dict[str, str]]:
         start(slurmctld, "-D", "-f", str(configuration))
         for number in range(1, NODES + 1):
             start(slurmd, "-D", "-f", str(configuration), "-N", f"node{number}")
-        environment = {"SLURM_CONF": str(configuration)}
+        environment = {
+            "SLURM_CONF": str(configuration),
+            "MUNGE_SOCKET": str(folder / "munge.socket"),
+        }
         _until(lambda: _idle_nodes(environment) == NODES, folder)
         yield environment
         cancel = ["scancel", "--user=root"]

@@ -44,7 +44,11 @@ def test_a_program_that_is_one_job(site):
     assert_all_over_fabric(output, workers=2)
 
 
-def test_a_job_that_starts_everything(site):
+@pytest.mark.parametrize("method", ["key", "munge"])
+def test_a_job_that_starts_everything(site, method):
+    """With MUNGE, its processes know each other by the daemon that Slurm has anyway."""
+    site.environment["DASK_FABRIC__AUTH__METHOD"] = method
+    site.environment["DASK_FABRIC__AUTH__REQUIRE"] = "true" if method == "munge" else "false"
     site.run("sbatch", "--wait", "--output=job.out", "job.sh")
     assert_all_over_fabric((site.path / "job.out").read_text(), workers=4)
 
