@@ -15,7 +15,7 @@ from distributed.protocol import to_serialize
 from distributed.utils import wait_for
 
 from dask_fabric import config
-from dask_fabric.comm import backlog
+from dask_fabric.engine import backlog
 
 pytestmark = pytest.mark.own
 MIB = 1 << 20

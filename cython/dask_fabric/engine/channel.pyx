@@ -848,18 +848,16 @@ cdef class Channel:
         if answer == OVERDUE:
             self.warn(
                 "messages were received although memory is short",
-                "A message of %s to %s is received although memory is short: this process is near "
-                "its limit, and has freed none within %g s (fabric.timeouts.memory in Dask's "
-                "configuration)", *reversed(self.addresses()), self.memory_seconds,
+                "A message of %s to %s is received although memory is short: none was freed within "
+                "%g s (fabric.timeouts.memory in Dask's configuration)",
+                *reversed(self.addresses()), self.memory_seconds,
             )
         return answer != WAIT
 
     def _try_again(self):
-        if self.closed:
-            return
         try:
             if self.transfer is None:
-                self._read_bulk()
+                self._read_bulk()       # nothing, if the channel has closed
             elif self._is_admitted(self.transfer.frames.nbytes):
                 self._start_admitted(self.transfer)
                 if self.transfer is None:
@@ -1043,7 +1041,8 @@ cdef class Channel:
 
     cdef _stage(self, lease):
         """Copy device frames to host memory, to be sent on the stream."""
-        frames = [_frame_of(view) for view in (<Lease> lease).frames.frames]
+        views = (<Lease> lease).frames.frames
+        frames = [(<DeviceFrame> v).frame if type(v) is DeviceFrame else v for v in views]
         future = self.loop.run_in_executor(None, self.core.devices.copy_to_host, frames)
         future.add_done_callback(partial(self._staged, lease))
 
@@ -1398,7 +1397,3 @@ def _close_late(sock):
     """Close a socket whose kernel lock a stuck thread held: any earlier call would have blocked."""
     reset(sock.fileno())
     sock.close()
-
-
-cdef object _frame_of(view):
-    return (<DeviceFrame> view).frame if type(view) is DeviceFrame else view

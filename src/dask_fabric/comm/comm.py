@@ -18,7 +18,7 @@ for it, an error is sent instead (`comm.serialize.too_large`). A violation of th
 of the stream and a cancelled read or write end the comm, since a message may be incomplete then.
 
 `write` queues its message at once. Only the next one waits, if the peer leaves much of it unread
-(`comm.backlog`). The first message each way is Dask's handshake, which is decoded without the
+(`engine.backlog`). The first message each way is Dask's handshake, which is decoded without the
 codec, since the peer is a stranger until then (`comm.dask_handshake`).
 """
 
@@ -35,13 +35,14 @@ from distributed.comm import utils as comm_utils
 from distributed.comm.core import Comm, CommClosedError
 from distributed.utils import offload
 
-from dask_fabric.comm import backlog, dask_handshake
+from dask_fabric.comm import dask_handshake
 from dask_fabric.comm.device import staging_receive, staging_send
 from dask_fabric.comm.network import refusals
 from dask_fabric.comm.serialize import too_large
 from dask_fabric.comm.serialize.distributed import codec
 from dask_fabric.comm.serialize.snapshots import snapshot
 from dask_fabric.config import Settings
+from dask_fabric.engine import backlog
 from dask_fabric.errors import (
     ChannelClosedError,
     MessageTooLargeError,

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from dask_fabric import providers
-from dask_fabric.comm import backlog
+from dask_fabric.engine import backlog
 from dask_fabric.memory import pool
 from dask_fabric.telemetry import registry, waits
 

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dask_fabric.comm import backlog
 from dask_fabric.comm.serialize import dlpack
+from dask_fabric.engine import backlog
 from dask_fabric.memory import arrays, device
 from dask_fabric.memory.device import Runtime, Span, StagedFrame
 
