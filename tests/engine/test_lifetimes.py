@@ -333,3 +333,37 @@ def test_a_native_thread_that_dies_is_not_counted():
         """
     )
     assert done.stdout == "fine\n", done.stderr
+
+
+def test_a_socket_that_is_garbage_with_its_loop_is_closed_after_its_job():
+    """The finalizers of one cycle run in any order, and another file may get the number of a closed
+    socket while a native thread still writes to that number."""
+    done = run(
+        """
+        import asyncio, gc, socket, warnings
+        import numpy as np
+        from conftest import new_channel, tcp_pair
+        from dask_fabric.engine import socket_jobs
+        warnings.simplefilter("ignore", ResourceWarning)
+        seen = []
+        class Watched(socket.socket):
+            def __del__(self):
+                seen.append(socket_jobs.statistics()["job_count"])
+        async def begin(near, far):
+            near, far = new_channel(near, False), new_channel(far, True)
+            await asyncio.gather(near.open(), far.open())
+            near.send(b"h", [np.zeros(50_000_000, "u1")])
+            assert socket_jobs.statistics()["job_count"] == 1
+        def leave_all():
+            near, far = tcp_pair()
+            near = Watched(fileno=near.detach())
+            near.setblocking(False)
+            gc.collect()                # finalizers of older objects are called first
+            loop = asyncio.new_event_loop()
+            loop.run_until_complete(begin(near, far))
+        leave_all()
+        gc.collect()
+        print(seen, socket_jobs.statistics()["job_count"])
+        """
+    )
+    assert done.stdout == "[0] 0\n", done.stderr

@@ -426,7 +426,7 @@ cdef class Channel:
         self.core.outgoing.seal()
         self.send_job_count += 1
         self.send_job = new_socket_job(
-            self.transport.fd, self.transport.tls, SEND,
+            self.transport.sock, self.transport.fd, self.transport.tls, SEND,
             self.core.outgoing.vectors + self.core.outgoing.first,
             self.core.outgoing.last - self.core.outgoing.first,
         )
@@ -756,7 +756,7 @@ cdef class Channel:
         self._watch_readable(False)
         self.receive_job_count += 1
         self.receive_job = new_socket_job(
-            self.transport.fd, self.transport.tls, RECEIVE,
+            self.transport.sock, self.transport.fd, self.transport.tls, RECEIVE,
             self.incoming.vectors + self.incoming.vector_index,
             self.incoming.vector_count - self.incoming.vector_index,
         )

@@ -19,5 +19,5 @@ cdef class SocketJob(Job):
 
 cdef int start() except -1
 cdef SocketJob new_socket_job(
-    int fd, TLSSession *tls, Direction direction, iovec *vectors, size_t vector_count
+    object sock, int fd, TLSSession *tls, Direction direction, iovec *vectors, size_t vector_count
 )

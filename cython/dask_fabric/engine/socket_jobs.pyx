@@ -164,7 +164,7 @@ cdef class SocketJob(Job):
 
 
 cdef SocketJob new_socket_job(
-    int fd, TLSSession *tls, Direction direction, iovec *vectors, size_t vector_count
+    object sock, int fd, TLSSession *tls, Direction direction, iovec *vectors, size_t vector_count
 ):
     """Make a job for these vectors, which are copied when it begins.
 
@@ -172,6 +172,7 @@ cdef SocketJob new_socket_job(
     cancelled.
     """
     cdef SocketJob job = SocketJob.__new__(SocketJob)
+    job.kept = sock
     job.fd = fd
     job.tls = tls
     job.direction = direction

@@ -12,6 +12,7 @@ cdef class Job:
     cdef CompletionQueue queue  # None once it has completed or was cancelled
     cdef object owner           # weak reference to the object whose `_job_ended` is called
     cdef object subject         # identifies it to the owner
+    cdef object kept            # stays alive until it has completed or was cancelled
     cdef int64_t waited_ns      # after its end: how long the completion waited for the loop,
     cdef int64_t busy_ns        # and how long the job moved bytes; 0 if unknown
 

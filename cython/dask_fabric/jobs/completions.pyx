@@ -36,9 +36,16 @@ from dask_fabric.linux cimport eventfd_read, eventfd_write
 REAP_SECONDS = 0.1
 
 _queues = weakref.WeakKeyDictionary()
-_quarantine = []                # (job, owner of its memory, function to call in the end or None)
+# Of (job, owner of its memory, function to call in the end or None). No attribute of the module:
+# the interpreter frees those when it ends, while threads still run.
+cdef list quarantine = []
 
 cdef uint64_t last_tag = 0      # shared by all queues: tags are unique in the process
+
+# Every job that is under way, by tag. When an event loop is garbage with all its comms, the garbage
+# collector closes their sockets in any order with the other finalizers. So what the threads of a
+# job use must not be garbage before the job is cancelled.
+cdef dict under_way = {}
 
 
 def _after_fork_in_child():
@@ -114,11 +121,12 @@ cdef class CompletionQueue:
         last_tag += 1
         job.tag = last_tag
         job.queue = self
-        self.jobs[job.tag] = job
+        self.jobs[job.tag] = under_way[job.tag] = job
 
     cdef bint forget(self, Job job) except -1:
         """Do not call the owner at the job's end; False if it was called already."""
         job.queue = None
+        under_way.pop(job.tag, None)
         return self.jobs.pop(job.tag, None) is not None
 
     cdef reap_later(self):
@@ -138,6 +146,7 @@ cdef class CompletionQueue:
         for job in self.jobs.values():
             (<Job> job).queue = None
         self.jobs.clear()
+        under_way.clear()
         if self.mailbox != NULL:
             forget_all(self.mailbox)
 
@@ -152,6 +161,7 @@ cdef class CompletionQueue:
             job = self.jobs.pop(completion.tag, None)
             if job is None:
                 continue
+            under_way.pop(job.tag, None)
             job.queue = None
             job.waited_ns = now_ns() - completion.posted_ns
             job.busy_ns = completion.busy_ns
@@ -212,7 +222,7 @@ cdef class Job:
         self.subject = None
         if queue is None or not queue.forget(self) or not self._end():
             return False
-        _quarantine.append((self, memory, free))
+        quarantine.append((self, memory, free))
         queue.reap_later()
         return True
 
@@ -238,16 +248,16 @@ def statistics():
     dict
         ``quarantined_count``: cancelled jobs whose memory is still in use.
     """
-    return {"quarantined_count": len(_quarantine)}
+    return {"quarantined_count": len(quarantine)}
 
 
 cpdef bint reap() except -1:
     """Free the entries of the quarantine that are not in use any more; True if some are left."""
-    if not _quarantine:
+    if not quarantine:
         return False
-    ended = [entry for entry in _quarantine if not (<Job> entry[0])._is_in_use()]
+    ended = [entry for entry in quarantine if not (<Job> entry[0])._is_in_use()]
     for entry in ended:
-        _quarantine.remove(entry)
+        quarantine.remove(entry)
         if entry[2] is not None:
             entry[2]()
-    return bool(_quarantine)
+    return bool(quarantine)
