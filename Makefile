@@ -11,7 +11,7 @@ BENCH_RUN = PATH="$(UCX_BIN):$$PATH" $(BIN)/dask fabric bench $(BENCH)
 UCX_COLUMN = --protocols tcp,fabric,fabric+tcp,fabric+ucx --ucx-library perftest
 SOURCES := pyproject.toml README.md LICENSE $(shell find cython src -type f -not -name '*.pyc')
 
-.PHONY: help demo test test-all deployers ecosystem release-check test-versions test-older bench figures instructions coverage sanitize fuzz simulate chaos lint docs screenshots clean sanitize-address sanitize-thread
+.PHONY: help demo test test-all deployers ecosystem release-check test-versions test-older bench figures instructions coverage sanitize fuzz fuzz-corpus simulate chaos lint docs screenshots clean sanitize-address sanitize-thread
 .DELETE_ON_ERROR:
 
 help:
@@ -34,7 +34,9 @@ help:
 	@echo "            (xgboost, xarray, ...), and the tutorial; installs them, which make test does not"
 	@echo "make sanitize  tests with the compiler's checks of memory and of threads; TESTS=tests/wire,"
 	@echo "            SANITIZERS=address for one of the two"
-	@echo "make fuzz   a million mutated streams against everything that reads from a peer (COUNT=...)"
+	@echo "make fuzz   inputs against everything that reads from a peer, guided by coverage; needs clang"
+	@echo "            (TIME=SECONDS for all targets together, TARGETS='records connection')"
+	@echo "make fuzz-corpus  keep in tests/corpus the fewest inputs that reach all that those so far reach"
 	@echo "make simulate  a million schedules of two connections, from a seed (COUNT=..., SEED=...)"
 	@echo "make chaos  a cluster in network namespaces computes while workers, nannies and links fail, from a"
 	@echo "            seed (TIME=10m, SEED=..., CHAOS='--scheme tcp' or --key or --encrypt); needs root"
@@ -105,7 +107,10 @@ sanitize-address sanitize-thread: sanitize-%: $(BIN)/python
 	$(BIN)/python -m tests.sanitize $* -- $(TESTS)
 
 fuzz: $(VENV)/extra-test
-	$(BIN)/python tests/programs/fuzz.py --count $(or $(COUNT),1000000)
+	$(BIN)/python -m tests.fuzzing --time $(or $(TIME),600) $(if $(TARGETS),--targets $(TARGETS))
+
+fuzz-corpus: $(VENV)/extra-test
+	$(BIN)/python -m tests.fuzzing --minimise
 
 simulate: $(VENV)/extra-test
 	$(BIN)/python -m tests.simulation --count $(or $(COUNT),1000000) $(SEED:%=--seed %) --processes 2

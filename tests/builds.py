@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-SUITES = ("wire", "codec", "memory", "paths", "engine", "conformance", "faults")
+SUITES = ("wire", "codec", "memory", "paths", "engine", "conformance", "faults", "fuzzing")
 
 
 def suites(named: Sequence[str]) -> list[str]:
@@ -21,13 +21,15 @@ def suites(named: Sequence[str]) -> list[str]:
     return list(named) or [f"tests/{name}" for name in SUITES]
 
 
-def prepare(name: str, options: Mapping[str, str]) -> Path:
+def prepare(name: str, options: Mapping[str, str], extras: str = "test") -> Path:
     """Create or update ``.venv-<name>``, and return its interpreter.
 
     Parameters
     ----------
     options : mapping
         Definitions for CMake, such as ``FABRIC_COVERAGE``.
+    extras : str
+        What to install besides, of the extras in pyproject.toml.
     """
     folder = ROOT / f".venv-{name}"
     python = folder / "bin/python"
@@ -41,7 +43,7 @@ def prepare(name: str, options: Mapping[str, str]) -> Path:
     install = [python, "-m", "pip", "install", "--quiet"]
     own = [*install, *(f"--config-settings={setting}" for setting in settings)]
     if not stamp.exists() or stamp.read_text() != state:
-        run([*own, ".[test]"])
+        run([*own, f".[{extras}]"])
         stamp.write_text(state)
     else:
         run([*own, "--no-deps", "--force-reinstall", "."])
