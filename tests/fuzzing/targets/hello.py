@@ -9,7 +9,7 @@ import msgpack
 from dask_fabric.comm import dask_handshake
 from dask_fabric.errors import FabricError
 from dask_fabric.wire import authentication, hello
-from dask_fabric.wire.authentication import KEY_BYTES, Keys
+from dask_fabric.wire.authentication import KEY_BYTES, PLAIN, Keys, Munge
 from dask_fabric.wire.foreign import HTTP_METHODS, PREAMBLE_BYTES, TLS_ALERT, TLS_HANDSHAKE
 from dask_fabric.wire.handshake import Handshake
 from dask_fabric.wire.hello import NONCE_BYTES, PREAMBLE, Hello
@@ -137,14 +137,14 @@ def key_proofs(data: bytes) -> None:
     given = Input(data)
     hello._decoded_small.cache_clear()
     server_side = bool(given.number() & 1)
-    ours = Handshake(KEYED, server_side, keys=KEYS)
+    ours = Handshake(KEYED, server_side, method=KEYS)
     exchanged = [] if server_side else [ours.data_to_send()]
     roles = ["", "client", ""] if server_side else ["challenge", "", "server"]
     for role in roles:
         body = given.part()
         if role and _PROOF in body:
             covered = [*exchanged, bytes(NONCE_BYTES)] if role == "challenge" else exchanged
-            proof = KEYS.prove(KEYS.fingerprints[0], role, *covered)
+            proof = KEYS.prove(KEYS.fingerprints[0], PLAIN, role, *covered)
             body = body.replace(_PROOF, _PROOF[:2] + proof)
         exchanged.append(message(body))
         left = exchanged[-1]
@@ -153,6 +153,24 @@ def key_proofs(data: bytes) -> None:
             if answer := ours.data_to_send():
                 exchanged += [answer] if server_side else []  # no proof covers a client's proof
                 break
+
+
+class _Daemon:
+    """A daemon that finds every credential good, and made for something else."""
+
+    @staticmethod
+    def encode(payload: bytes) -> bytes:
+        return b"MUNGE:AAAA:"
+
+    @staticmethod
+    def decode(credential: bytes, side: str) -> bytes:
+        return credential
+
+
+@target([msgpack.packb({"credential": b"MUNGE:AwQFAAD/:"})], [b"credential", b"MUNGE:"])
+def credential(data: bytes) -> None:
+    """A message with a credential of MUNGE, before munged sees it."""
+    Munge(_Daemon()).prover(PLAIN).check("client", data, b"hello", b"challenge")
 
 
 @target(
