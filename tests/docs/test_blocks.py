@@ -43,7 +43,7 @@ for entry in entry_points(group="dask_cli"):
 # Not by `make --dry-run`, which runs the lines that call make.
 TARGETS = set(" ".join(re.findall(r"^([\w -]+):", (ROOT / "Makefile").read_text(), re.M)).split())
 # Of others, and so not checked further than their names.
-PROGRAMS = {"mpirun", "pip", "module", "srun", "scp", "compute-sanitizer", "exit"}
+PROGRAMS = {"mpirun", "pip", "module", "srun", "scp", "compute-sanitizer", "exit", "source"}
 OTHER_VARIABLES = {"CMAKE_C_COMPILER_LAUNCHER", "FILE", "DASK_DISTRIBUTED__COMM__DEFAULT_SCHEME"}
 SAVED = ("program.py", "check.py")  # which the pages have the reader save
 FILES = ("before.json", "after.json", "ca.pem", "cert.pem", "key.pem", "$FILE")  # of commands

@@ -238,9 +238,10 @@ _LIMITS = Section(
             "256 MiB",
             "sent to a peer and not yet taken by it; the next message waits beyond this",
             "Bytes that were sent on one comm and that its peer has not taken. Beyond this the "
-            "next message waits until the peer has read some; twice as much while the peer has "
-            "sent something that this side has not read. One message may always be queued, "
-            "however large. If nothing moves for `fabric.timeouts.stalled`, the comm is closed.",
+            "next message waits until the peer has read some. The limit doubles while something of "
+            "the peer waits to be read here, so that two sides that both write first do not block "
+            "each other. One message may always be queued, however large. If nothing moves for "
+            "`fabric.timeouts.stalled`, the comm is closed.",
         ),
         "queued-total": Key(
             "queued_total_bytes_limit",
@@ -253,7 +254,7 @@ _LIMITS = Section(
             "of all comms together; null: a quarter of the memory limit of this process",
             "The same for all comms of the process together that have more than 4 MiB queued. "
             "Beyond it, each of them waits until its own queue is below 4 MiB; the others go on. "
-            "`null`: a quarter of the memory that `fabric.limits.message` stands for.",
+            "`null`: a quarter of the default of `fabric.limits.message`.",
         ),
     },
     "what a peer may send and leave unread, and how many may be in the handshake",
