@@ -92,6 +92,7 @@ async def test_a_dead_process_ends_the_comm(nbytes, reaped):
             assert channel.closed
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("nbytes", [INLINE, BULK])
 async def test_a_process_that_lives_on_without_its_first_thread_is_asked(nbytes):
     async with asked(nbytes) as (_, channel, peer, reading, watched_count):
@@ -105,6 +106,7 @@ async def test_a_process_that_lives_on_without_its_first_thread_is_asked(nbytes)
         assert watched_count() == 0
 
 
+@pytest.mark.untraced
 async def test_a_process_that_dies_when_it_was_asked_ends_the_comm():
     async with asked(INLINE) as (process, _, _, reading, watched_count):
         process.kill()
@@ -113,6 +115,7 @@ async def test_a_process_that_dies_when_it_was_asked_ends_the_comm():
         assert watched_count() == 0
 
 
+@pytest.mark.untraced
 async def test_an_abort_lets_go_of_the_process():
     async with asked(INLINE) as (_, channel, _, reading, watched_count):
         channel.abort()
@@ -127,6 +130,7 @@ def test_what_ucx_holds_for_a_dead_process_may_go(reaped):
         assert frame_jobs._is_dead(process.pid)
 
 
+@pytest.mark.untraced
 async def test_what_ucx_holds_for_a_process_without_its_first_thread_stays():
     async with without_first_thread() as process:
         assert not frame_jobs._is_dead(process.pid)

@@ -14,6 +14,7 @@ SECONDS = 600  # it bounds its own waits
 @pytest.mark.netns
 @pytest.mark.slow
 @pytest.mark.timeout(SECONDS + 60)
+@pytest.mark.untraced
 @pytest.mark.usefixtures("hosts")  # skips where there are no namespaces
 def test_results_are_right_and_nothing_is_left_after_faults():
     command = [sys.executable, "-m", "tests.programs.chaos", "--time", "25s", "--seed", "1"]

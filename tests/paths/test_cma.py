@@ -181,6 +181,7 @@ def test_a_process_that_is_not_the_peer_is_not_kept():
         assert process is None and "another one here" in reason
 
 
+@pytest.mark.untraced
 def test_another_program_in_the_same_process_is_another_one():
     """Its memory is gone, though its number is not."""
     with child(told_secret) as (pid, (address, nonce)):

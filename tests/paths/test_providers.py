@@ -75,6 +75,7 @@ def test_a_cluster_uses_the_path_of_another_package(installed, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.untraced
 def test_the_doctor_and_the_configuration_know_it(installed):
     doctor = [sys.executable, "-m", "dask", "fabric", "doctor", "--json", "--require", "file"]
     done = subprocess.run(doctor, env=installed, capture_output=True, text=True, timeout=120)
