@@ -53,11 +53,12 @@ def options(kind: str, logs: Path) -> dict[str, str]:
     """
     log = f"log_path={logs}/report"
     if kind == "thread":
+        # Dask's own tcp:// may read a size out of the greeting of another protocol, and ask for that.
+        more = "exitcode=0:die_after_fork=0:allocator_may_return_null=1"
         known = f"suppressions={SUPPRESSIONS}/thread.txt"
         return {
             "LD_PRELOAD": library("libtsan.so"),
-            # What Dask's own tcp:// reads as a size may be the greeting of another protocol.
-            "TSAN_OPTIONS": f"{log}:{known}:exitcode=0:die_after_fork=0:allocator_may_return_null=1",
+            "TSAN_OPTIONS": f"{log}:{known}:{more}",
             "DASK_FABRIC_TEST_UCX": "none",  # UCX crashes under this sanitizer
         }
     return {
