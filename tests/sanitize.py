@@ -53,7 +53,7 @@ def options(kind: str, logs: Path) -> dict[str, str]:
     """
     log = f"log_path={logs}/report"
     if kind == "thread":
-        # Dask's own tcp:// may read a size out of the greeting of another protocol, and ask for that.
+        # Dask's tcp:// may read a size out of the greeting of another protocol, and ask for that.
         more = "exitcode=0:die_after_fork=0:allocator_may_return_null=1"
         known = f"suppressions={SUPPRESSIONS}/thread.txt"
         return {
