@@ -171,6 +171,11 @@ class Keys:
     def __init__(self, secrets: Sequence[bytes]) -> None:
         self._secrets = {_fingerprint(secret): secret for secret in secrets}
         self.fingerprints = tuple(self._secrets)
+        # Copied for each proof, which takes half the time of a new one.
+        self._macs = {
+            fingerprint: hmac.new(secret, digestmod="sha256")
+            for fingerprint, secret in self._secrets.items()
+        }
 
     def __repr__(self) -> str:
         return f"<Keys {', '.join(self.fingerprints)}>"  # never the secrets
@@ -217,8 +222,9 @@ class Keys:
         role : str
             ``challenge``, ``client`` or ``server``.
         """
-        transcript = _transcript(_ROLES[KEY, inside, role], messages)
-        return hmac.digest(self._secrets[fingerprint], transcript, "sha256")
+        mac = self._macs[fingerprint].copy()
+        mac.update(_transcript(_ROLES[KEY, inside, role], messages))
+        return mac.digest()
 
     def derive(self, fingerprint: str, purpose: str) -> bytes:
         """Derive 32 bytes for a purpose from a key, which they do not tell.
