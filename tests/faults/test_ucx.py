@@ -9,6 +9,7 @@ import time
 import weakref
 from pathlib import Path
 
+import dask
 import numpy as np
 import pytest
 import pytest_asyncio
@@ -23,6 +24,8 @@ from .conftest import PATIENCE_SECONDS, nothing_left, until
 
 pytestmark = pytest.mark.skipif(not ucx_libraries(), reason="no UCX on this host")
 
+# A hundred messages at once.
+NO_BOUNDS = dict.fromkeys(("fabric.limits.queued", "fabric.limits.queued-total"), "1 TiB")
 DATA_BYTES = 100_000_000
 DEATH_PATIENCE_SECONDS = 5
 
@@ -89,7 +92,9 @@ async def test_an_idle_comm_wakes_nobody(open_comm):
 async def killed_sender(address, start_peer):
     accepted = asyncio.Queue()
     async with listen(address, accepted.put) as listener:
-        peer = start_peer("send_hundred", listener.contact_address, message_bytes=DATA_BYTES)
+        peer = start_peer(
+            "send_hundred", listener.contact_address, message_bytes=DATA_BYTES, config=NO_BOUNDS
+        )
         assert await peer.line() == "written"
         comm = await accepted.get()
         for _ in range(5):
@@ -113,7 +118,8 @@ async def test_the_sender_of_a_hundred_is_killed(address, start_peer):
 
 async def killed_receiver(address, start_peer):
     peer = start_peer("answer", address, listens=True)
-    comm = await connect(await peer.line())
+    with dask.config.set(NO_BOUNDS):
+        comm = await connect(await peer.line())
     data = np.ones(DATA_BYTES, "u1")
     gone = weakref.ref(data)
     for _ in range(100):
