@@ -17,7 +17,7 @@ from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
 from libc.stdint cimport uint64_t, uintptr_t
 from libc.string cimport memcpy, strcpy
 
-from dask_fabric.memory.files cimport make_huge_pages, serves
+from dask_fabric.memory.files cimport keeps_pages, make_huge_pages, serves
 from dask_fabric.memory.pool cimport Buffer, allocate, pin_slab, use_small_pages
 
 cnp.import_array()
@@ -206,6 +206,28 @@ cdef void prefer_small_pages(char *data) noexcept:
     cdef PyObject **link = link_to(data)
     if link != NULL:
         use_small_pages(<Buffer>link[0])
+
+
+cdef Py_ssize_t slab_of(const char *data, char **begin) noexcept:
+    """Find the slab of an array that begins at `data`, to register it with a device.
+
+    Returns
+    -------
+    int
+        Its size; 0 if no array of the pool begins there, or if its pages may be replaced without
+        a call of `memory.system.on_leaving`.
+    """
+    cdef PyObject **link = link_to(data)
+    cdef Buffer buffer
+    if link == NULL:
+        return 0
+    buffer = <Buffer>link[0]
+    if buffer.mapping != NULL or buffer.size_class == -1:   # a peer's; from malloc
+        return 0
+    if buffer.slab and not keeps_pages(buffer.slab, buffer.epoch):
+        return 0
+    begin[0] = buffer.data - buffer.lead_bytes
+    return buffer.capacity_bytes
 
 
 cdef char *data_of(object array) noexcept:

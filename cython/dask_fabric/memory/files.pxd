@@ -24,6 +24,7 @@ cdef uint32_t obtain_slab(
     Py_ssize_t capacity_bytes, Py_ssize_t mapped_bytes, int size_class, char **data) noexcept nogil
 cdef bint release_slab(
     uint32_t number, uint32_t its_epoch, char *data, Py_ssize_t mapped_bytes) noexcept nogil
+cdef bint keeps_pages(uint32_t number, uint32_t its_epoch) noexcept nogil
 cdef void reopen_slab(uint32_t number, uint32_t its_epoch) noexcept nogil
 cdef void free_slab(
     uint32_t number, uint32_t its_epoch, char *data, Py_ssize_t mapped_bytes) noexcept nogil

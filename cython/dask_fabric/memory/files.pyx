@@ -67,7 +67,7 @@ from dask_fabric.memory.pagemap cimport (
     PAGE_IS_FILE, PAGE_IS_PRESENT, PAGE_IS_SWAPPED, has_page,
 )
 from dask_fabric.memory.system cimport (
-    HUGE_BYTES, PAGE_BYTES, make_huge_page, map_aligned, whole_pages,
+    HUGE_BYTES, PAGE_BYTES, make_huge_page, map_aligned, on_leaving, whole_pages,
 )
 
 from dask_fabric.errors import ConfigError, UnavailableError
@@ -404,6 +404,20 @@ cdef void *_map_file(char *place, const Record *record, int flags) noexcept nogi
     return data
 
 
+cdef void _leaves(const char *data, Py_ssize_t nbytes) noexcept nogil:
+    if on_leaving != NULL:
+        on_leaving(data, nbytes)
+
+
+cdef bint keeps_pages(uint32_t number, uint32_t its_epoch) noexcept nogil:
+    """Whether a slab has the same pages until `on_leaving` is called: not once it is frozen."""
+    cdef bint keeps
+    lock()
+    keeps = its_epoch == epoch and slabs[number].state == WRITABLE
+    unlock()
+    return keeps
+
+
 cdef bint release_slab(
     uint32_t number, uint32_t its_epoch, char *data, Py_ssize_t mapped_bytes
 ) noexcept nogil:
@@ -422,6 +436,7 @@ cdef bint release_slab(
         _retire(number)
     unlock()
     if not is_free:
+        _leaves(data, mapped_bytes)
         munmap(data, mapped_bytes)
     return is_free
 
@@ -513,6 +528,7 @@ cdef void free_slab(
     slabs[number].state = UNUSED        # a fork must not freeze what is about to be unmapped
     _remove_range(data)
     unlock()
+    _leaves(data, mapped_bytes)
     munmap(data, mapped_bytes)          # may take milliseconds, and so may the next
     _punch(number)
     lock()
@@ -609,6 +625,7 @@ cdef bint _freeze(uint32_t number, bint may_defer=True) noexcept nogil:
     cdef Record *record = &table[number]
     cdef char *alias = NULL
     cdef void *data
+    _leaves(slab.data, record.nbytes)
     if may_defer and record.nbytes >= DEFERRED_BYTES:
         alias = _move_page_table(slab.data, record.nbytes)
     data = _map_file(slab.data, record, MAP_PRIVATE | MAP_FIXED)

@@ -7,6 +7,9 @@ cdef enum:
     CACHE_LINE_BYTES = 64
 
 cdef Py_ssize_t PAGE_BYTES
+# Called, if set, before memory of the pool goes back to the system, or other pages take its place:
+# who has registered it with a device must not use that any more. It must not call the pool.
+cdef void (*on_leaving)(const char *data, Py_ssize_t nbytes) noexcept nogil
 
 cdef inline Py_ssize_t whole_pages(Py_ssize_t nbytes) noexcept nogil:
     return (nbytes + PAGE_BYTES - 1) // PAGE_BYTES * PAGE_BYTES

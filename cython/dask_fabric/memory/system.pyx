@@ -28,6 +28,7 @@ cdef enum:
     ROUNDED_PART = 64           # rounded up to whole huge pages if that adds at most 1/64
 
 PAGE_BYTES = sysconf(_SC_PAGESIZE)
+on_leaving = NULL
 
 # The unused rest of the current run.
 cdef char *run = NULL
@@ -122,6 +123,8 @@ cdef char *obtain(Py_ssize_t capacity_bytes) noexcept:
 
 cdef void give_back(char *data, Py_ssize_t capacity_bytes) noexcept nogil:
     cdef uintptr_t first, end
+    if on_leaving != NULL:
+        on_leaving(data, capacity_bytes)
     if capacity_bytes >= HUGE_BYTES:
         if munmap(data, mapped_bytes(capacity_bytes)):      # no more mappings: vm.max_map_count
             madvise(data, mapped_bytes(capacity_bytes), MADV_DONTNEED)

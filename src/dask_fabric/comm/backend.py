@@ -67,3 +67,9 @@ class UCXBackend(FabricBackend):
     """``fabric+ucx://``: large frames travel by UCX, or the connection fails."""
 
     scheme = Scheme("fabric+ucx", tls="never", fast=True)
+
+
+class OFIBackend(FabricBackend):
+    """``fabric+ofi://``: large frames travel by libfabric, or the connection fails."""
+
+    scheme = Scheme("fabric+ofi", tls="never", fast=True)

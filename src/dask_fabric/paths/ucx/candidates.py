@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import re
-import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from dask_fabric.errors import UnavailableError
+from dask_fabric.paths.places import (
+    SYSTEM_FOLDERS,
+    Candidate,
+    library_file,
+    mapped_files,
+    search_path,
+)
 
 SONAME = "libucp.so.0"
 SITE_VARIABLES = ("EBROOTUCX", "UCX_ROOT", "UCX_HOME", "UCX_DIR")  # set by environment modules
-SYSTEM_FOLDERS = ("/usr/lib64", "/usr/lib", "/usr/local/lib64", "/usr/local/lib")
 VENDOR_FOLDERS = ("/opt/hpcx/ucx/lib", "/opt/ucx/lib")
 # Prefixes of the transports for such a device, as UCX names them.
 VERBS = ("rc_", "dc_", "ud_", "srd", "gga_")
 CUDA, ROCM = ("cuda",), ("rocm",)
-_MAPPED = re.compile(r"\S+ \S+ \S+ \S+ \S+ +(/.*/libuc[mstp]\.so\S*)")
 
 
 @dataclass(frozen=True)
@@ -41,14 +44,6 @@ class Host:
         if self.has_amd_gpu:
             needs.append(("ROCm for the AMD GPU", ROCM))
         return tuple(needs)
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A place where UCX may be: a path to open, or the soname for the system to find."""
-
-    source: str
-    path: str
 
 
 def look(root: Path = Path("/")) -> Host:
@@ -103,7 +98,7 @@ def candidates(explicit: str | None = None) -> list[Candidate]:
     """
     loaded = _loaded_library()
     if explicit:
-        path = _library_file(Path(explicit).expanduser())
+        path = library_file(Path(explicit).expanduser(), SONAME)
         if loaded and os.path.realpath(path) != os.path.realpath(loaded):
             raise UnavailableError(
                 f"fabric.ucx.library is {explicit!r}, but this process has loaded {loaded}, and a "
@@ -116,40 +111,15 @@ def candidates(explicit: str | None = None) -> list[Candidate]:
 
 
 def _search_path() -> Iterator[Candidate]:
-    # The loader searches LD_LIBRARY_PATH, as it was at process start, and the cache of ldconfig.
-    yield Candidate("LD_LIBRARY_PATH or ld.so.cache", SONAME)
-    environment = os.environ
-    for name in SITE_VARIABLES:
-        for folder in ("lib", "lib64") if environment.get(name) else ():
-            yield from _if_there(f"${name}", Path(environment[name], folder))
-    if environment.get("CONDA_PREFIX"):
-        yield from _if_there("$CONDA_PREFIX", Path(environment["CONDA_PREFIX"], "lib"))
-    multiarch = sysconfig.get_config_var("MULTIARCH")
-    own = (f"/usr/lib/{multiarch}",) if multiarch else ()
-    for folder in (*own, *SYSTEM_FOLDERS, *VENDOR_FOLDERS):
-        yield from _if_there("system directory", Path(folder))
     wheel = importlib.util.find_spec("libucx")
-    for folder in wheel.submodule_search_locations or () if wheel else ():
-        yield from _if_there("PyPI wheel", Path(folder, "lib"))
-
-
-def _if_there(source: str, folder: Path) -> Iterator[Candidate]:
-    path = folder / SONAME
-    if path.exists():
-        yield Candidate(source, str(path))
-
-
-def _library_file(path: Path) -> Path:
-    return path / SONAME if path.is_dir() else path
+    wheels = wheel.submodule_search_locations or () if wheel else ()
+    folders = (*SYSTEM_FOLDERS, *VENDOR_FOLDERS)
+    return search_path(SONAME, SITE_VARIABLES, folders, [Path(one, "lib") for one in wheels])
 
 
 def _loaded_library() -> str | None:
     """Give the libucp of the UCX that is loaded in this process, if any of its libraries is."""
-    try:
-        maps = Path("/proc/self/maps").read_text(errors="surrogateescape")
-    except OSError:
-        return None
-    mapped = [match[1] for match in _MAPPED.finditer(maps)]
+    mapped = mapped_files(r"libuc[mstp]\.so")
     for path in mapped:
         if "/libucp.so" in path:
             return path

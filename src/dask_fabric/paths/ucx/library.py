@@ -9,26 +9,20 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import math
 import os
-import select
-import subprocess
-import sys
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from dask_fabric.errors import UnavailableError
-from dask_fabric.paths.ucx.candidates import Candidate, Host, candidates, look
+from dask_fabric.paths.places import Candidate
+from dask_fabric.paths.probing import PROBE_SECONDS, output_of
+from dask_fabric.paths.ucx.candidates import Host, candidates, look
 
 logger = logging.getLogger(__name__)
 
 PROGRAM = Path(__file__).with_name("probe.py")
 OLDEST_VERSION = (1, 11)
-# A healthy probe takes 0.03 to 0.5 s. Slow file systems and drivers that wake GPUs take seconds.
-PROBE_SECONDS = 10.0
-PROBE_BYTES_LIMIT = 1 << 20
 NAMES_LIMIT = 4096
 # HANDLE_ERRORS, DEBUG_SIGNO: loading UCX installs signal handlers otherwise. MM_ERROR_HANDLING:
 # peer error handling would disable shared memory.
@@ -185,35 +179,7 @@ def probe(path: str, source: str, variables: tuple[tuple[str, str], ...] = ()) -
 
 
 def _run_probe(path: str, variables: Mapping[str, str]) -> bytes:
-    with subprocess.Popen(
-        [sys.executable, "-I", "-S", PROGRAM, path, str(math.ceil(PROBE_SECONDS) + 1)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=dict(variables),
-    ) as child:
-        assert child.stdout is not None  # a pipe
-        try:
-            output = _read_bounded(child.stdout.fileno(), time.monotonic() + PROBE_SECONDS)
-            if child.wait(PROBE_SECONDS) != 0:
-                raise OSError(f"it ended with status {child.returncode}")
-        except subprocess.TimeoutExpired as exc:
-            raise OSError(f"no end within {PROBE_SECONDS} s") from exc
-        finally:
-            child.kill()
-    return output
-
-
-def _read_bounded(fd: int, deadline: float) -> bytes:
-    output = b""
-    while select.select([fd], [], [], max(0.0, deadline - time.monotonic()))[0]:
-        chunk = os.read(fd, 65536)
-        output += chunk
-        if not chunk:
-            return output
-        if len(output) > PROBE_BYTES_LIMIT:
-            raise OSError(f"more than {PROBE_BYTES_LIMIT} bytes of output")
-    raise OSError(f"no answer within {PROBE_SECONDS} s")
+    return output_of(PROGRAM, (path,), variables, PROBE_SECONDS)
 
 
 def _read_answer(answer: object, path: str, source: str) -> Library:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import math
 import os
-import threading
 import time
 from collections.abc import Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
 from dask_fabric.errors import FabricError, UnavailableError
 from dask_fabric.memory import device
+from dask_fabric.paths.starts import Start, Starts
 from dask_fabric.paths.ucx import core as ucx
 from dask_fabric.paths.ucx import worker as ucx_worker
 from dask_fabric.paths.ucx.candidates import is_wanted, look
@@ -55,37 +53,7 @@ _bound: device.Runtime | None = None  # whose context was passed to UCX
 _Found = tuple[LocalUCX | None, str]  # UCX, or None and the reason
 
 
-class _Start:
-    """One attempt to find and start UCX, in progress in a thread or done.
-
-    Attributes
-    ----------
-    future : concurrent.futures.Future
-        Holds the result of `local_ucx`.
-    retry_at : float
-        When a failed start may be tried again; infinity for never.
-    """
-
-    def __init__(self) -> None:
-        self.future: Future[_Found] = Future()
-        self.future.set_running_or_notify_cancel()  # so that no waiter can cancel it
-        self.retry_at = math.inf
-
-    def is_outdated(self) -> bool:
-        return self.future.done() and time.monotonic() >= self.retry_at
-
-
-# By the settings that a start depends on.
-_starts: dict[tuple[str | None, _Options], _Start] = {}
-
-
-def _after_fork_in_child() -> None:
-    """Drop starts in progress: a forked child does not have their threads."""
-    global _starts
-    _starts = {key: start for key, start in _starts.items() if start.future.done()}
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)
+_starts = Starts("fabric-find-ucx")  # by the settings that a start depends on
 
 
 def local_ucx(settings: Any, insists: bool, *, wait: bool = True) -> _Found:
@@ -156,30 +124,22 @@ def _is_wanted(enabled: bool | None, insists: bool) -> tuple[bool, str]:
     return wanted or (insists and enabled is None), reason
 
 
-def _start(settings: Any, bound: str) -> _Start:
+def _start(settings: Any, bound: str) -> Start:
     """Give the start with these settings; begin one in a thread if there is none yet."""
     key = settings.library, settings.options
-    known = _starts.get(key)
-    if known is not None and not known.is_outdated():
-        return known
-    new = _starts[key] = _Start()
-    # Not an executor's thread: the process would wait for it at exit.
-    arguments = new, *key, bound
-    threading.Thread(target=_run, args=arguments, name="fabric-find-ucx", daemon=True).start()
-    return new
+    return _starts.begin(key, lambda start: _run(start, *key, bound))
 
 
-def _run(start: _Start, library: str | None, options: _Options, bound: str) -> None:
+def _run(start: Start, library: str | None, options: _Options, bound: str) -> _Found:
     try:
-        found = _started(start, library, options, bound)
+        return _started(start, library, options, bound)
     except Exception as exc:
         is_bug = not isinstance(exc, (FabricError, OSError))
         logger.warning("UCX cannot be used: %s", exc, exc_info=is_bug)
-        found = None, str(exc)
-    start.future.set_result(found)
+        return None, str(exc)
 
 
-def _started(start: _Start, library: str | None, options: _Options, bound: str) -> _Found:
+def _started(start: Start, library: str | None, options: _Options, bound: str) -> _Found:
     chosen = choose(library, options)
     if chosen.library is None:
         return None, chosen.reason

@@ -1,0 +1,13 @@
+"""The endpoint of the `ofi` path: fetches frames by reads of remote memory."""
+
+from dask_fabric.paths.ofi.regions cimport Registration
+from dask_fabric.paths.ofi.worker cimport Peer
+from dask_fabric.wire.frames cimport FrameSet
+from dask_fabric.wire.path cimport Path
+
+cdef class OFIPath(Path):
+    cdef Peer *peer             # NULL: libfabric cannot be used
+    cdef Registration *taken    # of the frame that `takes` has just accepted
+    cdef int error              # errno: nothing more is fetched
+
+    cdef void _leave(self) noexcept

@@ -1,0 +1,153 @@
+"""The endpoint of the `ofi` path: fetches frames by reads of remote memory.
+
+The sender registers a frame's memory when it offers the frame. The descriptor tells the receiver
+what to read. A transfer is one job of libfabric's thread.
+
+A peer that is stopped, or was killed on some providers, is never reported. So a job without
+progress for `STALLED_SECONDS` is abandoned, its frames are requested over the stream, and the path
+fetches nothing more for this comm.
+"""
+
+cimport cython
+from libc.errno cimport ENOTCONN, ETIMEDOUT
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+from dask_fabric.clock cimport now_ns
+from dask_fabric.jobs.completions cimport reap
+from dask_fabric.memory.arrays cimport slab_of
+from dask_fabric.paths.ofi.read_jobs cimport FetchJob, new_fetch_job
+from dask_fabric.paths.ofi.regions cimport register, release_key, remote_address
+from dask_fabric.paths.ofi.worker cimport (
+    NONCE_BYTES, Peer, Place, close_peer, count_offers, moved_bytes_of, open_peer,
+)
+from dask_fabric.wire.frames cimport FrameSet, Slot
+from dask_fabric.wire.path cimport (
+    ABANDON, FETCH_FAULT, NOT_FETCHED, STARTED, Fetch, Path, Transfer,
+)
+from dask_fabric.wire.records cimport HOST_MEMORY
+
+NAME = "ofi"
+cdef enum:
+    PATH_NUMBER = 4             # on the wire
+
+NUMBER = PATH_NUMBER
+TEND_SECONDS = 0.25             # interval of the checks for progress
+STALLED_SECONDS = 3.0           # a job is abandoned after this time without progress
+
+
+@cython.auto_pickle(False)
+@cython.final
+cdef class OFIPath(Path):
+    """Reads frames out of the memory of a peer.
+
+    Parameters
+    ----------
+    name : bytes
+        The address of the peer's endpoint.
+    nonce : bytes
+        Of the peer.
+    address, key : int
+        Where that can be read.
+    least_bytes : int
+        The smallest frame that is offered.
+
+    Notes
+    -----
+    `offers` is false if libfabric does not run here; this side then sends on the stream.
+    """
+
+    def __init__(self, bytes name, bytes nonce, address, key, least_bytes):
+        cdef const char *its_name = name
+        cdef const char *its_nonce = nonce
+        cdef size_t name_bytes = len(name)
+        cdef Place place = Place(address, key)
+        Path.__init__(self, NAME, NUMBER, 1 << HOST_MEMORY, sizeof(Place), least_bytes)
+        if len(nonce) != NONCE_BYTES:
+            raise ValueError(f"a nonce has {NONCE_BYTES} bytes, not {len(nonce)}")
+        with nogil:             # the lock may be held while libfabric connects
+            self.peer = open_peer(its_name, name_bytes, &place, its_nonce)
+        self.offers = self.peer != NULL
+
+    def __dealloc__(self):
+        self._leave()
+
+    cdef void _leave(self) noexcept:
+        cdef Peer *peer = self.peer
+        self.peer = NULL
+        if peer != NULL:
+            with nogil:
+                close_peer(peer)
+
+    # ------------------------------------------------------------ the sending side
+
+    cdef bint takes(self, const Slot *slot) noexcept:
+        """Whether it accepts a frame; what cannot be registered (ulimit -l) goes on the stream."""
+        cdef char *slab = NULL
+        cdef uint64_t slab_bytes
+        cdef const char *data = slot.data
+        cdef uint64_t nbytes = slot.nbytes
+        if not Path.takes(self, slot):
+            return False
+        slab_bytes = slab_of(data, &slab)
+        with nogil:
+            self.taken = register(data, nbytes, slab, slab_bytes)
+        return self.taken != NULL
+
+    cdef int describe(self, Slot *slot) except -1:
+        cdef Place place = Place(remote_address(self.taken, slot.data), self.taken.key)
+        memcpy(slot.descriptor, &place, sizeof(place))
+        with nogil:
+            count_offers(1)
+        return 0
+
+    cdef int released(self, FrameSet frames) except -1:
+        cdef Place place
+        cdef uint32_t index
+        cdef int count = 0
+        with nogil:
+            for index in range(frames.count):
+                if frames.slots[index].path == PATH_NUMBER:
+                    memcpy(&place, frames.slots[index].descriptor, sizeof(place))
+                    release_key(frames.slots[index].data, place.key)
+                    count += 1
+            count_offers(-count)
+        return 0
+
+    cdef bint fell_back(self) noexcept:
+        return True             # the receiver waits for seconds: once is enough
+
+    # ------------------------------------------------------------ the receiving side
+
+    cdef Fetch fetch(self, Transfer transfer) except FETCH_FAULT:
+        cdef FetchJob job
+        if self.peer == NULL or self.error:
+            transfer.error = self.error or ENOTCONN
+            return NOT_FETCHED
+        reap()
+        transfer.job = job = new_fetch_job(self.peer, transfer.frames)
+        job.subject = transfer
+        job.begin(self.queue, self.owner)
+        transfer.moved_ns = now_ns()
+        return STARTED
+
+    cdef double tend(self, Transfer transfer) except? -3.0:
+        cdef int64_t time_ns = now_ns(), moved_bytes
+        cdef uint64_t name = (<FetchJob> transfer.job).name
+        with nogil:
+            moved_bytes = moved_bytes_of(name)
+        if moved_bytes < 0:
+            return 0.0                  # its completion is already posted
+        if moved_bytes > transfer.moved_bytes:
+            transfer.moved_bytes, transfer.moved_ns = moved_bytes, time_ns
+        if time_ns - transfer.moved_ns < STALLED_SECONDS * 1e9:
+            return TEND_SECONDS
+        transfer.error = self.error = ETIMEDOUT
+        return ABANDON
+
+    cdef int cancel(self, Transfer transfer) except -1:
+        (<FetchJob> transfer.job).cancel(list(transfer.frames.frames))
+        return 0
+
+    cdef void close(self) noexcept:
+        self._leave()

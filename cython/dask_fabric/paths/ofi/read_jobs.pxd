@@ -1,0 +1,11 @@
+"""The job of a transfer: its completion, cancellation and quarantine."""
+
+from dask_fabric.jobs.completions cimport Job
+from dask_fabric.paths.ofi.worker cimport Peer
+from dask_fabric.wire.frames cimport FrameSet
+
+cdef class FetchJob(Job):
+    cdef Peer *peer             # the path keeps it
+    cdef FrameSet frames
+
+cdef FetchJob new_fetch_job(Peer *peer, FrameSet frames)

@@ -1,0 +1,1 @@
+"""libfabric (OFI): frames by RDMA where UCX has none, such as Slingshot, EFA and Omni-Path."""
