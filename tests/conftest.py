@@ -22,6 +22,7 @@ from tests.slow_memory import SlowMemory
 
 from dask_fabric.comm import runtime
 from dask_fabric.memory import files, pool
+from dask_fabric.paths.ofi import library as ofi_library
 from dask_fabric.paths.ucx import library as ucx_library
 from dask_fabric.paths.ucx.candidates import candidates
 
@@ -33,6 +34,7 @@ logging.getLogger("distributed").propagate = True
 NETWORKS = ("10.77.0", "10.78.0")
 TLS_SCHEMES = ("tls", "fabric+tls")
 UCX_SCHEME = "fabric+ucx"
+OFI_SCHEME = "fabric+ofi"
 # A scheduler's HTTP server is always there: not on Dask's own port, which others use.
 NO_DASHBOARD = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
 LOCAL_CLUSTER = {"dashboard_address": None, "scheduler_kwargs": NO_DASHBOARD}
@@ -64,6 +66,29 @@ def ucx_params() -> list:
         )
         for library in ucx_libraries()
     ]
+
+
+@functools.cache
+def ofi_libraries() -> tuple[ofi_library.Library, ...]:
+    """Every libfabric of this host; none if ``DASK_FABRIC_TEST_OFI`` is ``none``."""
+    if os.environ.get("DASK_FABRIC_TEST_OFI") == "none":
+        return ()
+    variables = tuple(sorted(ofi_library.environment(()).items()))
+    places = ofi_library.candidates()
+    probed = [ofi_library.probe(place.path, place.source, variables) for place in places]
+    return tuple({library.path: library for library in probed if not library.error}.values())
+
+
+def ofi_settings(provider: str = "tcp") -> dict[str, object]:
+    """Give settings by which *provider* of the newest libfabric that has it is used.
+
+    None of this host has it: skips.
+    """
+    offers = [one for one in ofi_libraries() if provider in one.providers]
+    if not offers:
+        pytest.skip(f"no libfabric on this host offers {provider}")
+    newest = max(offers, key=lambda one: one.version)
+    return {"fabric.ofi.provider": provider, "fabric.ofi.library": newest.path}
 
 
 def unsharing(*options: str) -> list[str]:

@@ -11,8 +11,10 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
+import dask
 import pytest
 import pytest_asyncio
+from tests.conftest import ofi_settings
 
 from dask_fabric import config
 from dask_fabric.engine.channel import Channel
@@ -47,6 +49,19 @@ async def ucx_paths():
     return tuple(UCXPath(own, theirs, local.address) for own, theirs in (tokens, tokens[::-1]))
 
 
+async def ofi_paths():
+    from dask_fabric.paths.ofi import local as ofi
+    from dask_fabric.paths.ofi.endpoint import OFIPath
+
+    with dask.config.set(ofi_settings()):
+        settings = config.load().paths.ofi
+    await ofi.find(settings, insists=True)
+    local, reason = ofi.local_ofi(settings, insists=True)
+    assert local is not None, reason
+    own = (local.facts[name] for name in ("name", "nonce", "address", "key"))
+    return tuple(OFIPath(*facts, LEAST_BYTES) for facts in [tuple(own)] * 2)
+
+
 async def shm_paths():
     exchange = shm.of_process()
     exchange.attach(exchange.id)  # both ends are of this process
@@ -61,7 +76,13 @@ async def file_paths():
 
 
 # A new path is one line here.
-PATHS = {"cma": cma_paths, "shm": shm_paths, "ucx": ucx_paths, "file": file_paths}
+PATHS = {
+    "cma": cma_paths,
+    "shm": shm_paths,
+    "ucx": ucx_paths,
+    "ofi": ofi_paths,
+    "file": file_paths,
+}
 
 
 @pytest.fixture(params=PATHS)
@@ -71,6 +92,8 @@ def path_name(request) -> str:
 
         if not ucx_libraries():
             pytest.skip("no UCX on this host")
+    if request.param == "ofi":
+        ofi_settings()
     return request.param
 
 

@@ -13,6 +13,7 @@ import pytest
 from distributed.comm import CommClosedError, connect, listen
 from distributed.protocol import to_serialize
 from distributed.utils import wait_for
+from tests.conftest import ofi_settings
 from tests.faults.conftest import PATIENCE_SECONDS, Peer, start_peer, until
 
 from dask_fabric.memory.arrays import new_array
@@ -25,6 +26,7 @@ WAYS = {
     "cma": ("fabric", {"fabric.shm.enabled": False}),
     "shm": ("fabric", {"fabric.cma.enabled": False}),
     "ucx": ("fabric+ucx", {}),
+    "ofi": ("fabric+ofi", {}),
 }
 
 
@@ -34,6 +36,8 @@ def way(path_name):
         pytest.skip("the toy path is installed in no other process")
     scheme, settings = WAYS[path_name]
     settings = {**settings, "fabric.timeouts.close": "200ms"}
+    if path_name == "ofi":
+        settings.update(ofi_settings())
     with dask.config.set(settings):
         yield scheme, settings
 
