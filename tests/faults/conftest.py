@@ -24,12 +24,14 @@ from distributed.utils import wait_for
 from dask_fabric.engine import socket_jobs
 from dask_fabric.memory import pool
 from dask_fabric.paths.cma import copies
+from dask_fabric.paths.ofi import worker as ofi
 from dask_fabric.paths.ucx import core as ucx
 
 PATIENCE_SECONDS = 30
 RSS_GROWTH_BYTES = 64 << 20
 # Of UCX: it waits for ever for room in a dead peer's queue, at no other cost than these counts.
 NEVER_LESS = ("peer_count", "break_count", "abandoned_count", "refused_count")
+OF_OFI = ("offered_count", "in_flight_count", "abandoned_count")
 PEM_FIELDS = ("tls_ca_file", "tls_client_cert", "tls_client_key",
               "tls_scheduler_cert", "tls_scheduler_key")  # fmt: skip
 
@@ -130,6 +132,7 @@ def holdings() -> dict[str, int]:
         "pool": pool.statistics()["in_use_bytes"],
         "descriptors": descriptor_count(),
         **{key: figures[key] for key in figures if key not in NEVER_LESS},
+        **{f"ofi {key}": ofi.statistics()[key] for key in OF_OFI},
     }
 
 

@@ -237,9 +237,11 @@ cdef int _open_objects(Info *info) except -1:
     check(status, "fi_domain")
     memset(&addresses, 0, sizeof(addresses))
     addresses.type, addresses.count = AV_TABLE, PEER_COUNT
-    check(
-        worker.domain.ops.av_open(worker.domain, &addresses, &worker.av, NULL), "fi_av_open"
-    )
+    status = worker.domain.ops.av_open(worker.domain, &addresses, &worker.av, NULL)
+    if status:                              # shm refuses more than 256
+        addresses.count = 0
+        status = worker.domain.ops.av_open(worker.domain, &addresses, &worker.av, NULL)
+    check(status, "fi_av_open")
     _open_queue(WAIT_FD)
     if worker.cq == NULL:
         _open_queue(WAIT_NONE)

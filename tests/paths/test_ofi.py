@@ -1,0 +1,160 @@
+"""The path ofi: what hellos say of it, which pairs it joins, and what is registered."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+
+import dask
+import numpy as np
+import pytest
+from distributed.comm import connect, listen
+from distributed.protocol import to_serialize
+
+from dask_fabric import config
+from dask_fabric.memory import pool
+from dask_fabric.memory.arrays import new_array
+from dask_fabric.paths.ofi import local, worker
+from dask_fabric.paths.ofi.provider import PROVIDER
+from dask_fabric.paths.provider import Description, Pair
+
+from ..conftest import ofi_settings
+
+DESCRIBED = {
+    "version": "2.5", "provider": "tcp", "protocol": 1, "protocol_version": 2, "addr_format": 3,
+    "vni": 0, "name": b"name", "nonce": bytes(16), "address": 0, "key": 1,
+}  # fmt: skip
+
+
+def objection(same_host=False, **changed) -> str:
+    return PROVIDER.objection(Pair(DESCRIBED, {**DESCRIBED, **changed}, "host", same_host, False))
+
+
+def test_a_valid_description():
+    assert PROVIDER.check(DESCRIBED)
+
+
+@pytest.mark.parametrize("name", DESCRIBED)
+@pytest.mark.parametrize("value", [None, -1, 1 << 64, b"", 1.5, b"x" * 300, True])
+def test_an_invalid_description(name, value):
+    assert not PROVIDER.check({**DESCRIBED, name: value})
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({}, ""),
+        ({"version": "2.4"}, ""),
+        ({"provider": "shm"}, "the same provider"),
+        ({"protocol": 2}, "do not understand each other"),
+        ({"protocol_version": 1}, "do not understand each other"),
+        ({"vni": 7}, "must be in the same one"),
+    ],
+)
+def test_objections(changed, reason):
+    told = objection(**changed)
+    assert told == reason or (reason and reason in told)
+
+
+def test_some_providers_need_the_same_version_or_host():
+    shm = {**DESCRIBED, "provider": "shm"}
+    older = {**shm, "version": "1.17"}
+    assert "do not understand" in PROVIDER.objection(Pair(shm, older, "host", True, False))
+    assert "one host only" in PROVIDER.objection(Pair(shm, shm, "host", False, False))
+    assert PROVIDER.objection(Pair(shm, shm, "host", True, False)) == ""
+    unknown = {**DESCRIBED, "provider": "new"}
+    assert "not used by" in PROVIDER.objection(Pair(unknown, unknown, "host", True, False))
+
+
+@pytest.mark.parametrize(("text", "vni"), [("", 0), ("1027", 1027), ("5,9", 5), ("x", 0)])
+def test_the_network_that_slurm_gives(monkeypatch, text, vni):
+    monkeypatch.setenv("SLINGSHOT_VNIS", text)
+    assert local.vni() == vni
+
+
+async def test_by_default_nothing_is_looked_for_without_a_device():
+    settings = config.load().paths.ofi
+    assert settings.enabled is None
+    found, reason = local.local_ofi(settings, insists=False)
+    assert found is None and "set fabric.ofi.provider" in reason
+
+
+async def echo(comm):
+    while True:
+        message = await comm.read()
+        await comm.write(message["x"].nbytes)
+        del message
+
+
+@pytest.fixture
+async def comm():
+    with dask.config.set(ofi_settings()):
+        async with listen("fabric+ofi://127.0.0.1", echo) as listener:
+            comm = await connect(listener.contact_address)
+            yield comm
+            comm.abort()
+
+
+async def send(comm, data) -> None:
+    await comm.write({"x": to_serialize(data)})
+    assert await comm.read() == data.nbytes
+
+
+async def test_a_slab_of_the_pool_is_registered_once(comm):
+    pool.trim()
+    data = new_array(5_000_000)
+    data[:] = 1
+    before = worker.statistics()["registration_count"]
+    for end in (5_000_000, 4_000_000, 200_000):
+        await send(comm, data[:end])
+    assert worker.statistics()["registration_count"] == before + 1
+    regions = worker.statistics()["region_count"]
+    del data
+    pool.trim()  # the slab goes back to the system
+    assert worker.statistics()["region_count"] < regions
+
+
+async def test_an_array_of_the_user_is_registered_while_it_is_on_offer(comm):
+    before = worker.statistics()
+    await send(comm, np.ones(5_000_000, "u1"))
+    after = worker.statistics()
+    assert after["registration_count"] == before["registration_count"] + 1
+    assert after["region_count"] == before["region_count"]
+    assert after["offered_count"] == 0
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"nonce": b"another process!"}, {"nonce": b"nobody has this.", "key": 99}]
+)
+async def test_a_peer_that_is_not_proven_gets_frames_by_the_stream(monkeypatch, wrong):
+    settings = ofi_settings()
+    with dask.config.set(settings):
+        found, reason = local.local_ofi(config.load().paths.ofi, insists=True)
+        assert found, reason
+        told = PROVIDER.describe(config.load().paths.ofi, insists=True)
+        described = found, Description({**told, **wrong})
+        monkeypatch.setattr(PROVIDER, "_described", described)
+        async with listen("fabric+ofi://127.0.0.1", echo) as listener:
+            comm = await connect(listener.contact_address)
+            for _ in range(3):
+                await send(comm, np.ones(500_000, "u1"))
+            told = comm.statistics()
+            assert told["fallbacks_sent"] == 1 and told["sends_by"] == "stream"
+            comm.abort()
+
+
+def test_a_forked_child_cannot_use_it():
+    settings = ofi_settings()
+    with dask.config.set(settings):
+        assert local.local_ofi(config.load().paths.ofi, insists=True)[0]
+        child = multiprocessing.get_context("fork").Process(target=_in_child)
+        child.start()
+        child.join(30)
+    assert child.exitcode == 0
+    assert worker.is_running()
+
+
+def _in_child():
+    found, reason = local.local_ofi(config.load().paths.ofi, insists=True)
+    ok = found is None and "forked" in reason and not worker.is_running()
+    os._exit(0 if ok else 1)
