@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import dask
 import numpy as np
 import pytest
-from distributed.comm import connect, listen
+from distributed.comm import CommClosedError, connect, listen
 from distributed.protocol import to_serialize
 from distributed.utils import wait_for
 
@@ -20,9 +21,9 @@ from dask_fabric.paths.ofi import worker as ofi
 
 from ..conftest import OFI_SCHEME, ofi_settings
 from .conftest import PATIENCE_SECONDS, nothing_left, until
-from .test_ucx import killed_receiver, killed_sender
 
 DATA_BYTES = 20_000_000
+DEATH_PATIENCE_SECONDS = 5
 ADDRESS = f"{OFI_SCHEME}://127.0.0.1"
 
 
@@ -58,36 +59,69 @@ async def warm_up(start_peer):
     peer.end()
 
 
+@contextlib.asynccontextmanager
+async def sender(start_peer):
+    """A comm from a process that sends a hundred large messages, and that process."""
+    accepted = asyncio.Queue()
+    async with listen(ADDRESS, accepted.put) as listener:
+        peer = start_peer("send_hundred", listener.contact_address, message_bytes=DATA_BYTES)
+        comm = await wait_for(accepted.get(), PATIENCE_SECONDS)
+        yield comm, peer
+        comm.abort()
+        peer.end()
+
+
 async def test_the_sender_of_a_hundred_is_killed(start_peer):
     await warm_up(start_peer)
-    async with nothing_left():
-        await killed_sender(ADDRESS, start_peer)
+    async with nothing_left(), sender(start_peer) as (comm, peer):
+        await read_all(comm, 5)
+        reading = asyncio.ensure_future(read_all(comm, 95))
+        peer.signal(signal.SIGKILL)
+        with pytest.raises(CommClosedError):
+            await wait_for(reading, DEATH_PATIENCE_SECONDS)
+        assert comm.closed()
 
 
 async def test_the_receiver_of_a_hundred_is_killed(start_peer):
     await warm_up(start_peer)
     async with nothing_left():
-        await killed_receiver(ADDRESS, start_peer)
+        peer = start_peer("answer", ADDRESS, listens=True)
+        comm = await connect(await peer.line())
+        data = np.ones(DATA_BYTES, "u1")
+        gone = weakref.ref(data)
+        writing = asyncio.ensure_future(write_hundred(comm, data))
+        del data
+        for _ in range(5):
+            assert await read(comm) == "read"
+        peer.signal(signal.SIGKILL)
+        with pytest.raises(CommClosedError):
+            while True:
+                await wait_for(comm.read(), DEATH_PATIENCE_SECONDS)
+        await asyncio.wait([writing], timeout=PATIENCE_SECONDS)
+        assert comm.closed() and writing.exception() is not None
+        writing = None
+        await until(lambda: gone() is None)
+        peer.end()
+
+
+async def write_hundred(comm, data) -> None:
+    for _ in range(100):
+        await comm.write({"x": to_serialize(data)})
 
 
 async def test_a_sender_that_stops_in_the_middle_is_given_up_and_goes_on(start_peer):
     """Its frames are requested, and sent on the stream when it goes on."""
-    async with nothing_left():
-        accepted = asyncio.Queue()
-        async with listen(ADDRESS, accepted.put) as listener:
-            peer = start_peer("send_hundred", listener.contact_address, message_bytes=DATA_BYTES)
-            assert await peer.line() == "written"
-            comm = await accepted.get()
-            await read(comm)
-            peer.signal(signal.SIGSTOP)
-            await peer.stopped()
-            reading = asyncio.ensure_future(read_all(comm, 99))
-            await until(lambda: comm.statistics()["fallbacks_received"] > 0 or reading.done())
-            peer.signal(signal.SIGCONT)
-            await reading
-            assert comm.statistics()["traffic"]["stream"]["bytes_received"] > DATA_BYTES
-            comm.abort()
-            peer.end()
+    await warm_up(start_peer)
+    async with nothing_left(), sender(start_peer) as (comm, peer):
+        await read_all(comm, 1)
+        peer.signal(signal.SIGSTOP)
+        await peer.stopped()
+        reading = asyncio.ensure_future(read_all(comm, 99))
+        await until(lambda: comm.statistics()["fallbacks_received"] > 0 or reading.done())
+        assert not reading.done()
+        peer.signal(signal.SIGCONT)
+        await reading
+        assert comm.statistics()["traffic"]["stream"]["bytes_received"] > DATA_BYTES
 
 
 async def read_all(comm, count) -> None:
@@ -157,7 +191,7 @@ async def test_an_idle_comm_wakes_nobody(start_peer):
 EXITING = """
 import asyncio, sys
 import numpy as np
-from distributed.comm import connect, listen
+from distributed.comm import CommClosedError, connect, listen
 from distributed.protocol import to_serialize
 async def echo(comm):
     await comm.write((await comm.read())["x"].nbytes)
