@@ -123,7 +123,7 @@ def test_default_settings():
         close_timeout_seconds=2.0,
         paths=settings.paths,
     )
-    assert settings.paths._fields == ("shm", "cma", "ucx")
+    assert settings.paths._fields == ("shm", "cma", "ucx", "ofi")
     assert settings.paths.shm._asdict() == {
         "enabled": True,
         "shares_results": True,
@@ -136,6 +136,13 @@ def test_default_settings():
         "allow_ptrace": True,
     }
     assert settings.paths.ucx._asdict() == {"enabled": None, "library": None, "options": ()}
+    assert settings.paths.ofi._asdict() == {
+        "enabled": None,
+        "library": None,
+        "provider": None,
+        "options": (),
+        "threshold_bytes": 131072,
+    }
     with pytest.raises(FrozenInstanceError):
         settings.close_timeout_seconds = 1.0
 
@@ -174,6 +181,9 @@ def test_default_settings():
             {"rndv_thresh": 1, "IB-GPU": True},
             (("IB_GPU", "y"), ("RNDV_THRESH", "1")),
         ),
+        ("ofi.provider", "verbs;ofi_rxm", "verbs;ofi_rxm"),
+        ("ofi.options", {"tcp-iface": "eth0"}, (("FI_TCP_IFACE", "eth0"),)),
+        ("ofi.threshold", "64 KiB", 65536),
         ("gpu.enabled", "auto", None),
         ("gpu.enabled", False, False),
         ("gpu.chunk", "64 KiB", 65536),
@@ -231,6 +241,11 @@ BAD = {
     "cma.threshold": [*BAD_SIZES, None, 65535],
     "cma.allow-ptrace": BAD_SWITCHES,
     "ucx.enabled": [None, 0, "yes", "", [], {}],
+    "ofi.enabled": [None, 0, "yes", "", [], {}],
+    "ofi.library": ["", "libfabric", "./lib", 5],
+    "ofi.provider": ["", "udp;ofi_rxd", 5, True],
+    "ofi.options": [None, [], {"FI_TCP_IFACE": "eth0"}, {5: 1}, {"A": None}],
+    "ofi.threshold": [None, 0, "32 KiB", True],
     "ucx.library": ["", "ucx", "./lib", "/a\0b", 5, True, [], {}],
     "ucx.options": [
         None,

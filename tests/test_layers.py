@@ -146,16 +146,17 @@ NAMELESS = (
     *("wire", "engine", "codec", "memory", "jobs", "config"),
     *("comm", "telemetry", "gpu", "bench", "cli"),
 )
-PATH = re.compile(r"(?<![a-z])(cma|shm|ucx)(?![a-z])", re.IGNORECASE)  # `_` ends a word here
+PATH = re.compile(r"(?<![a-z])(cma|shm|ucx|ofi)(?![a-z])", re.IGNORECASE)  # `_` ends a word here
 NO_PATH = (
     "fabric+ucx",  # a scheme
+    "fabric+ofi",
     "dev/shm",
     "shm_bytes",  # its size
     "shm_free_bytes",
     '"-shm"',  # a file of SQLite's
 )
 NAMED_ON_PURPOSE = {
-    "comm/backend.py": "the scheme that insists on UCX",
+    "comm/backend.py": "the schemes that insist on UCX and libfabric",
     "bench/perftest.py": "a floor: UCX's own benchmark",
     "bench/floors.py": "its columns",
     "bench/results.py": "its column is a floor between processes",

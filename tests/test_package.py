@@ -12,7 +12,7 @@ import dask_fabric
 
 ROOT = Path(__file__).parents[1]
 BORDER = {"comm", "gpu", "telemetry", "bench", "cli"}
-SCHEMES = {"fabric", "fabric+tcp", "fabric+tls", "fabric+ucx"}
+SCHEMES = {"fabric", "fabric+tcp", "fabric+tls", "fabric+ucx", "fabric+ofi"}
 
 
 def modules_below_the_border() -> list[str]:

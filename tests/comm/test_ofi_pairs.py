@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from ..conftest import ofi_libraries, unsharing
+from ..conftest import NETWORKS, ofi_libraries, unsharing
 
 PATIENCE_SECONDS = 60
 
@@ -77,14 +77,15 @@ def variables(library, provider) -> dict[str, str]:
     }
 
 
-def talk(server, client, scheme="fabric+ofi", prefix=(), host="127.0.0.1"):
-    command = [*prefix, sys.executable, "-W", "error", "-c", SIDE, scheme, host]
+def talk(server, client, scheme="fabric+ofi", prefixes=((), ()), host="127.0.0.1"):
+    command = [sys.executable, "-W", "error", "-c", SIDE, scheme, host]
+    serve, connect = ([*prefix, *command] for prefix in prefixes)
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=server) as serving:
+    with subprocess.Popen(serve, stdin=pipe, stdout=pipe, text=True, env=server) as serving:
         try:
             address = serving.stdout.readline().strip()
             done = subprocess.run(
-                [*command, address], env=client, capture_output=True, text=True,
+                [*connect, address], env=client, capture_output=True, text=True,
                 timeout=PATIENCE_SECONDS,
             )  # fmt: skip
         finally:
@@ -131,5 +132,21 @@ def test_without_a_device_the_scheme_says_what_to_set():
 def test_processes_of_two_pid_namespaces():
     """Nothing but the network joins them."""
     environment = variables(first("tcp"), "tcp")
-    prefix = unsharing("--pid", "--fork", "--mount-proc")
-    assert talk(environment, environment, "fabric+ofi", prefix) == ["ofi", "", "ofi"] * 2
+    prefixes = [unsharing("--pid", "--fork", "--mount-proc")] * 2
+    assert talk(environment, environment, prefixes=prefixes) == ["ofi", "", "ofi"] * 2
+
+
+@pytest.mark.netns
+def test_two_hosts(hosts):
+    environment = variables(first("tcp"), "tcp")
+    prefixes = [("ip", "netns", "exec", name) for name in hosts]
+    told = talk(environment, environment, prefixes=prefixes, host=f"{NETWORKS[0]}.1")
+    assert told == ["ofi", "", "ofi"] * 2
+
+
+@pytest.mark.netns
+def test_two_hosts_and_a_listener_on_every_interface(hosts):
+    environment = variables(first("tcp"), "tcp")
+    prefixes = [("ip", "netns", "exec", name) for name in hosts]
+    told = talk(environment, environment, prefixes=prefixes, host="")
+    assert told == ["ofi", "", "ofi"] * 2

@@ -19,6 +19,7 @@ from dask_fabric.wire.hello import TEXT_BYTES_LIMIT
 logger = logging.getLogger(__name__)
 
 _IP_PROVIDERS = ("tcp", "tcp;ofi_rxm", "net", "sockets")
+_WILDCARDS = ("", "0.0.0.0", "::")
 NOTHING_TO_USE = (
     "this host has no device that is left to libfabric (Slingshot, EFA, Omni-Path): set "
     "fabric.ofi.provider, such as verbs;ofi_rxm or tcp, to use another of its providers"
@@ -120,7 +121,7 @@ def _started(settings: Any, kinds: tuple[Kind, ...], bound: str) -> _Found:
     library, kind = chosen.library, chosen.kind
     if library is None or kind is None:
         return None, chosen.reason
-    node = bound if kind.name in _IP_PROVIDERS else ""
+    node = bound if kind.name in _IP_PROVIDERS and bound not in _WILDCARDS else ""
     variables = environment(settings.options, kind)
     facts = worker.start(library.path, kind.name, variables, node)
     if len(facts["name"]) > TEXT_BYTES_LIMIT:

@@ -36,8 +36,7 @@ def _options(value: object) -> tuple[tuple[str, str], ...]:
 
 
 def _option(name: object, value: object) -> tuple[str, str]:
-    """Write one setting as libfabric reads it from the environment; Dask's keys may be lower-case.
-    """
+    """Write one setting as libfabric reads it from the environment; keys may be lower-case."""
     if type(name) is not str or type(value) not in (str, int, float, bool):
         raise TypeError(name)
     name = name.upper().replace("-", "_")
