@@ -11,6 +11,7 @@ docs/configuration.md, table of the keys       `dask_fabric.config.table`
 dask_fabric.yaml, dask_fabric-schema.yaml      the same
 README.md (chart too), docs/benchmarks.md       ``benchmarks/results/*.json``, see ``make figures``
 docs/shm.md, tables                            what ``benchmarks/shm.py`` wrote
+docs/ofi.md, table of the providers            `dask_fabric.paths.ofi.kinds`
 docs/ecosystem.md, table of objects            what ``benchmarks/objects.py`` wrote
 docs/tutorial.md                               docs/tutorial.ipynb, whose outputs are not kept
 =============================================  ====================================================
@@ -34,6 +35,7 @@ from dask_fabric.bench.results import Results, Row, read
 from dask_fabric.bench.tables import facts_line, number, render
 from dask_fabric.config.table import keys, sections
 from dask_fabric.keys import Key, Section
+from dask_fabric.paths.ofi.kinds import KINDS
 from dask_fabric.text_table import table
 from dask_fabric.wire.states import transitions
 
@@ -48,7 +50,7 @@ def made() -> dict[Path, str]:
     protocol, configuration = DOCS / "wire-protocol.md", DOCS / "configuration.md"
     readme, benchmarks = ROOT / "README.md", DOCS / "benchmarks.md"
     shm, architecture = DOCS / "shm.md", DOCS / "architecture.md"
-    ecosystem = DOCS / "ecosystem.md"
+    ecosystem, ofi = DOCS / "ecosystem.md", DOCS / "ofi.md"
     return {
         architecture: _filled(architecture, "states", diagram()),
         protocol: _filled(protocol, "states", diagram()),
@@ -58,6 +60,7 @@ def made() -> dict[Path, str]:
         readme: _filled(readme, "figures", "".join((*_chart(), *_figures()))),
         benchmarks: _filled(benchmarks, "figures", "".join(_all_figures())),
         shm: _filled(shm, "figures", "".join(_shm_figures())),
+        ofi: _filled(ofi, "providers", "".join(_providers())),
         ecosystem: _filled(ecosystem, "objects", "".join(_objects())),
         DOCS / "tutorial.md": "\n".join(_tutorial()),
     }
@@ -104,6 +107,16 @@ _TYPES = {
         "minimum": 0,
     },
 }
+
+
+def _providers() -> Iterator[str]:
+    yield "| provider | network | by default | variables | what it needs |\n"
+    yield "| --- | --- | --- | --- | --- |\n"
+    for kind in KINDS:
+        default = "if there is a device" if kind.network and kind.auto else ""
+        variables = " ".join(f"`{name}={value}`" for name, value in kind.variables.items())
+        network = kind.network or "in software"
+        yield f"| `{kind.name}` | {network} | {default} | {variables} | {kind.needs} |\n"
 
 
 def _key_table() -> Iterator[str]:

@@ -67,7 +67,7 @@ from dask_fabric.memory.pagemap cimport (
     PAGE_IS_FILE, PAGE_IS_PRESENT, PAGE_IS_SWAPPED, has_page,
 )
 from dask_fabric.memory.system cimport (
-    HUGE_BYTES, PAGE_BYTES, make_huge_page, map_aligned, on_leaving, whole_pages,
+    HUGE_BYTES, PAGE_BYTES, make_huge_page, leaves, map_aligned, whole_pages,
 )
 
 from dask_fabric.errors import ConfigError, UnavailableError
@@ -310,8 +310,7 @@ cdef void _remove_range(char *data) noexcept nogil:
 # ---------------------------------------------------------------- slabs of this process
 
 cdef uint32_t obtain_slab(
-    Py_ssize_t capacity_bytes, Py_ssize_t mapped_bytes, int size_class, char **data
-) noexcept nogil:
+    Py_ssize_t capacity_bytes, Py_ssize_t mapped_bytes, int size_class, char **data) noexcept nogil:
     """Give fresh memory of the file, of whole pages; 0 where there is none to be had.
 
     Parameters
@@ -404,23 +403,13 @@ cdef void *_map_file(char *place, const Record *record, int flags) noexcept nogi
     return data
 
 
-cdef void _leaves(const char *data, Py_ssize_t nbytes) noexcept nogil:
-    if on_leaving != NULL:
-        on_leaving(data, nbytes)
-
-
 cdef bint keeps_pages(uint32_t number, uint32_t its_epoch) noexcept nogil:
-    """Whether a slab has the same pages until `on_leaving` is called: not once it is frozen."""
-    cdef bint keeps
-    lock()
-    keeps = its_epoch == epoch and slabs[number].state == WRITABLE
-    unlock()
-    return keeps
+    """Whether a slab in use has the same pages until `on_leaving` is called; with the GIL."""
+    return its_epoch == epoch and slabs[number].state == WRITABLE
 
 
 cdef bint release_slab(
-    uint32_t number, uint32_t its_epoch, char *data, Py_ssize_t mapped_bytes
-) noexcept nogil:
+    uint32_t number, uint32_t its_epoch, char *data, Py_ssize_t mapped_bytes) noexcept nogil:
     """The array is dead; True where its memory can be used again at once, as it is.
 
     Else nothing of it is left in the address space.
@@ -436,7 +425,6 @@ cdef bint release_slab(
         _retire(number)
     unlock()
     if not is_free:
-        _leaves(data, mapped_bytes)
         munmap(data, mapped_bytes)
     return is_free
 
@@ -518,8 +506,7 @@ cdef bint _retire_frozen(uint32_t number) noexcept nogil:
 
 
 cdef void free_slab(
-    uint32_t number, uint32_t its_epoch, char *data, Py_ssize_t mapped_bytes
-) noexcept nogil:
+    uint32_t number, uint32_t its_epoch, char *data, Py_ssize_t mapped_bytes) noexcept nogil:
     """Give the memory of a slab that no peer has back to the system."""
     if its_epoch != epoch or _retire_frozen(number):
         munmap(data, mapped_bytes)
@@ -528,7 +515,7 @@ cdef void free_slab(
     slabs[number].state = UNUSED        # a fork must not freeze what is about to be unmapped
     _remove_range(data)
     unlock()
-    _leaves(data, mapped_bytes)
+    leaves(data, mapped_bytes)
     munmap(data, mapped_bytes)          # may take milliseconds, and so may the next
     _punch(number)
     lock()
@@ -551,8 +538,7 @@ cdef void _forget(uint32_t number) noexcept nogil:
 
 
 cdef uint32_t next_reusable(
-    char **data, Py_ssize_t *capacity_bytes, int *size_class, bint looks_at_all
-) noexcept nogil:
+    char **data, Py_ssize_t *capacity_bytes, int *size_class, bint looks_at_all) noexcept nogil:
     """Take a retired slab that nobody has any more, and map it again; 0 where none was found.
 
     A peer that has a slab mapped may pass it on to another one, so its generation changes only when
@@ -625,7 +611,7 @@ cdef bint _freeze(uint32_t number, bint may_defer=True) noexcept nogil:
     cdef Record *record = &table[number]
     cdef char *alias = NULL
     cdef void *data
-    _leaves(slab.data, record.nbytes)
+    leaves(slab.data, record.nbytes)
     if may_defer and record.nbytes >= DEFERRED_BYTES:
         alias = _move_page_table(slab.data, record.nbytes)
     data = _map_file(slab.data, record, MAP_PRIVATE | MAP_FIXED)
@@ -771,8 +757,7 @@ cdef bint _has_changed(uintptr_t address, uint64_t nbytes) noexcept nogil:
 # ---------------------------------------------------------------- offered, and mapped by peers
 
 cdef bint describe_place(
-    uintptr_t address, uint64_t nbytes, uint64_t peer, Place *place
-) noexcept nogil:
+    uintptr_t address, uint64_t nbytes, uint64_t peer, Place *place) noexcept nogil:
     """Say where a frame lies, for a peer to map it; False where it cannot.
 
     A slab of this process is frozen by this.
@@ -830,8 +815,7 @@ cdef Origin *_origin_of(uint64_t id) noexcept nogil:
 
 
 cdef Mapped map_place(
-    const Place *place, uint64_t nbytes, Mapping **mapping, char **data
-) noexcept nogil:
+    const Place *place, uint64_t nbytes, Mapping **mapping, char **data) noexcept nogil:
     """Map a frame of a peer, which may say anything.
 
     The mapping stays as it is, whatever becomes of the peer, until `unmap`.
@@ -893,8 +877,7 @@ cdef void _free_of_dead(Origin *origin, uint32_t slab) noexcept nogil:
 
 
 cdef Mapping *_map_claimed(
-    Origin *origin, const Place *place, uint64_t begin, uint64_t nbytes
-) noexcept nogil:
+    Origin *origin, const Place *place, uint64_t begin, uint64_t nbytes) noexcept nogil:
     global mappings
     cdef Mapping *mapping
     cdef uint64_t mapped_bytes = whole_pages(nbytes)

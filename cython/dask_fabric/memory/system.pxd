@@ -11,6 +11,10 @@ cdef Py_ssize_t PAGE_BYTES
 # who has registered it with a device must not use that any more. It must not call the pool.
 cdef void (*on_leaving)(const char *data, Py_ssize_t nbytes) noexcept nogil
 
+cdef inline void leaves(const char *data, Py_ssize_t nbytes) noexcept nogil:
+    if on_leaving != NULL:
+        on_leaving(data, nbytes)
+
 cdef inline Py_ssize_t whole_pages(Py_ssize_t nbytes) noexcept nogil:
     return (nbytes + PAGE_BYTES - 1) // PAGE_BYTES * PAGE_BYTES
 

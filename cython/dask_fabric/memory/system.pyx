@@ -123,8 +123,7 @@ cdef char *obtain(Py_ssize_t capacity_bytes) noexcept:
 
 cdef void give_back(char *data, Py_ssize_t capacity_bytes) noexcept nogil:
     cdef uintptr_t first, end
-    if on_leaving != NULL:
-        on_leaving(data, capacity_bytes)
+    leaves(data, capacity_bytes)
     if capacity_bytes >= HUGE_BYTES:
         if munmap(data, mapped_bytes(capacity_bytes)):      # no more mappings: vm.max_map_count
             madvise(data, mapped_bytes(capacity_bytes), MADV_DONTNEED)

@@ -17,7 +17,7 @@ from dask_fabric.clock cimport now_ns
 from dask_fabric.jobs.completions cimport reap
 from dask_fabric.memory.arrays cimport slab_of
 from dask_fabric.paths.ofi.read_jobs cimport FetchJob, new_fetch_job
-from dask_fabric.paths.ofi.regions cimport register, release_key, remote_address
+from dask_fabric.paths.ofi.regions cimport Slab, register, release_key, remote_address
 from dask_fabric.paths.ofi.worker cimport (
     NONCE_BYTES, Peer, Place, close_peer, count_offers, moved_bytes_of, open_peer,
 )
@@ -33,7 +33,7 @@ cdef enum:
 
 NUMBER = PATH_NUMBER
 TEND_SECONDS = 0.25             # interval of the checks for progress
-STALLED_SECONDS = 3.0           # a job is abandoned after this time without progress
+STALLED_SECONDS = 5.0           # a job is abandoned after this time without progress
 
 
 @cython.auto_pickle(False)
@@ -83,15 +83,14 @@ cdef class OFIPath(Path):
 
     cdef bint takes(self, const Slot *slot) noexcept:
         """Whether it accepts a frame; what cannot be registered (ulimit -l) goes on the stream."""
-        cdef char *slab = NULL
-        cdef uint64_t slab_bytes
+        cdef Slab slab = Slab(NULL, 0)
         cdef const char *data = slot.data
         cdef uint64_t nbytes = slot.nbytes
         if not Path.takes(self, slot):
             return False
-        slab_bytes = slab_of(data, &slab)
+        slab.nbytes = slab_of(data, &slab.data)
         with nogil:
-            self.taken = register(data, nbytes, slab, slab_bytes)
+            self.taken = register(data, nbytes, slab)
         return self.taken != NULL
 
     cdef int describe(self, Slot *slot) except -1:

@@ -3,10 +3,13 @@
 import os
 
 cimport cython
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
 
 from dask_fabric.jobs.completions cimport Job
 from dask_fabric.jobs.mailbox cimport Mailbox
+from dask_fabric.memory.arrays cimport slab_of
+from dask_fabric.paths.ofi.regions cimport Slab
 from dask_fabric.paths.ofi.worker cimport Peer, cancel, is_reading, submit
 from dask_fabric.wire.frames cimport FrameSet
 
@@ -18,11 +21,18 @@ cdef class FetchJob(Job):
 
     cdef uint64_t _start(self, Mailbox *mailbox) except 0:
         cdef int error = 0
+        cdef uint32_t index
         cdef uint64_t name
-        with nogil:
+        cdef Slab *slabs = <Slab *> calloc(self.frames.count, sizeof(Slab))
+        if slabs == NULL:
+            raise MemoryError()
+        for index in range(self.frames.count):
+            slabs[index].nbytes = slab_of(self.frames.slots[index].data, &slabs[index].data)
+        with nogil:                     # to register large memory takes milliseconds
             name = submit(
-                mailbox, self.tag, self.peer, self.frames.slots, self.frames.count, &error
+                mailbox, self.tag, self.peer, self.frames.slots, slabs, self.frames.count, &error
             )
+        free(slabs)
         if name == 0:
             raise OSError(error, f"libfabric cannot begin to read: {os.strerror(error)}")
         return name

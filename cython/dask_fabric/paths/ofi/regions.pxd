@@ -14,6 +14,11 @@ cdef struct Registration:
     bint is_of_pool             # kept until its memory goes back to the system
     bint is_stale               # not to be used again: its memory is about to change
 
+# Memory of the pool that a frame lies in; see `memory.arrays.slab_of`.
+cdef struct Slab:
+    char *data
+    Py_ssize_t nbytes
+
 cdef struct Figures:
     size_t count
     size_t nbytes
@@ -21,9 +26,7 @@ cdef struct Figures:
 
 cdef void set_domain(Domain *domain, Endpoint *endpoint, int mr_mode) noexcept nogil
 cdef bint needs_destinations() noexcept nogil
-cdef Registration *register(
-    const char *data, uint64_t nbytes, const char *slab, uint64_t slab_bytes
-) noexcept nogil
+cdef Registration *register(const char *data, uint64_t nbytes, Slab slab) noexcept nogil
 cdef void release(Registration *registration) noexcept nogil
 cdef void release_key(const char *data, uint64_t key) noexcept nogil
 cdef uint64_t remote_address(const Registration *registration, const char *data) noexcept nogil

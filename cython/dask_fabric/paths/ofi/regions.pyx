@@ -17,7 +17,7 @@ from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memmove
 
 from dask_fabric.linux cimport (
-    pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
+    pthread_atfork, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
 )
 from dask_fabric.memory.system cimport PAGE_BYTES, on_leaving
 from dask_fabric.paths.ofi.libfabric cimport (
@@ -42,7 +42,7 @@ pthread_mutex_init(&mutex, NULL)
 
 
 cdef void set_domain(Domain *its_domain, Endpoint *its_endpoint, int mr_mode) noexcept nogil:
-    """Register memory with this domain from now on; NULL after a fork: nothing is registered.
+    """Register memory with this domain from now on; nothing if it is NULL.
 
     Parameters
     ----------
@@ -50,14 +50,25 @@ cdef void set_domain(Domain *its_domain, Endpoint *its_endpoint, int mr_mode) no
     mr_mode
         What the provider needs.
     """
-    global domain, endpoint, mode, count, on_leaving
-    if its_domain == NULL:
-        pthread_mutex_init(&mutex, NULL)    # the parent's threads may hold it
-        count = 0                           # they are the parent's
-        on_leaving = NULL
+    global domain, endpoint, mode, on_leaving
     domain, endpoint, mode = its_domain, its_endpoint, mr_mode
-    if its_domain != NULL:
-        on_leaving = forget
+    on_leaving = forget
+    if its_domain == NULL:
+        on_leaving = NULL
+
+
+cdef void _forked_in_child() noexcept nogil:
+    """What is registered is the parent's, whose threads may hold the lock."""
+    global count
+    pthread_mutex_init(&mutex, NULL)
+    count = 0
+    if domain != NULL:
+        set_domain(NULL, NULL, 0)
+
+
+# By C: code of Python that runs at a fork may free arrays.
+if pthread_atfork(NULL, NULL, _forked_in_child):
+    raise MemoryError("cannot register a handler of forks")
 
 
 cdef bint needs_destinations() noexcept nogil:
@@ -84,16 +95,14 @@ cdef size_t _first_behind(uintptr_t address) noexcept nogil:
     return low
 
 
-cdef Registration *register(
-    const char *data, uint64_t nbytes, const char *slab, uint64_t slab_bytes
-) noexcept nogil:
+cdef Registration *register(const char *data, uint64_t nbytes, Slab slab) noexcept nogil:
     """Register memory, or use a registration that contains it; NULL if that fails.
 
     Parameters
     ----------
     data, nbytes
-    slab, slab_bytes
-        The slab of the pool that it lies in; NULL if it is not the pool's.
+    slab
+        The slab of the pool that it lies in; without memory if it is not the pool's.
     """
     cdef uintptr_t begin = <uintptr_t> data, end = begin + nbytes
     cdef Registration *found = NULL
@@ -106,12 +115,12 @@ cdef Registration *register(
         if registrations[index].end >= end and not registrations[index].is_stale:
             found = registrations[index]
     if found == NULL and domain != NULL:
-        if slab != NULL:
-            begin = <uintptr_t> slab
-            end = max(end, begin + slab_bytes)
+        if slab.data != NULL:
+            begin = <uintptr_t> slab.data
+            end = max(end, begin + slab.nbytes)
         found = _new(
             begin // PAGE_BYTES * PAGE_BYTES, (end + PAGE_BYTES - 1) // PAGE_BYTES * PAGE_BYTES,
-            slab != NULL
+            slab.data != NULL
         )
     if found != NULL:
         found.user_count += 1

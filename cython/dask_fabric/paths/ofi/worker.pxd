@@ -2,13 +2,12 @@
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from dask_fabric.jobs.mailbox cimport Mailbox
+from dask_fabric.jobs.mailbox cimport CompletionNode, Mailbox
 from dask_fabric.linux cimport pthread_cond_t, pthread_mutex_t, pthread_t
 from dask_fabric.paths.ofi.libfabric cimport (
     CONTEXT_WORDS, Addresses, Domain, Endpoint, Fabric, Queue,
 )
-from dask_fabric.paths.ofi.regions cimport Registration
-from dask_fabric.jobs.mailbox cimport CompletionNode
+from dask_fabric.paths.ofi.regions cimport Registration, Slab
 from dask_fabric.wire.frames cimport Slot
 
 cdef enum:
@@ -98,7 +97,8 @@ cdef Peer *open_peer(
 cdef void close_peer(Peer *peer) noexcept nogil
 cdef void count_offers(int more) noexcept nogil
 cdef uint64_t submit(
-    Mailbox *mailbox, uint64_t tag, Peer *peer, const Slot *slots, size_t slot_count, int *error
+    Mailbox *mailbox, uint64_t tag, Peer *peer, const Slot *slots, const Slab *slabs,
+    size_t slot_count, int *error
 ) noexcept nogil
 cdef int64_t moved_bytes_of(uint64_t name) noexcept nogil
 cdef bint cancel(uint64_t name) noexcept nogil

@@ -42,8 +42,9 @@ from dask_fabric.jobs.mailbox cimport Completion, CompletionNode, Mailbox, post
 from dask_fabric.jobs.native cimport prepare_thread, wait_limit
 from dask_fabric.linux cimport (
     ECANCELED, EFD_CLOEXEC, EFD_NONBLOCK, POLLIN, eventfd, eventfd_read, eventfd_write, poll,
-    pollfd, pthread_cond_broadcast, pthread_cond_init, pthread_cond_timedwait, pthread_create,
-    pthread_join, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock, sched_yield,
+    pollfd, pthread_atfork, pthread_cond_broadcast, pthread_cond_init, pthread_cond_timedwait,
+    pthread_create, pthread_join, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
+    sched_yield,
 )
 from dask_fabric.paths.ofi.libfabric cimport (
     ADDRESS_UNKNOWN, AV_TABLE, CONTROL_ENABLE, CONTROL_GET_WAIT, CQ_FORMAT_TAGGED, EAGAIN, EAVAIL,
@@ -51,7 +52,7 @@ from dask_fabric.paths.ofi.libfabric cimport (
     QueueAttributes, ask, check, fi,
 )
 from dask_fabric.paths.ofi.regions cimport (
-    Figures, Registration, figures, needs_destinations, register, release, remote_address,
+    Figures, Registration, Slab, figures, needs_destinations, register, release, remote_address,
     set_domain,
 )
 from dask_fabric.paths.stream cimport COMPLETE, FAILED
@@ -80,6 +81,7 @@ _END_SECONDS = 10.0             # longest wait at exit for a start in progress
 
 cdef Worker worker
 cdef char nonce[NONCE_BYTES]
+cdef Registration *nonce_registration = NULL
 memset(&worker, 0, sizeof(worker))
 worker.cq_fd = worker.wake_fd = -1
 pthread_mutex_init(&worker.mutex, NULL)
@@ -281,20 +283,20 @@ cdef int _bind(Fid *other, uint64_t flags) noexcept nogil:
 
 cdef int _publish(Info *info) except -1:
     """Register the nonce, keep what peers must know, and start the thread."""
+    global nonce_registration
     cdef char name[NAME_BYTES_LIMIT]
     cdef size_t name_bytes = NAME_BYTES_LIMIT
-    cdef Registration *registration
     cdef bytes random = os.urandom(NONCE_BYTES)
     check(worker.endpoint.cm.getname(&worker.endpoint.fid, name, &name_bytes), "fi_getname")
     memcpy(nonce, <const char *> random, NONCE_BYTES)
     set_domain(worker.domain, worker.endpoint, info.domain_attr.mr_mode)
-    registration = register(nonce, NONCE_BYTES, NULL, 0)
-    if registration == NULL:
+    nonce_registration = register(nonce, NONCE_BYTES, Slab(NULL, 0))
+    if nonce_registration == NULL:
         raise OSError(ENOMEM, "libfabric: memory cannot be registered: see ulimit -l")
     _facts.update(
         protocol=info.ep_attr.protocol, protocol_version=info.ep_attr.protocol_version,
         addr_format=info.addr_format, name=name[:name_bytes], nonce=random,
-        address=remote_address(registration, nonce), key=registration.key,
+        address=remote_address(nonce_registration, nonce), key=nonce_registration.key,
     )
     worker.chunk_bytes = min(<size_t> CHUNK_BYTES, info.ep_attr.max_msg_size)
     worker.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
@@ -314,8 +316,11 @@ cdef void _close_objects() noexcept:
         <Fid *> worker.fabric,
     ]
     cdef int index
-    if worker.domain != NULL:
-        set_domain(NULL, NULL, 0)
+    global nonce_registration
+    if nonce_registration != NULL:
+        release(nonce_registration)
+        nonce_registration = NULL
+    set_domain(NULL, NULL, 0)
     for index in range(5):
         if fids[index] != NULL:
             fids[index].ops.close(fids[index])
@@ -350,17 +355,25 @@ def _refuse_forked():
 
 
 def _after_fork_in_child():
-    # The parent's thread may hold the lock: never touch the worker again.
     global _starting
-    if worker.is_running or _starting.locked():
+    if _starting.locked():
         worker.is_foreign = True
-        pthread_mutex_init(&worker.mutex, NULL)
-        set_domain(NULL, NULL, 0)
     _starting = threading.Lock()
+
+
+cdef void _forked_in_child() noexcept nogil:
+    """The parent's thread may hold the lock: never touch libfabric again.
+
+    By C: code of Python that runs at a fork may free paths.
+    """
+    worker.is_foreign = worker.is_foreign or worker.is_running
+    pthread_mutex_init(&worker.mutex, NULL)
 
 
 atexit.register(_stop)
 os.register_at_fork(after_in_child=_after_fork_in_child)
+if pthread_atfork(NULL, NULL, _forked_in_child):
+    raise MemoryError("cannot register a handler of forks")
 
 
 # ---------------------------------------------------------------- peers and jobs, from any thread
@@ -448,9 +461,18 @@ cdef void count_offers(int more) noexcept nogil:
 
 
 cdef uint64_t submit(
-    Mailbox *mailbox, uint64_t tag, Peer *peer, const Slot *slots, size_t slot_count, int *error
+    Mailbox *mailbox, uint64_t tag, Peer *peer, const Slot *slots, const Slab *slabs,
+    size_t slot_count, int *error
 ) noexcept nogil:
-    """Start to read frames, which have memory, from a peer; 0 and an errno if that fails."""
+    """Start to read frames from a peer; 0 and an errno if that fails.
+
+    Parameters
+    ----------
+    mailbox, tag, peer
+    slots, slabs, slot_count
+        The frames, which have memory, and the slabs of the pool that they lie in.
+    error
+    """
     cdef ReadJob *job = <ReadJob *> calloc(1, sizeof(ReadJob))
     cdef uint64_t name
     if job != NULL:
@@ -463,7 +485,7 @@ cdef uint64_t submit(
         error[0] = ENOMEM
         return 0
     memcpy(job.slots, slots, slot_count * sizeof(Slot))
-    if not _register_destinations(job):
+    if not _register_destinations(job, slabs):
         _free(job)
         error[0] = ENOMEM
         return 0
@@ -482,13 +504,13 @@ cdef uint64_t submit(
     return name
 
 
-cdef bint _register_destinations(ReadJob *job) noexcept nogil:
+cdef bint _register_destinations(ReadJob *job, const Slab *slabs) noexcept nogil:
     cdef size_t index
     if not needs_destinations():
         return True
     for index in range(job.slot_count):
         job.destinations[index] = register(
-            job.slots[index].data, job.slots[index].nbytes, NULL, 0
+            job.slots[index].data, job.slots[index].nbytes, slabs[index]
         )
         if job.destinations[index] == NULL:
             return False

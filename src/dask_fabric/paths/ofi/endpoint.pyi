@@ -15,7 +15,7 @@ from dask_fabric.wire.path import Path
 NAME = "ofi"
 NUMBER: Incomplete = ...
 TEND_SECONDS = 0.25
-STALLED_SECONDS = 3.0
+STALLED_SECONDS = 5.0
 
 class OFIPath(Path):
     """Reads frames out of the memory of a peer.
