@@ -227,6 +227,7 @@ def test_schemes_where_everything_works():
         "fabric+tcp": ("TCP", "TCP"),
         "fabric+tls": ("refused: no certificates",) * 2,
         "fabric+ucx": ("ucx", "ucx by RDMA"),
+        "fabric+ofi": ("ofi", "ofi without RDMA"),
     }
 
 
