@@ -12,6 +12,8 @@ All registrations are in one array, ordered by their first byte, so that a frame
 contains it. A lock guards them; nothing is called under it but libfabric.
 """
 
+import os
+
 from libc.stdint cimport uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memmove
@@ -32,7 +34,7 @@ cdef pthread_mutex_t mutex
 cdef Domain *domain = NULL
 cdef Endpoint *endpoint = NULL
 cdef int mode = 0
-cdef uint64_t last_key = 0
+cdef uint64_t last_key = int.from_bytes(os.urandom(3), "little") << 7
 cdef Registration **registrations = NULL    # ordered by `begin`
 cdef size_t count = 0
 cdef size_t capacity = 0
