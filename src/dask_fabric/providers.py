@@ -25,7 +25,7 @@ RESERVED = frozenset(
     (
         *("stream", "unix", "tls", "tcp"),
         *("scheme", "software", "pid", "paths", "memory", "authentication", "features", "limits"),
-        *("refused", "boot", "described", "address", "ends", "error", "end"),
+        *("refused", "boot", "described", "address", "ends", "joins", "error", "end"),
         *("keys", "nonce", "challenge", "key", "proof", "auth"),
         *("pool", "engine", "gpu", "history", "timeouts"),
         *("comms", "closed", "peers"),

@@ -85,6 +85,27 @@ cdef class Path:
             self.metrics = Metrics()
         return self.metrics
 
+    @property
+    def connection_count(self):
+        """How many connections the path has beside the stream."""
+        return 0
+
+    def use_dialer(self, dial):
+        """As the client, use a function that opens one more connection to the server.
+
+        Parameters
+        ----------
+        dial : callable
+            Called with what the connection's hello says in ``joins``. Returns a coroutine, which
+            gives a `dask_fabric.paths.joined.JoinedSocket`.
+
+        Returns
+        -------
+        callable or None
+            To be called with the bytes of each message, and whether it was sent or received.
+        """
+        return None
+
     # ------------------------------------------------------------ the sending side
 
     cdef bint takes(self, const Slot *slot) noexcept:

@@ -28,6 +28,7 @@ import asyncio
 import logging
 import sys
 import weakref
+from collections.abc import Callable
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
@@ -125,6 +126,8 @@ class FabricComm(Comm):
         self._patience: asyncio.TimerHandle | None = None
         self._waited_count = 0
         self._is_behind = False  # whether much was queued for the peer after the last message
+        # Called with the bytes of each message; set by the connector for a path that wants to know.
+        self.on_moved: Callable[[int, bool], None] | None = None
         self._is_new = True  # until the peer's side of Dask's handshake has been read
         self._context: dict[str, Any] | None = None
         self._context_options: dict[str, Any] | None = None  # that `_context` was made with
@@ -189,6 +192,7 @@ class FabricComm(Comm):
             "kernel": parse_tcp_info(self._channel.tcp_info()),
             "staged": self._staged_statistics(),
             "waited_writes": self._waited_count,
+            "connections": 1 + sum(path.connection_count for path in self._channel.core.paths),
             **self._channel.statistics(),
         }
 
@@ -225,6 +229,8 @@ class FabricComm(Comm):
         header, frames = message
         if self._is_new:
             return self._take_handshake(header, frames)
+        if self.on_moved is not None and frames:
+            self.on_moved(sum(memoryview(frame).nbytes for frame in frames), False)
         deserialize = self.deserialize
         try:
             if deserialize and frames and (is_staged or self._channel.core.receives_devices):
@@ -327,6 +333,8 @@ class FabricComm(Comm):
                 nbytes = await self._send_staged(header, frames, sources)
             else:
                 nbytes = self._send(header, frames)
+                if self.on_moved is not None:
+                    self.on_moved(nbytes, True)
         except MessageTooLargeError as error:
             return await self._write_instead(msg, error, serializers, on_error)
         except BaseException as exc:

@@ -14,6 +14,8 @@ Theory of operation
    an ``ssl_context``, or encryption by the shared key.
 4. Exchange hellos and negotiate paths (`Channel.open`), and wrap the channel in a `FabricComm`.
 
+A path that needs further connections to the same listener opens them later, by `_join`.
+
 Errors are translated to Dask's own: `FatalCommClosedError` where a retry cannot help.
 """
 
@@ -28,7 +30,7 @@ import math
 import os
 import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from distributed.comm.addressing import parse_host_port
@@ -39,16 +41,18 @@ from dask_fabric.comm.channels.factory import make_channel, settle_addresses
 from dask_fabric.comm.channels.negotiator import prepare
 from dask_fabric.comm.comm import FabricComm
 from dask_fabric.comm.network import authentication, key_encryption, unix
-from dask_fabric.comm.network.addresses import Target, resolve
+from dask_fabric.comm.network.addresses import Target, format_address, resolve
 from dask_fabric.comm.network.attempts import Attempts
 from dask_fabric.comm.network.security import Scheme, comm_error, tls_info
 from dask_fabric.comm.network.socket_options import tune
 from dask_fabric.config import Settings
+from dask_fabric.engine.detach import detach
 from dask_fabric.errors import FabricError
 from dask_fabric.wire.authentication import Keys
 
 if TYPE_CHECKING:
     from dask_fabric.engine.channel import Channel
+    from dask_fabric.paths.joined import JoinedSocket
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +131,7 @@ class FabricConnector(Connector):
         except (ValueError, OverflowError) as exc:  # UnicodeError is a ValueError
             raise OSError(f"cannot connect to {peer_addr}: invalid address: {exc}") from exc
         await self._attempts.pause(peer_addr)
-        channel = None
+        channel = dial = None
         if uses_paths and settings.unix_sockets:
             channel = await self._open_unix(loop, targets, settings, peer_addr)
         if channel is None:
@@ -138,6 +142,10 @@ class FabricConnector(Connector):
             channel = await self._open_tcp(
                 loop, targets, settings, peer_addr, ssl_context, server_hostname, encryption.by_key
             )
+            target = channel.transport.sock.family, channel.peer_sockname
+            dial = functools.partial(
+                self._join, target, settings, ssl_context, server_hostname, encryption.by_key
+            )
         self._attempts.succeeded(peer_addr)
         comm = FabricComm(
             channel,
@@ -147,6 +155,9 @@ class FabricConnector(Connector):
             tls_info(channel),
         )
         comm.expect_handshake()
+        if dial is not None:
+            for path in channel.core.paths:
+                comm.on_moved = path.use_dialer(dial) or comm.on_moved
         return comm
 
     async def _open_tcp(
@@ -186,6 +197,46 @@ class FabricConnector(Connector):
             self._attempts.silent(peer_addr, loop.time() - begin)
             raise
         return channel
+
+    async def _join(
+        self,
+        target: Target,
+        settings: Settings,
+        ssl_context: ssl.SSLContext | None,
+        server_hostname: str,
+        by_key: bool,
+        joins: Mapping[str, Any],
+    ) -> JoinedSocket:
+        """Open one more connection to a listener, to join a comm with it.
+
+        Raises
+        ------
+        FabricError, OSError
+            It cannot be opened, or the listener refuses it.
+        """
+        sock = await _connect_to(asyncio.get_running_loop(), *target)
+        try:
+            channel = make_channel(
+                self.scheme,
+                asyncio.get_running_loop(),
+                sock,
+                settings,
+                ssl_context,
+                by_key,
+                server_side=False,
+                peer_address=format_address(self.prefix, target[1]),
+                server_hostname=server_hostname,
+                joins=joins,
+            )
+            await channel.open(settings.handshake_timeout_seconds)
+            try:
+                return detach(channel)
+            except BaseException:
+                channel.abort()
+                raise
+        except BaseException:
+            sock.close()
+            raise
 
     async def _open_unix(
         self,

@@ -39,7 +39,7 @@ from distributed.comm.core import BaseListener, CommClosedError
 from dask_fabric import config, providers
 from dask_fabric.comm import runtime
 from dask_fabric.comm.channels.factory import make_channel, settle_addresses
-from dask_fabric.comm.channels.negotiator import prepare
+from dask_fabric.comm.channels.negotiator import join, prepare
 from dask_fabric.comm.comm import FabricComm
 from dask_fabric.comm.network import authentication, key_encryption, local_user, shared_key, unix
 from dask_fabric.comm.network.addresses import (
@@ -442,7 +442,7 @@ class FabricListener(BaseListener):
         return True
 
     async def _open(self, channel: Channel, peer_addr: str) -> FabricComm | None:
-        """Exchange hellos; log a failure and give None."""
+        """Exchange hellos; give None after a failure, which is logged, and if no comm begins."""
         try:
             await channel.open(self._settings.handshake_timeout_seconds)
         except (FabricError, OSError) as exc:
@@ -450,6 +450,9 @@ class FabricListener(BaseListener):
             return None
         if self._stopped:
             channel.abort()
+            return None
+        if channel.peer.joins:
+            self._join(channel, peer_addr)
             return None
         comm = FabricComm(
             channel,
@@ -460,6 +463,14 @@ class FabricListener(BaseListener):
         )
         comm.allow_offload = self.allow_offload
         return comm
+
+    def _join(self, channel: Channel, peer_addr: str) -> None:
+        """Add a connection to the comm that it is for."""
+        try:
+            join(channel)
+        except (FabricError, OSError) as exc:
+            channel.abort()
+            self._refuse(peer_addr, exc)
 
     def _log_refusal(self, peer_addr: str, exc: Exception, received_bytes: int) -> None:
         if received_bytes == 0 and just_left(exc):

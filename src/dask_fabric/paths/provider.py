@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from dask_fabric.keys import Section
 
 if TYPE_CHECKING:
+    from dask_fabric.paths.joined import JoinedSocket
     from dask_fabric.wire.path import Path
 
 HOST, CUDA = "host", "cuda"
@@ -146,6 +147,13 @@ class Candidate:
     def __init__(self, description: Mapping[str, Any]) -> None:
         self.description = description
 
+    def answer(self) -> Mapping[str, Any] | None:
+        """As a server, give another description for the hello to this client, or None.
+
+        Called once the client's hello has arrived, before `probe`, and never at a client.
+        """
+        return None
+
     def probe(self, peer: Peer) -> str:
         """Test whether the path works with *peer*; give the reason why not, or "".
 
@@ -188,6 +196,9 @@ class Provider:
         Whether frames are copied, so that their bytes per second mean anything.
     within_host : bool
         Whether it only works between processes of one host.
+    extends_stream : bool
+        Whether it moves frames by connections of the same kind as the stream. So it may be used
+        where frames must stay on the stream: under TLS, and by the schemes of the stream alone.
     needs_direct_connection : bool
         Whether the end of the connection must be seen at once, so that no proxy may be between the
         two processes.
@@ -205,6 +216,7 @@ class Provider:
     takes_only: ClassVar[str] = ""
     copies: ClassVar[bool] = True
     within_host: ClassVar[bool] = False
+    extends_stream: ClassVar[bool] = False
     needs_direct_connection: ClassVar[bool] = False
     section: ClassVar[Section] = Section("", {})
     environment: ClassVar[Mapping[str, str]] = {}
@@ -253,6 +265,21 @@ class Provider:
     ) -> Candidate:
         """Begin to negotiate for the connection *sock*; *description* comes from `describe`."""
         raise NotImplementedError
+
+    def refuse_joining(self, wish: Mapping[str, Any]) -> str:
+        """As a server, give the reason to refuse a connection that a client adds to a comm, or "".
+
+        Parameters
+        ----------
+        wish : mapping
+            From the client's hello, and untrusted: its ``path`` is the name of this one. If the
+            process has a key, the client has proved that it has the key too.
+        """
+        return f"no connection can join a comm for the path {self.name}"
+
+    def joined(self, wish: Mapping[str, Any], connection: JoinedSocket) -> None:
+        """As a server, take a connection that `refuse_joining` did not refuse."""
+        connection.close()
 
     def serve(self, settings: Any, memory_limit_bytes: int, runs_tasks: bool) -> None:
         """A server of Dask's begins to listen.

@@ -29,7 +29,7 @@ ENTRY_COUNT_LIMIT = 256  # of one array or map
 ITEM_COUNT_LIMIT = 512  # of all together
 # The lowest limits that a side may announce: Dask's handshake must fit.
 LEAST_LIMITS = {"frames": 1, "header": LIMIT_BYTES_LEAST, "message": LIMIT_BYTES_LEAST}
-OMITTED_IF_EMPTY = ("keys", "refused", "boot", "address", "ends", "error")
+OMITTED_IF_EMPTY = ("keys", "refused", "boot", "address", "ends", "joins", "error")
 NESTING_LIMIT = 16
 # An HTTP server answers after these bytes, so that a client recognizes it.
 _HTTP_END = b"\r\n\r\n"
@@ -76,6 +76,9 @@ class Hello:
     ends : tuple of str
         From a client over TCP, if a path needs a direct connection: the addresses of its own end
         and of the end that it reached.
+    joins : mapping
+        From a client whose connection is to join a comm: the ``path`` that needs it, and what the
+        path's provider knows it by; see `dask_fabric.paths.provider.Provider.refuse_joining`.
     error : str
         The reason, in the hello of a side that refuses the other; else empty.
     """
@@ -94,6 +97,7 @@ class Hello:
     described: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     address: str = ""
     ends: tuple[str, ...] = ()
+    joins: Mapping[str, Any] = field(default_factory=dict)
     error: str = ""
 
     # By identity, and fast: caches look up the same object again.
@@ -188,6 +192,10 @@ def _is_limits(value: object) -> bool:
     )
 
 
+def _is_map(value: object) -> bool:
+    return isinstance(value, dict)
+
+
 def is_reasons(value: object) -> bool:
     """Whether a decoded value is a map of names to names, such as paths with reasons."""
     return isinstance(value, dict) and all(map(is_name, value.values()))
@@ -207,6 +215,7 @@ FIELD_CHECKS: dict[str, Callable[[object], bool]] = {
     "boot": is_name,
     "address": is_name,
     "ends": _is_names,
+    "joins": _is_map,
     "error": _is_text,
 }
 

@@ -24,6 +24,7 @@ is a job of native threads. Its completion is posted to `queue` and handed to th
 once, at the end of the connection.
 """
 
+from collections.abc import Callable
 from typing import Any, Final
 
 from dask_fabric.wire.frames import FrameSet
@@ -73,3 +74,20 @@ class Path:
     offers: bool
 
     def __init__(self, name, number, memory_kinds=1, descriptor_bytes=0, least_bytes=...): ...
+    @property
+    def connection_count(self):
+        """How many connections the path has beside the stream."""
+    def use_dialer(self, dial: Callable[..., Any]) -> Callable[..., Any] | None:
+        """As the client, use a function that opens one more connection to the server.
+
+        Parameters
+        ----------
+        dial : callable
+            Called with what the connection's hello says in ``joins``. Returns a coroutine, which
+            gives a `dask_fabric.paths.joined.JoinedSocket`.
+
+        Returns
+        -------
+        callable or None
+            To be called with the bytes of each message, and whether it was sent or received.
+        """

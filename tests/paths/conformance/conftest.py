@@ -18,10 +18,12 @@ from tests.conftest import ofi_settings
 
 from dask_fabric import config
 from dask_fabric.engine.channel import Channel
+from dask_fabric.engine.detach import detach
 from dask_fabric.engine.transport import PlainTransport
 from dask_fabric.memory import files, pool
 from dask_fabric.paths.cma.endpoint import CMAPath
 from dask_fabric.paths.cma.process import process_of
+from dask_fabric.paths.lanes.endpoint import LanesPath
 from dask_fabric.paths.shm import exchange as shm
 from dask_fabric.paths.shm.endpoint import SHMPath
 from dask_fabric.wire.handshake import Handshake
@@ -75,12 +77,25 @@ async def file_paths():
     return file_path(loop), file_path(loop)
 
 
+async def lanes_paths():
+    loop = asyncio.get_running_loop()
+    paths = [LanesPath(loop, bytes(16), 8, LEAST_BYTES) for _ in range(2)]
+    for number in range(3):
+        near, far = socket.socketpair()
+        pair = new_channel(near, False), new_channel(far, True)
+        await asyncio.gather(*(channel.open() for channel in pair))
+        for path, channel in zip(paths, pair, strict=True):
+            path.new_lane(number, 1, detach(channel))
+    return tuple(paths)
+
+
 # A new path is one line here.
 PATHS = {
     "cma": cma_paths,
     "shm": shm_paths,
     "ucx": ucx_paths,
     "ofi": ofi_paths,
+    "lanes": lanes_paths,
     "file": file_paths,
 }
 

@@ -33,7 +33,7 @@ WAYS = {
 @pytest.fixture
 def way(path_name):
     if path_name not in WAYS:
-        pytest.skip("the toy path is installed in no other process")
+        pytest.skip("the toy path is installed in no other process, and lanes lead to other hosts")
     scheme, settings = WAYS[path_name]
     settings = {**settings, "fabric.timeouts.close": "200ms"}
     if path_name == "ofi":

@@ -7,9 +7,10 @@ import functools
 import os
 import socket
 import ssl
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
-from dask_fabric.comm.channels.negotiator import Negotiator, describe
+from dask_fabric.comm.channels.negotiator import Negotiator, describe, for_joining
 from dask_fabric.comm.network import authentication, refusals, unix
 from dask_fabric.comm.network.addresses import format_address
 from dask_fabric.comm.network.security import Scheme
@@ -35,6 +36,7 @@ def make_channel(
     server_hostname: str | None = None,
     refuse: Callable[[Hello], str | None] | None = None,
     address: str = "",
+    joins: Mapping[str, Any] | None = None,
 ) -> Channel:
     """Make a channel: under TLS if there is a context, else plain.
 
@@ -62,6 +64,8 @@ def make_channel(
         Takes the peer's hello and gives the reason to refuse it, or "".
     address : str, optional
         The address in the hello on a Unix socket; see `dask_fabric.wire.hello.Hello`.
+    joins : mapping, optional
+        If the connection is to join a comm: see `dask_fabric.wire.hello.Hello`.
 
     Raises
     ------
@@ -74,6 +78,8 @@ def make_channel(
     inside = PLAIN if ssl_context is None else KEY_TLS if by_key else TLS
     method = authentication.current(settings)
     hello = describe(scheme, settings, encrypted, os.getpid(), address, device.kinds(), method)
+    if joins:
+        hello = for_joining(hello, joins)
     negotiator = Negotiator(sock, hello, server_side, settings)
     if server_side:
         reasons = (refuse, negotiator.refuse) if refuse else (negotiator.refuse,)

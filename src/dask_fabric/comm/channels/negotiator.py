@@ -39,6 +39,7 @@ from dask_fabric.comm.device.direct import Devices
 from dask_fabric.comm.network import refusals, unix
 from dask_fabric.comm.network.security import Scheme
 from dask_fabric.config import Settings
+from dask_fabric.engine.detach import detach
 from dask_fabric.errors import RefusedError, UnavailableError
 from dask_fabric.memory import device
 from dask_fabric.memory.device import HOST
@@ -153,6 +154,8 @@ def _uses(scheme: Scheme, encrypted: bool) -> tuple[tuple[Provider, bool, str], 
     one_path = [one.name for one in known if one.scheme == scheme.name]
 
     def reason(provider: Provider) -> str:
+        if only_stream and not provider.extends_stream:
+            return only_stream
         if one_path and provider.name not in one_path:
             return f"{scheme.prefix} uses another path only"
         if provider.within_host and not boot_id():
@@ -160,7 +163,7 @@ def _uses(scheme: Scheme, encrypted: bool) -> tuple[tuple[Provider, bool, str], 
         return ""
 
     only_stream = _only_stream(scheme, encrypted)
-    return tuple((one, one.name in one_path, only_stream or reason(one)) for one in known)
+    return tuple((one, one.name in one_path, reason(one)) for one in known)
 
 
 # Cached, so everything that may change is an argument; descriptions compare by identity.
@@ -276,6 +279,8 @@ class Negotiator:
 
     def refuse(self, client: Hello) -> str:
         """As a server, give the reason to refuse a client, or ""."""
+        if client.joins:
+            return _refuse_joining(client.joins)
         agreed = self._agree_as_server(client)
         for provider in agreed.insisted:
             if reason := agreed.objection(provider):
@@ -285,12 +290,16 @@ class Negotiator:
     def answer(self, client: Hello) -> Hello:
         """As a server, probe paths and give the hello for this client, with those that failed."""
         wanted = self._agree_as_server(client).candidates
+        answers = {one.name: self._candidates[one.name].answer() for one in wanted}
         found = self._find_out(wanted, client)
         direct_only = [one.name for one in wanted if one.needs_direct_connection]
         if direct_only and not self._is_direct(client):
             proxied = "a proxy or address translation (NAT) is between the two processes"
             found |= dict.fromkeys(direct_only, proxied)
         self.hello = self._hello_for(client)
+        changed = {name: one for name, one in answers.items() if one is not None}
+        if changed:
+            self.hello = replace(self.hello, described={**self.hello.described, **changed})
         if found:
             self.hello = _refusing(self.hello, found)
             self._found = by_side("server", found)
@@ -387,6 +396,29 @@ class Negotiator:
                 warn = refusals.of(channel.loop).warn
                 warn("paths could not be opened", _REFUSED, *channel.addresses(), reason)
                 channel.choice = channel.choice.without(name, reason)
+
+
+def for_joining(hello: Hello, wish: Mapping[str, Any]) -> Hello:
+    """Give the hello of a connection that is to join a comm, and so uses no path itself."""
+    return replace(hello, paths=(STREAM,), described={}, refused={}, joins=wish)
+
+
+def _refuse_joining(wish: Mapping[str, Any]) -> str:
+    name = wish.get("path")
+    provider = providers.by_name().get(name) if isinstance(name, str) else None
+    return provider.refuse_joining(wish) if provider else "it joins a comm for an unknown path"
+
+
+def join(channel: Channel) -> None:
+    """As a server, add the connection of an open *channel* to the comm that the client names.
+
+    Raises
+    ------
+    ChannelClosedError, UnavailableError
+        The connection is lost, or cannot be used so.
+    """
+    wish = channel.peer.joins
+    providers.by_name()[wish["path"]].joined(wish, detach(channel))
 
 
 def _unusable(provider: Provider, reason: str) -> str:

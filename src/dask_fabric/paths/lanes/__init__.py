@@ -1,0 +1,1 @@
+"""Large frames between hosts, in parts over several connections."""

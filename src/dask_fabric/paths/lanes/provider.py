@@ -1,0 +1,179 @@
+"""Lanes: large frames between hosts go over several connections, where one flow is too slow.
+
+A lane is a further connection of the same kind as the comm's own: to the same listener, with the
+same handshake, and inside TLS where the comm is. In its hello to a client the server gives a token;
+a lane's hello has it, and so joins the comm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import socket
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dask_fabric.keys import Key, Section, size
+from dask_fabric.paths.provider import Candidate, Description, Peer, Provider
+
+if TYPE_CHECKING:
+    from dask_fabric.paths.joined import JoinedSocket
+    from dask_fabric.paths.lanes.endpoint import LanesPath
+
+logger = logging.getLogger(__name__)
+
+LANES_MOST = 8
+TOKEN_BYTES = 16
+EPOCHS_MOST = 255
+_THRESHOLD_BYTES_LEAST = 64 << 10
+AUTO = "auto"
+
+# At servers: the comms that lanes may join, by token.
+_joinable: weakref.WeakValueDictionary[bytes, LanesPath] = weakref.WeakValueDictionary()
+
+
+def _as_count(value: Any) -> int | str:
+    if value != AUTO and not (type(value) is int and 0 <= value <= LANES_MOST):
+        raise ValueError(value)
+    return value
+
+
+class LanesProvider(Provider):
+    """The path ``lanes``."""
+
+    name = "lanes"
+    title = "lanes"
+    rank = 90  # after all that is faster than TCP
+    takes_only = "frames of 1 MiB and more, once lanes are open"
+    extends_stream = True
+    section = Section(
+        "Large frames between hosts go over several connections, where that is faster.",
+        {
+            "count": Key(
+                "count",
+                AUTO,
+                "count",
+                _as_count,
+                f"auto, or a whole number from 0 to {LANES_MOST}",
+                {"anyOf": [{"const": AUTO}, {"type": "integer", "minimum": 0, "maximum": 8}]},
+                "connections that carry large frames of one comm: auto, or up to 8",
+                "How many connections carry the large frames of one comm between hosts. `auto`: "
+                "as many, up to 8, as make its transfers faster. `0` or `1`: none beside the "
+                "comm's own. The connecting side opens them, and the smaller number of both sides "
+                "counts.",
+            ),
+            "threshold": size(
+                "threshold_bytes",
+                "1 MiB",
+                "frames from this size on are divided among them",
+                "Frames from this size on are divided among the connections. At least 64 KiB.",
+                least=_THRESHOLD_BYTES_LEAST,
+            ),
+        },
+        "between hosts, large frames go over several connections",
+    )
+
+    def __init__(self) -> None:
+        self._described: dict[int, Description] = {}
+
+    def load(self) -> None:
+        from dask_fabric.paths.lanes import endpoint, opener  # noqa: F401
+
+    def describe(self, settings: Any, insists: bool) -> Description | str:
+        most = LANES_MOST if settings.count == AUTO else settings.count
+        if most < 2:
+            return f"fabric.lanes.count is {most} in its configuration"
+        return self._described.setdefault(most, Description(most=most))
+
+    def check(self, description: Mapping[str, Any]) -> bool:
+        most, token = description.get("most"), description.get("token", bytes(TOKEN_BYTES))
+        is_token = isinstance(token, bytes) and len(token) == TOKEN_BYTES
+        return type(most) is int and 2 <= most <= LANES_MOST and is_token
+
+    def candidate(
+        self, description: Mapping[str, Any], settings: Any, sock: socket.socket
+    ) -> Candidate:
+        return _Candidate(description, settings, sock)
+
+    def refuse_joining(self, wish: Mapping[str, Any]) -> str:
+        path = self._joined_by(wish)
+        number, epoch = wish.get("number"), wish.get("epoch")
+        if path is None or path.is_closed:
+            return "a lane for a comm that does not exist here, or has ended"
+        if type(number) is not int or not 0 <= number < path.lane_limit:
+            return f"a lane with the number {number!r:.20}: this comm has {path.lane_limit} at most"
+        if type(epoch) is not int or not 0 <= epoch <= EPOCHS_MOST:
+            return f"a lane of the epoch {epoch!r:.20}"
+        lane = path.lanes[number]
+        if lane is not None and lane.epoch == epoch:
+            return f"lane {number} is open already"
+        return ""
+
+    def joined(self, wish: Mapping[str, Any], connection: JoinedSocket) -> None:
+        path = self._joined_by(wish)
+        if self.refuse_joining(wish) or path is None:
+            connection.close()  # the comm has ended meanwhile
+        elif connection.is_encrypted != path.is_encrypted:
+            logger.warning("A lane is closed: it must be encrypted if its comm is, and only then")
+            connection.close()
+        else:
+            path.new_lane(wish["number"], wish["epoch"], connection)
+
+    def _joined_by(self, wish: Mapping[str, Any]) -> LanesPath | None:
+        token = wish.get("token")
+        path = _joinable.get(token) if isinstance(token, bytes) else None
+        # Every event loop has its own comms.
+        return path if path is not None and path.loop is asyncio.get_running_loop() else None
+
+    def statistics(self) -> Mapping[str, Any]:
+        from dask_fabric.paths.lanes import endpoint
+
+        return endpoint.statistics()
+
+
+class _Candidate(Candidate):
+    """The path during the negotiation of one connection."""
+
+    def __init__(self, description: Mapping[str, Any], settings: Any, sock: socket.socket) -> None:
+        super().__init__(description)
+        self._settings = settings
+        self._is_remote = _is_remote(sock)
+        self._is_server = False
+        self._token = b""
+
+    def answer(self) -> Mapping[str, Any] | None:
+        self._is_server = True
+        if not self._is_remote:
+            return None
+        self._token = secrets.token_bytes(TOKEN_BYTES)
+        return {**self.description, "token": self._token}
+
+    def probe(self, peer: Peer) -> str:
+        # The client alone says so: then a server's hello within a host is the same for all.
+        if not self._is_server and not (self._is_remote and "token" in peer.description):
+            return "the two processes are on one host"
+        return ""
+
+    def open(self, peer: Peer, memory: Sequence[str]) -> LanesPath:
+        from dask_fabric.paths.lanes.endpoint import LanesPath
+
+        most = min(self.description["most"], peer.description["most"])
+        token = self._token if self._is_server else peer.description["token"]
+        is_auto = self._settings.count == AUTO
+        loop, least_bytes = asyncio.get_running_loop(), self._settings.threshold_bytes
+        path = LanesPath(loop, token, most, least_bytes, is_auto)
+        if self._is_server:
+            _joinable[token] = path
+        return path
+
+
+def _is_remote(sock: socket.socket) -> bool:
+    """Whether a connection leads to another address than that of its own end."""
+    if sock.family == socket.AF_UNIX:
+        return False
+    return sock.getsockname()[0] != sock.getpeername()[0]
+
+
+PROVIDER = LanesProvider()
