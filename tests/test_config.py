@@ -123,7 +123,7 @@ def test_default_settings():
         close_timeout_seconds=2.0,
         paths=settings.paths,
     )
-    assert settings.paths._fields == ("shm", "cma", "ucx", "ofi")
+    assert settings.paths._fields == ("shm", "cma", "ucx", "ofi", "lanes")
     assert settings.paths.shm._asdict() == {
         "enabled": True,
         "shares_results": True,
@@ -171,6 +171,10 @@ def test_default_settings():
         ("cma.enabled", False, False),
         ("cma.threshold", "64 KiB", 65536),
         ("cma.allow-ptrace", False, False),
+        ("lanes.count", "auto", "auto"),
+        ("lanes.count", 0, 0),
+        ("lanes.count", 8, 8),
+        ("lanes.threshold", "64 KiB", 65536),
         ("ucx.enabled", "auto", None),
         ("ucx.enabled", True, True),
         ("ucx.library", "/opt/ucx/lib", "/opt/ucx/lib"),
@@ -240,6 +244,8 @@ BAD = {
     "cma.enabled": BAD_SWITCHES,
     "cma.threshold": [*BAD_SIZES, None, 65535],
     "cma.allow-ptrace": BAD_SWITCHES,
+    "lanes.count": [None, -1, 9, 2.0, True, "2", "", [], {}],
+    "lanes.threshold": [*BAD_SIZES, None, 65535],
     "ucx.enabled": [None, 0, "yes", "", [], {}],
     "ofi.enabled": [None, 0, "yes", "", [], {}],
     "ofi.library": ["", "libfabric", "./lib", 5],

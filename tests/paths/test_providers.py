@@ -170,15 +170,15 @@ ODD, UPPER, TAKEN, TWICE = Named(), Upper(), Taken(), Twice()
 def test_one_that_cannot_be_used_is_left_out_and_named(points, caplog, name, value, reason):
     caplog.set_level(logging.WARNING)
     points(name, value)
-    assert [one.name for one in providers.found()] == ["shm", "cma", "ucx", "ofi"]
+    assert [one.name for one in providers.found()] == ["shm", "cma", "ucx", "ofi", "lanes"]
     (message,) = caplog.messages
     assert name in message and value in message and reason in message
 
 
 def test_one_more_is_found_by_its_rank(points):
     points("odd", f"{__name__}:ODD")
-    assert [one.name for one in providers.found()] == ["shm", "cma", "ucx", "ofi", "odd"]
-    assert set(providers.names()) == {"shm", "cma", "ucx", "ofi", "odd"}
+    assert [one.name for one in providers.found()] == ["shm", "cma", "ucx", "ofi", "odd", "lanes"]
+    assert set(providers.names()) == {"shm", "cma", "ucx", "ofi", "odd", "lanes"}
 
 
 def test_no_path_has_a_name_that_means_something_else():
@@ -194,7 +194,7 @@ def test_the_page_shows_the_path_of_these_tests():
 
 def test_all_paths_are_found_also_before_the_configuration_is_read():
     program = "from dask_fabric import providers; print(*(one.name for one in providers.found()))"
-    assert run(program, dict(os.environ)).split() == ["shm", "cma", "ucx", "ofi"]
+    assert run(program, dict(os.environ)).split() == ["shm", "cma", "ucx", "ofi", "lanes"]
 
 
 def test_every_path_has_its_settings():

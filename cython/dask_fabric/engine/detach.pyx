@@ -52,6 +52,11 @@ cdef class DetachedSocket(JoinedSocket):
         cdef pollfd state = pollfd(self.transport.fd, POLLRDHUP, 0)
         return poll(&state, 1, 0) > 0 and state.revents & (POLLRDHUP | POLLHUP | POLLERR)
 
+    @property
+    def sock(self):
+        """The socket, for tests."""
+        return self.transport.sock
+
     def close(self):
         if self.transport.fd >= 0:
             # A reset: the peer sees it at once, and whatever is queued would only be discarded.

@@ -5,6 +5,9 @@ from dask_fabric.paths.joined import JoinedSocket
 
 class DetachedSocket(JoinedSocket):
     """The transport of a channel that has given it up."""
+    @property
+    def sock(self):
+        """The socket, for tests."""
     def close(self): ...
     def forked(self): ...
 

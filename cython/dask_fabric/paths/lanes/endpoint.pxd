@@ -67,7 +67,7 @@ cdef class Lane:
     cdef LanesPath path
     cdef readonly int number
     cdef readonly int epoch
-    cdef JoinedSocket connection    # None while it is dialled
+    cdef readonly JoinedSocket connection   # None while it is dialled
     cdef list sending               # parts, in order; the first is moving
     cdef list receiving
     cdef readonly double rate       # bytes per second when it sent last; 0 if unknown
@@ -90,7 +90,7 @@ cdef class LanesPath(Path):
     cdef readonly list lanes            # by number; None where there is none
     cdef readonly bint is_auto
     cdef readonly bint is_closed
-    cdef public object on_lost          # called with each lane that is lost, unless this side closes
+    cdef public object on_lost          # called with each lane that is lost, until the end
     cdef public object on_closed
     cdef list unanswered                # jobs of messages that the peer has not answered
     cdef Descriptor described           # of the next frame that is sent

@@ -57,6 +57,7 @@ class Lane:
 
     number: Final[int]
     epoch: Final[int]
+    connection: Final[JoinedSocket]
     rate: Final[float]
     moved_anything: Final[bool]
 
