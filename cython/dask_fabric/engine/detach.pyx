@@ -1,6 +1,9 @@
 """Take a connection out of its channel, for a path that needs more than one to the same peer."""
 
+import socket
+
 cimport cython
+from libc.string cimport memcpy
 
 from dask_fabric.engine.channel cimport Channel
 from dask_fabric.engine.socket_jobs cimport SocketJob, new_socket_job
@@ -13,7 +16,6 @@ from dask_fabric.wire.send_buffer cimport PY_SSIZE_T_MAX
 from dask_fabric.wire.states cimport CLOSED_HERE
 
 from dask_fabric.errors import ChannelClosedError, UnavailableError
-from libc.string cimport memcpy
 
 
 @cython.auto_pickle(False)
@@ -54,8 +56,15 @@ cdef class DetachedSocket(JoinedSocket):
 
     @property
     def sock(self):
-        """The socket, for tests."""
+        """The socket, to ask the kernel about it."""
         return self.transport.sock
+
+    def end_sending(self):
+        try:
+            # Not by OpenSSL: the peer looks at the socket only.
+            socket.socket.shutdown(self.transport.sock, socket.SHUT_WR)
+        except OSError:                 # the peer was faster
+            pass
 
     def close(self):
         if self.transport.fd >= 0:

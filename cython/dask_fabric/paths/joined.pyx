@@ -41,6 +41,10 @@ cdef class JoinedSocket:
         """Whether the peer has closed it, or it broke."""
         return False
 
+    def end_sending(self):
+        """Tell the peer that this side sends nothing more."""
+        raise NotImplementedError
+
     def close(self):
         """Close it at once; no job may use it."""
         raise NotImplementedError

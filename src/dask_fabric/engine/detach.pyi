@@ -7,7 +7,8 @@ class DetachedSocket(JoinedSocket):
     """The transport of a channel that has given it up."""
     @property
     def sock(self):
-        """The socket, for tests."""
+        """The socket, to ask the kernel about it."""
+    def end_sending(self): ...
     def close(self): ...
     def forked(self): ...
 

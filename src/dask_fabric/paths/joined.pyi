@@ -18,6 +18,8 @@ class JoinedSocket:
 
     is_encrypted: Final[bool]
 
+    def end_sending(self):
+        """Tell the peer that this side sends nothing more."""
     def close(self):
         """Close it at once; no job may use it."""
     def forked(self):

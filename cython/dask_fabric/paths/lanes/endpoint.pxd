@@ -74,6 +74,7 @@ cdef class Lane:
     cdef int64_t rate_ns            # when that was
     cdef bint is_dead
     cdef readonly bint moved_anything
+    cdef readonly bint is_retired   # it is not used any more, and the peer is about to close it
 
     cdef add(self, Part part)
     cdef _start(self, Part part)

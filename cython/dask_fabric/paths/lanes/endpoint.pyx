@@ -41,6 +41,7 @@ from dask_fabric.linux cimport ECANCELED, iovec
 from dask_fabric.paths.joined cimport JoinedSocket
 from dask_fabric.paths.stream cimport COMPLETE, END_OF_STREAM, FAILED, RECEIVE, SEND
 from dask_fabric.wire.frames cimport FrameSet, Slot
+from dask_fabric.wire.metrics cimport Metrics
 from dask_fabric.wire.outbox cimport Lease
 from dask_fabric.wire.path cimport (
     ABANDON, FETCH_FAULT, FETCHED, NOT_FETCHED, STARTED, Fetch, Path, Transfer,
@@ -382,7 +383,10 @@ cdef class LanesPath(Path):
     def lane_count(self):
         """How many lanes are open."""
         cdef Lane lane
-        return sum([lane is not None and lane.connection is not None for lane in self.lanes])
+        cdef int count = 0
+        for lane in self.lanes:
+            count += lane is not None and lane.connection is not None and not lane.is_retired
+        return count
 
     @property
     def connection_count(self):
@@ -391,7 +395,37 @@ cdef class LanesPath(Path):
     def use_dialer(self, dial):
         from dask_fabric.paths.lanes.opener import Opener
 
-        return Opener(self, dial).moved
+        return Opener(self, dial, self.owner().peer_sockname[0]).moved
+
+    @property
+    def channel(self):
+        """The channel of the comm; None once it is gone."""
+        return self.owner()
+
+    def receive_seconds(self):
+        """The time that receives of large messages took so far, on the stream and by lanes."""
+        cdef Metrics stream = self.owner().core.metrics
+        cdef uint64_t spent_ns = 0
+        for metrics in (stream, self.metrics):
+            if metrics is not None and (<Metrics> metrics).times != NULL:
+                spent_ns += (<Metrics> metrics).times.receive_ns.total
+        return spent_ns / 1e9
+
+    def retire_from(self, int count):
+        """Have the peer close the lanes from this number on, once nothing moves on them.
+
+        This side sends nothing more on them. What the peer has begun to send is still received.
+        """
+        cdef Lane lane
+        for lane in self.lanes[count:]:
+            if lane is None or lane.connection is None:
+                continue
+            if not lane.is_retired and not lane.sending:
+                lane.is_retired = True
+                self.described_ns = 0
+                lane.connection.end_sending()
+            elif lane.is_retired and not lane.receiving and lane.connection.is_lost():
+                lane.fail(ECONNRESET)
 
     @property
     def is_encrypted(self):
@@ -436,7 +470,7 @@ cdef class LanesPath(Path):
         self.described_ns = 0
         if self.is_closed:
             return
-        if lane.connection is not None:
+        if lane.connection is not None and not lane.is_retired:
             _counts["lost"] += 1
             logger.debug("Lane %d is lost: %s", lane.number, os.strerror(code))
         if self.on_lost is not None:
@@ -462,7 +496,7 @@ cdef class LanesPath(Path):
         cdef double fastest = 0, rate
         memset(&self.described, 0, sizeof(self.described))
         for lane in list(self.lanes):
-            if lane is None or lane.connection is None:
+            if lane is None or lane.connection is None or lane.is_retired:
                 continue
             if not lane.sending and not lane.receiving and lane.connection.is_lost():
                 lane.fail(ECONNRESET)
@@ -471,7 +505,7 @@ cdef class LanesPath(Path):
                 lane.rate = 0
             fastest = max(fastest, lane.rate)
         for lane in self.lanes:
-            if lane is not None and lane.connection is not None:
+            if lane is not None and lane.connection is not None and not lane.is_retired:
                 rate = lane.rate or fastest or 1
                 self.described.shares[lane.number] = max(
                     <int> SHARE_LEAST, <int> (SHARE_LIMIT * rate / (fastest or 1))

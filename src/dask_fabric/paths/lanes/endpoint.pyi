@@ -60,6 +60,7 @@ class Lane:
     connection: Final[JoinedSocket]
     rate: Final[float]
     moved_anything: Final[bool]
+    is_retired: Final[bool]
 
     def attached(self, connection: JoinedSocket):
         """The connection is open: move what has waited for it."""
@@ -117,6 +118,16 @@ class LanesPath(Path):
     @property
     def connection_count(self): ...
     def use_dialer(self, dial): ...
+    @property
+    def channel(self):
+        """The channel of the comm; None once it is gone."""
+    def receive_seconds(self):
+        """The time that receives of large messages took so far, on the stream and by lanes."""
+    def retire_from(self, count: int):
+        """Have the peer close the lanes from this number on, once nothing moves on them.
+
+        This side sends nothing more on them. What the peer has begun to send is still received.
+        """
     @property
     def is_encrypted(self):
         """Whether the stream is inside TLS, so that lanes must be."""
