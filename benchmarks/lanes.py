@@ -115,7 +115,7 @@ async def ask(address: str, nbytes: int, count: int) -> None:
         return time.perf_counter() - begin
 
     rounds, same, before = 0, 0, 0
-    while rounds < ROUNDS_MOST and same < 4:
+    while rounds < ROUNDS_MOST and same < 8:
         await fetch()
         rounds += 1
         now = comm.statistics()["connections"]

@@ -366,3 +366,58 @@ async def test_a_lane_stands_still_while_others_move(sender, monkeypatch):
         await move(*ends, data)
         assert traffic(ends[1])["fallbacks_received"] == 1
     await proxy.close()
+
+
+def paced(comm, bytes_per_second: int) -> None:
+    """Cap what one connection sends (SO_MAX_PACING_RATE)."""
+    comm.setsockopt(socket.SOL_SOCKET, 47, bytes_per_second)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sender", ["near", "far"])
+async def test_auto_finds_what_pays(sender, monkeypatch):
+    """Flows that are capped, each for itself: the more, the faster."""
+    monkeypatch.setattr(opener, "_findings", {})
+    rate = 30_000_000
+    async with pair(count="auto") as (near, far):
+        ends = (near, far) if sender == "near" else (far, near)
+        data = numbers(20_000_000)
+        for _ in range(60):
+            for comm in ends:
+                paced(comm._channel.transport.sock, rate)
+                for lane in path_of(comm).lanes:
+                    if lane is not None and lane.connection is not None:
+                        paced(lane.connection.sock, rate)
+            await move(*ends, data)
+            (found,) = opener._findings.values() or [None]
+            if found is not None and found.policy.is_settled:
+                break
+        assert found.policy.is_settled and found.policy.count >= 4
+        assert near.statistics()["connections"] >= 5
+
+
+async def test_auto_gives_up_lanes_that_do_not_pay(monkeypatch):
+    monkeypatch.setattr(opener, "_findings", {})
+    async with pair(count="auto") as (near, far):
+        data = numbers(10_000_000)
+        for _ in range(6):
+            await move(far, near, data)
+        (found,) = opener._findings.values()
+        found.policy.give_up()
+        found.policy._index = 2  # four lanes
+        await move(far, near, data)
+        await until(lambda: path_of(far).lane_count == 4 == path_of(near).lane_count)
+        await move(far, near, data)
+        assert traffic(near)["bytes_received"] > 0
+        found.policy._index = 1
+        for _ in range(4):
+            await move(far, near, data)
+            await move(near, far, data)
+        assert path_of(near).lane_count == path_of(far).lane_count == 2
+        found.policy._index = 0
+        for _ in range(4):
+            await move(far, near, data)
+            await move(near, far, data)
+        assert path_of(near).lane_count == path_of(far).lane_count == 0
+        assert near.statistics()["fallbacks_received"] == near.statistics()["fallbacks_sent"] == 0
+        assert endpoint.statistics()["open_count"] == 0

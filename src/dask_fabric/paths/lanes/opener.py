@@ -123,7 +123,7 @@ class Opener:
             elif policy.count != before:
                 logger.debug("Trying %d lanes to %s", policy.count, self._host)
         count = policy.count if policy.count > 1 else 0
-        if path.lane_count > count:
+        if any(lane is not None for lane in path.lanes[count:]):
             path.retire_from(count)
         self._open_up_to(count)
 
@@ -184,7 +184,8 @@ class Opener:
         if self._tasks or path.lane_count >= count or path.loop.time() < self._next_at:
             return
         for number in range(count):
-            if path.lanes[number] is None:
+            lane = path.lanes[number]
+            if lane is None or lane.is_retired:
                 task = path.loop.create_task(self._open(number))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
