@@ -39,7 +39,13 @@ def test_as_a_command_of_dask():
     told = json.loads(done.stdout)
     paths = {result["path"]: result for result in told["paths"]}
     assert paths["stream"]["works"] and told["failures"] == {}
-    assert set(told["schemes"]) == {"fabric", "fabric+tcp", "fabric+tls", "fabric+ucx"}
+    assert set(told["schemes"]) == {
+        "fabric",
+        "fabric+tcp",
+        "fabric+tls",
+        "fabric+ucx",
+        "fabric+ofi",
+    }
     assert {one["about"] for one in told["advice"]} >= {
         path for path in PATHS if not paths[path]["works"]
     }

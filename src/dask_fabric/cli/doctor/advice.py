@@ -68,7 +68,11 @@ def _best(facts: Facts) -> SchemeUse:
     if agreed in providers.by_name() and facts.path(agreed).works:
         within = f"{agreed} for large frames"
     if within != _FAILS:
-        some = [one for one in providers.found() if one.takes_only and facts.path(one.name).works]
+        some = [
+            one
+            for one in providers.found()
+            if one.takes_only and not one.extends_stream and facts.path(one.name).works
+        ]
         within = ", ".join([*(f"{one.name} for {one.takes_only}" for one in some), within])
     between = next((one.name for one in providers.found() if _reach(facts, one)), "")
     return SchemeUse(within, f"{between} for large frames" if between else stream.between_hosts)
