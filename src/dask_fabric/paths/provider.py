@@ -199,6 +199,8 @@ class Provider:
     extends_stream : bool
         Whether it moves frames by connections of the same kind as the stream. So it may be used
         where frames must stay on the stream: under TLS, and by the schemes of the stream alone.
+    between_hosts : bool
+        Whether it is of no use where both ends of the connection have the same address.
     needs_direct_connection : bool
         Whether the end of the connection must be seen at once, so that no proxy may be between the
         two processes.
@@ -216,6 +218,7 @@ class Provider:
     takes_only: ClassVar[str] = ""
     copies: ClassVar[bool] = True
     within_host: ClassVar[bool] = False
+    between_hosts: ClassVar[bool] = False
     extends_stream: ClassVar[bool] = False
     needs_direct_connection: ClassVar[bool] = False
     section: ClassVar[Section] = Section("", {})

@@ -10,7 +10,7 @@ import ssl
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from dask_fabric.comm.channels.negotiator import Negotiator, describe, for_joining
+from dask_fabric.comm.channels.negotiator import Negotiator, describe, for_joining, is_remote
 from dask_fabric.comm.network import authentication, refusals, unix
 from dask_fabric.comm.network.addresses import format_address
 from dask_fabric.comm.network.security import Scheme
@@ -77,7 +77,8 @@ def make_channel(
     encrypted = ssl_context is not None
     inside = PLAIN if ssl_context is None else KEY_TLS if by_key else TLS
     method = authentication.current(settings)
-    hello = describe(scheme, settings, encrypted, os.getpid(), address, device.kinds(), method)
+    kinds, remote = device.kinds(), is_remote(sock)
+    hello = describe(scheme, settings, encrypted, os.getpid(), address, kinds, method, remote)
     if joins:
         hello = for_joining(hello, joins)
     negotiator = Negotiator(sock, hello, server_side, settings)

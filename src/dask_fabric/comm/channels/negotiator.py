@@ -117,6 +117,7 @@ def describe(
     address: str,
     memory: tuple[str, ...] = (HOST,),
     method: Method | None = None,
+    is_remote: bool = False,
 ) -> Hello:
     """Make the hello that describes this process.
 
@@ -134,11 +135,13 @@ def describe(
         The kinds of memory that this process works with so far.
     method : Method, optional
         How it proves who it is.
+    is_remote : bool
+        Whether the ends of the connection have different addresses.
     """
     descriptions = tuple(
         reason or provider.describe(section, insists)
         for (provider, insists, reason), section in zip(
-            _uses(scheme, encrypted), settings.paths, strict=True
+            _uses(scheme, encrypted, is_remote), settings.paths, strict=True
         )
     )
     methods, keys = ((), ()) if method is None else ((method.name,), method.fingerprints)
@@ -148,7 +151,9 @@ def describe(
 
 
 @functools.lru_cache(maxsize=16)
-def _uses(scheme: Scheme, encrypted: bool) -> tuple[tuple[Provider, bool, str], ...]:
+def _uses(
+    scheme: Scheme, encrypted: bool, is_remote: bool
+) -> tuple[tuple[Provider, bool, str], ...]:
     """Give each path's provider, whether the scheme insists on it, and why it is not used or ""."""
     known = providers.found()
     one_path = [one.name for one in known if one.scheme == scheme.name]
@@ -158,6 +163,8 @@ def _uses(scheme: Scheme, encrypted: bool) -> tuple[tuple[Provider, bool, str], 
             return only_stream
         if one_path and provider.name not in one_path:
             return f"{scheme.prefix} uses another path only"
+        if provider.between_hosts and not is_remote:
+            return "the two processes are on one host"
         if provider.within_host and not boot_id():
             return f"{_BOOT_ID} cannot be read"
         return ""
@@ -419,6 +426,19 @@ def join(channel: Channel) -> None:
     """
     wish = channel.peer.joins
     providers.by_name()[wish["path"]].joined(wish, detach(channel))
+
+
+def is_remote(sock: socket.socket) -> bool:
+    """Whether the ends of a connection have different addresses.
+
+    Raises
+    ------
+    OSError
+        The connection is gone already.
+    """
+    if sock.family == socket.AF_UNIX:
+        return False
+    return sock.getsockname()[0] != sock.getpeername()[0]
 
 
 def _unusable(provider: Provider, reason: str) -> str:

@@ -47,6 +47,7 @@ class LanesProvider(Provider):
     title = "lanes"
     rank = 90  # after all that is faster than TCP
     takes_only = "frames of 1 MiB and more, once lanes are open"
+    between_hosts = True
     extends_stream = True
     section = Section(
         "Large frames between hosts go over several connections, where that is faster.",
@@ -95,7 +96,7 @@ class LanesProvider(Provider):
     def candidate(
         self, description: Mapping[str, Any], settings: Any, sock: socket.socket
     ) -> Candidate:
-        return _Candidate(description, settings, sock)
+        return _Candidate(description, settings)
 
     def refuse_joining(self, wish: Mapping[str, Any]) -> str:
         path = self._joined_by(wish)
@@ -136,44 +137,30 @@ class LanesProvider(Provider):
 class _Candidate(Candidate):
     """The path during the negotiation of one connection."""
 
-    def __init__(self, description: Mapping[str, Any], settings: Any, sock: socket.socket) -> None:
+    def __init__(self, description: Mapping[str, Any], settings: Any) -> None:
         super().__init__(description)
         self._settings = settings
-        self._is_remote = _is_remote(sock)
-        self._is_server = False
-        self._token = b""
+        self._token = b""  # of a server
 
     def answer(self) -> Mapping[str, Any] | None:
-        self._is_server = True
-        if not self._is_remote:
-            return None
         self._token = secrets.token_bytes(TOKEN_BYTES)
         return {**self.description, "token": self._token}
 
     def probe(self, peer: Peer) -> str:
-        # The client alone says so: then a server's hello within a host is the same for all.
-        if not self._is_server and not (self._is_remote and "token" in peer.description):
-            return "the two processes are on one host"
-        return ""
+        is_joinable = self._token or "token" in peer.description
+        return "" if is_joinable else "the server's hello has no token for lanes"
 
     def open(self, peer: Peer, memory: Sequence[str]) -> LanesPath:
         from dask_fabric.paths.lanes.endpoint import LanesPath
 
         most = min(self.description["most"], peer.description["most"])
-        token = self._token if self._is_server else peer.description["token"]
+        token = self._token or peer.description["token"]
         is_auto = self._settings.count == AUTO
         loop, least_bytes = asyncio.get_running_loop(), self._settings.threshold_bytes
         path = LanesPath(loop, token, most, least_bytes, is_auto)
-        if self._is_server:
+        if self._token:
             _joinable[token] = path
         return path
-
-
-def _is_remote(sock: socket.socket) -> bool:
-    """Whether a connection leads to another address than that of its own end."""
-    if sock.family == socket.AF_UNIX:
-        return False
-    return sock.getsockname()[0] != sock.getpeername()[0]
 
 
 PROVIDER = LanesProvider()
