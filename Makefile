@@ -53,10 +53,10 @@ demo: $(VENV)/extra-bench
 JOBS ?= 3
 PYTEST = $(BIN)/python -m pytest $(JOBS:%=-n % --dist loadfile)
 
-test: lint $(VENV)/extra-ucx
+test: lint $(VENV)/extra-ucx $(VENV)/extra-ofi
 	$(PYTEST) -m "not slow"
 
-test-all: lint $(VENV)/extra-ucx
+test-all: lint $(VENV)/extra-ucx $(VENV)/extra-ofi
 	$(PYTEST)
 
 test-versions: $(BIN)/python

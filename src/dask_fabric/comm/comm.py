@@ -229,12 +229,13 @@ class FabricComm(Comm):
         header, frames = message
         if self._is_new:
             return self._take_handshake(header, frames)
-        if self.on_moved is not None and frames:
-            self.on_moved(sum(memoryview(frame).nbytes for frame in frames), False)
         deserialize = self.deserialize
         try:
-            if deserialize and frames and (is_staged or self._channel.core.receives_devices):
-                frames = await staging_receive.to_device(frames)
+            if frames:
+                if self.on_moved is not None:
+                    self.on_moved(sum(memoryview(frame).nbytes for frame in frames), False)
+                if deserialize and (is_staged or self._channel.core.receives_devices):
+                    frames = await staging_receive.to_device(frames)
             work_bytes = codec.offload_bytes(header, frames, deserialize)
             if not work_bytes or self._is_little(work_bytes):
                 return codec.decode(header, frames, deserialize, deserializers, self._limit_bytes)
@@ -333,7 +334,7 @@ class FabricComm(Comm):
                 nbytes = await self._send_staged(header, frames, sources)
             else:
                 nbytes = self._send(header, frames)
-                if self.on_moved is not None:
+                if frames and self.on_moved is not None:
                     self.on_moved(nbytes, True)
         except MessageTooLargeError as error:
             return await self._write_instead(msg, error, serializers, on_error)

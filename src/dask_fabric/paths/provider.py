@@ -235,6 +235,21 @@ class Provider:
     def configure(self, settings: Any) -> None:
         """Apply *settings* (those of this path) to the process; called again when they change."""
 
+    def unwanted(self, settings: Any, insists: bool) -> str:
+        """Give the reason why no connection of this process shall use this path, or "".
+
+        Asked once for given *settings*: `prepare` and `describe` are not called where the path is
+        unwanted, unless the scheme insists on it.
+
+        Parameters
+        ----------
+        settings : named tuple
+            The settings of this path.
+        insists : bool
+            Whether the scheme insists on this path.
+        """
+        return ""
+
     async def prepare(self, settings: Any, insists: bool, host: str = "") -> str:
         """Find and start what `describe` needs, without blocking the event loop.
 

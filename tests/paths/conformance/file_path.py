@@ -31,9 +31,10 @@ class FileProvider(Provider):
     def load(self):
         import dask_fabric.paths.python_path  # noqa: F401
 
+    def unwanted(self, settings, insists):
+        return "" if settings.enabled else "fabric.file.enabled is false"
+
     def describe(self, settings, insists):
-        if not settings.enabled:
-            return "fabric.file.enabled is false"
         return self.described
 
     def check(self, description):

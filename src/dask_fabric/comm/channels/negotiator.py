@@ -27,8 +27,8 @@ from __future__ import annotations
 
 import functools
 import socket
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,9 +97,8 @@ async def prepare(scheme: Scheme, address: str, settings: Settings, host: str = 
     SchemeUnavailableError
         The scheme insists on a path that cannot be used; the message has reason and remedy.
     """
-    for provider in providers.found():
-        insists = provider.scheme == scheme.name
-        reason = await provider.prepare(settings.of_path(provider.name), insists, host)
+    for provider, section, insists in _started_by(scheme, settings):
+        reason = await provider.prepare(section, insists, host)
         if insists and reason:
             error = SchemeUnavailableError(
                 f"cannot use {address}: {reason}. `dask fabric doctor --require {provider.name}` "
@@ -138,39 +137,73 @@ def describe(
     is_remote : bool
         Whether the ends of the connection have different addresses.
     """
-    descriptions = tuple(
-        reason or provider.describe(section, insists)
-        for (provider, insists, reason), section in zip(
-            _uses(scheme, encrypted, is_remote), settings.paths, strict=True
-        )
-    )
+    uses = _uses(scheme, settings, encrypted, is_remote)
+    descriptions = tuple([one.describe(section, insists) for one, section, insists in uses.asked])
     methods, keys = ((), ()) if method is None else ((method.name,), method.fingerprints)
     return _make_hello(
-        scheme, settings, encrypted, pid, address, memory, methods, keys, descriptions
+        scheme, settings, encrypted, pid, address, memory, methods, keys, uses, descriptions
     )
 
 
-@functools.lru_cache(maxsize=16)
-def _uses(
-    scheme: Scheme, encrypted: bool, is_remote: bool
-) -> tuple[tuple[Provider, bool, str], ...]:
-    """Give each path's provider, whether the scheme insists on it, and why it is not used or ""."""
-    known = providers.found()
-    one_path = [one.name for one in known if one.scheme == scheme.name]
+@dataclass(frozen=True, eq=False)
+class _Uses:
+    """What the connections of one kind have in common.
 
-    def reason(provider: Provider) -> str:
+    Attributes
+    ----------
+    asked : tuple
+        The paths that may be used: the provider, its settings, and whether the scheme insists.
+    ruled_out : dict of str to str
+        The others, each with the reason.
+    """
+
+    asked: tuple[tuple[Provider, Any, bool], ...]
+    ruled_out: Mapping[str, str]
+
+
+@functools.lru_cache(maxsize=64)
+def _uses(scheme: Scheme, settings: Settings, encrypted: bool, is_remote: bool) -> _Uses:
+    only_stream = _only_stream(scheme, encrypted)
+
+    def reason(provider: Provider, unwanted: str) -> str:
         if only_stream and not provider.extends_stream:
             return only_stream
-        if one_path and provider.name not in one_path:
-            return f"{scheme.prefix} uses another path only"
+        if unwanted:
+            return unwanted
         if provider.between_hosts and not is_remote:
             return "the two processes are on one host"
         if provider.within_host and not boot_id():
             return f"{_BOOT_ID} cannot be read"
         return ""
 
-    only_stream = _only_stream(scheme, encrypted)
-    return tuple((one, one.name in one_path, reason(one)) for one in known)
+    asked, ruled_out = [], {}
+    for provider, insists, unwanted in _wanted(scheme, settings):
+        if text := reason(provider, unwanted):
+            ruled_out[provider.name] = text
+        else:
+            asked.append((provider, settings.of_path(provider.name), insists))
+    return _Uses(tuple(asked), ruled_out)
+
+
+@functools.lru_cache(maxsize=64)
+def _started_by(scheme: Scheme, settings: Settings) -> tuple[tuple[Provider, Any, bool], ...]:
+    """Give the paths that may have something to start; see `_Uses.asked`."""
+    return tuple(
+        (provider, settings.of_path(provider.name), insists)
+        for provider, insists, unwanted in _wanted(scheme, settings)
+        if insists or not unwanted
+        if type(provider).prepare is not Provider.prepare
+    )
+
+
+def _wanted(scheme: Scheme, settings: Settings) -> Iterator[tuple[Provider, bool, str]]:
+    """Give each path, whether the scheme insists on it, and why it is unwanted, or ""."""
+    known = providers.found()
+    is_only = any(one.scheme == scheme.name for one in known)
+    for one in known:
+        insists = one.scheme == scheme.name
+        other = f"{scheme.prefix} uses another path only" if is_only and not insists else ""
+        yield one, insists, other or one.unwanted(settings.of_path(one.name), insists)
 
 
 # Cached, so everything that may change is an argument; descriptions compare by identity.
@@ -184,6 +217,7 @@ def _make_hello(
     memory: tuple[str, ...],
     methods: tuple[str, ...],
     keys: tuple[str, ...],
+    uses: _Uses,
     descriptions: tuple[Mapping[str, Any] | str, ...],
 ) -> Hello:
     limits = {
@@ -192,8 +226,10 @@ def _make_hello(
         "message": settings.message_bytes_limit,
     }
     stays_on_stream = bool(_only_stream(scheme, encrypted))
-    by_name = dict(zip((one.name for one in providers.found()), descriptions, strict=True))
+    names = [provider.name for provider, _, _ in uses.asked]
+    by_name = dict(zip(names, descriptions, strict=True))
     described = {name: one for name, one in by_name.items() if not isinstance(one, str)}
+    reasons = {name: one for name, one in by_name.items() if isinstance(one, str)}
     hello = Hello(
         scheme=scheme.name,
         pid=0 if stays_on_stream else pid,
@@ -208,7 +244,7 @@ def _make_hello(
         boot="" if stays_on_stream else boot_id(),
         described=described,
     )
-    return _refusing(hello, {name: one for name, one in by_name.items() if isinstance(one, str)})
+    return _refusing(hello, {**uses.ruled_out, **reasons})
 
 
 def _only_stream(scheme: Scheme, encrypted: bool) -> str:

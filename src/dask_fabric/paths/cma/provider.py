@@ -70,9 +70,10 @@ class CMAProvider(Provider):
         if settings.enabled and settings.allow_ptrace:
             allow_ptrace()
 
+    def unwanted(self, settings: Any, insists: bool) -> str:
+        return "" if settings.enabled else "fabric.cma.enabled is false in its configuration"
+
     def describe(self, settings: Any, insists: bool) -> Description | str:
-        if not settings.enabled:
-            return "fabric.cma.enabled is false in its configuration"
         secret, description = _shared(os.getpid())
         secret.touch()
         return description

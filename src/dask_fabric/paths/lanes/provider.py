@@ -82,10 +82,13 @@ class LanesProvider(Provider):
     def load(self) -> None:
         from dask_fabric.paths.lanes import endpoint, opener  # noqa: F401
 
+    def unwanted(self, settings: Any, insists: bool) -> str:
+        count = settings.count
+        is_on = count == AUTO or count > 1
+        return "" if is_on else f"fabric.lanes.count is {count} in its configuration"
+
     def describe(self, settings: Any, insists: bool) -> Description | str:
         most = LANES_MOST if settings.count == AUTO else settings.count
-        if most < 2:
-            return f"fabric.lanes.count is {most} in its configuration"
         return self._described.setdefault(most, Description(most=most))
 
     def check(self, description: Mapping[str, Any]) -> bool:

@@ -93,6 +93,12 @@ async def find(settings: Any, insists: bool, bound: str = "") -> None:
             await asyncio.wrap_future(future)
 
 
+def unwanted(settings: Any, insists: bool) -> str:
+    """Give the reason why libfabric is not wanted in this process, or ""."""
+    kinds, reason = _wanted(settings.enabled, settings.provider, insists)
+    return "" if kinds else reason
+
+
 @functools.lru_cache(maxsize=8)
 def _wanted(
     enabled: bool | None, provider: str | None, insists: bool

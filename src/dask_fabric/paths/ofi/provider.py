@@ -114,6 +114,11 @@ class OFIProvider(Provider):
     def load(self) -> None:
         from dask_fabric.paths.ofi import endpoint, local  # noqa: F401
 
+    def unwanted(self, settings: Any, insists: bool) -> str:
+        from dask_fabric.paths.ofi.local import unwanted
+
+        return unwanted(settings, insists)
+
     async def prepare(self, settings: Any, insists: bool, host: str = "") -> str:
         from dask_fabric.paths.ofi.local import find, local_ofi
 

@@ -98,9 +98,10 @@ class SHMProvider(Provider):
         except UnavailableError as error:
             return str(error)
 
+    def unwanted(self, settings: Any, insists: bool) -> str:
+        return "" if settings.enabled else "fabric.shm.enabled is false in its configuration"
+
     def describe(self, settings: Any, insists: bool) -> Description | str:
-        if not settings.enabled:
-            return "fabric.shm.enabled is false in its configuration"
         exchange = self._exchange()
         if isinstance(exchange, str):
             return exchange

@@ -118,6 +118,12 @@ async def find(settings: Any, insists: bool, bound: str = "") -> None:
             await asyncio.wrap_future(future)
 
 
+def unwanted(settings: Any, insists: bool) -> str:
+    """Give the reason why UCX is not wanted in this process, or ""."""
+    wanted, reason = _is_wanted(settings.enabled, insists)
+    return "" if wanted else reason
+
+
 @functools.lru_cache(maxsize=8)
 def _is_wanted(enabled: bool | None, insists: bool) -> tuple[bool, str]:
     wanted, reason = is_wanted(enabled, look())
