@@ -633,3 +633,26 @@ def test_a_worker_shares_what_its_tasks_make():
         found = client.run(figures)[one]
         assert found["frozen_count"] > 0
         assert found["most_bytes"] == 10**9  # half of the worker's limit
+
+
+LISTENS = """
+import asyncio
+import dask
+from dask_fabric.memory import arrays, files
+from distributed.comm import listen
+
+async def main():
+    with dask.config.set({"fabric.shm.enabled": True}):
+        async with listen("%s://127.0.0.1", None):
+            print(files.holds(arrays.new_array(4_000_000).ctypes.data))
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(("scheme", "expected"), [("fabric", True), ("fabric+tcp", False)])
+def test_who_listens_makes_arrays_that_its_first_client_can_map(scheme, expected):
+    done = subprocess.run(
+        [sys.executable, "-c", LISTENS % scheme], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == str(expected), done.stderr

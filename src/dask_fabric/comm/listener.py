@@ -38,8 +38,8 @@ from distributed.comm.core import BaseListener, CommClosedError
 
 from dask_fabric import config, providers
 from dask_fabric.comm import runtime
+from dask_fabric.comm.channels import negotiator
 from dask_fabric.comm.channels.factory import make_channel, settle_addresses
-from dask_fabric.comm.channels.negotiator import join, prepare
 from dask_fabric.comm.comm import FabricComm
 from dask_fabric.comm.network import authentication, key_encryption, local_user, shared_key, unix
 from dask_fabric.comm.network.addresses import (
@@ -172,12 +172,15 @@ class FabricListener(BaseListener):
         if uses_paths:
             # Finding and starting a library takes a second: do it before clients connect.
             address = f"{self.prefix}{self.ip}:{self.port}"
-            await prepare(self.scheme, address, self._settings, self.ip)
+            await negotiator.prepare(self.scheme, address, self._settings, self.ip)
         server = server_of(self)
         limit_bytes, runs_tasks = runtime.memory_limit(server), hasattr(server, "executors")
         for provider in providers.found():
             settings = self._settings.of_path(provider.name)
             provider.serve(settings, limit_bytes, runs_tasks)
+        if uses_paths:
+            # From now on, not from the first client on, arrays lie where it can map them.
+            negotiator.describe(self.scheme, self._settings, False, os.getpid(), "")
         backlog_count = int(dask.config.get("distributed.comm.socket-backlog"))
         self._handshake_limit = self._settings.handshake_count_limit
         open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -467,7 +470,7 @@ class FabricListener(BaseListener):
     def _join(self, channel: Channel, peer_addr: str) -> None:
         """Add a connection to the comm that it is for."""
         try:
-            join(channel)
+            negotiator.join(channel)
         except (FabricError, OSError) as exc:
             channel.abort()
             self._refuse(peer_addr, exc)
