@@ -38,8 +38,8 @@ MOVING = (
     Wait("peer", "peer", "waited for the peer"),
 )
 CODING = (
-    Wait("serialize", "encode", "serializing"),
-    Wait("deserialize", "decode", "deserializing"),
+    Wait("serialize", "serialize", "serializing"),
+    Wait("deserialize", "deserialize", "deserializing"),
 )
 ALL = (*MOVING, *CODING)
 # Those in the reports of workers and in the history, where both kinds of `CODING` are one.

@@ -72,6 +72,7 @@ CASES = {
     "huge pages of memory files": (OLD_HOST, "switched off", "shmem_enabled"),
     "no huge pages of memory files": (limits(shmem_huge_pages="deny"), "off", "shmem_enabled"),
     "memlock": ({"rdma": (DEVICE,), **limits(memlock_bytes=8 << 20)}, "8 MiB", "memlock=-1"),
+    "no key": (configured(certificates=False), "run code as its user", "key create"),
     "somaxconn": (
         {**limits(somaxconn_count=128), **configured(socket_backlog_count=2048)},
         "128",

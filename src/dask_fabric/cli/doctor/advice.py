@@ -180,6 +180,18 @@ def _configuration(facts: Facts) -> Iterator[Advice]:
         )
 
 
+def _authentication(facts: Facts) -> Iterator[Advice]:
+    found = facts.configuration
+    has_method = found.keys or found.value("auth.method") == MUNGE
+    if found.certificates is False and not has_method and not found.error:
+        yield Advice(
+            "authentication",
+            "none: whoever reaches a port of a scheduler or worker can run code as its user, as "
+            "with Dask's tcp://",
+            "on a machine or network that others use: `dask fabric key create`",
+        )
+
+
 def _rdma_devices(facts: Facts) -> Iterator[Advice]:
     for device in facts.rdma:
         if not device.active:
@@ -319,6 +331,7 @@ _RULES: tuple[Callable[[Facts], Iterator[Advice]], ...] = (
     _huge_pages,
     _backlog,
     _buffers,
+    _authentication,
 )
 
 

@@ -76,6 +76,7 @@ def _head(facts: Facts) -> list[Sequence[str]]:
 
 def _paths(facts: Facts, advice: dict[str, Advice]) -> Iterator[Sequence[str]]:
     without_copy = [one.name for one in providers.found() if not one.copies]
+    told: dict[tuple[str, str], str] = {}  # by reason and remedy: the first path with them
     for path in PATHS:
         result = facts.path(path)
         if result.works:
@@ -83,9 +84,14 @@ def _paths(facts: Facts, advice: dict[str, Advice]) -> Iterator[Sequence[str]]:
             measured = "nothing is copied" if path in without_copy else fast
             yield path, "works", f"{measured}, round trip {duration(result.round_trip_seconds)}"
         else:
+            remedy = advice[path].remedy if path in advice else ""
+            first = told.setdefault((result.reason, remedy), path)
+            if first != path:
+                yield path, "not in use", f"for the same reason as {first}"
+                continue
             yield path, "not in use", result.reason
-            if path in advice and advice[path].remedy:
-                yield "", "", f"-> {advice[path].remedy}"
+            if remedy:
+                yield "", "", f"-> {remedy}"
 
 
 def _schemes(uses: dict[str, SchemeUse]) -> list[Sequence[str]]:
