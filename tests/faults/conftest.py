@@ -94,11 +94,12 @@ def start_peer():
             message_bytes: int = 200_000_000,
             config: dict | None = None,
             probe_count: int | None = None,
+            pause_seconds: float | None = None,
             prefix: tuple[str, ...] = (),
         ) -> Peer:
             order = dict(role=role, address=address, listens=listens, message_bytes=message_bytes)
             order["config"] = config or {}
-            order["probe_count"] = probe_count
+            order.update(probe_count=probe_count, pause_seconds=pause_seconds)
             order["security"] = security and {
                 "require_encryption": True, **{f: getattr(security, f) for f in PEM_FIELDS}
             }  # fmt: skip

@@ -22,7 +22,7 @@ from distributed.protocol import to_serialize
 from distributed.security import Security
 
 from dask_fabric.comm.network import socket_options
-from dask_fabric.engine import socket_jobs
+from dask_fabric.engine import retries, socket_jobs
 from dask_fabric.memory.arrays import new_array
 from dask_fabric.paths.ucx import core as ucx
 
@@ -47,6 +47,19 @@ async def send_hundred(comm: Comm) -> None:
         await comm.write({"x": to_serialize(data)})
     say("written")
     await outcome(comm.read())
+
+
+async def send_when_asked(comm: Comm) -> None:
+    """Send one message, and then one for each that arrives."""
+    data = np.ones(message_bytes, "u1")
+
+    async def forever():
+        while True:
+            await comm.write({"x": to_serialize(data)})
+            say("written")
+            await comm.read()
+
+    await outcome(forever())
 
 
 async def receive(comm: Comm) -> None:
@@ -169,6 +182,8 @@ if __name__ == "__main__":
     dask.config.set(order["config"])
     if order["probe_count"]:
         socket_options._PROBE_COUNT = order["probe_count"]
+    if order["pause_seconds"]:
+        retries.PAUSE_SECONDS = order["pause_seconds"]
     message_bytes = order["message_bytes"]
     security = Security(**order["security"]) if order["security"] else None
     role = globals()[order["role"]]

@@ -62,6 +62,7 @@ from dask_fabric.wire.states cimport CLOSED_HERE, CLOSING, FORKED
 from dask_fabric.wire.states cimport FAILED as FAILED_OUTCOME
 
 from dask_fabric.errors import ChannelClosedError, ForkedError, ProtocolError, without_traceback
+from dask_fabric.engine import retries
 from dask_fabric.jobs.completions import queue_of
 from dask_fabric.wire.records import error_record, paths_record, violation
 
@@ -1031,11 +1032,7 @@ cdef class Channel:
                     *self.addresses(), path.name,
                 )
             elif kind == NOTICE_BROKEN:
-                self.warn(
-                    f"connections lost the path {path.name}",
-                    "Frames from %s to %s go on the stream from now on: the path %s is broken",
-                    *self.addresses(), path.name,
-                )
+                retries.broken(self, path)
             else:
                 self._stage(subject)
 

@@ -583,7 +583,7 @@ cdef class Connection:
             self.wants |= WANT_ANSWER
 
     cpdef bint stop_offering(self, Path path) except -1:
-        """Mark a path as broken: until this connection ends, nothing more is offered by it.
+        """Mark a path as broken: nothing more is offered by it, unless it recovers.
 
         Returns False if it was marked before.
         """
@@ -593,6 +593,11 @@ cdef class Connection:
         self._update_paths()
         self._notice(NOTICE_BROKEN, None, path)
         return True
+
+    def resume_offering(self, Path path not None):
+        """A broken path works again."""
+        path.offers = True
+        self._update_paths()
 
     # ------------------------------------------------------------ fetching
 

@@ -14,6 +14,11 @@ cdef enum Fetch:
     STARTED = 1                 # the transfer ends with its job
     NOT_FETCHED = 2             # `error` of the transfer says why
 
+# Returned by `retry` instead of a delay.
+cdef enum:
+    RECOVERED = 0
+    STILL_BROKEN = -1
+
 # Returned by `tend` instead of a delay.
 cdef enum:
     ABANDON = -1                # cancel the transfer, and request the frames over the stream
@@ -40,7 +45,9 @@ cdef class Path:
     cdef readonly Py_ssize_t least_bytes    # smallest frame of host memory that is offered
     cdef readonly bint needs_living_sender
     cdef readonly bint takes_memory     # of this process, for the frames that it fetches
-    cdef public bint offers             # false once the path is broken
+    cdef public bint offers             # false while the path is broken
+    cdef readonly bint recovers         # whether a broken one may be tried again
+    cdef public object retries          # `dask_fabric.engine.retries.Retries`, once it has broken
     cdef Metrics metrics                # None until something is counted
     cdef CompletionQueue queue          # for the completions of its jobs
     cdef object owner                   # weak reference to the channel, which handles them
@@ -54,6 +61,7 @@ cdef class Path:
     cdef void acknowledged(self) noexcept
     cdef int released(self, FrameSet frames) except -1
     cdef bint fell_back(self) noexcept
+    cpdef double retry(self) except? -3.0
 
     # the receiving side
     cdef object place(self, Slot *slot)

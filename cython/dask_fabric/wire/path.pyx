@@ -66,7 +66,9 @@ cdef class Path:
     takes_memory : bool
         Whether fetched frames lie in memory of this process; false if they are mapped.
     offers : bool
-        Whether this side offers frames; false once the path is broken.
+        Whether this side offers frames; false while the path is broken.
+    recovers : bool
+        Whether a broken path may be tried again, by `retry`.
     """
 
     def __init__(self, name, number, memory_kinds=1, descriptor_bytes=0, least_bytes=OFFER_BYTES):
@@ -132,8 +134,20 @@ cdef class Path:
         return 0
 
     cdef bint fell_back(self) noexcept:
-        """The receiver could not fetch. Returns whether to offer nothing more by this path."""
+        """The receiver could not fetch. Returns whether the path is broken."""
         return False
+
+    cpdef double retry(self) except? -3.0:
+        """Try whether a broken path works again, without a frame that could be lost.
+
+        Called a while after `stop_offering`, and again after each delay that it returned.
+
+        Returns
+        -------
+        float
+            Seconds until the next call; `RECOVERED` or `STILL_BROKEN`.
+        """
+        return STILL_BROKEN     # untested: paths that recover override it
 
     # ------------------------------------------------------------ the receiving side
 

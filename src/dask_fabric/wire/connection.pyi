@@ -205,10 +205,12 @@ class Connection:
     def look_ahead(self) -> Any:
         """Ask for a fetch although no `receive` is pending."""
     def stop_offering(self, path: Path) -> bool:
-        """Mark a path as broken: until this connection ends, nothing more is offered by it.
+        """Mark a path as broken: nothing more is offered by it, unless it recovers.
 
         Returns False if it was marked before.
         """
+    def resume_offering(self, path: Path):
+        """A broken path works again."""
     def next_transfer(self) -> Transfer:
         """Allocate memory for the next frames to fetch; None if there are none.
 

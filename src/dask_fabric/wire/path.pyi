@@ -61,7 +61,9 @@ class Path:
     takes_memory : bool
         Whether fetched frames lie in memory of this process; false if they are mapped.
     offers : bool
-        Whether this side offers frames; false once the path is broken.
+        Whether this side offers frames; false while the path is broken.
+    recovers : bool
+        Whether a broken path may be tried again, by `retry`.
     """
 
     name: Final[str]
@@ -72,6 +74,8 @@ class Path:
     needs_living_sender: Final[bool]
     takes_memory: Final[bool]
     offers: bool
+    recovers: Final[bool]
+    retries: Any
 
     def __init__(self, name, number, memory_kinds=1, descriptor_bytes=0, least_bytes=...): ...
     @property
@@ -90,4 +94,14 @@ class Path:
         -------
         callable or None
             To be called with the bytes of each message, and whether it was sent or received.
+        """
+    def retry(self) -> float:
+        """Try whether a broken path works again, without a frame that could be lost.
+
+        Called a while after `stop_offering`, and again after each delay that it returned.
+
+        Returns
+        -------
+        float
+            Seconds until the next call; `RECOVERED` or `STILL_BROKEN`.
         """

@@ -1,5 +1,7 @@
 """The endpoint of the `ofi` path: fetches frames by reads of remote memory."""
 
+from libc.stdint cimport int64_t
+
 from dask_fabric.paths.ofi.regions cimport Registration
 from dask_fabric.paths.ofi.worker cimport Peer
 from dask_fabric.wire.frames cimport FrameSet
@@ -8,6 +10,8 @@ from dask_fabric.wire.path cimport Path
 cdef class OFIPath(Path):
     cdef Peer *peer             # NULL: libfabric cannot be used
     cdef Registration *taken    # of the frame that `takes` has just accepted
-    cdef int error              # errno: nothing more is fetched
+    cdef int error              # errno: for a while nothing more is fetched
+    cdef int64_t error_ns       # since when
+    cdef bint is_proving        # `retry` has begun, and waits for the peer
 
     cdef void _leave(self) noexcept

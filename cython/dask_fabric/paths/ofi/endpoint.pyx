@@ -4,8 +4,9 @@ The sender registers a frame's memory when it offers the frame. The descriptor t
 what to read. A transfer is one job of libfabric's thread.
 
 A peer that is stopped, or was killed on some providers, is never reported. So a job without
-progress for `STALLED_SECONDS` is abandoned, its frames are requested over the stream, and the path
-fetches nothing more for this comm.
+progress for `STALLED_SECONDS` is abandoned, its frames are requested over the stream, and for
+`REFUSED_NS` the path fetches nothing. The sender offers by it again once it has read the
+peer's nonce.
 """
 
 cimport cython
@@ -19,11 +20,12 @@ from dask_fabric.memory.arrays cimport slab_of
 from dask_fabric.paths.ofi.read_jobs cimport FetchJob, new_fetch_job
 from dask_fabric.paths.ofi.regions cimport Slab, register, release_key, remote_address
 from dask_fabric.paths.ofi.worker cimport (
-    NONCE_BYTES, Peer, Place, close_peer, count_offers, moved_bytes_of, open_peer,
+    NONCE_BYTES, REFUSED_NS, Peer, Place, close_peer, count_offers, is_proven, moved_bytes_of,
+    open_peer, prove_again,
 )
 from dask_fabric.wire.frames cimport FrameSet, Slot
 from dask_fabric.wire.path cimport (
-    ABANDON, FETCH_FAULT, NOT_FETCHED, STARTED, Fetch, Path, Transfer,
+    ABANDON, FETCH_FAULT, NOT_FETCHED, RECOVERED, STARTED, STILL_BROKEN, Fetch, Path, Transfer,
 )
 from dask_fabric.wire.records cimport HOST_MEMORY
 
@@ -67,7 +69,7 @@ cdef class OFIPath(Path):
             raise ValueError(f"a nonce has {NONCE_BYTES} bytes, not {len(nonce)}")
         with nogil:             # the lock may be held while libfabric connects
             self.peer = open_peer(its_name, name_bytes, &place, its_nonce)
-        self.offers = self.peer != NULL
+        self.offers = self.recovers = self.peer != NULL
 
     def __dealloc__(self):
         self._leave()
@@ -116,10 +118,27 @@ cdef class OFIPath(Path):
     cdef bint fell_back(self) noexcept:
         return True             # the receiver waits for seconds: once is enough
 
+    cpdef double retry(self) except? -3.0:
+        cdef Peer *peer = self.peer
+        cdef bint is_well
+        if peer == NULL:
+            return STILL_BROKEN
+        self.is_proving = not self.is_proving
+        with nogil:
+            if self.is_proving:
+                prove_again(peer)
+            else:
+                is_well = is_proven(peer)
+        if self.is_proving:
+            return STALLED_SECONDS
+        return RECOVERED if is_well else STILL_BROKEN
+
     # ------------------------------------------------------------ the receiving side
 
     cdef Fetch fetch(self, Transfer transfer) except FETCH_FAULT:
         cdef FetchJob job
+        if self.error and now_ns() - self.error_ns > REFUSED_NS:
+            self.error = 0
         if self.peer == NULL or self.error:
             transfer.error = self.error or ENOTCONN
             return NOT_FETCHED
@@ -142,6 +161,7 @@ cdef class OFIPath(Path):
         if time_ns - transfer.moved_ns < STALLED_SECONDS * 1e9:
             return TEND_SECONDS
         transfer.error = self.error = ETIMEDOUT
+        self.error_ns = time_ns
         return ABANDON
 
     cdef int cancel(self, Transfer transfer) except -1:

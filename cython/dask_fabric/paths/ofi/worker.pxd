@@ -24,6 +24,10 @@ cdef enum PeerState:
     PROVEN = 2
     REFUSED = 3                 # `error` says why
 
+# What has failed is not tried again before; less than the pause of a sender.
+cdef enum:
+    REFUSED_NS = 5_000_000_000
+
 # A process that frames are read from.
 cdef struct Peer:
     Peer *next
@@ -35,6 +39,8 @@ cdef struct Peer:
     uint64_t number             # in the table of addresses
     PeerState state
     int error
+    int64_t refused_ns          # when it became REFUSED
+    bint must_prove             # its nonce is to be read, though no job waits
     int user_count              # paths, and jobs that have not ended
     int64_t idle_since_ns
 
@@ -80,6 +86,7 @@ cdef struct Worker:
     pthread_t thread
     size_t chunk_bytes
     Peer *peers
+    bint must_prove             # some peer is to
     Chunk *unused
     ReadJob *first              # jobs that have not ended, in the order of their turns
     ReadJob *abandoned          # cancelled jobs whose memory libfabric may still write to
@@ -95,6 +102,8 @@ cdef Peer *open_peer(
     const char *name, size_t name_bytes, const Place *place, const char *nonce
 ) noexcept nogil
 cdef void close_peer(Peer *peer) noexcept nogil
+cdef void prove_again(Peer *peer) noexcept nogil
+cdef bint is_proven(const Peer *peer) noexcept nogil
 cdef void count_offers(int more) noexcept nogil
 cdef uint64_t submit(
     Mailbox *mailbox, uint64_t tag, Peer *peer, const Slot *slots, const Slab *slabs,

@@ -444,6 +444,31 @@ cdef void close_peer(Peer *peer) noexcept nogil:
     pthread_mutex_unlock(&worker.mutex)
 
 
+cdef void prove_again(Peer *peer) noexcept nogil:
+    """Read the nonce of a peer once more, since something has failed; see `is_proven`."""
+    if not _may_use():
+        return
+    pthread_mutex_lock(&worker.mutex)
+    if peer.state != TRYING:
+        peer.state = UNKNOWN
+        peer.must_prove = worker.must_prove = True
+    _wake()
+    pthread_mutex_unlock(&worker.mutex)
+
+
+cdef bint is_proven(const Peer *peer) noexcept nogil:
+    """Whether the last read of a peer's nonce has succeeded."""
+    cdef bint proven
+    pthread_mutex_lock(&worker.mutex)
+    proven = peer.state == PROVEN
+    pthread_mutex_unlock(&worker.mutex)
+    return proven and _may_use()
+
+
+cdef void _refuse(Peer *peer, int error) noexcept nogil:
+    peer.state, peer.error, peer.refused_ns = REFUSED, error, now_ns()
+
+
 cdef void _leave_peer(Peer *peer) noexcept nogil:
     peer.user_count -= 1
     peer.idle_since_ns = now_ns()
@@ -495,6 +520,8 @@ cdef uint64_t submit(
         error[0] = ECANCELED
         return 0
     pthread_mutex_lock(&worker.mutex)
+    if peer.state == REFUSED and now_ns() - peer.refused_ns > REFUSED_NS:
+        peer.state = UNKNOWN
     peer.user_count += 1
     worker.job_count += 1
     job.name = name = worker.job_count
@@ -670,7 +697,7 @@ cdef bint _post_reads() noexcept nogil:
     """Post chunks of all jobs in turn; True if libfabric has no room, and must be asked again."""
     cdef ReadJob *job = worker.first
     cdef ReadJob *following
-    cdef bint must_retry = False
+    cdef bint must_retry = worker.must_prove and _prove_peers()
     while job != NULL:
         following = job.next
         if not job.is_cancelled and not job.error:
@@ -690,6 +717,20 @@ cdef bint _post_reads() noexcept nogil:
     return must_retry
 
 
+cdef bint _prove_peers() noexcept nogil:
+    """Begin with the peers that are to be proved again; True if libfabric has no room."""
+    cdef Peer *peer = worker.peers
+    worker.must_prove = False
+    while peer != NULL:
+        if peer.must_prove:             # a path uses it, so it stays in the list
+            if peer.state == UNKNOWN:
+                _begin_peer(peer)
+            peer.must_prove = peer.state == UNKNOWN
+            worker.must_prove |= peer.must_prove
+        peer = peer.next
+    return worker.must_prove
+
+
 cdef void _begin_peer(Peer *peer) noexcept nogil:
     """Read its nonce; its state stays UNKNOWN if libfabric has no room yet."""
     cdef Chunk *chunk
@@ -698,7 +739,7 @@ cdef void _begin_peer(Peer *peer) noexcept nogil:
         _forget_idle_peers()
         if worker.av.ops.insert(worker.av, peer.name, 1, &peer.number, 0, NULL) != 1:
             peer.number = ADDRESS_UNKNOWN
-            peer.state, peer.error = REFUSED, EIO
+            _refuse(peer, EIO)
             return
     chunk = _take_chunk(peer, NULL, NONCE_BYTES)
     if chunk == NULL:
@@ -708,7 +749,7 @@ cdef void _begin_peer(Peer *peer) noexcept nogil:
         peer.state = TRYING
         peer.user_count += 1
     elif status != -EAGAIN:
-        peer.state, peer.error = REFUSED, <int> -status
+        _refuse(peer, <int> -status)
 
 
 cdef bint _post_chunks(ReadJob *job) noexcept nogil:
@@ -805,7 +846,10 @@ cdef void _chunk_ended(Chunk *chunk, int error) noexcept nogil:
     if job == NULL:
         if error == 0 and memcmp(peer.found, peer.nonce, NONCE_BYTES):
             error = EBADMSG             # another process has this address
-        peer.state, peer.error = REFUSED if error else PROVEN, error
+        if error:
+            _refuse(peer, error)
+        else:
+            peer.state = PROVEN
         _leave_peer(peer)
     else:
         job.in_flight_count -= 1

@@ -23,6 +23,8 @@ cdef bint open_endpoint(
 ) noexcept nogil
 cdef void close_endpoint(uint64_t own_token, int64_t patience_ns) noexcept nogil
 cdef void fail(uint64_t own_token) noexcept nogil
+cdef bint revive_endpoint(uint64_t own_token) noexcept nogil
+cdef void break_again(uint64_t own_token) noexcept nogil
 cdef int endpoint_error(uint64_t own_token) noexcept nogil
 cdef bint is_wired(uint64_t own_token) noexcept nogil
 cdef uint64_t offer(

@@ -43,8 +43,8 @@ from dask_fabric.paths.ucx.operations cimport (
     release_ended_of,
 )
 from dask_fabric.paths.ucx.peers cimport (
-    Figures, add_endpoint, any_ready, break_connection, break_endpoint, figures, find_endpoint,
-    register, remove_endpoint, back_off, use,
+    Figures, add_endpoint, any_ready, back_off, break_connection, break_endpoint, figures,
+    find_endpoint, greet_anew, register, remove_endpoint, revive, use,
 )
 from dask_fabric.paths.ucx.receive cimport receive_kept, refused_count, register_frames
 from dask_fabric.paths.ucx.send cimport send_frame
@@ -213,6 +213,36 @@ cdef void fail(uint64_t own_token) noexcept nogil:
         if not any_ready(endpoint.peer):
             back_off(endpoint.peer)
         break_connection(endpoint.peer, ECANCELED)
+        break_endpoint(endpoint, ECANCELED)
+    unlock_and_wake()
+
+
+cdef bint revive_endpoint(uint64_t own_token) noexcept nogil:
+    """Let a broken endpoint and its counterpart begin anew: `is_wired` soon tells whether they do.
+
+    Returns
+    -------
+    bool
+        False if that is not possible now.
+    """
+    cdef Endpoint *endpoint = NULL
+    cdef bint is_begun = False
+    if lock():
+        endpoint = find_endpoint(own_token)
+    if endpoint != NULL:
+        if endpoint.state == BROKEN and revive(endpoint):
+            greet_anew(endpoint)
+        is_begun = endpoint.state != BROKEN
+    unlock_and_wake()
+    return is_begun
+
+
+cdef void break_again(uint64_t own_token) noexcept nogil:
+    """Break an endpoint that was revived without success; its connection serves other endpoints."""
+    cdef Endpoint *endpoint = NULL
+    if lock():
+        endpoint = find_endpoint(own_token)
+    if endpoint != NULL:
         break_endpoint(endpoint, ECANCELED)
     unlock_and_wake()
 

@@ -9,12 +9,14 @@ from libc.stdint cimport uint64_t
 
 from dask_fabric.jobs.completions cimport reap
 from dask_fabric.paths.ucx.core cimport (
-    STUCK_NS, close_endpoint, fail, is_wired, open_endpoint,
+    STUCK_NS, break_again, close_endpoint, fail, is_wired, open_endpoint, revive_endpoint,
 )
 from dask_fabric.paths.ucx.frame_jobs cimport PATIENCE_NS, FrameJob
 from dask_fabric.wire.frames cimport FrameSet
 from dask_fabric.wire.outbox cimport Lease
-from dask_fabric.wire.path cimport FETCH_FAULT, HOPELESS, STARTED, Fetch, Path, Transfer
+from dask_fabric.wire.path cimport (
+    FETCH_FAULT, HOPELESS, RECOVERED, STARTED, STILL_BROKEN, Fetch, Path, Transfer,
+)
 from dask_fabric.wire.records cimport CUDA_MEMORY, HOST_MEMORY, OFFER_BYTES
 
 NAME = "ucx"
@@ -72,6 +74,7 @@ cdef class UCXPath(Path):
             self.offers = open_endpoint(data, length, own, theirs)
         if self.offers:
             self.token = own
+        self.recovers = self.offers
 
     cdef int offer(self, Lease lease, FrameSet frames) except -1:
         cdef FrameJob job = self._new_job(frames, True, (lease, self))
@@ -92,6 +95,20 @@ cdef class UCXPath(Path):
 
     cdef bint fell_back(self) noexcept:
         return True                     # the receiver waits for UCX's own timeouts: once is enough
+
+    cpdef double retry(self) except? -3.0:
+        cdef uint64_t token = self.token
+        cdef bint is_well
+        if not self.is_reviving:
+            with nogil:
+                self.is_reviving = revive_endpoint(token)
+            return GREETING_SECONDS if self.is_reviving else STILL_BROKEN
+        self.is_reviving = False
+        with nogil:
+            is_well = is_wired(token)
+            if not is_well:
+                break_again(token)
+        return RECOVERED if is_well else STILL_BROKEN
 
     cdef Fetch fetch(self, Transfer transfer) except FETCH_FAULT:
         cdef FrameJob job = self._new_job(transfer.frames, False, transfer)

@@ -22,4 +22,6 @@ cdef bint any_ready(const Peer *peer) noexcept nogil
 cdef void back_off(Peer *peer) noexcept nogil
 cdef void break_connection(Peer *peer, int error) noexcept nogil
 cdef void break_endpoint(Endpoint *endpoint, int error) noexcept nogil
+cdef bint revive(Endpoint *endpoint) noexcept nogil
+cdef void greet_anew(Endpoint *endpoint) noexcept nogil
 cdef bint register() noexcept nogil

@@ -15,6 +15,10 @@ answered. The states of an endpoint:
 * READY: the counterpart has greeted. Frames are sent at once.
 * BROKEN: every operation fails, until the endpoint is closed. The comm uses the stream.
 
+A broken endpoint can be *revived*: it is WIRING again, and its greeting says so. That revives the
+counterpart too, unless UCX still uses some of its memory. No frame is at risk meanwhile.
+The messages of before are not confused with later ones, which have higher numbers.
+
 Serial numbers: UCX pairs the n-th connection that one side makes to a worker with the n-th of the
 other side. If one side closes its connection alone and makes a new one, the two sides get out of
 step. So each side counts (`serial`), and a greeting carries its sender's number. A side that is
@@ -44,10 +48,10 @@ from dask_fabric.paths.ucx.libucp cimport (
     ucp,
 )
 from dask_fabric.paths.ucx.unexpected cimport discard_all
-from dask_fabric.paths.ucx.operations cimport end_all, report
+from dask_fabric.paths.ucx.operations cimport end_all, is_reporting, report
 from dask_fabric.paths.ucx.send cimport send_frame
 from dask_fabric.paths.ucx.state cimport (
-    AM_GREETING, BROKEN, READY, WIRING, Endpoint, Greeting, Peer,
+    AM_GREETING, BROKEN, IS_ANSWER, READY, REVIVES, WIRING, Endpoint, Greeting, Peer,
 )
 from dask_fabric.paths.ucx.worker cimport worker
 
@@ -297,10 +301,25 @@ cdef void break_endpoint(Endpoint *endpoint, int error) noexcept nogil:
     if endpoint.state != BROKEN:
         endpoint.state = BROKEN
         endpoint.error = error
-    endpoint.is_greeting_due = endpoint.is_answer_due = False
+    endpoint.is_greeting_due = endpoint.is_answer_due = endpoint.is_reviving = False
     end_all(&endpoint.held, error)
     end_all(&endpoint.posted, error)
     discard_all(endpoint)
+
+
+cdef bint revive(Endpoint *endpoint) noexcept nogil:
+    """Let a broken endpoint begin anew; False while UCX uses its memory."""
+    if endpoint.in_flight.first != NULL or is_reporting(endpoint):
+        return False
+    endpoint.state = WIRING
+    endpoint.error = endpoint.attempt_count = 0
+    return True
+
+
+cdef void greet_anew(Endpoint *endpoint) noexcept nogil:
+    """Ask the counterpart of a revived endpoint to begin anew too."""
+    endpoint.is_reviving = True
+    _request_wiring(endpoint)
 
 
 # ---------------------------------------------------------------- greetings
@@ -325,6 +344,10 @@ cdef Status _on_greeting(
     if header_length == sizeof(greeting):
         memcpy(&greeting, header, sizeof(greeting))
         endpoint = find_endpoint(greeting.token)
+        if endpoint != NULL and greeting.flags & REVIVES and endpoint.state != WIRING:
+            break_endpoint(endpoint, ECONNRESET)    # this side may not have noticed the break
+            if not revive(endpoint):
+                _catch_up(endpoint.peer, &greeting)     # ends what is in flight: later it succeeds
         if endpoint != NULL and endpoint.state != BROKEN:
             _process_greeting(endpoint, &greeting)
     return OK
@@ -333,9 +356,7 @@ cdef Status _on_greeting(
 cdef void _process_greeting(Endpoint *endpoint, const Greeting *greeting) noexcept nogil:
     cdef Peer *peer = endpoint.peer
     if greeting.serial > peer.serial:
-        if greeting.serial - peer.serial <= CATCH_UP_LIMIT:
-            peer.target_serial = greeting.serial
-            endpoint.needs_connection = True
+        endpoint.needs_connection |= _catch_up(peer, greeting)
     elif greeting.serial < peer.serial or peer.handle == NULL:
         if endpoint.state == WIRING:    # the peer is behind: greet, with the higher serial
             _request_wiring(endpoint)
@@ -343,9 +364,19 @@ cdef void _process_greeting(Endpoint *endpoint, const Greeting *greeting) noexce
         peer.backoff_until_ns = 0
         if endpoint.state == WIRING:
             endpoint.state = READY
-        if not greeting.is_answer:
+        endpoint.is_reviving = False
+        if not greeting.flags & IS_ANSWER:
             endpoint.is_answer_due = True
     _schedule(peer)
+
+
+cdef bint _catch_up(Peer *peer, const Greeting *greeting) noexcept nogil:
+    """Have as many connections made to a peer as it has made; False for a senseless number."""
+    if 0 <= <int64_t> greeting.serial - <int64_t> peer.serial <= CATCH_UP_LIMIT:
+        peer.target_serial = greeting.serial
+        _schedule(peer)
+        return True
+    return False
 
 
 cdef bint _attend() noexcept nogil:
@@ -404,7 +435,8 @@ cdef int _greet(Endpoint *endpoint) noexcept nogil:
     if greeting == NULL:
         return errno_of(-4)
     greeting[0] = Greeting(
-        endpoint.peer_token, endpoint.peer.serial, not endpoint.is_greeting_due
+        endpoint.peer_token, endpoint.peer.serial,
+        REVIVES * endpoint.is_reviving | IS_ANSWER * (not endpoint.is_greeting_due),
     )
     endpoint.is_greeting_due = endpoint.is_answer_due = False
     memset(&params, 0, sizeof(params))

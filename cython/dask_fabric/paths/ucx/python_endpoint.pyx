@@ -199,6 +199,18 @@ cdef class UCXEndpoint:
         with nogil:
             ucx.fail(self.own_token)
 
+    def revive(self):
+        """Let a broken endpoint and its counterpart begin anew; False if it is not possible now."""
+        cdef bint is_begun
+        with nogil:
+            is_begun = ucx.revive_endpoint(self.own_token)
+        return is_begun
+
+    def break_again(self):
+        """Give up to revive it."""
+        with nogil:
+            ucx.break_again(self.own_token)
+
     def close(self):
         """Cancel all operations."""
         cdef size_t abandoned_count

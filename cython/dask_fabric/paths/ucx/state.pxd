@@ -29,7 +29,12 @@ cdef struct FrameHeader:
 cdef struct Greeting:
     uint64_t token              # of the greeted endpoint
     uint32_t serial             # number of the sender's connection to this peer, from 1
-    uint32_t is_answer
+    uint32_t flags
+
+# Bits of `Greeting.flags`; 0.1 ignores all but the first.
+cdef enum:
+    IS_ANSWER = 1
+    REVIVES = 2                 # the sender was broken, and asks to begin anew
 
 cdef enum OperationState:
     FREE = 0
@@ -70,7 +75,7 @@ cdef struct Kept:
 cdef enum EndpointState:
     WIRING = 0                  # offers are held until the counterpart has greeted
     READY = 1
-    BROKEN = 2                  # every operation fails, until it is closed
+    BROKEN = 2                  # every operation fails, until it is closed or revived
 
 # One end of the path, for one comm. Endpoints to the same peer share its connection.
 cdef struct Endpoint:
@@ -82,6 +87,7 @@ cdef struct Endpoint:
     bint needs_connection       # it has frames, here or at the counterpart
     bint is_greeting_due
     bint is_answer_due
+    bint is_reviving            # until the counterpart has greeted
     Peer *peer
     Endpoint *next_of_peer
     Endpoint *next_of_bucket

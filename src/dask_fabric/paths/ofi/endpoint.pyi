@@ -4,8 +4,9 @@ The sender registers a frame's memory when it offers the frame. The descriptor t
 what to read. A transfer is one job of libfabric's thread.
 
 A peer that is stopped, or was killed on some providers, is never reported. So a job without
-progress for `STALLED_SECONDS` is abandoned, its frames are requested over the stream, and the path
-fetches nothing more for this comm.
+progress for `STALLED_SECONDS` is abandoned, its frames are requested over the stream, and for
+`REFUSED_NS` the path fetches nothing. The sender offers by it again once it has read the
+peer's nonce.
 """
 
 from _typeshed import Incomplete
@@ -36,3 +37,4 @@ class OFIPath(Path):
     `offers` is false if libfabric does not run here; this side then sends on the stream.
     """
     def __init__(self, name: bytes, nonce: bytes, address: int, key: int, least_bytes: int): ...
+    def retry(self) -> float: ...

@@ -15,6 +15,10 @@ answered. The states of an endpoint:
 * READY: the counterpart has greeted. Frames are sent at once.
 * BROKEN: every operation fails, until the endpoint is closed. The comm uses the stream.
 
+A broken endpoint can be *revived*: it is WIRING again, and its greeting says so. That revives the
+counterpart too, unless UCX still uses some of its memory. No frame is at risk meanwhile.
+The messages of before are not confused with later ones, which have higher numbers.
+
 Serial numbers: UCX pairs the n-th connection that one side makes to a worker with the n-th of the
 other side. If one side closes its connection alone and makes a new one, the two sides get out of
 step. So each side counts (`serial`), and a greeting carries its sender's number. A side that is

@@ -60,5 +60,9 @@ class UCXEndpoint:
         """Cancel an operation; False if it has ended already."""
     def fail(self):
         """Fail all operations, and break the connection to the peer."""
+    def revive(self):
+        """Let a broken endpoint and its counterpart begin anew; False if it is not possible now."""
+    def break_again(self):
+        """Give up to revive it."""
     def close(self):
         """Cancel all operations."""
