@@ -76,8 +76,9 @@ async def stream_to(address: str, name: str = "server", **args) -> str:
 
 @pytest.fixture
 def port() -> int:
+    """A port that is free at each address of the host."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind(("0.0.0.0", 0))
         return probe.getsockname()[1]
 
 

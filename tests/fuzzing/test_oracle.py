@@ -41,7 +41,7 @@ def harm(data: bytes) -> None:
 
 
 @pytest.fixture(autouse=True)
-def clean():
+def clean(clean_memory):
     yield
     gc.unfreeze()
     for one in kept:
