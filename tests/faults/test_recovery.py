@@ -10,7 +10,6 @@ import dask
 import numpy as np
 import pytest
 from distributed.comm import listen
-from distributed.protocol import to_serialize
 from distributed.utils import wait_for
 
 from dask_fabric.engine import retries
@@ -98,7 +97,7 @@ async def test_pauses_double_until_the_path_has_worked_for_long(monkeypatch, cap
     class Channel:
         loop, closed = Loop(), False
         core = property(lambda self: self)
-        paths = [Path()]
+        paths = (Path(),)
 
         def warn(self, kind, text, *args):
             logging.getLogger("test").warning(text, *args)
