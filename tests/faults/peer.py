@@ -27,6 +27,9 @@ from dask_fabric.memory.arrays import new_array
 from dask_fabric.paths.ucx import core as ucx
 
 
+WARM_UP_COUNT = 10  # messages until a path that opens connections of its own has done so
+
+
 def say(*words: object) -> None:
     print(*words, flush=True)
 
@@ -91,6 +94,36 @@ async def exchange(comm: Comm) -> None:
             await comm.write({"x": to_serialize(data)})
             await comm.read()
             say("answered")
+
+    await outcome(forever())
+
+
+async def exchange_checked(comm: Comm) -> None:
+    """Send endlessly, check what comes back each time, and name the paths that carried the first."""
+    data = np.arange(message_bytes // 8, dtype="u8")
+
+    async def forever():
+        number = 0
+        while True:
+            number += 1
+            await comm.write({"x": to_serialize(data + number)})
+            message = await comm.read()
+            is_right = np.array_equal(message["x"], data + number)
+            if number == WARM_UP_COUNT:
+                traffic = comm.statistics()["traffic"].items()
+                used = [name for name, one in traffic if one["bytes_received"] > message_bytes]
+                say("by", *used)
+            elif number > WARM_UP_COUNT or not is_right:
+                say("right" if is_right else "wrong")
+
+    await outcome(forever())
+
+
+async def echo(comm: Comm) -> None:
+    async def forever():
+        while True:
+            message = await comm.read()
+            await comm.write({"x": to_serialize(message["x"])})
 
     await outcome(forever())
 
