@@ -1,4 +1,4 @@
-"""Workers with different versions of UCX, and one without, in one cluster."""
+"""Workers with UCX in two versions, with libfabric, with both and with neither, in one cluster."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from distributed import Client
 
 import dask_fabric
 
-from ..conftest import NO_DASHBOARD_OPTIONS, ucx_libraries
+from ..conftest import NO_DASHBOARD_OPTIONS, ofi_settings, ucx_libraries
 from .conftest import commands, unused_port
 
 LIBRARIES = ucx_libraries()  # now: a process that has loaded one finds no other
@@ -36,14 +36,23 @@ def two_libraries():
 def cluster(tmp_path_factory):
     """A client, and names of the workers by their addresses."""
     old, new = two_libraries()
+    libfabric = ofi_settings()
+    ofi = {
+        "DASK_FABRIC__OFI__PROVIDER": libfabric["fabric.ofi.provider"],
+        "DASK_FABRIC__OFI__LIBRARY": libfabric["fabric.ofi.library"],
+    }
+    no_ofi = {"DASK_FABRIC__OFI__ENABLED": "false"}
+    no_ucx = {"DASK_FABRIC__UCX__ENABLED": "false"}
     environments = {
-        "old": {"DASK_FABRIC__UCX__LIBRARY": old.path},
-        "new": {"DASK_FABRIC__UCX__LIBRARY": new.path},
-        "none": {"DASK_FABRIC__UCX__ENABLED": "false"},
+        "old": {"DASK_FABRIC__UCX__LIBRARY": old.path, **no_ofi},
+        "new": {"DASK_FABRIC__UCX__LIBRARY": new.path, **no_ofi},
+        "both": {"DASK_FABRIC__UCX__LIBRARY": new.path, **ofi},
+        "ofi": {**no_ucx, **ofi},
+        "none": {**no_ucx, **no_ofi},
     }
     port = unused_port()
     scheduler = f"fabric://127.0.0.1:{port}"
-    config = {f"fabric.{name}.enabled": False for name in ("shm", "cma", "ucx")}
+    config = {f"fabric.{name}.enabled": False for name in ("shm", "cma", "ucx", "ofi")}
     with commands(tmp_path_factory.mktemp("logs")) as run, dask.config.set(config):
         run("scheduler", "--protocol", "fabric", "--host", "127.0.0.1", "--port", str(port),
             *NO_DASHBOARD_OPTIONS, **{**VARIABLES, **environments["old"]})  # fmt: skip
@@ -51,7 +60,7 @@ def cluster(tmp_path_factory):
             run("worker", scheduler, "--name", name, "--no-nanny", "--nthreads", "1",
                 "--no-dashboard", **{**VARIABLES, **environment})  # fmt: skip
         with Client(scheduler, timeout=30) as client:
-            client.wait_for_workers(3, timeout=60)
+            client.wait_for_workers(len(environments), timeout=60)
             workers = client.scheduler_info()["workers"]
             yield client, {address: worker["id"] for address, worker in workers.items()}
 
@@ -82,27 +91,42 @@ def moved_between(client, names) -> dict:
     }
 
 
-@pytest.mark.slow
+def reasons(near: str, far: str) -> dict[str, str]:
+    """What is told against a path that a pair does not use."""
+    have_ucx, have_ofi = {"old", "new", "both"}, {"both", "ofi"}
+    told = {}
+    if not {near, far} <= have_ucx:
+        told["ucx"] = "fabric.ucx.enabled is false"
+    elif "old" in (near, far):
+        told["ucx"] = "the same version"
+    if not {near, far} <= have_ofi:
+        told["ofi"] = "fabric.ofi.enabled is false"
+    return told
+
+
 def test_each_pair_takes_what_it_has_and_tells_why(cluster):
     client, names = cluster
     exchange(client, names)
     found = moved_between(client, names)
     assert set(found) == {(a, b) for a in names.values() for b in names.values() if a != b}
     for (near, far), comm in found.items():
-        assert comm["paths"] == {"host": "stream"}, (near, far)
-        assert comm["traffic"]["stream"]["bytes_received"] > 8_000_000
-        expected = "fabric.ucx.enabled is false" if "none" in (near, far) else "the same version"
-        assert expected in comm["refused"]["ucx"], (near, far)
-        assert "fabric.cma.enabled is false" in comm["refused"]["cma"]
+        told = reasons(near, far)
+        path = next((one for one in ("ucx", "ofi") if one not in told), "stream")
+        assert comm["paths"] == {"host": path}, (near, far)
+        assert comm["traffic"][path]["bytes_received"] >= 8_000_000, (near, far)
+        for refused, reason in {**told, "cma": "fabric.cma.enabled is false"}.items():
+            assert reason in comm["refused"][refused], (near, far)
 
 
+@pytest.mark.slow
 def test_a_transpose(cluster):
-    assert len(cluster[1]) == 3
+    assert len(cluster[1]) == 5
     x = da.random.default_rng(1).random((2000, 2000), chunks=(500, 500)).persist()
     assert float((x - x.T).sum().compute()) == pytest.approx(0, abs=1e-6)
     assert float((x + x.T).sum().compute()) == pytest.approx(2 * float(x.sum().compute()))
 
 
+@pytest.mark.slow
 def test_those_with_the_same_version_use_it(cluster):
     client, names = cluster
     exchange(client, names)
@@ -112,5 +136,6 @@ def test_those_with_the_same_version_use_it(cluster):
         for comm in told["comms"]
         if comm["peer_address"] in names
     }
-    assert paths in ({}, {"old": "ucx", "new": "stream", "none": "stream"})
+    others = dict.fromkeys(("new", "both", "ofi", "none"), "stream")
+    assert paths in ({}, {"old": "ucx", **others})
     assert client.submit(np.ones, 10, workers=["old"]).result().sum() == 10

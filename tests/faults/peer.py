@@ -26,7 +26,6 @@ from dask_fabric.engine import retries, socket_jobs
 from dask_fabric.memory.arrays import new_array
 from dask_fabric.paths.ucx import core as ucx
 
-
 WARM_UP_COUNT = 10  # messages until a path that opens connections of its own has done so
 
 
@@ -99,7 +98,7 @@ async def exchange(comm: Comm) -> None:
 
 
 async def exchange_checked(comm: Comm) -> None:
-    """Send endlessly, check what comes back each time, and name the paths that carried the first."""
+    """Send endlessly, check what comes back, and name the paths that carried the first."""
     data = np.arange(message_bytes // 8, dtype="u8")
 
     async def forever():
