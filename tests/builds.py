@@ -21,7 +21,7 @@ def suites(named: Sequence[str]) -> list[str]:
     return list(named) or [f"tests/{name}" for name in SUITES]
 
 
-def prepare(name: str, options: Mapping[str, str], extras: str = "test") -> Path:
+def prepare(name: str, options: Mapping[str, str], extras: str = "test,ofi") -> Path:
     """Create or update ``.venv-<name>``, and return its interpreter.
 
     Parameters
