@@ -140,6 +140,7 @@ def test_default_settings():
         "enabled": None,
         "library": None,
         "provider": None,
+        "domain": None,
         "options": (),
         "threshold_bytes": 131072,
     }
@@ -186,6 +187,7 @@ def test_default_settings():
             (("IB_GPU", "y"), ("RNDV_THRESH", "1")),
         ),
         ("ofi.provider", "verbs;ofi_rxm", "verbs;ofi_rxm"),
+        ("ofi.domain", "cxi1", "cxi1"),
         ("ofi.options", {"tcp-iface": "eth0"}, (("FI_TCP_IFACE", "eth0"),)),
         ("ofi.threshold", "64 KiB", 65536),
         ("gpu.enabled", "auto", None),
@@ -250,6 +252,7 @@ BAD = {
     "ofi.enabled": [None, 0, "yes", "", [], {}],
     "ofi.library": ["", "libfabric", "./lib", 5],
     "ofi.provider": ["", "udp;ofi_rxd", 5, True],
+    "ofi.domain": ["", 5, "a b\n", []],
     "ofi.options": [None, [], {"FI_TCP_IFACE": "eth0"}, {5: 1}, {"A": None}],
     "ofi.threshold": [None, 0, "32 KiB", True],
     "ucx.library": ["", "ucx", "./lib", "/a\0b", 5, True, [], {}],

@@ -13,14 +13,20 @@ import pytest
 
 from dask_fabric.errors import UnavailableError
 from dask_fabric.paths.ofi import library as ofi_library
+from dask_fabric.paths.ofi.domains import Domain
 from dask_fabric.paths.ofi.kinds import BY_NAME, KINDS, on_this_host
 from dask_fabric.paths.ofi.library import SONAME, Library
 from dask_fabric.paths.places import Candidate
 
 from ..conftest import ofi_libraries
 
-SYSTEM = Library("/usr/lib/libfabric.so.1", "system", (1, 17), ("tcp;ofi_rxm", "shm"))
-CRAY = replace(SYSTEM, path="/opt/cray", source="cray", providers=("cxi", "tcp;ofi_rxm"))
+
+def domains(*providers: str) -> tuple[Domain, ...]:
+    return tuple(Domain(provider, f"{provider}-domain", "") for provider in providers)
+
+
+SYSTEM = Library("/usr/lib/libfabric.so.1", "system", (1, 17), domains("tcp;ofi_rxm", "shm"))
+CRAY = replace(SYSTEM, path="/opt/cray", source="cray", domains=domains("cxi", "tcp;ofi_rxm"))
 BROKEN = Library("/broken", "broken", error="cannot open shared object file")
 LIBRARIES = [
     pytest.param(one, id=".".join(map(str, one.version))) for one in ofi_libraries()

@@ -8,7 +8,7 @@ attributes is always allocated by the library.
 A call goes through a table of functions in the object: ``endpoint.rma.read(endpoint, ...)``.
 """
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef enum:
     EAGAIN = 11                 # errors are returned as negative numbers
@@ -27,6 +27,7 @@ cdef enum:
     WAIT_FD = 3
     CONTROL_GET_WAIT = 5
     CONTROL_ENABLE = 6
+    BUS_PCI = 1
     CONTEXT_WORDS = 8           # of 8 bytes: what a provider may keep in the context of a call
 
 cdef uint64_t CAP_RMA           # 64-bit constants are no C enums
@@ -99,6 +100,21 @@ cdef struct Info:
     EndpointAttributes *ep_attr
     DomainAttributes *domain_attr
     FabricAttributes *fabric_attr
+    Card *nic                   # NULL for a domain that is none
+
+cdef struct Card:
+    size_t fclass               # of a Fid
+    void *context
+    void *ops
+    void *device_attr
+    BusAttributes *bus_attr
+
+cdef struct BusAttributes:
+    int type                    # `BUS_PCI`, or what follows means nothing
+    uint16_t pci_domain
+    uint8_t pci_bus
+    uint8_t pci_device
+    uint8_t pci_function
 
 # ---------------------------------------------------------------- objects
 
@@ -251,3 +267,4 @@ cdef Library fi                 # all NULL until a library is open
 
 cdef int check(ssize_t status, str call) except -1
 cdef Info *ask(str provider, str node) except NULL
+cdef tuple domain_of(const Info *info)

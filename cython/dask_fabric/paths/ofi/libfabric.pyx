@@ -47,8 +47,8 @@ def survey(path):
     Returns
     -------
     dict
-        ``path``: the file that was loaded; ``version``: its two or three numbers; ``providers``:
-        those that can read remote memory here, in the library's order.
+        ``path``: the file that was loaded; ``version``: its two or three numbers; ``domains``: what
+        can read remote memory here, in the library's order: provider, name, and PCI address or "".
 
     Raises
     ------
@@ -57,18 +57,27 @@ def survey(path):
     """
     cdef Info *info = NULL
     cdef Info *one
-    found = {"path": open_library(path), "version": version(), "providers": []}
+    found = {"path": open_library(path), "version": version(), "domains": []}
     try:
         info = ask("", "")
     except OSError:
         return found                # nothing here
     one = info
     while one != NULL:
-        found["providers"].append(os.fsdecode(one.fabric_attr.prov_name))
+        found["domains"].append(domain_of(one))
         one = one.next
     fi.freeinfo(info)
-    found["providers"] = list(dict.fromkeys(found["providers"]))
+    found["domains"] = list(dict.fromkeys(found["domains"]))
     return found
+
+
+cdef tuple domain_of(const Info *info):
+    """Give the provider, the name and the PCI address, or "", of a domain."""
+    cdef const BusAttributes *bus = NULL if info.nic == NULL else info.nic.bus_attr
+    pci = ""
+    if bus != NULL and bus.type == BUS_PCI:
+        pci = f"{bus.pci_domain:04x}:{bus.pci_bus:02x}:{bus.pci_device:02x}.{bus.pci_function:x}"
+    return os.fsdecode(info.fabric_attr.prov_name), os.fsdecode(info.domain_attr.name), pci
 
 
 def open_library(path):

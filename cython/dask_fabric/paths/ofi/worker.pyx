@@ -49,7 +49,7 @@ from dask_fabric.linux cimport (
 from dask_fabric.paths.ofi.libfabric cimport (
     ADDRESS_UNKNOWN, AV_TABLE, CONTROL_ENABLE, CONTROL_GET_WAIT, CQ_FORMAT_TAGGED, EAGAIN, EAVAIL,
     RECV, TRANSMIT, WAIT_FD, WAIT_NONE, AddressesAttributes, Entry, ErrorEntry, Fid, Info,
-    QueueAttributes, ask, check, fi,
+    QueueAttributes, ask, check, domain_of, fi,
 )
 from dask_fabric.paths.ofi.regions cimport (
     Figures, Registration, Slab, figures, needs_destinations, register, release, remote_address,
@@ -59,7 +59,7 @@ from dask_fabric.paths.stream cimport COMPLETE, FAILED
 from dask_fabric.wire.frames cimport Slot
 
 from dask_fabric.errors import ForkedError, UnavailableError
-from dask_fabric.paths.ofi import libfabric
+from dask_fabric.paths.ofi import domains, libfabric
 
 cdef enum:
     CHUNK_BYTES = 4 << 20
@@ -77,6 +77,7 @@ _starting = threading.Lock()    # libfabric takes its settings from the process'
 _is_ending = False
 _running = None                 # what `start` was called with
 _facts = {}
+_domain = ""                    # the name of that in use
 _END_SECONDS = 10.0             # longest wait at exit for a start in progress
 
 cdef Worker worker
@@ -90,7 +91,7 @@ pthread_cond_init(&worker.changed, NULL)
 
 # ---------------------------------------------------------------- starting and stopping
 
-def start(library, provider, variables, node=""):
+def start(library, provider, variables, node="", domain=None):
     """Start libfabric in this process; no effect if it runs already, with the same provider.
 
     Parameters
@@ -103,6 +104,8 @@ def start(library, provider, variables, node=""):
         For the environment, while it starts: libfabric reads them once.
     node : str
         The local address to use; "" leaves it to the provider.
+    domain : str, optional
+        The network card to use; by default one that is near, see `domains.pick`.
 
     Returns
     -------
@@ -126,7 +129,7 @@ def start(library, provider, variables, node=""):
         if _running is None:
             with _set_for_now(variables):
                 libfabric.open_library(library)
-                _open(provider, node)
+                _open(provider, node, domain)
             _running = library, provider
         elif _running != (library, provider):
             raise UnavailableError(
@@ -146,6 +149,11 @@ def facts():
         ``key`` (int).
     """
     return dict(_facts)
+
+
+def domain():
+    """Give the network card or interface in use, as libfabric calls it; "" if it does not run."""
+    return _domain if is_running() else ""
 
 
 def is_running():
@@ -204,16 +212,28 @@ def _set_for_now(variables):
             os.environ.pop(name, None)
 
 
-def _open(provider, node):
+def _open(provider, node, wanted):
+    global _domain
     cdef Info *info = ask(provider, node)
+    cdef Info *one = info
+    found = []
     before = _own_fds()
     try:
-        found = os.fsdecode(info.fabric_attr.prov_name)
-        if found != provider:
-            raise UnavailableError(f"libfabric was asked for {provider}, and offers {found}")
+        while one != NULL:
+            found.append(domains.Domain(*domain_of(one)))
+            one = one.next
+        own = [domain for domain in found if domain.provider == provider]
+        if not own:
+            others = ", ".join(dict.fromkeys(domain.provider for domain in found))
+            raise UnavailableError(f"libfabric was asked for {provider}, and offers {others}")
+        chosen = domains.pick(own, wanted)
+        one = info
+        for _ in range(found.index(chosen)):
+            one = one.next
         with libfabric.kept_signals():
-            _open_objects(info)
-        _publish(info)
+            _open_objects(one)
+        _publish(one)
+        _domain = chosen.name
     except BaseException:
         _close_objects()
         raise

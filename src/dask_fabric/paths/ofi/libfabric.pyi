@@ -32,8 +32,8 @@ def survey(path: str) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``path``: the file that was loaded; ``version``: its two or three numbers; ``providers``:
-        those that can read remote memory here, in the library's order.
+        ``path``: the file that was loaded; ``version``: its two or three numbers; ``domains``: what
+        can read remote memory here, in the library's order: provider, name, and PCI address or "".
 
     Raises
     ------

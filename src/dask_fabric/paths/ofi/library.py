@@ -17,6 +17,7 @@ from pathlib import Path
 
 from dask_fabric.errors import UnavailableError
 from dask_fabric.paths.ofi import libfabric
+from dask_fabric.paths.ofi.domains import Domain
 from dask_fabric.paths.ofi.kinds import BY_NAME, Kind, on_this_host
 from dask_fabric.paths.places import (
     SYSTEM_FOLDERS,
@@ -35,7 +36,7 @@ SONAME = "libfabric.so.1"
 SITE_VARIABLES = ("EBROOTLIBFABRIC", "LIBFABRIC_ROOT", "LIBFABRIC_HOME", "LIBFABRIC_DIR")
 CRAY_FOLDER = Path("/opt/cray/libfabric")
 VENDOR_FOLDERS = ("/opt/amazon/efa/lib64", "/opt/amazon/efa/lib")
-NAMES_LIMIT = 64
+NAMES_LIMIT = 1024
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Library:
         The place in the search order that it comes from.
     version : tuple of int
         Two numbers; empty if it could not be loaded.
-    providers : tuple of str
+    domains : tuple of Domain
         Those that can read remote memory on this host.
     error : str
         Why it cannot be used, or "".
@@ -59,8 +60,17 @@ class Library:
     path: str
     source: str
     version: tuple[int, ...] = ()
-    providers: tuple[str, ...] = ()
+    domains: tuple[Domain, ...] = ()
     error: str = ""
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """Those of its domains."""
+        return tuple(dict.fromkeys(one.provider for one in self.domains))
+
+    def domains_of(self, provider: str) -> list[Domain]:
+        """Give the domains of one provider."""
+        return [one for one in self.domains if one.provider == provider]
 
     def __str__(self) -> str:
         return f"libfabric {'.'.join(map(str, self.version)) or '?'} at {self.path} ({self.source})"
@@ -228,8 +238,10 @@ def _read_answer(answer: object, path: str, source: str) -> Library:
     if "error" in answer:
         return Library(path, source, error=str(answer["error"])[:500])
     version = tuple(int(number) for number in answer["version"][:2])
-    providers = tuple(str(name)[:80] for name in answer["providers"][:NAMES_LIMIT])
-    return Library(str(answer["path"]), source, version, providers)
+    domains = tuple(
+        Domain(*(str(part)[:80] for part in parts[:3])) for parts in answer["domains"][:NAMES_LIMIT]
+    )
+    return Library(str(answer["path"]), source, version, domains)
 
 
 @functools.cache

@@ -109,7 +109,7 @@ def _wanted(
 
 
 def _start(settings: Any, kinds: tuple[Kind, ...], bound: str) -> Start:
-    key = settings.library, settings.options, kinds
+    key = settings.library, settings.options, settings.domain, kinds
     return _starts.begin(key, lambda start: _run(settings, kinds, bound))
 
 
@@ -129,7 +129,8 @@ def _started(settings: Any, kinds: tuple[Kind, ...], bound: str) -> _Found:
         return None, chosen.reason
     node = bound if kind.name in _IP_PROVIDERS and bound not in _WILDCARDS else ""
     variables = environment(settings.options, kind)
-    facts = worker.start(library.path, kind.name, variables, node)
+    facts = worker.start(library.path, kind.name, variables, node, settings.domain)
+    logger.info("libfabric uses %s for this process", worker.domain())
     if len(facts["name"]) > TEXT_BYTES_LIMIT:
         return None, f"the address of {kind.name} has {len(facts['name'])} bytes: too many"
     version = ".".join(map(str, library.version))

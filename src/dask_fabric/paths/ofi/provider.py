@@ -29,6 +29,12 @@ def _provider(value: object) -> str | None:
     return None if value is None else str(value)
 
 
+def _domain(value: object) -> str | None:
+    if value is not None and (type(value) is not str or not is_name(value)):
+        raise ValueError(value)
+    return value
+
+
 def _options(value: object) -> tuple[tuple[str, str], ...]:
     if not isinstance(value, dict):
         raise TypeError(value)
@@ -80,6 +86,17 @@ class OFIProvider(Provider):
                 "cxi, efa, opx, psm3, verbs;ofi_rxm, tcp, shm...; null: for the host's devices",
                 "The [provider](ofi.md#providers) of libfabric to use. `null`: the first of those "
                 "for this host's devices, never one in software, such as `tcp`.",
+            ),
+            "domain": Key(
+                "domain",
+                None,
+                "name",
+                _domain,
+                "null, or the name of a domain of libfabric",
+                {"type": ["string", "null"]},
+                "a network card, such as cxi0; null: one near the process's CPUs",
+                "The network card to use, by the name that `fi_info` calls its domain, such as "
+                "`cxi0`. `null`: one [near the CPUs of the process](ofi.md#which-card-is-used).",
             ),
             "options": Key(
                 "options",

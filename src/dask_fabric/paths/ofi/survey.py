@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dask_fabric.errors import UnavailableError
+from dask_fabric.paths.ofi.domains import Domain, pick
 from dask_fabric.paths.ofi.kinds import on_this_host
 from dask_fabric.paths.ofi.library import Library, choose, wanted_kinds
 
@@ -50,6 +52,7 @@ def inspect_ofi(settings: Any) -> Survey:
     rows = []
     if choice.library and choice.kind:
         rows.append(("chosen", f"{choice.kind.name}: {_named(choice.library)}: {choice.reason}"))
+        rows.append(("card", _card(choice.library.domains_of(choice.kind.name), settings.domain)))
     elif wanted:
         rows.append(("none", choice.reason))
     rows += [("not chosen", f"{_named(one)}: {reason}") for one, reason in choice.refused]
@@ -72,6 +75,16 @@ def _why_wanted(settings: Any) -> str:
     if names:
         return f"this host has devices for {', '.join(names)}"
     return "this host has no device of Slingshot, EFA or Omni-Path"
+
+
+def _card(found: Sequence[Domain], wanted: str | None) -> str:
+    try:
+        chosen = pick(found, wanted).name
+    except UnavailableError as exc:
+        return str(exc)
+    others = [name for name in dict.fromkeys(one.name for one in found) if name != chosen]
+    reason = "fabric.ofi.domain" if wanted else "the nearest" if found[0].pci else "the first"
+    return f"{chosen}: {reason}; others: {', '.join(others)}" if others else chosen
 
 
 def _named(one: Library) -> str:

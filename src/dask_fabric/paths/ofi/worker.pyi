@@ -27,7 +27,13 @@ their files. A forked child has neither: its parent's memory and thread are not 
 
 from typing import Any
 
-def start(library: str, provider: str, variables: dict[str, str], node: str = "") -> dict[str, Any]:
+def start(
+    library: str,
+    provider: str,
+    variables: dict[str, str],
+    node: str = "",
+    domain: str | None = None,
+) -> dict[str, Any]:
     """Start libfabric in this process; no effect if it runs already, with the same provider.
 
     Parameters
@@ -40,6 +46,8 @@ def start(library: str, provider: str, variables: dict[str, str], node: str = ""
         For the environment, while it starts: libfabric reads them once.
     node : str
         The local address to use; "" leaves it to the provider.
+    domain : str, optional
+        The network card to use; by default one that is near, see `domains.pick`.
 
     Returns
     -------
@@ -66,6 +74,9 @@ def facts() -> dict[str, Any]:
         ``name`` (bytes): the address of the endpoint; ``nonce`` (bytes), and its ``address`` and
         ``key`` (int).
     """
+
+def domain():
+    """Give the network card or interface in use, as libfabric calls it; "" if it does not run."""
 
 def is_running():
     """Whether it runs, and belongs to this process (not to the parent of a fork)."""
