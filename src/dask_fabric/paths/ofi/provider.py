@@ -30,7 +30,7 @@ def _provider(value: object) -> str | None:
 
 
 def _domain(value: object) -> str | None:
-    if value is not None and (type(value) is not str or not is_name(value)):
+    if value is not None and (not value or not is_name(value)):
         raise ValueError(value)
     return value
 
