@@ -10,7 +10,8 @@ import dask
 import numpy as np
 import pytest
 from distributed import Client, LocalCluster, Scheduler, Variable, Worker, WorkerPlugin, wait
-from distributed.protocol import Serialize
+from distributed.comm import connect, listen
+from distributed.protocol import Serialize, to_serialize
 
 from dask_fabric.comm.serialize.too_large import Pauses, instead_of
 from dask_fabric.errors import MessageTooLargeError
@@ -89,6 +90,36 @@ async def test_a_result(small, direct, caplog):
     await small.still_works()
 
 
+class SlowlyPickled:
+    """Waits for the event loop while it is pickled again, to find out what is too large."""
+
+    def __init__(self, loop):
+        self.loop, self.count = loop, 0
+
+    def __reduce__(self):
+        self.count += 1
+        if self.count > 1:
+            asyncio.run_coroutine_threadsafe(asyncio.sleep(0), self.loop).result(SECONDS)
+        return bytes, (bytes(LARGE),)
+
+
+async def test_the_event_loop_goes_on_while_an_error_is_made():
+    """A value that takes long to serialize, such as a list, takes as long again."""
+    accepted = asyncio.Queue()
+    with dask.config.set(SMALL):
+        async with listen("fabric://127.0.0.1", accepted.put) as listener:
+            near = await connect(listener.contact_address)
+            far = await accepted.get()
+            values = [SlowlyPickled(asyncio.get_running_loop()) for _ in range(2)]
+            data = {f"key-{n}": to_serialize(value) for n, value in enumerate(values)}
+            writing = far.write({"status": "OK", "data": data}, on_error="message")
+            await asyncio.wait_for(writing, SECONDS)
+            await fails(near.read(), "it has the value of 'key-")
+            near.abort()
+            far.abort()
+    assert [value.count > 1 for value in values] == [True, True]
+
+
 async def test_results_that_are_too_large_together(small):
     xs = small.client.map(bytes, [MEBI // 2 + n for n in range(4)])
     await fails(small.client.gather(xs), r"fabric\.limits\.message")
@@ -101,7 +132,8 @@ async def test_a_dependency(small, caplog):
     await wait(x)
     caplog.clear()
     for _ in range(2):
-        await fails(small.client.submit(len, x, workers=small.on(1), pure=False))
+        task = small.client.submit(len, x, workers=small.on(1), pure=False)
+        await fails(task, f"{TOO_LARGE}.*{x.key}")
     assert len(caplog.text.splitlines()) < 40, caplog.text
     assert await small.client.submit(len, x, workers=small.on(0)) == LARGE
     # The two workers still exchange what they can, over the same comm.

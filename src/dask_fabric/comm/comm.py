@@ -25,6 +25,7 @@ codec, since the peer is a stranger until then (`comm.dask_handshake`).
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import sys
 import weakref
@@ -376,7 +377,13 @@ class FabricComm(Comm):
                 return False
             return self._takes_chunks or not any(map(device.span_of, frames))
 
-        instead = too_large.instead_of(msg, error, on_error, fits)
+        # It serializes again: others must not wait for that.
+        find = functools.partial(too_large.instead_of, msg, error, on_error, fits)
+        try:
+            instead = await offload(find) if self.allow_offload else find()
+        except asyncio.CancelledError:
+            self.abort()
+            raise
         if instead is None or len(instead) < 2:
             # Rate-limited: any peer may announce limits so low that every message fails.
             kind = "messages were larger than their peers accept"

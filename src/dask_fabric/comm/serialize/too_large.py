@@ -36,6 +36,7 @@ _FIRST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 2.0
 _FORGET_SECONDS = 10.0
 _PEER_LIMIT = 256
+_KEY_LENGTH = 256  # shown of a task's key
 _STARTS = {error.__name__: error for error in REFUSALS}
 
 
@@ -179,13 +180,15 @@ def _with_errors(message: Any, error: Exception) -> Iterator[Any]:
     ):
         # The result or exception of an actor's method, or of a function of `Client.run`.
         yield {"status": "error", "exception": Serialize(error), **details}
-    slots = sorted(_payloads_of(message), key=lambda slot: -_nbytes_of(slot[2]))
+    slots = list(_payloads_of(message))
+    if len(slots) > 1:  # else it is not worth to serialize the payload, which may take long
+        slots.sort(key=lambda slot: -_nbytes_of(slot[2]))
     instead = _copy_of(message)
     for index, (path, last, _) in enumerate(slots, 1):
         place = instead
         for key in path:
             place = place[key]
-        place[last] = _stand_in(error)
+        place[last] = _stand_in(error, last if path == ("data",) else None)
         # Testing whether a message fits costs as much as sending it: do it rarely.
         if index & (index - 1) == 0 or index == len(slots):
             yield instead
@@ -220,10 +223,14 @@ def _nbytes_of(payload: Any) -> int:
         return 0
 
 
-def _stand_in(error: Exception) -> Serialized:
-    """Make a payload that raises when it is deserialized, also by other comms."""
+def _stand_in(error: Exception, key: Any = None) -> Serialized:
+    """Make a payload that raises when it is deserialized, also by other comms.
+
+    With the *key* whose value it stands for: an error of a task names the dependency that way.
+    """
     header = {"serializer": "error", "refused": type(error).__name__}
-    return Serialized(header, [str(error).encode()])
+    text = str(error) if key is None else f"{error}; it has the value of {key!r:.{_KEY_LENGTH}}"
+    return Serialized(header, [text.encode(errors="replace")])
 
 
 def raise_if_refused(header: dict, frames: list) -> None:
