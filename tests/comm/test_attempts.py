@@ -9,6 +9,7 @@ from distributed.comm.core import CommClosedError, FatalCommClosedError
 
 from dask_fabric.comm.network import attempts as module
 from dask_fabric.comm.network.attempts import Attempts
+from dask_fabric.errors import RefusedError
 
 ADDRESS = "fabric://192.0.2.1:8786"
 LASTING = FatalCommClosedError(f"in {ADDRESS}: the server speaks\nHTTP")
@@ -58,6 +59,17 @@ async def test_what_does_not_mend_itself_is_said_once_and_tried_less_and_less(
     await attempts.pause(ADDRESS)
     attempts.failed(ADDRESS, LASTING)
     assert len(clock.slept) == 9 and len(caplog.messages) == 2
+
+
+async def test_reasons_that_alternate_are_said_once_each(attempts, caplog):
+    """Such as two servers behind one address, or a server that wants to fill the log."""
+    other = FatalCommClosedError(f"in {ADDRESS}: the server refused the connection: 17")
+    other.__cause__ = RefusedError("17")
+    for _ in range(10):
+        attempts.failed(ADDRESS, LASTING)
+        attempts.failed(ADDRESS, other)
+        attempts.silent(ADDRESS, 2.0)
+    assert len(caplog.messages) == 3
 
 
 async def test_what_may_pass_is_said_when_it_lasts_and_tried_as_before(attempts, clock, caplog):

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from distributed.comm.core import FatalCommClosedError
 
@@ -30,7 +30,7 @@ _LONGEST_PAUSE_SECONDS = 5.0
 class _Trouble:
     """The history of an address to which connecting has failed."""
 
-    kind: str = ""  # what was logged last
+    logged: set[str] = field(default_factory=set)  # kinds of errors; few, whatever a server sends
     began_at: float = -math.inf
     last_at: float = -math.inf
     pause_seconds: float = 0.0
@@ -88,6 +88,6 @@ class Attempts:
         return trouble
 
     def _log_once(self, trouble: _Trouble, kind: str, text: str) -> None:
-        if trouble.kind != kind:
-            trouble.kind = kind
+        if kind not in trouble.logged:
+            trouble.logged.add(kind)
             logger.warning("%s", one_line(text))
