@@ -34,7 +34,9 @@ class FakeChannel:
         self.error = error
         self.closed = False
         self.sent = []
-        self.core = SimpleNamespace(metrics=Metrics(), receives_devices=False, sends_devices=False)
+        self.core = SimpleNamespace(
+            metrics=Metrics(), receives_devices=False, sends_devices=False, expect_first=int
+        )
         self.server_side = False
 
     def receive_nowait(self):

@@ -100,6 +100,11 @@ def log_of(caplog) -> list[logging.LogRecord]:
 
 STRANGERS = {
     **{name: (HELLO + message(header), text) for name, (header, text) in BAD.items() if text},
+    # Refused before it arrives.
+    "a first message that claims much": (HELLO + PREFIX.pack(1, 0, 0, 0, 5000, 0), "too large"),
+    "a first message that claims a frame": (
+        HELLO + PREFIX.pack(1, 0, 0, 1, 0, 0) + struct.pack("<QQ", 1 << 20, 0), "too large",
+    ),
     "limits below what a handshake takes": (
         Hello(scheme="fabric+tcp", limits={"message": 0}).encode(), "'limits'",
     ),

@@ -77,6 +77,26 @@ def test_what_fell_back_is_counted_and_told():
     assert near.core.take_notices() == []
 
 
+@pytest.mark.parametrize(
+    "claim", [offer(0, [1 << 20]), record(MESSAGE, 0, sizes=[5]), record(MESSAGE, 0, bytes(101))]
+)
+def test_nothing_of_a_stranger_is_fetched_or_stored(claim):
+    near = End()
+    near.core.expect_first(100)
+    near.core.feed(claim)
+    with pytest.raises(ProtocolError, match="a first message that is too large"):
+        near.core.next_message()
+    assert not near.core.wants & WANT_FETCH
+
+
+def test_only_the_first_message_is_expected_to_be_small():
+    near = End()
+    near.core.expect_first(100)
+    near.core.feed(record(MESSAGE, 0, bytes(100)) + record(MESSAGE, 1, bytes(101)))
+    assert contents([near.core.next_message()]) == [(bytes(100), [])]
+    assert contents([near.core.next_message()]) == [(bytes(101), [])]
+
+
 @pytest.mark.parametrize("is_read", [True, False])
 def test_paths_are_used_before_the_record_behind_them_is_read(is_read):
     """The client may offer frames as soon as it has sent PATHS."""

@@ -256,6 +256,17 @@ cdef class Connection:
             self.local = after(self.local, HELLO_DONE)
         self.reader.records.advance_state(HELLO_DONE)
 
+    def expect_first(self, nbytes):
+        """Accept only a header of up to *nbytes*, and no frames, as the peer's first message.
+
+        Before that the peer is a stranger: nothing is fetched from it, nor stored for it.
+
+        Parameters
+        ----------
+        nbytes : int
+        """
+        self.reader.records.first_bytes_limit = nbytes
+
     cpdef use(self, Path path, devices=None):
         """Use one more path for large frames, in both directions.
 

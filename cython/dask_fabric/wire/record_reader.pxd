@@ -25,6 +25,7 @@ cdef class RecordReader:
     cdef Py_ssize_t header_bytes_limit
     cdef Py_ssize_t message_bytes_limit
     cdef Py_ssize_t frame_count_limit
+    cdef Py_ssize_t first_bytes_limit       # of the first message; 0 if it is like others
     cdef readonly uint64_t message_count    # messages that have left the staging buffer
 
     # How much of the next record's table was checked, and the sums over these entries.

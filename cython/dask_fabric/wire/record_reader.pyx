@@ -197,6 +197,10 @@ cdef class RecordReader:
                 raise excess("header", prefix.header_bytes, self.header_bytes_limit, "header")
             if prefix.frame_count > <uint64_t> self.frame_count_limit:
                 raise excess("table", prefix.frame_count, self.frame_count_limit, "frames")
+            if self.message_count == 0 and self.first_bytes_limit and (
+                prefix.frame_count or prefix.header_bytes > <uint64_t> self.first_bytes_limit
+            ):
+                raise violation("a first message that is too large for Dask's handshake")
         elif prefix.kind == ERROR or prefix.kind == PATHS:
             if prefix.frame_count or prefix.header_bytes > TEXT_BYTES:
                 raise violation(f"a malformed record of kind {prefix.kind}")

@@ -129,6 +129,7 @@ class FabricComm(Comm):
         self._is_behind = False  # whether much was queued for the peer after the last message
         # Called with the bytes of each message; set by the connector for a path that wants to know.
         self.on_moved: Callable[[int, bool], None] | None = None
+        channel.core.expect_first(dask_handshake.BYTES_LIMIT)
         self._is_new = True  # until the peer's side of Dask's handshake has been read
         self._context: dict[str, Any] | None = None
         self._context_options: dict[str, Any] | None = None  # that `_context` was made with

@@ -12,7 +12,7 @@ from dask_fabric.errors import ProtocolError
 from dask_fabric.wire.hello import unpack_map
 from dask_fabric.wire.records import violation
 
-_BYTES_LIMIT = 4096  # distributed sends about 50
+BYTES_LIMIT = 4096  # distributed sends about 50
 _TYPES = {"compression": (str, bool, type(None)), "python": (tuple,), "pickle-protocol": (int,)}
 
 
@@ -24,7 +24,7 @@ def decode(header: bytes | memoryview, frames: list) -> dict[str, Any]:
     ProtocolError
         The message is not a valid handshake.
     """
-    if frames or len(header) > _BYTES_LIMIT:
+    if frames or len(header) > BYTES_LIMIT:
         raise violation("a first message that is too large for Dask's handshake")
     return dict(_decode(bytes(header)))
 

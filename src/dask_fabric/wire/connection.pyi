@@ -143,6 +143,15 @@ class Connection:
         """
     def opened(self) -> Any:
         """Both hellos are exchanged: records follow, unless this side has closed meanwhile."""
+    def expect_first(self, nbytes: int):
+        """Accept only a header of up to *nbytes*, and no frames, as the peer's first message.
+
+        Before that the peer is a stranger: nothing is fetched from it, nor stored for it.
+
+        Parameters
+        ----------
+        nbytes : int
+        """
     def use(self, path: Path, devices=None) -> Any:
         """Use one more path for large frames, in both directions.
 
