@@ -30,9 +30,9 @@ def _provider(value: object) -> str | None:
 
 
 def _domain(value: object) -> str | None:
-    if value is not None and (not value or not is_name(value)):
-        raise ValueError(value)
-    return value
+    if value is None or (isinstance(value, str) and value and is_name(value)):
+        return value
+    raise ValueError(value)
 
 
 def _options(value: object) -> tuple[tuple[str, str], ...]:
