@@ -49,6 +49,7 @@ def fuzz(python: Path, target: Target, seconds: int) -> dict:
     options = [
         f"-max_total_time={seconds}",
         f"-timeout={HANG_SECONDS}",
+        f"-report_slow_units={HANG_SECONDS}",  # by the clock; `oracle` measures the CPU's time
         f"-max_len={INPUT_BYTES_LIMIT}",
         f"-rss_limit_mb={MEMORY_MIB_LIMIT}",
         f"-artifact_prefix={FAULTS}/{target.name}-",
