@@ -16,7 +16,7 @@ SOURCES := pyproject.toml README.md LICENSE $(shell find cython src -type f -not
 
 help:
 	@echo "make demo   a cluster on fabric:// and on tcp://, on real data (about a minute)"
-	@echo "make test   lint, and the tests on the installed wheel, in three processes; JOBS= in one"
+	@echo "make test   lint, and the tests on the installed wheel, in four processes; JOBS= in one"
 	@echo "make test-all  the slow tests as well"
 	@echo "make test-versions  all tests on Python 3.10 with the lowest dependencies and on 3.13 with the"
 	@echo "            newest; TESTS=tests/wire for some"
@@ -50,7 +50,7 @@ demo: $(VENV)/extra-bench
 
 # Tests wait more than they compute, so more of them run at once than there are cores. The tests of a
 # file stay together.
-JOBS ?= 3
+JOBS ?= 4
 PYTEST = $(BIN)/python -m pytest $(JOBS:%=-n % --dist loadfile)
 
 test: lint $(VENV)/extra-ucx $(VENV)/extra-ofi

@@ -161,6 +161,7 @@ def run(*scenarios: str, protocols: tuple[str, ...] = ("tcp", "fabric"), **optio
     return suite.run(plan, {}, io.StringIO())
 
 
+@pytest.mark.slow
 def test_a_run():
     results = run("pingpong", "bandwidth", "memory", message_count=10)
     columns = {row.name: set(row.rounds) for row in results.rows}

@@ -30,7 +30,7 @@ async def main(user, address, ca, cert, key):
         os.setgroups([])
         os.setuid(int(user))
     try:
-        comm = await connect(address, timeout=20, **arguments)
+        comm = await connect(address, timeout=float(os.environ["CONNECT_SECONDS"]), **arguments)
         await comm.write("ping")
         print(await comm.read())
         await comm.close()
@@ -64,7 +64,12 @@ async def ask(
     user : int, optional
         Another user, for root.
     """
-    environment = {**os.environ, "DASK_FABRIC__TIMEOUTS__HANDSHAKE": "20s", **(variables or {})}
+    environment = {
+        **os.environ,
+        "DASK_FABRIC__TIMEOUTS__HANDSHAKE": "20s",
+        "CONNECT_SECONDS": "20",
+        **(variables or {}),
+    }
     files = ("", "", "")
     if security is not None and security.use:
         files = (security.tls_ca_file, security.tls_client_cert, security.tls_client_key)

@@ -383,8 +383,9 @@ async def test_a_daemon_that_hangs_from_the_start(daemon, impatient):
             await asyncio.to_thread(munge.user, config.load())
 
 
-@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
-@pytest.mark.parametrize("scheme", ["fabric", "fabric+tcp"])
+@pytest.mark.parametrize(
+    ("scheme", "number"), [("fabric", signal.SIGSTOP), ("fabric+tcp", signal.SIGKILL)]
+)
 async def test_a_daemon_that_fails_later(daemon, impatient, scheme, number, caplog):
     """Dask tries again, until its timeout; open comms stay open, and a restart is enough."""
     with using(daemon.socket):

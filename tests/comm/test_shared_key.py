@@ -232,8 +232,9 @@ async def test_a_home_that_hangs_takes_one_thread(key_file, monkeypatch):
 # ---- who may connect
 
 
-async def ask(address: str, secret: bytes | None, security) -> str:
-    variables = {} if secret is None else {"DASK_FABRIC__AUTH__KEY": secret.hex()}
+async def ask(address: str, secret: bytes | None, security, **variables: str) -> str:
+    if secret is not None:
+        variables["DASK_FABRIC__AUTH__KEY"] = secret.hex()
     return await asking.ask(address, security, variables)
 
 
@@ -310,7 +311,8 @@ async def test_a_key_file_that_is_spoiled_or_removed_opens_nothing(key_file, may
         await looked_again("others")
         with pytest.raises(ConfigError, match="may be used by others"):
             await connect(listener.contact_address)
-        assert "ping" not in await ask(listener.contact_address, ONE, maybe_plain)
+        told = await ask(listener.contact_address, ONE, maybe_plain, CONNECT_SECONDS="3")
+        assert "ping" not in told
         assert "may be used by others" in caplog.text
         key_file.chmod(0o600)
         await looked_again(fingerprints(ONE))

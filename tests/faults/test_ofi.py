@@ -109,6 +109,7 @@ async def write_hundred(comm, data) -> None:
         await comm.write({"x": to_serialize(data)})
 
 
+@pytest.mark.slow
 async def test_a_sender_that_stops_in_the_middle_is_given_up_and_goes_on(start_peer):
     """Its frames are requested, and sent on the stream when it goes on."""
     await warm_up(start_peer)
