@@ -13,6 +13,7 @@ README.md (chart too), docs/benchmarks.md       ``benchmarks/results/*.json``, s
 docs/shm.md, tables                            what ``benchmarks/shm.py`` wrote
 docs/ofi.md, table of the providers            `dask_fabric.paths.ofi.kinds`
 docs/ecosystem.md, table of objects            what ``benchmarks/objects.py`` wrote
+docs/lanes.md, tables of lanes                 what ``benchmarks/lanes.py`` wrote
 docs/tutorial.md                               docs/tutorial.ipynb, whose outputs are not kept
 =============================================  ====================================================
 """
@@ -50,7 +51,7 @@ def made() -> dict[Path, str]:
     protocol, configuration = DOCS / "wire-protocol.md", DOCS / "configuration.md"
     readme, benchmarks = ROOT / "README.md", DOCS / "benchmarks.md"
     shm, architecture = DOCS / "shm.md", DOCS / "architecture.md"
-    ecosystem, ofi = DOCS / "ecosystem.md", DOCS / "ofi.md"
+    ecosystem, ofi, lanes = DOCS / "ecosystem.md", DOCS / "ofi.md", DOCS / "lanes.md"
     return {
         architecture: _filled(architecture, "states", diagram()),
         protocol: _filled(protocol, "states", diagram()),
@@ -60,6 +61,7 @@ def made() -> dict[Path, str]:
         readme: _filled(readme, "figures", "".join((*_chart(), *_figures()))),
         benchmarks: _filled(benchmarks, "figures", "".join(_all_figures())),
         shm: _filled(shm, "figures", "".join(_shm_figures())),
+        lanes: _filled(lanes, "figures", "".join(_lanes())),
         ofi: _filled(ofi, "providers", "".join(_providers())),
         ecosystem: _filled(ecosystem, "objects", "".join(_objects())),
         DOCS / "tutorial.md": "\n".join(_tutorial()),
@@ -331,6 +333,46 @@ def _operations(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
         ["operation", *(f"{nbytes // 10**6} MB" for nbytes in sizes)],
         *([name, *(f"{ratios[name, nbytes]:.2f}" for nbytes in sizes)] for name in names),
     ]
+
+
+def _lanes() -> Iterator[str]:
+    """Give what lanes bring where each flow is capped, and what they cost elsewhere."""
+    found = json.loads((RESULTS / "lanes.json").read_text())
+    yield f"\nOne run: {facts_line(found['facts'])}\n\n"
+    capped = {row["lanes"]: row for row in found["capped"]}
+    one = capped["1"]["mb_per_second"]
+    lines = [["`fabric.lanes.count`", "MB/s", "of as many times one"]]
+    for count, row in capped.items():
+        rate = row["mb_per_second"]
+        if count == "auto":
+            of_one = f"it settles at {row['connections'] - 1}, after {row['rounds'] - 8} transfers"
+        else:
+            flows = int(count.removeprefix("raw "))
+            of_one = f"{rate / one / flows:.2f}"
+        name = f"{count[4:]} sockets alone" if count.startswith("raw") else f"`{count}`"
+        lines.append([name, f"{rate:.1f}", of_one])
+    cap, size = found["rate_mb_per_second"], capped["1"]["mb"]
+    yield f"Arrays of {size} MB on a link that caps each flow at {cap} MB/s:\n\n"
+    yield "\n".join(table(lines, has_head=True, markdown=True))
+    yield "\n\nOn a link without a cap, MB/s, medians of the turns, and lowest and highest:\n\n"
+    yield "\n".join(table(_uncapped(found["uncapped"]), has_head=True, markdown=True))
+    yield "\n\n"
+
+
+def _uncapped(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+    rates: dict[tuple[int, str], list[float]] = {}
+    for row in rows:
+        rates.setdefault((row["mb"], row["lanes"]), []).append(row["mb_per_second"])
+    sizes = dict.fromkeys(size for size, _ in rates)
+    lines = [["array", "1 lane", "8 lanes", "`auto`", "one socket alone", "`auto` / 1 lane"]]
+    for size in sizes:
+        medians = {count: statistics.median(rates[size, count]) for count in ("1", "auto")}
+        cells = []
+        for count in ("1", "8", "auto", "raw 1"):
+            of = rates[size, count]
+            cells.append(f"{statistics.median(of):.0f} ({min(of):.0f} to {max(of):.0f})")
+        lines.append([f"{size} MB", *cells, f"{medians['auto'] / medians['1']:.2f}"])
+    return lines
 
 
 def _objects() -> Iterator[str]:
