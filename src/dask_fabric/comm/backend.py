@@ -52,13 +52,13 @@ class FabricBackend(Backend):
 
 
 class StreamBackend(FabricBackend):
-    """``fabric+tcp://``: everything on one TCP connection, never encrypted."""
+    """``fabric+tcp://``: everything by TCP, never encrypted."""
 
     scheme = Scheme("fabric+tcp", tls="never")
 
 
 class TLSBackend(FabricBackend):
-    """``fabric+tls://``: everything on one TLS connection, with certificates on both sides."""
+    """``fabric+tls://``: everything inside TLS, by certificates or the shared key."""
 
     scheme = Scheme("fabric+tls", tls="always")
 

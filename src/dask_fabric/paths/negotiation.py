@@ -31,8 +31,8 @@ class Choice:
         The paths of large frames, for each kind of memory that both sides have. Each frame travels
         by the first path that accepts it. Device frames on the stream are staged in host memory.
     refused : mapping of str to str
-        The paths that are not in use, each with the reason; keys are ``ucx`` for host memory and
-        ``ucx (cuda)`` for GPU memory.
+        The paths that are not in use, each with the reason; a key is the path's name, and for GPU
+        memory followed by `` (cuda)``.
     """
 
     ordered: Mapping[str, tuple[str, ...]]
