@@ -146,7 +146,8 @@ NAMELESS = (
     *("wire", "engine", "codec", "memory", "jobs", "config"),
     *("comm", "telemetry", "gpu", "bench", "cli"),
 )
-PATH = re.compile(r"(?<![a-z])(cma|shm|ucx|ofi)(?![a-z])", re.IGNORECASE)  # `_` ends a word here
+# `_` ends a word here.
+PATH = re.compile(r"(?<![a-z])(cma|shm|ucx|ofi|lanes)(?![a-z])", re.IGNORECASE)
 NO_PATH = (
     "fabric+ucx",  # a scheme
     "fabric+ofi",
@@ -185,12 +186,12 @@ def test_no_room_but_its_own_names_a_path():
     assert sorted(found) == sorted(NAMED_ON_PURPOSE)
 
 
-@pytest.mark.parametrize("text", ["cma", "UCX's", "ucx_library", "find_shm()", "fabric.shm.max"])
+@pytest.mark.parametrize("text", ["cma", "UCX's", "ucx_library", "find_shm()", "lanes.count"])
 def test_the_name_of_a_path_is_seen(text):
     assert names_a_path(text)
 
 
-@pytest.mark.parametrize("text", ["fabric+ucx://", "ucxx", "/dev/shm", "shm_free_bytes", "schma"])
+@pytest.mark.parametrize("text", ["fabric+ucx://", "ucxx", "/dev/shm", "shm_free_bytes", "planes"])
 def test_a_name_that_is_no_path_is_not_seen(text):
     assert not names_a_path(text)
 

@@ -15,6 +15,7 @@ from .ends import (
     FAILED,
     FRAMES,
     MESSAGE,
+    NOTICE_BROKEN,
     NOTICE_FELL_BACK,
     NOTICE_PATHS,
     REQUEST,
@@ -24,6 +25,7 @@ from .ends import (
     WANT_FETCH,
     WANT_LOOK,
     End,
+    TablePath,
     contents,
     kinds_of,
     offer,
@@ -75,6 +77,23 @@ def test_what_fell_back_is_counted_and_told():
     assert near.core.take_notices() == [(NOTICE_FELL_BACK, 2, near.path)]
     assert not near.core.wants & WANT_ATTENTION
     assert near.core.take_notices() == []
+
+
+def test_a_broken_path_offers_nothing_until_it_works_again():
+    near = End([TablePath(16), TablePath(17)])
+    first, second = near.paths
+    for path in near.paths:
+        assert near.core.stop_offering(path)
+        assert not near.core.stop_offering(path)  # it is said once
+    assert near.core.take_notices() == [(NOTICE_BROKEN, None, path) for path in near.paths]
+    near.send(b"", [LARGE])
+    near.core.resume_offering(second)
+    near.send(b"", [LARGE])
+    near.core.resume_offering(first)  # it is preferred again
+    near.send(b"", [LARGE])
+    assert [len(path.offered) for path in near.paths] == [1, 1]
+    assert near.core.stop_offering(first)  # and may break again
+    assert near.core.take_notices() == [(NOTICE_BROKEN, None, first)]
 
 
 @pytest.mark.parametrize(
