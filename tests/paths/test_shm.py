@@ -21,12 +21,13 @@ import pytest
 from distributed import Client, LocalCluster
 from distributed.comm import connect, listen
 from distributed.protocol import to_serialize
-from tests.conftest import LOCAL_CLUSTER
+from tests.conftest import LOCAL_CLUSTER, unsharing
 from tests.memory.conftest import resident_bytes
 from tests.paths.conformance.conftest import new_channel
 from tests.paths.shm_peer import SETTINGS, new_array, pattern
 from tests.programs import hand_over
 
+import dask_fabric
 from dask_fabric.memory import arrays, files, pool
 from dask_fabric.paths.python_path import PythonPath
 from dask_fabric.paths.shm import endpoint, exchange
@@ -201,6 +202,27 @@ async def test_a_chain_of_three_processes(peers):
     second.process.kill()
     first.process.wait()
     assert (await third("look", name="x"))["values"] == [3]
+
+
+@pytest.mark.netns
+async def test_a_process_of_another_pid_namespace(peers):
+    """Where `cma` is refused: mapping needs no id of the other process."""
+    peer = await peers(prefix=unsharing("-p", "-f", "--kill-child"))
+    assert "cma" in peer.comm.refused_paths
+    await until_attached(peer)
+    data = new_array(NBYTES, 1)
+    before = shm_frames(peer)
+    await send(peer, "x", data)
+    await peer("make", name="y", nbytes=NBYTES, value=2)
+
+    async def is_mapped():
+        await peer.comm.write({"op": "give", "name": "y"})
+        assert ((await peer.comm.read())["data"] == 2).all()
+        return shm_frames(peer)[1] > before[1]
+
+    await until(is_mapped)
+    assert shm_frames(peer)[0] == before[0] + 1
+    assert (await peer("look", name="x"))["values"] == [1]
 
 
 async def test_of_a_process_that_is_gone_arrays_are_passed_on_by_another_path(peers):
@@ -633,6 +655,27 @@ def test_a_worker_shares_what_its_tasks_make():
         found = client.run(figures)[one]
         assert found["frozen_count"] > 0
         assert found["most_bytes"] == 10**9  # half of the worker's limit
+
+
+def test_a_scheduler_passes_on_what_it_has_received():
+    """It does not deserialize: the frames lie in its own file, and workers map them."""
+
+    def mapped_bytes():
+        return dask_fabric.statistics()["shm"]["mapped_bytes"]
+
+    with (
+        dask.config.set({"fabric.shm.enabled": True}),
+        LocalCluster(n_workers=2, threads_per_worker=1, protocol="fabric", **LOCAL_CLUSTER) as own,
+        Client(own) as client,
+    ):
+        data = np.ones(NBYTES, "u1")  # of a program: not in a file
+        for _ in range(20):  # the first may find that nobody is attached yet
+            scattered = client.scatter(data, broadcast=True, direct=False, hash=False)
+            mapped = client.run(mapped_bytes).values()
+            if all(nbytes >= NBYTES for nbytes in mapped):
+                break
+            del scattered
+        assert all(nbytes >= NBYTES for nbytes in mapped)
 
 
 LISTENS = """

@@ -72,6 +72,7 @@ def check_page(before: dict, page: dict) -> None:
     assert count == page["dask_fabric_sent_message_bytes_bucket", 'le="+Inf"'] > 0
     assert page["dask_fabric_sent_message_bytes_sum", ""] > 8 * DATA_COUNT
     assert page["dask_fabric_open_comms", ""] > 0
+    assert page["dask_fabric_path_figures", 'figure="most_bytes",path="shm"'] > 0
     assert page["dask_fabric_transfer_seconds_total", 'on="loop",path="stream"'] >= 0
     assert any(name == "dask_worker_threads" or "dask_scheduler" in name for name, _ in page)
 
