@@ -23,7 +23,7 @@ cdef enum:
 cdef enum NoticeKind:           # with its subject
     NOTICE_PATHS = 0            # the peer's PATHS record, which completes the negotiation
     NOTICE_FELL_BACK = 1        # the peer could not fetch: how often so far, and by which path
-    NOTICE_BROKEN = 2           # nothing is offered by this path any more
+    NOTICE_BROKEN = 2           # nothing is offered by this path until it recovers
     NOTICE_STAGE = 3            # a lease whose device frames must be copied to host memory
 
 cdef class Connection:

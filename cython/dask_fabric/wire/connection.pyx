@@ -293,7 +293,7 @@ cdef class Connection:
         self.outgoing.use(offering, self.devices.span_of if takes_devices else None)
 
     cdef unpin(self, Lease lease, Job job, Path path, int error):
-        """A path's send job has ended. After an error nothing is offered by the path any more."""
+        """A path's send job has ended. An error means that the path is broken."""
         path.counting().sent(lease.frames.begin_ns, job.waited_ns, job.busy_ns)
         if self.outbox.unpin(lease, job):
             self._released(lease)

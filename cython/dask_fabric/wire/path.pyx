@@ -20,8 +20,9 @@ a frame goes through, with the methods that are called:
 A path serves one connection in one event loop, and never blocks that loop. Work that may take long
 is a job of native threads. Its completion is posted to `queue` and handed to the channel.
 
-`fail` is called when the path is found broken: it ends all its jobs with errors. `close` is called
-once, at the end of the connection.
+`fail` is called when the path is found broken: it ends all its jobs with errors. Nothing more is
+offered then. If the path `recovers`, `retry` is called from time to time, until the path works
+again. `close` is called once, at the end of the connection.
 """
 
 cimport cython

@@ -13,7 +13,7 @@ answered. The states of an endpoint:
 * WIRING: no greeting has arrived. The receiving side greets too, because the sender's greeting may
   have arrived before the receiver's endpoint existed, and was dropped.
 * READY: the counterpart has greeted. Frames are sent at once.
-* BROKEN: every operation fails, until the endpoint is closed. The comm uses the stream.
+* BROKEN: every operation fails, until the endpoint is closed or revived. The comm uses the stream.
 
 A broken endpoint can be *revived*: it is WIRING again, and its greeting says so. That revives the
 counterpart too, unless UCX still uses some of its memory. No frame is at risk meanwhile.
