@@ -349,7 +349,9 @@ def _lanes() -> Iterator[str]:
         else:
             flows = int(count.removeprefix("raw "))
             of_one = f"{rate / one / flows:.2f}"
-        name = f"{count[4:]} sockets alone" if count.startswith("raw") else f"`{count}`"
+        name = {"raw 1": "one socket alone"}.get(count, f"`{count}`")
+        if count.startswith("raw") and flows > 1:
+            name = f"{flows} sockets alone"
         lines.append([name, f"{rate:.1f}", of_one])
     cap, size = found["rate_mb_per_second"], capped["1"]["mb"]
     yield f"Arrays of {size} MB on a link that caps each flow at {cap} MB/s:\n\n"

@@ -92,7 +92,10 @@ async def test_pauses_double_until_the_path_has_worked_for_long(monkeypatch, cap
         name, recovers, retries, offers = "some", True, None, False
 
         def retry(self):
-            return told.pop(0)
+            answer = told.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
 
     class Channel:
         loop, closed = Loop(), False
@@ -112,7 +115,7 @@ async def test_pauses_double_until_the_path_has_worked_for_long(monkeypatch, cap
     (path,) = channel.paths
     retries.broken(channel, path)
     assert "the path some is broken, and is tried again in 10 seconds" in caplog.text
-    for answer in (-1.0, -1.0, 3.0, 0.0):
+    for answer in (-1.0, RuntimeError("in a test"), 3.0, 0.0):
         told.append(answer)
         channel.loop.next()
     assert pauses == [10, 20, 40, 3] and path.offers

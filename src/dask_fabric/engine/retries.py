@@ -76,7 +76,11 @@ class Retries:
         if channel is None or channel.closed:
             return
         path = next(one for one in channel.core.paths if one.name == self._name)
-        delay = path.retry()
+        try:
+            delay = path.retry()
+        except Exception:
+            logger.exception("The path %s cannot be tried", self._name)
+            delay = -1.0
         if delay > 0:
             self._later(delay)
         elif delay < 0:
