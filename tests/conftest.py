@@ -128,6 +128,12 @@ def pytest_collection_modifyitems(items) -> None:
             item.add_marker(pytest.mark.slow)
 
 
+def pytest_collection_finish() -> None:
+    """Free the collector of all that was imported: hundreds of tests have it run."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(params=scheme_params())
 def scheme(request) -> str:
     marker = request.node.get_closest_marker("own")
