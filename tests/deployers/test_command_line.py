@@ -45,13 +45,24 @@ def test_two_hosts_with_an_interface(folder, hosts):
     assert f"worker fabric://{NETWORKS[1]}.2:" in output
 
 
+def test_a_scheduler_that_stays_on_tcp(folder, free_port):
+    port = str(free_port())
+    scheduler, worker = commands_of(PAGE)[3:5]
+    worker = worker.replace("10.0.0.1", "127.0.0.1").replace("8786", port)
+    start = folder.start("sh", "-c", f"exec {scheduler} --port {port} --host 127.0.0.1")
+    with start, folder.start("sh", "-c", f"exec {worker}"):
+        output = folder.run("python", "check.py", f"tcp://127.0.0.1:{port}", "1")
+    assert f"scheduler tcp://127.0.0.1:{port}" in output
+    assert "worker fabric://127.0.0.1:" in output
+
+
 def test_a_client_that_only_knows_tcp(folder, free_port):
     (folder.path / "tcp_client.py").write_text(TCP_CLIENT)
     fabric, tcp = (str(free_port()) for _ in range(2))
     scheduler, worker = (
         "exec "
         + command.replace("10.0.0.1", "127.0.0.1").replace("8786", fabric).replace("8787", tcp)
-        for command in commands_of(PAGE)[3:]
+        for command in commands_of(PAGE)[5:]
     )
     with folder.start("sh", "-c", scheduler), folder.start("sh", "-c", worker):
         address = f"tcp://127.0.0.1:{tcp}"

@@ -9,6 +9,7 @@ from .conftest import assert_all_over_fabric, commands_of, program
 PAGE = "howto/deploy/mpi.md"
 # As root, and with more ranks than cores; communication of MPI itself stays within the host.
 OPENMPI = {
+    "MPI4PY_MPIABI": "openmpi",  # not the mpich whose wheel has libfabric
     "OMPI_ALLOW_RUN_AS_ROOT": "1",
     "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
     "OMPI_MCA_rmaps_base_oversubscribe": "1",
