@@ -31,7 +31,7 @@ cdef struct Greeting:
     uint32_t serial             # number of the sender's connection to this peer, from 1
     uint32_t flags
 
-# Bits of `Greeting.flags`; 0.1 ignores all but the first.
+# Bits of `Greeting.flags`. Who does not know the second takes such a greeting for an answer.
 cdef enum:
     IS_ANSWER = 1
     REVIVES = 2                 # the sender was broken, and asks to begin anew
