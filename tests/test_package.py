@@ -7,6 +7,7 @@ from importlib.metadata import entry_points, version
 from pathlib import Path
 
 import pytest
+from tests.release.smoke import GROUPS
 
 import dask_fabric
 
@@ -62,3 +63,9 @@ def test_no_scheme_of_others_is_claimed():
         if e.value.startswith("dask_fabric")
     }
     assert ours == SCHEMES
+
+
+def test_the_check_of_a_release_expects_as_many_entry_points():
+    for group, count in GROUPS.items():
+        ours = [one for one in entry_points(group=group) if one.value.startswith("dask_fabric")]
+        assert len(ours) == count, group

@@ -20,7 +20,7 @@ from distributed import Client, LocalCluster
 import dask_fabric
 
 LIMIT_SECONDS = 120
-GROUPS = {"distributed.comm.backends": 4, "dask_fabric.paths": 3, "dask_cli": 1}
+GROUPS = {"distributed.comm.backends": 5, "dask_fabric.paths": 5, "dask_cli": 1}
 # These need an extra: bokeh or pandas.
 OPTIONAL = {
     "dask_fabric.bench.page.page",
