@@ -5,7 +5,8 @@
 
 ``shm.py numpy`` times operations of NumPy whose arrays lie in ordinary memory, and in the memory
 file, in turns. ``shm.py hand-over`` times, for each size, the hand-over between two processes by
-``tcp``, ``cma`` and ``shm``, and its CPU time. ``shm.py`` does both.
+``tcp``, ``cma`` and ``shm``, and its CPU time. The floor is the mapping of a file in memory,
+without a message. ``shm.py`` does both.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import asyncio
 import contextlib
 import contextvars
 import json
+import mmap
+import os
 import statistics
 import subprocess
 import sys
@@ -132,6 +135,25 @@ async def hand_over(protocol: str, uses_shm: bool, rounds: int) -> list[tuple[fl
     return found
 
 
+def time_mapping(nbytes: int, reads: bool, rounds: int) -> float:
+    """Give the median time in ms of mapping a file in memory, once it has been written."""
+    times = []
+    fd = os.memfd_create("floor")
+    try:
+        os.ftruncate(fd, nbytes)
+        with mmap.mmap(fd, nbytes) as written:
+            np.frombuffer(written, np.float64)[:] = 1
+        for _ in range(rounds + 2):
+            begin = time.perf_counter()
+            with mmap.mmap(fd, nbytes, flags=mmap.MAP_PRIVATE) as mapped:
+                if reads:
+                    np.frombuffer(mapped, np.float64).sum()
+                times.append(time.perf_counter() - begin)
+    finally:
+        os.close(fd)
+    return statistics.median(times[2:]) * 1e3
+
+
 def time_hand_over(rounds: int) -> Iterator[dict[str, Any]]:
     """Time a message with an array, and its reply: unread, and with its sum."""
     runs = [[asyncio.run(hand_over(*kind, rounds)) for _, *kind in KINDS] for _ in range(3)]
@@ -140,6 +162,7 @@ def time_hand_over(rounds: int) -> Iterator[dict[str, Any]]:
         for at, (name, *_) in enumerate(KINDS):
             row[f"{name}_ms"] = statistics.median(run[at][index][0] for run in runs)
             row[f"{name}_cpu"] = statistics.median(run[at][index][1] for run in runs)
+        row["floor_ms"] = time_mapping(nbytes, reads, rounds)
         yield row
 
 

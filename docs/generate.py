@@ -309,14 +309,15 @@ def _shm_figures() -> Iterator[str]:
 
 def _hand_over(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     """Compare the hand-over of an array by tcp, cma and shm, a line for each size."""
-    head = ["array", "tcp, ms", "cma, ms", "shm, ms", "tcp / shm", "cma / shm", "CPU: cma / shm"]
-    lines = [head]
+    head = ["array", "tcp, ms", "cma, ms", "shm, ms", "mapping alone, ms", "tcp / shm"]
+    lines = [[*head, "cma / shm", "CPU: cma / shm"]]
     for row in rows:
-        tcp, cma, shm = (row[f"{name}_ms"] for name in ("tcp", "cma", "shm"))
+        tcp, cma, shm, floor = (row[f"{name}_ms"] for name in ("tcp", "cma", "shm", "floor"))
         lines.append(
             [
                 f"{row['nbytes'] // 10**6} MB{', and its sum' if row['reads'] else ''}",
                 *(f"{value:.2f}" for value in (tcp, cma, shm)),
+                f"{floor:.3f}",
                 f"{tcp / shm:.1f}",
                 f"{cma / shm:.1f}",
                 f"{row['cma_cpu'] / row['shm_cpu']:.1f}",
