@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from dask_fabric.keys import Key, Section, full_path, size, switch_or_auto
+from dask_fabric.paths.library_provider import LibraryProvider
 from dask_fabric.paths.ofi.kinds import BY_NAME
-from dask_fabric.paths.provider import Advice, Candidate, Description, Pair, Peer, Provider
+from dask_fabric.paths.provider import Advice, Candidate, Description, Pair, Peer
 from dask_fabric.wire.text import is_name
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ def _option(name: object, value: object) -> tuple[str, str]:
     return f"FI_{name}", ("0", "1")[value] if type(value) is bool else str(value)
 
 
-class OFIProvider(Provider):
+class OFIProvider(LibraryProvider):
     """The path ``ofi``."""
 
     name = "ofi"
@@ -122,38 +124,23 @@ class OFIProvider(Provider):
         },
     )
 
-    def __init__(self) -> None:
-        # The last description, and what it describes: returned again while that runs.
-        self._described: tuple[LocalOFI | None, Description] = None, Description()
-
     # ---- the process
 
     def load(self) -> None:
         from dask_fabric.paths.ofi import endpoint, local  # noqa: F401
 
-    def unwanted(self, settings: Any, insists: bool) -> str:
-        from dask_fabric.paths.ofi.local import unwanted
+    def _local(self) -> ModuleType:
+        from dask_fabric.paths.ofi import local
 
-        return unwanted(settings, insists)
+        return local
 
-    async def prepare(self, settings: Any, insists: bool, host: str = "") -> str:
-        from dask_fabric.paths.ofi.local import find, local_ofi
+    def _found(self) -> Callable[..., tuple[LocalOFI | None, str]]:
+        return self._local().local_ofi
 
-        await find(settings, insists, host)
-        return local_ofi(settings, True, wait=False)[1] if insists else ""
-
-    def describe(self, settings: Any, insists: bool) -> Description | str:
-        from dask_fabric.paths.ofi.local import local_ofi
-
-        local, reason = local_ofi(settings, insists, wait=False)
-        if local is None:
-            return reason
-        if self._described[0] is not local:
-            description = Description(
-                local.facts, version=local.version, provider=local.provider, vni=local.vni
-            )
-            self._described = local, description
-        return self._described[1]
+    def _description_of(self, local: LocalOFI) -> Description:
+        return Description(
+            local.facts, version=local.version, provider=local.provider, vni=local.vni
+        )
 
     def candidate(
         self, description: Mapping[str, Any], settings: Any, sock: socket.socket

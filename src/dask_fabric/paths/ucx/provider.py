@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import secrets
 import socket
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dask_fabric.keys import Key, Section, full_path, switch_or_auto
+from dask_fabric.paths.library_provider import LibraryProvider
 from dask_fabric.paths.provider import (
     CUDA,
     HOST,
@@ -18,7 +20,6 @@ from dask_fabric.paths.provider import (
     HostKey,
     Pair,
     Peer,
-    Provider,
 )
 from dask_fabric.paths.ucx.candidates import VERBS
 from dask_fabric.wire.text import is_name
@@ -60,7 +61,7 @@ def _option(name: object, value: object) -> tuple[str, str]:
     return name, ("n", "y")[value] if type(value) is bool else str(value)
 
 
-class UCXProvider(Provider):
+class UCXProvider(LibraryProvider):
     """The path ``ucx``."""
 
     name = "ucx"
@@ -105,42 +106,27 @@ class UCXProvider(Provider):
         },
     )
 
-    def __init__(self) -> None:
-        # The last description, and the UCX that it describes: returned again while that runs.
-        self._described: tuple[LocalUCX | None, Description] = None, Description()
-
     # ---- the process
 
     def load(self) -> None:
         from dask_fabric.paths.ucx import endpoint, local  # noqa: F401
 
-    def unwanted(self, settings: Any, insists: bool) -> str:
-        from dask_fabric.paths.ucx.local import unwanted
+    def _local(self) -> ModuleType:
+        from dask_fabric.paths.ucx import local
 
-        return unwanted(settings, insists)
+        return local
 
-    async def prepare(self, settings: Any, insists: bool, host: str = "") -> str:
-        from dask_fabric.paths.ucx.local import find, local_ucx
+    def _found(self) -> Callable[..., tuple[LocalUCX | None, str]]:
+        return self._local().local_ucx
 
-        await find(settings, insists, host)
-        return local_ucx(settings, True, wait=False)[1] if insists else ""
-
-    def describe(self, settings: Any, insists: bool) -> Description | str:
-        from dask_fabric.paths.ucx.local import local_ucx
-
-        local, reason = local_ucx(settings, insists, wait=False)
-        if local is None:
-            return reason
-        if self._described[0] is not local:
-            description = Description(
-                version=local.version,
-                transports=local.transports,
-                address=local.address,
-                token=0,
-                scope=local.scope,
-            )
-            self._described = local, description
-        return self._described[1]
+    def _description_of(self, local: LocalUCX) -> Description:
+        return Description(
+            version=local.version,
+            transports=local.transports,
+            address=local.address,
+            token=0,
+            scope=local.scope,
+        )
 
     def candidate(
         self, description: Mapping[str, Any], settings: Any, sock: socket.socket
