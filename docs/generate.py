@@ -309,15 +309,15 @@ def _shm_figures() -> Iterator[str]:
 
 def _hand_over(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     """Compare the hand-over of an array by tcp, cma and shm, a line for each size."""
-    head = ["array", "tcp, ms", "cma, ms", "shm, ms", "mapping alone, ms", "tcp / shm"]
+    head = ["array", "tcp, ms", "cma, ms", "shm, ms", "8 bytes, ms", "tcp / shm"]
     lines = [[*head, "cma / shm", "CPU: cma / shm"]]
     for row in rows:
-        tcp, cma, shm, floor = (row[f"{name}_ms"] for name in ("tcp", "cma", "shm", "floor"))
+        tcp, cma, shm = (row[f"{name}_ms"] for name in ("tcp", "cma", "shm"))
         lines.append(
             [
                 f"{row['nbytes'] // 10**6} MB{', and its sum' if row['reads'] else ''}",
                 *(f"{value:.2f}" for value in (tcp, cma, shm)),
-                f"{floor:.3f}",
+                f"{row['tiny_ms']:.2f}" if "tiny_ms" in row else "",
                 f"{tcp / shm:.1f}",
                 f"{cma / shm:.1f}",
                 f"{row['cma_cpu'] / row['shm_cpu']:.1f}",

@@ -527,6 +527,20 @@ def test_large_results_lie_in_the_file_and_small_ones_do_not(shareable):
     assert pool.statistics()["in_use_bytes"] == in_use - NBYTES
 
 
+@pytest.mark.parametrize("nbytes", [1 << 20, NBYTES, 8 << 20, (8 << 20) - 1])
+def test_results_begin_at_different_places_of_their_pages(shareable, nbytes):
+    """Arrays at the same place slow each other down. Each lies in its own slab all the same."""
+    made = [shareable(np.full, nbytes, number, "u1") for number in range(20)]
+    places = [array.ctypes.data % 4096 for array in made]
+    assert len(set(places[:15])) == 15 and 0 not in places
+    assert all(place % 64 == 0 for place in places)
+    for number, array in enumerate(made):
+        assert in_file(array) and in_file(array[-1:]) and array.min() == array.max() == number
+    del made, array
+    gc.collect()
+    assert files.statistics()["retired_count"] == 0
+
+
 @pytest.mark.resident
 def test_zeroed_memory_is_ordinary_and_takes_none_until_it_is_used(shareable):
     before = resident_bytes()

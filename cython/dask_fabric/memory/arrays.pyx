@@ -18,6 +18,7 @@ from libc.stdint cimport uint64_t, uintptr_t
 from libc.string cimport memcpy, strcpy
 
 from dask_fabric.memory.files cimport keeps_pages, make_huge_pages, serves
+from dask_fabric.memory.idle cimport file_bytes
 from dask_fabric.memory.pool cimport Buffer, allocate, pin_slab, use_small_pages
 
 cnp.import_array()
@@ -28,6 +29,8 @@ cdef extern from "numpy/arrayobject.h":
 cdef enum:
     BUCKET_BITS = 13
     BUCKET_COUNT = 1 << BUCKET_BITS     # short chains even with 100,000 live arrays
+    STAGGER_BYTES = 256
+    STAGGER_COUNT = 15                  # as many fit in the page behind a slab
 
 cdef const char *CAPSULE = b"mem_handler"
 cdef cnp.PyDataMemAllocator numpy = (
@@ -36,6 +39,7 @@ cdef cnp.PyDataMemAllocator numpy = (
 
 # Hash table of the buffers that arrays own, by address. Each entry holds a reference.
 cdef PyObject *buckets[BUCKET_COUNT]
+cdef int place = 0                      # of the array that was made last: see `stagger`
 cdef Buffer next_buffer = None          # for the next allocation of its size by NumPy
 
 
@@ -101,7 +105,22 @@ cdef Buffer new_shareable(size_t nbytes):
         return None
     with nogil:                         # some 0.1 ms for each MB that has none yet
         make_huge_pages(buffer.data, nbytes)
+    stagger(buffer)
     return buffer
+
+
+cdef void stagger(Buffer buffer) noexcept:
+    """Have an array begin elsewhere in its first page than the ones before.
+
+    Reads that follow writes to the same place of another page wait for them ("4K aliasing" in
+    Intel's optimization manual): a copy takes a tenth longer. The page behind the slab has room.
+    """
+    global place
+    place = place % STAGGER_COUNT + 1
+    cdef int lead_bytes = place * STAGGER_BYTES
+    if buffer.lead_bytes + lead_bytes + buffer.nbytes <= file_bytes(buffer.capacity_bytes):
+        buffer.lead_bytes += lead_bytes
+        buffer.data += lead_bytes
 
 
 cdef void give_back(void *context, void *data, size_t nbytes) noexcept:
