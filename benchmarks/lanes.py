@@ -6,9 +6,8 @@ for each, as a Dask worker asks another for data. `raw` are as many sockets with
 floor. Writes ``benchmarks/results/lanes.json``, of which ``docs/generate.py`` makes the tables in
 docs/lanes.md.
 
-A flow is capped by HTB with a class for each, chosen by classic BPF over the two ports. `auto` is
-given as many transfers before as it takes to settle, and these are counted (``rounds``). On the
-link without a cap the settings take turns.
+Flows are capped by `networks.cap_flows`. `auto` is given as many transfers before as it takes to
+settle, and these are counted (``rounds``). On the link without a cap the settings take turns.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
 import socket
 import statistics
 import subprocess
@@ -32,11 +30,11 @@ import numpy as np
 from distributed.comm import connect, listen
 from distributed.protocol import to_serialize
 
+import networks
 from dask_fabric.bench.machine import facts
 
 RESULTS = Path(__file__).with_name("results") / "lanes.json"
-FLOWS = 4096
-ADDRESS = "10.79.0.1"
+NETWORK = "10.79.0"
 ROUNDS_MOST = 40
 # Within a real network the two would not share memory.
 SETTINGS = {
@@ -45,56 +43,6 @@ SETTINGS = {
     "fabric.ucx.enabled": False,
     "fabric.unix-sockets": False,
 }
-
-
-# ---------------------------------------------------------------- two hosts
-
-
-def ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True)
-
-
-@contextlib.contextmanager
-def two_hosts(mb_per_second: int):
-    """Give the names of two namespaces, joined by a link that caps each flow; 0 for no cap."""
-    names = [f"lanes{os.getpid()}{side}" for side in "ab"]
-    with contextlib.ExitStack() as stack:
-        for name in names:
-            ip("netns", "add", name)
-            stack.callback(ip, "netns", "del", name)
-        ip("-n", names[0], "link", "add", "pair0", "type", "veth",
-           "peer", "name", "pair0", "netns", names[1])  # fmt: skip
-        for number, name in enumerate(names, 1):
-            ip("-n", name, "address", "add", f"10.79.0.{number}/24", "dev", "pair0")
-            for device in ("lo", "pair0"):
-                ip("-n", name, "link", "set", device, "up")
-            if mb_per_second:
-                cap(name, mb_per_second)
-        yield names
-
-
-def cap(name: str, mb_per_second: int) -> None:
-    """Give each flow a class with this rate: the one that its two ports choose."""
-
-    def tc(*arguments: str, **options) -> None:
-        subprocess.run(["ip", "netns", "exec", name, "tc", *arguments], check=True, **options)
-
-    rate = f"{8 * mb_per_second}mbit"
-    classes = "".join(
-        f"class add dev pair0 parent 1: classid 1:{number:x} htb rate {rate} ceil {rate} "
-        "burst 128k cburst 128k quantum 65536\n"
-        for number in range(10, FLOWS + 10)
-    )
-    at = 0xFFF00000  # the network header
-    # 1:(10 + (source ^ destination) % FLOWS) for TCP over IPv4, else no class
-    program = (
-        f"13,48 0 0 {at},84 0 0 240,21 0 9 64,48 0 0 {at + 9},21 0 7 6,40 0 0 {at + 20},7 0 0 0,"
-        f"40 0 0 {at + 22},172 0 0 0,84 0 0 {FLOWS - 1},4 0 0 {65536 + 10},22 0 0 0,6 0 0 0,"
-    )
-    tc("qdisc", "add", "dev", "pair0", "root", "handle", "1:", "htb", "default", "0")
-    tc("-batch", "-", input=classes, text=True)
-    tc("filter", "add", "dev", "pair0", "parent", "1:", "protocol", "ip", "prio", "10", "bpf",
-       "bytecode", program)  # fmt: skip
 
 
 # ---------------------------------------------------------------- both ends
@@ -109,7 +57,7 @@ async def serve() -> None:
             while True:
                 await comm.write({"x": to_serialize(memory[: await comm.read()])})
 
-    async with listen(f"fabric://{ADDRESS}:0", handle) as listener:
+    async with listen(f"fabric://{NETWORK}.1:0", handle) as listener:
         print(listener.contact_address, flush=True)
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
 
@@ -148,7 +96,7 @@ def serve_raw() -> None:
         while asked := sock.recv(8):
             sock.sendall(memory[: int.from_bytes(asked, "little")])
 
-    with socket.create_server((ADDRESS, 0)) as listener:
+    with socket.create_server((f"{NETWORK}.1", 0)) as listener:
         print(listener.getsockname()[1], flush=True)
         threading.Thread(target=_take, args=(listener, handle), daemon=True).start()
         sys.stdin.read()
@@ -163,7 +111,7 @@ def _take(listener: socket.socket, handle) -> None:
 def ask_raw(port: int, nbytes: int, count: int, flows: int) -> None:
     """Receive arrays in equal parts by as many sockets, and print figures."""
     memory = memoryview(bytearray(nbytes))
-    socks = [socket.create_connection((ADDRESS, port)) for _ in range(flows)]
+    socks = [socket.create_connection((f"{NETWORK}.1", port)) for _ in range(flows)]
     part = nbytes // flows
 
     def receive(number: int) -> None:
@@ -189,6 +137,16 @@ def _rates(nbytes: int, times: Sequence[float]) -> dict:
         "mb_per_second": round(nbytes / statistics.median(times) / 1e6, 1),
         "best_mb_per_second": round(nbytes / min(times) / 1e6, 1),
     }
+
+
+@contextlib.contextmanager
+def two_hosts(mb_per_second: int):
+    """Give the names of two hosts, joined by a link that caps each flow; 0 for no cap."""
+    with networks.namespaces(2, "lanes") as names:
+        networks.connect(*names, "pair0", NETWORK)
+        for name in names if mb_per_second else ():
+            networks.cap_flows(name, "pair0", 8 * mb_per_second)
+        yield names
 
 
 def measure(hosts: list[str], lanes: str, nbytes: int, count: int) -> dict:

@@ -16,6 +16,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from benchmarks.networks import connect, mesh, namespaces
 from distributed import LocalCluster
 from distributed.security import Security
 from tests.slow_memory import SlowMemory
@@ -168,29 +169,34 @@ def scheduler_alone() -> LocalCluster:
     return LocalCluster(n_workers=0, protocol="fabric", **LOCAL_CLUSTER)
 
 
-def ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
+@contextlib.contextmanager
+def lab():
+    """Skip the test if its network of namespaces cannot be made."""
+    try:
+        yield
+    except (OSError, subprocess.CalledProcessError) as exc:
+        pytest.skip(f"no network namespaces here: {exc} {getattr(exc, 'stderr', '')}")
 
 
 @pytest.fixture
 def hosts():
     """Names of two namespaces, ``.1`` and ``.2`` of both networks."""
-    names = [f"fabric{os.getpid()}{side}" for side in "ab"]
     with contextlib.ExitStack() as stack:
-        try:
-            for name in names:
-                ip("netns", "add", name)
-                stack.callback(ip, "netns", "del", name)
-                ip("-n", name, "link", "set", "lo", "up")
+        with lab():
+            names = stack.enter_context(namespaces(2))
             for device, network in zip(("eth0", "eth1"), NETWORKS, strict=True):
-                ip("-n", names[0], "link", "add", device, "type", "veth",
-                   "peer", "name", device, "netns", names[1])  # fmt: skip
-                for number, name in enumerate(names, 1):
-                    ip("-n", name, "address", "add", f"{network}.{number}/24", "dev", device)
-                    ip("-n", name, "link", "set", device, "up")
-        except (OSError, subprocess.CalledProcessError) as exc:
-            pytest.skip(f"no network namespaces here: {exc} {getattr(exc, 'stderr', '')}")
+                connect(*names, device, network)
         yield names
+
+
+@pytest.fixture
+def triangle():
+    """Names of three namespaces, ``.1`` to ``.3`` of 10.99.0, and the devices between each two."""
+    with contextlib.ExitStack() as stack:
+        with lab():
+            names = stack.enter_context(namespaces(3))
+            devices = mesh(names, "10.99.0")
+        yield names, devices
 
 
 class Tree:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import io
 import itertools
 import json
-import os
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
+from benchmarks.networks import cap_flows, cap_link
 from distributed import Client
 
 from dask_fabric.bench import matrix, tables
@@ -19,6 +22,8 @@ from dask_fabric.bench.results import Results
 from dask_fabric.bench.tournament import rounds, tournament
 from dask_fabric.bench.workers import OPERATION
 from dask_fabric.errors import BenchError
+
+from ..conftest import lab
 
 SHORT = matrix.Effort(nbytes=1_000_000, round_trip_count=5, seconds=0.01, patience_seconds=20)
 
@@ -154,6 +159,22 @@ def test_what_seems_slow_or_broken_is_suspect_and_the_better_of_two_counts():
     assert better_of(gone, good) == better_of(good, gone) == good
 
 
+def test_pairs_whose_flow_is_capped_are_named():
+    workers = cluster(1, 1, 1)
+    capped = dataclasses.replace(slow("0a", "1a", 10.0, 9.0), flows=[(1, 0.05), (2, 0.1), (4, 0.2)])
+    alone = dataclasses.replace(slow("1a", "2a", 10.0, 9.0), flows=[(1, 5.0), (2, 7.0)])
+    assert diagnose(workers, links(workers, capped, alone)) == [
+        "capped flow: worker 0a and worker 1a, one connection moves 0.05 GB/s, 4 together 0.2 GB/s"
+    ]
+    each = [
+        dataclasses.replace(link, flows=[(1, 0.5), (number, 0.5 * number)])
+        for number, link in zip((2, 8, 4), links(workers), strict=True)
+    ]
+    assert diagnose(workers, each) == [
+        "capped flow: all pairs of workers, one connection moves 0.5 GB/s, several together 2 GB/s"
+    ]
+
+
 def handlers(dask_worker) -> bool:
     return "dask-fabric-bench" in dask_worker.handlers
 
@@ -225,76 +246,60 @@ def test_there_must_be_two_workers(local_cluster):
             pass
 
 
-def ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
+@contextlib.contextmanager
+def workers_on(hosts: list[str], scheme: str, folder) -> Iterator[list[str]]:
+    """Run a scheduler and a worker on each host; give what starts commands on the first one."""
+    address = f"{scheme}://10.99.0.1:8786"
+    dask = [sys.executable, "-m", "dask"]
+    inside = ["ip", "netns", "exec", hosts[0]]
+    with contextlib.ExitStack() as stack:
+
+        def start(number: int, *arguments: str) -> None:
+            log = stack.enter_context((folder / f"{arguments[0]}{number}.log").open("w"))
+            command = ["ip", "netns", "exec", hosts[number - 1], *dask, *arguments,
+                       "--host", f"10.99.0.{number}", "--no-dashboard"]  # fmt: skip
+            process = stack.enter_context(subprocess.Popen(command, stdout=log, stderr=log))
+            stack.callback(process.kill)
+
+        start(1, "scheduler", "--protocol", scheme)
+        for number in range(1, len(hosts) + 1):
+            start(number, "worker", address, "--name", str(number), "--no-nanny", "--nthreads", "1")
+        wait = "import sys; from distributed import Client as C; C(sys.argv[1]).wait_for_workers("
+        command = [*inside, sys.executable, "-c", f"{wait}{len(hosts)})", address]
+        subprocess.run(command, check=True, timeout=60)
+        yield [*inside, *dask, "fabric", "bench", "matrix", "--scheduler", address, "--json", "-"]
 
 
-@pytest.fixture
-def triangle():
-    """Three hosts with a link between each pair; that of the first two is slow."""
-    names = [f"bench{os.getpid()}{side}" for side in "abc"]
-    made = []
-    try:
-        for number, name in enumerate(names, 1):
-            ip("netns", "add", name)
-            made.append(name)
-            ip("-n", name, "link", "set", "lo", "up")
-            ip("-n", name, "address", "add", f"10.99.0.{number}/32", "dev", "lo")
-        for i, j in itertools.combinations(range(3), 2):
-            ip("-n", names[i], "link", "add", f"to{j}", "type", "veth",
-               "peer", "name", f"to{i}", "netns", names[j])  # fmt: skip
-            for here, there in ((i, j), (j, i)):
-                ip("-n", names[here], "link", "set", f"to{there}", "up")
-            for here, there in ((i, j), (j, i)):
-                ip("-n", names[here], "route", "add", f"10.99.0.{there + 1}/32",
-                   "dev", f"to{there}", "src", f"10.99.0.{here + 1}")  # fmt: skip
-                rate = "40mbit" if {i, j} == {0, 1} else "400mbit"
-                subprocess.run(
-                    ["tc", "-n", names[here], "qdisc", "add", "dev", f"to{there}", "root",
-                     "tbf", "rate", rate, "burst", "256kb", "latency", "100ms"],
-                    check=True, capture_output=True, text=True,
-                )  # fmt: skip
-        yield names
-    except (OSError, subprocess.CalledProcessError) as exc:
-        pytest.skip(f"no network namespaces with tbf here: {exc} {getattr(exc, 'stderr', '')}")
-    finally:
-        for name in made:
-            ip("netns", "del", name)
+def matrix_of(command: list[str]) -> dict:
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=90)
+    return json.loads(done.stdout)["matrix"]
 
 
 @pytest.mark.netns
 @pytest.mark.parametrize("scheme", ["tcp", "fabric+tcp"])
 @pytest.mark.slow
 def test_a_link_of_a_tenth_is_named(scheme, triangle, tmp_path):
-    address = f"{scheme}://10.99.0.1:8786"
-    dask = [sys.executable, "-m", "dask"]
-    processes = []
-
-    def start(host: str, *arguments: str) -> None:
-        command = ["ip", "netns", "exec", host, *dask, *arguments]
-        log = (tmp_path / f"{len(processes)}.log").open("w")
-        with log:
-            processes.append(subprocess.Popen(command, stdout=log, stderr=log))
-
-    try:
-        start(triangle[0], "scheduler", "--host", "10.99.0.1", "--protocol", scheme,
-              "--no-dashboard")  # fmt: skip
-        for number, host in enumerate(triangle, 1):
-            start(host, "worker", address, "--host", f"10.99.0.{number}", "--name", str(number),
-                  "--no-nanny", "--nthreads", "1", "--no-dashboard")  # fmt: skip
-        wait = "import sys; from distributed import Client as C; C(sys.argv[1]).wait_for_workers(3)"
-        inside = ["ip", "netns", "exec", triangle[0]]
-        subprocess.run([*inside, sys.executable, "-c", wait, address], check=True, timeout=60)
-        done = subprocess.run(
-            [*inside, *dask, "fabric", "bench", "matrix", "--scheduler", address,
-             "--matrix-size", "2MB", "--json", "-"],
-            check=True, capture_output=True, text=True, timeout=90,
-        )  # fmt: skip
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    told = json.loads(done.stdout)["matrix"]
+    hosts, devices = triangle
+    with lab():
+        for (here, there), device in devices.items():
+            cap_link(here, device, 40 if {here, there} == {*hosts[:2]} else 400)
+    with workers_on(hosts, scheme, tmp_path) as command:
+        told = matrix_of([*command, "--matrix-size", "2MB"])
     slow = [said for said in told["findings"] if said.startswith("slow ")]
     assert len(slow) == 1 and slow[0].startswith("slow link: worker 1 and worker 2, 0.00")
     assert {link["path"] for link in told["links"]} == {"tcp"}
+
+
+@pytest.mark.netns
+@pytest.mark.slow
+def test_pairs_whose_single_flow_is_capped_are_named(triangle, tmp_path):
+    hosts, devices = triangle
+    with lab():
+        for pair in (hosts[:2], hosts[1::-1]):
+            cap_flows(pair[0], devices[tuple(pair)], 400)
+    with workers_on(hosts, "fabric+tcp", tmp_path) as command:
+        told = matrix_of(command)
+    (capped,) = [said for said in told["findings"] if said.startswith("capped flow: ")]
+    assert capped.startswith("capped flow: worker 1 and worker 2, one connection moves 0.04")
+    (link,) = [link for link in told["links"] if (link["one"], link["other"]) == ("1", "2")]
+    assert min(link["there_gbs"], link["back_gbs"]) > 0.15

@@ -8,8 +8,9 @@ import subprocess
 import sys
 
 import pytest
+from benchmarks.networks import ip, namespaces
 
-from ..conftest import ip, ucx_params, unsharing
+from ..conftest import ucx_params, unsharing
 
 LIBRARIES = ucx_params()  # now: a process that has loaded one finds no other
 
@@ -50,11 +51,8 @@ def listens_on(library, scheme, host, prefix=(), **options) -> list[str]:
 @pytest.fixture
 def two_networks():
     """What starts a command on a host with two networks, 10.77.0.1 and 10.78.0.1."""
-    name = f"fabric{os.getpid()}ucx"
     unsharing("-n")
-    ip("netns", "add", name)
-    try:
-        ip("-n", name, "link", "set", "lo", "up")
+    with namespaces(1) as (name,):
         for number in (7, 8):
             device = f"net{number}"
             ip("-n", name, "link", "add", device, "type", "veth", "peer", "name", f"{device}x")
@@ -62,8 +60,6 @@ def two_networks():
             ip("-n", name, "link", "set", device, "up")
             ip("-n", name, "link", "set", f"{device}x", "up")
         yield ["ip", "netns", "exec", name]
-    finally:
-        ip("netns", "del", name)
 
 
 @pytest.mark.parametrize("scheme", ["fabric", "fabric+ucx"])

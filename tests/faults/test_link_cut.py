@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from benchmarks.networks import ip
 
-from ..conftest import NETWORKS, TLS_SCHEMES, ip, ofi_settings, schemes, ucx_params
+from ..conftest import NETWORKS, TLS_SCHEMES, ofi_settings, schemes, ucx_params
 
 NETWORK = NETWORKS[1]
 # With ten probes, as Dask has them, it could not be less than 11 s.

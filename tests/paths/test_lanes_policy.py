@@ -23,6 +23,8 @@ def run(rate_of, nbytes=100 * MB, most=8, count=60) -> Policy:
 def test_a_capped_flow_gets_all_lanes(nbytes, most):
     policy = run(lambda count: 50 * MB * count, nbytes, most)
     assert policy.is_settled and policy.count == most
+    (first, *_, last) = policy.paid()
+    assert first == (1, pytest.approx(50 * MB)) and last == (most, pytest.approx(50 * MB * most))
 
 
 @pytest.mark.parametrize("gain", [0.5, 1.0, 1.2])

@@ -35,9 +35,9 @@ import traceback
 from pathlib import Path
 
 import dask
+from benchmarks.networks import ip
 from dask.utils import parse_timedelta
 from distributed import Client
-from tests.conftest import ip
 from tests.programs import chaos_work as work
 from tests.programs.chaos_hosts import PATIENCE_SECONDS, Cluster, hosts, until
 

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
-from tests.conftest import NO_DASHBOARD_OPTIONS, ip
+from benchmarks.networks import ip
+from tests.conftest import NO_DASHBOARD_OPTIONS
 
 PATIENCE_SECONDS = 120
 NETWORK = "10.79.0"

@@ -93,6 +93,15 @@ cdef class Path:
         """How many connections the path has beside the stream."""
         return 0
 
+    @property
+    def flows(self):
+        """What was found out about several connections to this peer; empty if nothing.
+
+        ``rates`` has pairs of a number of connections and their bytes per second: of one, and of
+        each number that was faster. ``is_settled`` says whether no more are tried.
+        """
+        return {}
+
     def use_dialer(self, dial):
         """As the client, use a function that opens one more connection to the server.
 

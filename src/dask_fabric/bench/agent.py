@@ -327,7 +327,8 @@ class Asker:
         """The path that has carried most, and why not others, if the scheme has statistics."""
         (comm,) = await self.comms(1)
         figures = comm.statistics() if hasattr(comm, "statistics") else {}
-        known = {name: figures[name] for name in ("control_stream", "refused") if name in figures}
+        names = ("control_stream", "refused", "flows")
+        known = {name: figures[name] for name in names if name in figures}
         traffic = figures.get("traffic", {})
         moved = {path: of["bytes_sent"] + of["bytes_received"] for path, of in traffic.items()}
         path = max(moved, key=moved.__getitem__, default=None)

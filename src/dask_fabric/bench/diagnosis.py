@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from dask_fabric.bench.cluster import Worker
 
 _SLOW = 0.5  # of the upper quartile's bandwidth
+_CAPPED = 1.6  # times one connection; a cap is doubled by two, and a busy CPU eased by some
 _LATE = 3.0  # times the lower quartile's round trip
 _LATE_US = 100.0  # a smaller difference does not matter
 
@@ -37,6 +38,8 @@ class Link:
     back_path : str
         The path of the other way, if the workers listen on different schemes: data go by the scheme
         of the worker that has them.
+    flows : list of (int, float)
+        If several connections are faster than one: their number, and GB/s. Also of one.
     """
 
     one: str
@@ -48,6 +51,7 @@ class Link:
     back_gbs: float | None = None
     error: str = ""
     back_path: str | None = None
+    flows: list[tuple[int, float]] = field(default_factory=list)
 
     def paths(self) -> tuple[str, ...]:
         """Give the paths that are known, once each."""
@@ -70,6 +74,8 @@ def diagnose(workers: Sequence[Worker], links: Sequence[Link]) -> list[str]:
     for kind in (between, within):
         working = [link for link in kind if not link.error]
         found += _odd_paths(working)
+        if kind is between:
+            found += _capped(working)
         for measure in _MEASURES:
             bad: set[str] = set()
             if kind is between:
@@ -164,6 +170,28 @@ def _odd_paths(links: Sequence[Link]) -> list[str]:
         for link, path in odd
         if not {link.one, link.other} & named
     ]
+
+
+def _capped(links: Sequence[Link]) -> list[str]:
+    """Describe pairs between which one connection is much slower than several."""
+    capped = [
+        link for link in links if link.flows and link.flows[-1][1] > _CAPPED * link.flows[0][1]
+    ]
+    if len(capped) == len(links) > 1:
+        one = statistics.median(link.flows[0][1] for link in capped)
+        several = statistics.median(link.flows[-1][1] for link in capped)
+        return [
+            f"capped flow: all pairs of workers, one connection moves {one:.3g} GB/s, several "
+            f"together {several:.3g} GB/s"
+        ]
+    found = []
+    for link in capped:
+        (_, one), (count, several) = link.flows[0], link.flows[-1]
+        found.append(
+            f"capped flow: worker {link.one} and worker {link.other}, one connection moves "
+            f"{one:.3g} GB/s, {count} together {several:.3g} GB/s"
+        )
+    return found
 
 
 def _title(path: str) -> str:

@@ -138,6 +138,7 @@ def _link(one: Worker, other: Worker, answer: dict[str, Any]) -> Link:
         round_trip_us=answer["round_trip_seconds"] * 1e6,
         there_gbs=answer["there_bytes_per_second"] / 1e9,
         back_gbs=answer["back_bytes_per_second"] / 1e9,
+        flows=[(count, rate / 1e9) for count, rate in (answer.get("flows") or {}).get("rates", ())],
     )
 
 

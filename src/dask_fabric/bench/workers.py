@@ -19,6 +19,7 @@ from dask_fabric.bench.agent import Arrays, Asker, Responder
 OPERATION = "dask-fabric-bench"
 _HELLO = {"op": OPERATION, "reply": False}
 _WARM_UP_COUNT = 10
+_FLOWS_COUNT = 24  # arrays, until it is known how many connections pay; they are 8 at most
 _LEAST_COUNT = 2
 _MOST_COUNT = 20
 
@@ -84,12 +85,27 @@ async def _measure_link(
     async with Asker(peer, dask_worker.connection_args, _HELLO) as asker:
         await asker.ping(_WARM_UP_COUNT)
         trips = await asker.ping(round_trip_count)
+        await _settle(asker, nbytes, seconds)
         return {
             "round_trip_seconds": trips["quantiles"]["p50"],
             "there_bytes_per_second": nbytes / await _repeat(asker.send, nbytes, seconds),
             "back_bytes_per_second": nbytes / await _repeat(asker.fetch, nbytes, seconds),
             **await asker.paths(),
         }
+
+
+async def _settle(asker: Asker, nbytes: int, seconds: float) -> None:
+    """Move arrays until the comm knows how many connections it is best to use to this peer.
+
+    After ten times the time for one direction, go on only if several were faster than one.
+    """
+    deadline = time.perf_counter() + 10 * seconds
+    for _ in range(_FLOWS_COUNT):
+        await asker.fetch(1, nbytes)
+        flows = (await asker.paths()).get("flows") or {"rates": (), "is_settled": True}
+        is_late = time.perf_counter() > deadline and len(flows["rates"]) < 2
+        if flows["is_settled"] or is_late:
+            break
 
 
 async def _repeat(verb: Any, nbytes: int, seconds: float) -> float:

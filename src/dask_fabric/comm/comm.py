@@ -183,6 +183,7 @@ class FabricComm(Comm):
 
     def statistics(self) -> dict[str, Any]:
         """Give the channel's counters, with its addresses, stream and paths."""
+        paths = self._channel.core.paths
         return {
             "local_address": self._local_addr,
             "peer_address": self._peer_addr,
@@ -194,7 +195,8 @@ class FabricComm(Comm):
             "kernel": parse_tcp_info(self._channel.tcp_info()),
             "staged": self._staged_statistics(),
             "waited_writes": self._waited_count,
-            "connections": 1 + sum(path.connection_count for path in self._channel.core.paths),
+            "connections": 1 + sum(path.connection_count for path in paths),
+            "flows": next((path.flows for path in paths if path.flows), {}),
             **self._channel.statistics(),
         }
 

@@ -82,6 +82,13 @@ class Path:
     @property
     def connection_count(self):
         """How many connections the path has beside the stream."""
+    @property
+    def flows(self):
+        """What was found out about several connections to this peer; empty if nothing.
+
+        ``rates`` has pairs of a number of connections and their bytes per second: of one, and of
+        each number that was faster. ``is_settled`` says whether no more are tried.
+        """
     def use_dialer(self, dial: Callable[..., Any]) -> Callable[..., Any] | None:
         """As the client, use a function that opens one more connection to the server.
 

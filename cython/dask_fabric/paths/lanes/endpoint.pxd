@@ -93,6 +93,7 @@ cdef class LanesPath(Path):
     cdef readonly bint is_closed
     cdef public object on_lost          # called with each lane that is lost, until the end
     cdef public object on_closed
+    cdef public object policy           # of the peer's host, once it was asked
     cdef list unanswered                # jobs of messages that the peer has not answered
     cdef Descriptor described           # of the next frame that is sent
     cdef int64_t described_ns

@@ -365,6 +365,8 @@ cdef class LanesPath(Path):
         Called with each lane that is lost while the comm goes on.
     on_closed : callable or None
         Called at the end of the comm.
+    policy : Policy or None
+        Of the peer's host, from the first measurement on; at the client only.
     """
 
     def __init__(self, loop, bytes token, lane_limit, least_bytes, is_auto=False):
@@ -391,6 +393,13 @@ cdef class LanesPath(Path):
     @property
     def connection_count(self):
         return self.lane_count
+
+    @property
+    def flows(self):
+        policy = self.policy
+        if policy is None:
+            return {}
+        return {"rates": policy.paid(), "is_settled": policy.is_settled}
 
     def use_dialer(self, dial):
         from dask_fabric.paths.lanes.opener import Opener

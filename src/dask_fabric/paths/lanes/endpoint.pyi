@@ -93,6 +93,8 @@ class LanesPath(Path):
         Called with each lane that is lost while the comm goes on.
     on_closed : callable or None
         Called at the end of the comm.
+    policy : Policy or None
+        Of the peer's host, from the first measurement on; at the client only.
     """
 
     loop: Final[Any]
@@ -103,6 +105,7 @@ class LanesPath(Path):
     is_closed: Final[bool]
     on_lost: Any
     on_closed: Any
+    policy: Any
 
     def __init__(
         self,
@@ -117,6 +120,8 @@ class LanesPath(Path):
         """How many lanes are open."""
     @property
     def connection_count(self): ...
+    @property
+    def flows(self): ...
     def use_dialer(self, dial): ...
     @property
     def channel(self):

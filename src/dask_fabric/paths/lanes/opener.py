@@ -111,7 +111,7 @@ class Opener:
     def _find_out(self, nbytes: int, was_sent: bool) -> None:
         path = self._path
         found = finding_of(self._host, path.lane_limit, time.monotonic())
-        policy = found.policy
+        policy = path.policy = found.policy
         if not policy.is_settled and self._may_measure(found):
             before = policy.count
             self._measure(policy, nbytes, was_sent)

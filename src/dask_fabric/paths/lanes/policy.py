@@ -41,6 +41,10 @@ class Policy:
     def count(self) -> int:
         return self._steps[self._index]
 
+    def paid(self) -> list[tuple[int, float]]:
+        """Give each number of lanes that paid, with its rate."""
+        return list(zip(self._steps, self.rates))  # noqa: B905 (the other steps were not tried)
+
     def moved(self, nbytes: int, seconds: float, count: int) -> None:
         """Note a transfer of *nbytes*, which took *seconds* with *count* lanes."""
         if self.is_settled or count != self.count or nbytes < LEAST_BYTES or seconds <= 0:
