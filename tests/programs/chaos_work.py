@@ -201,7 +201,7 @@ WORKLOADS = (transpose_sum, shuffle, scatter, exchange, actor)
 
 # How much more than after the first workloads a process may have at the end.
 SLACK = {
-    "sockets": 16,  # Dask's pools keep connections, one more or less
+    "sockets": 16,  # without lanes; Dask's pools keep connections, one more or less
     "sockets without a comm": 4,
     "other descriptors": 4,
     "threads": 6,
@@ -236,13 +236,14 @@ def holdings(dask_worker: Server | None = None) -> dict[str, int]:
             links.append(os.readlink(f"/proc/self/fd/{fd}"))
         except FileNotFoundError:  # that of the listing itself
             continue
-    socket_count = sum(link.startswith("socket:") for link in links)
+    lane_count = sum(comm["connections"] - 1 for comm in report["comms"])
+    socket_count = sum(link.startswith("socket:") for link in links) - lane_count
     file_count = sum(link.startswith("/memfd:") for link in links)
     jobs = [report[part].get("job_count", 0) for part in ("engine", "cma") if report[part]]
     return {
         "sockets": socket_count,
         "sockets without a comm": max(0, socket_count - len(report["comms"])),
-        "other descriptors": len(links) - socket_count - file_count,
+        "other descriptors": len(links) - socket_count - lane_count - file_count,
         "threads": len(os.listdir("/proc/self/task")),
         "memory files": file_count,
         "mapped bytes": files.statistics()["mapped_bytes"],
