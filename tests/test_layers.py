@@ -159,9 +159,10 @@ NO_PATH = (
 NAMED_ON_PURPOSE = {
     "comm/backend.py": "the schemes that insist on UCX and libfabric",
     "bench/perftest.py": "a floor: UCX's own benchmark",
-    "bench/floors.py": "its columns",
+    "bench/fi_pingpong.py": "a floor: libfabric's own benchmark",
+    "bench/floors.py": "their columns",
     "bench/results.py": "its column is a floor between processes",
-    "bench/suite.py": "it is measured if a protocol uses UCX",
+    "bench/suite.py": "they are measured if a protocol uses UCX, or libfabric",
     "cli/bench.py": "the options of that floor, and of distributed-ucxx beside it",
 }
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from dask_fabric.bench import perftest
+from dask_fabric.bench import fi_pingpong, perftest
 from dask_fabric.bench.agent import SMALL, Arrays, distribution
 from dask_fabric.bench.floor_server import (
     BATCH,
@@ -285,15 +285,12 @@ class Mappings(_Copies):
             mapped[0]
 
 
-class Perftest(_Floor):
-    """UCX's own benchmark: tags, one way, by the shared memory that fabric+ucx uses."""
+class _LibraryProgram(_Floor):
+    """A benchmark program that belongs to a library."""
 
-    name = "ucx_perftest"
     _least_bytes = _PERFTEST_BYTES
-    _transports: str | None = perftest.SHARED_MEMORY
-    _memory = "host"
 
-    def __init__(self, library: str) -> None:
+    def __init__(self, library: Any) -> None:
         self.pids = []
         self._library = library
         self.verbs = {"send": self._send}
@@ -306,10 +303,33 @@ class Perftest(_Floor):
     def _send(self, count: int, nbytes: int, comms: int = 1) -> dict[str, Any]:
         enough = max(_PERFTEST_TOTAL_BYTES // nbytes, count)
         for _ in range(_ATTEMPTS):
-            rate = perftest.bandwidth(self._library, nbytes, enough, self._transports, self._memory)
+            rate = self._bandwidth(nbytes, enough)
             if rate:
                 return {"seconds": nbytes * count / 1e9 / rate}
         raise PairError(f"{self.name} does not run on {self._library}")
+
+    def _bandwidth(self, nbytes: int, count: int) -> float | None:
+        raise NotImplementedError
+
+
+class Perftest(_LibraryProgram):
+    """UCX's own benchmark: tags, one way, by the shared memory that fabric+ucx uses."""
+
+    name = "ucx_perftest"
+    _transports: str | None = perftest.SHARED_MEMORY
+    _memory = "host"
+
+    def _bandwidth(self, nbytes: int, count: int) -> float | None:
+        return perftest.bandwidth(self._library, nbytes, count, self._transports, self._memory)
+
+
+class FiPingpong(_LibraryProgram):
+    """libfabric's own benchmark: messages there and back, by the provider of fabric+ofi."""
+
+    name = fi_pingpong.PROGRAM
+
+    def _bandwidth(self, nbytes: int, count: int) -> float | None:
+        return fi_pingpong.bandwidth(self._library, nbytes, count)
 
 
 class DevicePerftest(Perftest):

@@ -9,15 +9,13 @@ import importlib.util
 import os
 import re
 import shutil
-import socket
 import subprocess
-import time
 from pathlib import Path
+
+from dask_fabric.bench import programs
 
 SHARED_MEMORY = "posix,sysv,self"  # the transports of fabric+ucx within a host
 _PROGRAM = "ucx_perftest"
-_PATIENCE_SECONDS = 120.0
-_START_SECONDS = 10.0
 _WARM_UPS = 4  # messages
 
 
@@ -71,47 +69,21 @@ def bandwidth(
     float or None
         GB/s; None if this ucx_perftest does not run with the library.
     """
-    folders = (os.path.dirname(library), os.environ.get("LD_LIBRARY_PATH"))
     environment = {
-        **os.environ,
-        "LD_LIBRARY_PATH": os.pathsep.join(filter(None, folders)),  # kept: it may lead to CUDA
+        **programs.with_library(library),
         "UCX_WARN_UNUSED_ENV_VARS": "n",
         **({"UCX_TLS": transports} if transports else {}),
     }
     command = [
         *(_program() or _PROGRAM, "-t", "tag_bw", "-m", memory, "-f", "-w", str(_WARM_UPS)),
-        *("-s", str(nbytes), "-n", str(count), "-O", str(window), "-p", str(_free_port())),
+        *("-s", str(nbytes), "-n", str(count), "-O", str(window), "-p", str(programs.free_port())),
     ]
     cpus = sorted(os.sched_getaffinity(0))  # both ends spin, and would starve each other on one CPU
     on_first, on_last = (["-c", str(cpu)] for cpu in (cpus[0], cpus[-1]))
-    null = subprocess.DEVNULL
-    with subprocess.Popen(
-        [*command, *on_last], env=environment, stdout=null, stderr=null
-    ) as server:
-        try:
-            return _ask([*command, *on_first, "127.0.0.1"], environment, server)
-        finally:
-            server.kill()
+    ends = [*command, *on_last], [*command, *on_first, "127.0.0.1"]
+    return programs.figure(*ends, environment, _rate)
 
 
-def _ask(command: list[str], environment: dict[str, str], server: subprocess.Popen) -> float | None:
-    """Retry the client until the server listens; give its result."""
-    deadline = time.monotonic() + _START_SECONDS
-    while server.poll() is None and time.monotonic() < deadline:
-        try:
-            client = subprocess.run(
-                command, env=environment, capture_output=True, text=True, timeout=_PATIENCE_SECONDS
-            )
-        except subprocess.TimeoutExpired:
-            return None
-        figures = re.findall(r"[\d.]+", client.stdout.strip().rpartition("\n")[2])
-        if client.returncode == 0 and len(figures) > 5:
-            return float(figures[5]) * 2**20 / 1e9  # MB/s of 2**20
-        time.sleep(0.05)
-    return None
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def _rate(output: str) -> float | None:
+    figures = re.findall(r"[\d.]+", programs.last_line(output))
+    return float(figures[5]) * 2**20 / 1e9 if len(figures) > 5 else None  # MB/s of 2**20

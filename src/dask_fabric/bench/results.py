@@ -13,7 +13,7 @@ from dask_fabric.errors import BenchError
 
 FORMAT = "dask-fabric-bench"
 VERSION = 1
-BETWEEN_PROCESSES = ("sockets", "process_vm_readv", "ucx_perftest")
+BETWEEN_PROCESSES = ("sockets", "process_vm_readv", "ucx_perftest", "fi_pingpong")
 FLOORS = (*BETWEEN_PROCESSES, "memcpy", "mmap")  # the last two move nothing between processes
 NOISY_SPREAD = 0.2
 

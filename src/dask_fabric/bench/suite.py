@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TextIO
 
 from dask_fabric import providers
-from dask_fabric.bench import cluster, floors, machine, matrix, perftest, workloads
+from dask_fabric.bench import cluster, fi_pingpong, floors, machine, matrix, perftest, workloads
 from dask_fabric.bench.awake import awake_cpus
 from dask_fabric.bench.figures import SCENARIOS, Extent, Figure, figures, size_name
 from dask_fabric.bench.pairs import NO_HOG, Pair, Protocol, Surroundings
@@ -180,6 +180,10 @@ def _floors(plan: Plan) -> list[Callable[[], Site]]:
         opened.append(lambda: floors.Mappings(largest))
     if library and (FLOOR in plan.scenarios or any("ucx" in p.scheme for p in plan.protocols)):
         opened.append(lambda: floors.Perftest(library))
+    if FLOOR in plan.scenarios or any("ofi" in p.scheme for p in plan.protocols):
+        chosen = fi_pingpong.choice()
+        if chosen is not None:
+            opened.append(lambda: floors.FiPingpong(chosen))
     return opened
 
 

@@ -25,7 +25,7 @@ _ABOUT = {
     "gil": "round trips and arrays beside a thread of pure Python on either side",
     "cpu": "CPU time of both sides",
     "memory": "memory of a receiver of many large arrays",
-    "floor": "the same without Dask: sockets, memory copies, ucx_perftest",
+    "floor": "the same without Dask: sockets, memory copies, ucx_perftest, fi_pingpong",
     "matrix": "all pairs of workers of a running cluster (--scheduler): slow links, odd nodes",
     "tasks": "many tiny tasks",
     "fetch": "a large array fetched, worker to worker",

@@ -206,15 +206,24 @@ class FabricConnector(Connector):
         server_hostname: str,
         by_key: bool,
         joins: Mapping[str, Any],
+        way: tuple[int, tuple, str] | None = None,
     ) -> JoinedSocket:
         """Open one more connection to a listener, to join a comm with it.
+
+        Parameters
+        ----------
+        target
+            The family and address of the comm's own connection.
+        way
+            Another family and address of the listener, and the own address to connect from.
 
         Raises
         ------
         FabricError, OSError
             It cannot be opened, or the listener refuses it.
         """
-        sock = await _connect_to(asyncio.get_running_loop(), *target)
+        family, sockaddr, *source = way or target
+        sock = await _connect_to(asyncio.get_running_loop(), family, sockaddr, *source)
         try:
             channel = make_channel(
                 self.scheme,
@@ -224,7 +233,7 @@ class FabricConnector(Connector):
                 ssl_context,
                 by_key,
                 server_side=False,
-                peer_address=format_address(self.prefix, target[1]),
+                peer_address=format_address(self.prefix, sockaddr),
                 server_hostname=server_hostname,
                 joins=joins,
             )
@@ -353,10 +362,13 @@ def _close_late(attempt: asyncio.Task) -> None:
 
 
 async def _connect_to(
-    loop: asyncio.AbstractEventLoop, family: int, sockaddr: tuple
+    loop: asyncio.AbstractEventLoop, family: int, sockaddr: tuple, source: str = ""
 ) -> socket.socket:
+    """Connect, from the own address *source* if one is given."""
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
+        if source:
+            sock.bind((source, 0))
         code = sock.connect_ex(sockaddr)
         tune(sock)
         if code in _IN_PROGRESS:

@@ -29,7 +29,7 @@ import resource
 import socket
 import ssl
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import dask
@@ -48,7 +48,7 @@ from dask_fabric.comm.network.addresses import (
     format_address,
     host_of,
 )
-from dask_fabric.comm.network.binding import bind
+from dask_fabric.comm.network.binding import bind, bind_to_free
 from dask_fabric.comm.network.first_byte import Arrival
 from dask_fabric.comm.network.refusals import Refusals, describe
 from dask_fabric.comm.network.security import (
@@ -195,6 +195,10 @@ class FabricListener(BaseListener):
         self._families = [sock.family for sock in self._sockets]
         if uses_paths and self._settings.unix_sockets:
             self._listen_unix(backlog_count)
+        for provider in providers.found():
+            hosts = provider.more_hosts(self._settings.of_path(provider.name))
+            if hosts:
+                provider.listens(self._bound[1], self._listen_more(hosts, backlog_count))
         runtime.watch_memory(self, server)
         heartbeat.watch(server)
         recording.watch(server, self._settings)
@@ -207,10 +211,35 @@ class FabricListener(BaseListener):
             # In front, to be closed first: its name must not outlive our claim to the port.
             self._sockets.insert(0, sock)
 
+    def _listen_more(self, hosts: Sequence[str], backlog_count: int) -> list[tuple[str, int]]:
+        """Listen on these addresses too, on the same port if it is free; give where."""
+        host, port = self.get_host_port()
+        places = []
+        for other in hosts:
+            family = socket.AF_INET6 if ":" in other else socket.AF_INET
+            if other == host:
+                continue
+            if host in WILDCARD_HOSTS and family in self._families:
+                places.append((other, port))
+                continue
+            try:
+                (sock,) = bind_to_free(other, port, backlog_count)
+            except OSError as exc:
+                logger.warning("%s cannot listen on %s too: %s", self.listen_address, other, exc)
+                continue
+            tune(sock)
+            self._loop.add_reader(sock, self._accept, sock, self._take)
+            self._sockets.append(sock)
+            places.append((other, sock.getsockname()[1]))
+        return places
+
     def stop(self) -> None:
         """Stop listening, and drop the connections that are still in the handshake."""
         self._stopped = True
         runtime.unwatch_memory(self)
+        if self._bound is not None:
+            for provider in providers.found():
+                provider.listens(self._bound[1], ())
         sockets, self._sockets = self._sockets, []
         for sock in sockets:
             with contextlib.suppress(RuntimeError):  # the loop is closed

@@ -314,6 +314,16 @@ class Provider:
             Whether the server is a worker.
         """
 
+    def more_hosts(self, settings: Any) -> Sequence[str]:
+        """Give addresses of this host on which a listener is to listen too, beside its own."""
+        return ()
+
+    def listens(self, port: int, places: Sequence[tuple[str, int]]) -> None:
+        """A listener with this port listens for `more_hosts` at these addresses and ports.
+
+        Called again, with none, when it stops.
+        """
+
     def new_frame(self, nbytes: int) -> Any:
         """Give an array of bytes that lies where the path can send it from; for the self-test."""
         import numpy as np  # not when the configuration is imported

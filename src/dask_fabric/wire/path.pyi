@@ -87,7 +87,8 @@ class Path:
         """What was found out about several connections to this peer; empty if nothing.
 
         ``rates`` has pairs of a number of connections and their bytes per second: of one, and of
-        each number that was faster. ``is_settled`` says whether no more are tried.
+        each number that was faster. ``is_settled`` says whether no more are tried, and
+        ``addresses`` from where further connections go.
         """
     def use_dialer(self, dial: Callable[..., Any]) -> Callable[..., Any] | None:
         """As the client, use a function that opens one more connection to the server.
@@ -95,8 +96,9 @@ class Path:
         Parameters
         ----------
         dial : callable
-            Called with what the connection's hello says in ``joins``. Returns a coroutine, which
-            gives a `dask_fabric.paths.joined.JoinedSocket`.
+            Called with what the connection's hello says in ``joins``; and, to go to another
+            address of the server, with its family, that address, and the own one. Returns a
+            coroutine, which gives a `dask_fabric.paths.joined.JoinedSocket`.
 
         Returns
         -------

@@ -93,6 +93,7 @@ cdef class LanesPath(Path):
     cdef readonly bint is_closed
     cdef public object on_lost          # called with each lane that is lost, until the end
     cdef public object on_closed
+    cdef public list ways               # to other interfaces of the server; `interfaces.Way`
     cdef public object policy           # of the peer's host, once it was asked
     cdef list unanswered                # jobs of messages that the peer has not answered
     cdef Descriptor described           # of the next frame that is sent

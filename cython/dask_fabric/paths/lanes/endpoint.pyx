@@ -365,6 +365,8 @@ cdef class LanesPath(Path):
         Called with each lane that is lost while the comm goes on.
     on_closed : callable or None
         Called at the end of the comm.
+    ways : list of dask_fabric.paths.lanes.interfaces.Way
+        To other interfaces of the server; at the client only.
     policy : Policy or None
         Of the peer's host, from the first measurement on; at the client only.
     """
@@ -376,6 +378,7 @@ cdef class LanesPath(Path):
         self.lane_limit = min(<int> lane_limit, <int> LANE_LIMIT)
         self.is_auto = is_auto
         self.lanes = [None] * LANE_LIMIT
+        self.ways = []
         self.unanswered = []
         # What arrived is right, whatever becomes of the sender: its kernel has copied the bytes.
         self.needs_living_sender = False
@@ -396,10 +399,19 @@ cdef class LanesPath(Path):
 
     @property
     def flows(self):
+        cdef Lane lane
         policy = self.policy
-        if policy is None:
+        addresses = {
+            lane.connection.sock.getsockname()[0]
+            for lane in self.lanes if lane is not None and lane.connection is not None
+        }
+        if policy is None and not addresses:
             return {}
-        return {"rates": policy.paid(), "is_settled": policy.is_settled}
+        return {
+            "rates": [] if policy is None else policy.paid(),
+            "is_settled": policy is None or policy.is_settled,
+            "addresses": sorted(addresses),
+        }
 
     def use_dialer(self, dial):
         from dask_fabric.paths.lanes.opener import Opener

@@ -17,7 +17,7 @@ from dask_fabric.bench.page import plots
 from dask_fabric.bench.results import FLOORS, Results, Row
 
 _FLOOR_COLOURS = dict(
-    zip(FLOORS, ("#5b5b5b", "#8a6d3b", "#a0a0a0", "#7b5fa8", "#4f7f7f"), strict=True)
+    zip(FLOORS, ("#5b5b5b", "#8a6d3b", "#a0a0a0", "#7b5fa8", "#6b7f2f", "#4f7f7f"), strict=True)
 )
 _STYLE = """
 :root { color-scheme: light; }

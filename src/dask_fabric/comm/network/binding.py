@@ -40,6 +40,16 @@ def bind(host: str, port: int, backlog_count: int) -> list[socket.socket]:
     return _bind_all(host, port, backlog_count)
 
 
+def bind_to_free(host: str, port: int, backlog_count: int) -> list[socket.socket]:
+    """As `bind`, but take any free port if this one is taken."""
+    try:
+        return bind(host, port, backlog_count)
+    except OSError as exc:
+        if exc.errno != errno.EADDRINUSE:
+            raise
+    return bind(host, 0, backlog_count)
+
+
 def _bind_all(host: str, port: int, backlog_count: int) -> list[socket.socket]:
     found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     bound: list[socket.socket] = []

@@ -93,6 +93,8 @@ class LanesPath(Path):
         Called with each lane that is lost while the comm goes on.
     on_closed : callable or None
         Called at the end of the comm.
+    ways : list of dask_fabric.paths.lanes.interfaces.Way
+        To other interfaces of the server; at the client only.
     policy : Policy or None
         Of the peer's host, from the first measurement on; at the client only.
     """
@@ -105,6 +107,7 @@ class LanesPath(Path):
     is_closed: Final[bool]
     on_lost: Any
     on_closed: Any
+    ways: list[Any]
     policy: Any
 
     def __init__(

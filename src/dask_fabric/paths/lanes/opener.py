@@ -12,7 +12,7 @@ import logging
 import struct
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from errno import ECONNABORTED
 from socket import IPPROTO_TCP, TCP_INFO
 from typing import TYPE_CHECKING, Any
@@ -37,7 +37,7 @@ _EPOCHS = 256
 _BYTES_ACKED = struct.Struct("<120xQ")
 _BUSY = struct.Struct("<168xQQ")
 
-Dial = Callable[[Mapping[str, Any]], Awaitable["JoinedSocket"]]
+Dial = Callable[..., Awaitable["JoinedSocket"]]
 
 
 class Finding:
@@ -195,14 +195,20 @@ class Opener:
         self._epoch = (self._epoch + 1) % _EPOCHS
         lane = path.new_lane(number, self._epoch)
         wish = {"path": path.name, "token": path.token, "number": number, "epoch": self._epoch}
+        # By all interfaces in turn. The comm's own, which carries small messages too, is the last.
+        way = [*path.ways, None][number % (len(path.ways) + 1)]
         try:
-            connection = await asyncio.wait_for(self._dial(wish), _PATIENCE_SECONDS)
+            connection = await asyncio.wait_for(self._dial(wish, way), _PATIENCE_SECONDS)
         except (FabricError, OSError, asyncio.TimeoutError) as exc:
             text = "Lane %d to %s cannot be opened: %s: %s"
-            logger.debug(text, number, self._host, type(exc).__name__, exc)
+            host = self._host if way is None else way.sockaddr[0]
+            logger.debug(text, number, host, type(exc).__name__, exc)
+            if way in path.ways:
+                path.ways.remove(way)
             lane.fail(ECONNABORTED)
             found = _findings.get(self._host)
-            if path.is_auto and found is not None and self._may_measure(found):
+            is_own = path.is_auto and way is None
+            if is_own and found is not None and self._may_measure(found):
                 found.policy.give_up()
                 found.settled_at = time.monotonic()
         except BaseException:

@@ -12,11 +12,12 @@ import logging
 import secrets
 import socket
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dask_fabric.keys import Key, Section, size
-from dask_fabric.paths.provider import Candidate, Description, Peer, Provider
+from dask_fabric.paths.lanes import interfaces
+from dask_fabric.paths.provider import Advice, Candidate, Description, Peer, Provider
 
 if TYPE_CHECKING:
     from dask_fabric.paths.joined import JoinedSocket
@@ -30,6 +31,8 @@ EPOCHS_MOST = 255
 _THRESHOLD_BYTES_LEAST = 64 << 10
 AUTO = "auto"
 
+# At servers: where else than at its own address a listener with this port can be reached.
+_places: dict[int, Sequence[tuple[str, int]]] = {}
 # At servers: the comms that lanes may join, by token.
 _joinable: weakref.WeakValueDictionary[bytes, LanesPath] = weakref.WeakValueDictionary()
 
@@ -72,6 +75,26 @@ class LanesProvider(Provider):
                 "Frames from this size on are divided among the connections. At least 64 KiB.",
                 least=_THRESHOLD_BYTES_LEAST,
             ),
+            "interfaces": Key(
+                "interfaces",
+                [],
+                "list of names",
+                interfaces.as_names,
+                "a list of names of network interfaces, such as [ib0, ib1]",
+                {
+                    "anyOf": [
+                        {"type": "string"},
+                        {
+                            "type": "array",
+                            "items": {"type": "string"},
+                            "maxItems": interfaces.INTERFACES_LIMIT,
+                        },
+                    ]
+                },
+                "network interfaces, such as [ib0, ib1], over which lanes go in turn",
+                "Network interfaces over which [lanes go in turn](lanes.md#several-interfaces), "
+                "beside the one of the comm. Listeners listen on them too. Set it on both sides.",
+            ),
         },
         "between hosts, large frames go over several connections",
     )
@@ -94,12 +117,22 @@ class LanesProvider(Provider):
     def check(self, description: Mapping[str, Any]) -> bool:
         most, token = description.get("most"), description.get("token", bytes(TOKEN_BYTES))
         is_token = isinstance(token, bytes) and len(token) == TOKEN_BYTES
-        return type(most) is int and 2 <= most <= LANES_MOST and is_token
+        is_count = type(most) is int and 2 <= most <= LANES_MOST
+        return is_count and is_token and interfaces.is_told(description.get("places", ()))
 
     def candidate(
         self, description: Mapping[str, Any], settings: Any, sock: socket.socket
     ) -> Candidate:
-        return _Candidate(description, settings)
+        return _Candidate(description, settings, sock)
+
+    def more_hosts(self, settings: Any) -> Sequence[str]:
+        return () if self.unwanted(settings, False) else interfaces.hosts(settings.interfaces)
+
+    def listens(self, port: int, places: Sequence[tuple[str, int]]) -> None:
+        if places:
+            _places[port] = places
+        else:
+            _places.pop(port, None)
 
     def refuse_joining(self, wish: Mapping[str, Any]) -> str:
         path = self._joined_by(wish)
@@ -131,6 +164,27 @@ class LanesProvider(Provider):
         # Every event loop has its own comms.
         return path if path is not None and path.loop is asyncio.get_running_loop() else None
 
+    # ---- the doctor
+
+    def inspect(self, settings: Any) -> tuple[Sequence[str], Sequence[str]]:
+        found = interfaces.addresses(settings.interfaces)
+        return settings.interfaces, [str(one) for one in found]
+
+    def rows(self, details: tuple[Sequence[str], Sequence[str]]) -> Iterator[Sequence[str]]:
+        names, found = details
+        if names:
+            yield "interfaces", f"{', '.join(names)}: {', '.join(found) or 'no address'}"
+
+    def advice(self, facts: Any) -> Iterator[Advice]:
+        names = facts.configuration.value("lanes.interfaces") or ()
+        for name in interfaces.as_names(names):
+            if not interfaces.addresses([name]):
+                yield Advice(
+                    "lanes",
+                    f"fabric.lanes.interfaces has {name}, which has no address on this host",
+                    "name interfaces that `ip address` shows, or leave it out",
+                )
+
     def statistics(self) -> Mapping[str, Any]:
         from dask_fabric.paths.lanes import endpoint
 
@@ -140,14 +194,19 @@ class LanesProvider(Provider):
 class _Candidate(Candidate):
     """The path during the negotiation of one connection."""
 
-    def __init__(self, description: Mapping[str, Any], settings: Any) -> None:
+    def __init__(self, description: Mapping[str, Any], settings: Any, sock: socket.socket) -> None:
         super().__init__(description)
         self._settings = settings
+        # Now: under TLS, another object soon has the socket.
+        self._port = sock.getsockname()[1] if _places else 0
+        self._peer_host = sock.getpeername()[0] if settings.interfaces else ""
         self._token = b""  # of a server
 
     def answer(self) -> Mapping[str, Any] | None:
         self._token = secrets.token_bytes(TOKEN_BYTES)
-        return {**self.description, "token": self._token}
+        places = _places.get(self._port, ())
+        told = {"places": [[*place] for place in places]} if places else {}
+        return {**self.description, "token": self._token, **told}
 
     def probe(self, peer: Peer) -> str:
         is_joinable = self._token or "token" in peer.description
@@ -161,6 +220,9 @@ class _Candidate(Candidate):
         is_auto = self._settings.count == AUTO
         loop, least_bytes = asyncio.get_running_loop(), self._settings.threshold_bytes
         path = LanesPath(loop, token, most, least_bytes, is_auto)
+        names, told = self._settings.interfaces, peer.description.get("places", ())
+        if names and told and not self._token:
+            path.ways = interfaces.ways(told, names, self._peer_host)
         if self._token:
             _joinable[token] = path
         return path
