@@ -15,6 +15,7 @@ import os
 import subprocess
 from pathlib import Path
 
+import dask
 import pytest
 from benchmarks.networks import connect, mesh, namespaces
 from distributed import LocalCluster
@@ -115,10 +116,16 @@ def schemes() -> list[str]:
 
 
 def scheme_params() -> list:
-    """The schemes, and fabric+ucx with the reason why it is none of them."""
-    if "DASK_FABRIC_TEST_SCHEMES" in os.environ or UCX_SCHEME in schemes():
+    """The schemes, those of libraries too, with the reason why they are none of them."""
+    if "DASK_FABRIC_TEST_SCHEMES" in os.environ:
         return schemes()
-    return [*schemes(), pytest.param(UCX_SCHEME, marks=pytest.mark.skip("no UCX on this host"))]
+    found: list = schemes()
+    if UCX_SCHEME not in found:
+        found.append(pytest.param(UCX_SCHEME, marks=pytest.mark.skip("no UCX on this host")))
+    is_there = any("tcp" in library.providers for library in ofi_libraries())
+    no_library = pytest.mark.skip("no libfabric with the provider tcp on this host")
+    found.append(pytest.param(OFI_SCHEME, marks=() if is_there else no_library))
+    return found
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is slow
@@ -126,6 +133,8 @@ def pytest_collection_modifyitems(items) -> None:
     for item in items:
         over = item.callspec.params.get("scheme") if hasattr(item, "callspec") else None
         if item.get_closest_marker("clusters") and over not in (None, schemes()[0]):
+            item.add_marker(pytest.mark.slow)
+        if over == OFI_SCHEME and "conformance" not in item.path.parts:
             item.add_marker(pytest.mark.slow)
 
 
@@ -140,7 +149,20 @@ def scheme(request) -> str:
     marker = request.node.get_closest_marker("own")
     if marker and request.param in REFERENCES:
         pytest.skip("a promise of dask-fabric, not of distributed's own comms")
+    if request.param == OFI_SCHEME:
+        request.getfixturevalue("ofi_by_tcp")
     return request.param
+
+
+@pytest.fixture
+def ofi_by_tcp(monkeypatch):
+    """libfabric's provider tcp, which no host chooses by itself, here and in child processes."""
+    settings = ofi_settings("tcp")
+    for name, value in settings.items():
+        variable = name.removeprefix("fabric.").upper().replace(".", "__")
+        monkeypatch.setenv(f"DASK_FABRIC__{variable}", value)
+    with dask.config.set(settings):
+        yield
 
 
 @pytest.fixture(scope="session")

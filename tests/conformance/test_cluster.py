@@ -11,7 +11,7 @@ import pytest
 from distributed import Client, LocalCluster, Nanny, Scheduler, Worker
 from distributed.comm import get_address_host
 
-from ..conftest import LOCAL_CLUSTER, NO_DASHBOARD
+from ..conftest import LOCAL_CLUSTER, NO_DASHBOARD, OFI_SCHEME, UCX_SCHEME
 
 
 def local_cluster(scheme, security, **kwargs):
@@ -58,7 +58,7 @@ def test_a_client_by_address(scheme, security):
 
 
 def test_security_temporary_as_users_write_it(scheme):
-    if scheme in ("tcp", "fabric+tcp", "fabric+ucx"):
+    if scheme in ("tcp", "fabric+tcp", UCX_SCHEME, OFI_SCHEME):
         pytest.skip("this scheme cannot encrypt")
     with (
         local_cluster(scheme, True, n_workers=1, processes=False) as cluster,

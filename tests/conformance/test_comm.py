@@ -320,5 +320,5 @@ async def test_statistics_count_messages_and_name_paths(pair):
     assert statistics["messages_sent"] == before + 1
     assert statistics["peer_address"] == a.peer_address
     scheme = a.local_address.partition("://")[0]
-    path = {"fabric": "cma", "fabric+ucx": "ucx"}.get(scheme, "stream")
+    path = {"fabric": "cma", "fabric+ucx": "ucx", "fabric+ofi": "ofi"}.get(scheme, "stream")
     assert statistics["paths"] == a.paths == {"host": path}

@@ -27,6 +27,8 @@ from dask_fabric.paths.cma import copies
 from dask_fabric.paths.ofi import worker as ofi
 from dask_fabric.paths.ucx import core as ucx
 
+from ..conftest import OFI_SCHEME, UCX_SCHEME
+
 PATIENCE_SECONDS = 30
 RSS_GROWTH_BYTES = 64 << 20
 # Of UCX: it waits for ever for room in a dead peer's queue, at no other cost than these counts.
@@ -146,8 +148,10 @@ def resident_bytes() -> int:
 @pytest_asyncio.fixture(autouse=True)
 async def warm(request):
     """Have this process allocate what it keeps: resources of engine, executor and paths."""
-    is_ucx = "fabric+ucx" in request.node.name
-    for scheme in ("fabric+ucx",) if is_ucx else ("fabric", "fabric+tcp"):
+    if OFI_SCHEME in request.node.name:
+        request.getfixturevalue("ofi_by_tcp")
+    of_library = [name for name in (UCX_SCHEME, OFI_SCHEME) if name in request.node.name]
+    for scheme in of_library or ("fabric", "fabric+tcp"):
         async with listen(f"{scheme}://127.0.0.1", echo, deserialize=False) as listener:
             comm = await connect(listener.contact_address)
             for _ in range(2):

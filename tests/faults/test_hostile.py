@@ -23,6 +23,7 @@ from distributed.utils import wait_for
 
 from dask_fabric.wire.hello import Hello
 
+from ..conftest import OFI_SCHEME, UCX_SCHEME
 from .conftest import PATIENCE_SECONDS, check_good_client, nothing_left, serving
 
 pytestmark = pytest.mark.clusters
@@ -138,8 +139,8 @@ async def recorded(scheme: str, listen_args: dict, connect_args: dict, message) 
 
 @pytest.fixture(autouse=True)
 def plain_peer(scheme):
-    if scheme == "fabric+ucx":
-        pytest.skip("it takes no peer without UCX, as the attackers are")
+    if scheme in (UCX_SCHEME, OFI_SCHEME):
+        pytest.skip("it takes no peer without its library, as the attackers are")
 
 
 async def test_the_bomb_is_live(scheme, listen_args, connect_args, tmp_path):
