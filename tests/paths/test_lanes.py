@@ -116,6 +116,11 @@ async def test_large_frames_go_over_all_lanes_in_both_directions():
             assert comm.statistics()["fallbacks_sent"] == 0
 
 
+def test_the_same_on_uvloop():
+    uvloop = pytest.importorskip("uvloop")
+    uvloop.run(test_large_frames_go_over_all_lanes_in_both_directions())
+
+
 async def test_many_messages_are_written_before_one_is_read():
     async with pair() as (near, far):
         await widen(near, far)
