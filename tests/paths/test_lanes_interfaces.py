@@ -166,3 +166,11 @@ async def test_an_address_that_is_not_here_is_a_warning(several, monkeypatch, ca
     async with pair(**several) as (near, far):
         await widen(near, far)
     assert "cannot listen on 192.0.2.1 too" in caplog.text
+
+
+def test_the_doctor_shows_addresses_and_names_what_has_none(host):
+    details = PROVIDER.inspect(SimpleNamespace(interfaces=("eth0", "gone")))
+    assert list(PROVIDER.rows(details)) == [("eth0", "10.1.0.7/16"), ("gone", "no address")]
+    (advice,) = PROVIDER.advice(SimpleNamespace(details={"lanes": details}))
+    assert advice.about == "interface gone"
+    assert list(PROVIDER.advice(SimpleNamespace(details={}))) == []

@@ -166,22 +166,21 @@ class LanesProvider(Provider):
 
     # ---- the doctor
 
-    def inspect(self, settings: Any) -> tuple[Sequence[str], Sequence[str]]:
-        found = interfaces.addresses(settings.interfaces)
-        return settings.interfaces, [str(one) for one in found]
+    def inspect(self, settings: Any) -> Mapping[str, Sequence[str]]:
+        return {
+            name: [str(one) for one in interfaces.addresses([name])] for name in settings.interfaces
+        }
 
-    def rows(self, details: tuple[Sequence[str], Sequence[str]]) -> Iterator[Sequence[str]]:
-        names, found = details
-        if names:
-            yield "interfaces", f"{', '.join(names)}: {', '.join(found) or 'no address'}"
+    def rows(self, details: Mapping[str, Sequence[str]]) -> Iterator[Sequence[str]]:
+        for name, found in details.items():
+            yield name, ", ".join(found) or "no address"
 
     def advice(self, facts: Any) -> Iterator[Advice]:
-        names = facts.configuration.value("lanes.interfaces") or ()
-        for name in interfaces.as_names(names):
-            if not interfaces.addresses([name]):
+        for name, found in (facts.details.get(self.name) or {}).items():
+            if not found:
                 yield Advice(
-                    "lanes",
-                    f"fabric.lanes.interfaces has {name}, which has no address on this host",
+                    f"interface {name}",
+                    "fabric.lanes.interfaces names it, and it has no address on this host",
                     "name interfaces that `ip address` shows, or leave it out",
                 )
 
