@@ -302,6 +302,7 @@ cdef class Channel:
             # If the task continues in this turn, a server's hello leaves with its first message,
             # and a client's first messages leave together.
             answer = self.handshake.data_to_send()
+            self.handshake = self.handshake.ended()
             self.core.outgoing.put_bytes(answer)
             self.corked = not answer
             self.loop.call_soon(self._begin_turns)
@@ -324,7 +325,8 @@ cdef class Channel:
         if self.negotiator is None or self.choice is not None:
             return                      # the client's PATHS record came with its hello
         if self.handshake.server_side:
-            self.negotiator.await_client(self)
+            if not self.negotiator.await_client(self):
+                self.negotiator = None  # the client has nothing to say about paths
         else:
             negotiator, self.negotiator = self.negotiator, None
             negotiator.complete_as_client(self)

@@ -42,6 +42,9 @@ logger = logging.getLogger(__name__)
 ACTIVE_LIMIT = 256
 
 
+_NOTHING_ADDED: dict[str, bytes] = {}  # of entries that are new, together
+
+
 class _Entry:
     """An open comm, and its figures that are in the sums already: packed, by path."""
 
@@ -51,7 +54,7 @@ class _Entry:
         self.comm = weakref.ref(comm)
         self.local, self.peer_address = comm.local_address, comm.peer_address
         self.peer = peer
-        self.added: dict[str, bytes] = {}
+        self.added: dict[str, bytes] = _NOTHING_ADDED
 
     # The channel's callbacks. As methods of the comm they would keep it alive.
 
@@ -173,6 +176,8 @@ def _add(entry: _Entry, figures: dict[str, Metrics]) -> bool:
         if packed == before:
             continue
         is_new = True
+        if entry.added is _NOTHING_ADDED:
+            entry.added = {}
         entry.added[path] = packed
         if before is None:
             _sums.opened((entry.peer, path))

@@ -98,6 +98,25 @@ SERVER_TRANSITIONS = {
 }
 
 
+class Ended:
+    """What is kept of a handshake that is over: connections are many.
+
+    Attributes
+    ----------
+    peer : Hello
+        The peer's hello.
+    server_side : bool
+    """
+
+    __slots__ = ("peer", "server_side")
+
+    done = True
+    work = None
+
+    def __init__(self, peer: Hello, server_side: bool) -> None:
+        self.peer, self.server_side = peer, server_side
+
+
 class Handshake:
     """One side of the exchange of hellos.
 
@@ -167,6 +186,11 @@ class Handshake:
     def done(self) -> bool:
         """Whether the peer's hello is valid; a server must still send `data_to_send` then."""
         return self.peer is not None
+
+    def ended(self) -> Ended:
+        """Give what is needed once it is `done`, and all was sent."""
+        assert self.peer is not None
+        return Ended(self.peer, self.server_side)
 
     def data_to_send(self) -> bytes:
         """Return what this side has to send now, once: its hello, or a proof; else b""."""

@@ -360,11 +360,12 @@ class Negotiator:
                 text = _unusable(provider, channel.choice.refused[provider.name])
                 raise RefusedError(text, error_record(text))
 
-    def await_client(self, channel: Channel) -> None:
-        """As a server, use the stream until the client's PATHS record arrives."""
+    def await_client(self, channel: Channel) -> bool:
+        """As a server, use the stream until the client's PATHS record arrives; false if none will."""
         waiting = dict.fromkeys(self._open_paths(), "it has not answered yet")
         agreed = self._agree_as_server(channel.peer)
         channel.choice = agreed.choose({**by_side("client", waiting), **self._found})
+        return bool(waiting)
 
     def complete_as_server(self, channel: Channel, content: bytes) -> None:
         """As a server, choose as the client did, with the failures in its PATHS record.
