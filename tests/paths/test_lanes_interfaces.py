@@ -12,6 +12,8 @@ import pytest
 from distributed.comm import listen
 
 from dask_fabric import config
+from dask_fabric.comm.backend import UCXBackend
+from dask_fabric.comm.channels import negotiator
 from dask_fabric.errors import ConfigError
 from dask_fabric.paths.lanes import interfaces, opener, provider
 from dask_fabric.paths.lanes.provider import PROVIDER
@@ -36,26 +38,52 @@ def host(monkeypatch):
     }
     monkeypatch.setattr(psutil, "net_if_addrs", lambda: found)
     interfaces._addresses.cache_clear()
-    yield
+    yield found
     interfaces._addresses.cache_clear()
 
 
 def test_all_addresses_of_the_named_interfaces_are_listened_on(host):
-    assert interfaces.hosts(["eth1", "nothing", "eth0"]) == ["10.2.0.7", "fd00::7", "10.1.0.7"]
+    assert interfaces.hosts(["eth1", "nothing", "eth0"]) == ["10.2.0.7", "10.1.0.7", "fd00::7"]
     assert interfaces.hosts([]) == []
 
 
 def test_a_way_leads_from_the_interface_in_the_same_network(host):
     told = [("10.1.200.9", 1), ("10.2.0.9", 2), ("fd00::9", 3), ("10.3.0.9", 4)]
-    assert interfaces.ways(told, ["eth0", "eth1"], "10.1.200.9") == [
-        (socket.AF_INET, ("10.2.0.9", 2), "10.2.0.7"),
-        (socket.AF_INET6, ("fd00::9", 3, 0, 0), "fd00::7"),
-    ]
+    own = ["eth0", "eth1"]
+    by_ipv4 = (socket.AF_INET, ("10.2.0.9", 2), "10.2.0.7")
+    by_ipv6 = (socket.AF_INET6, ("fd00::9", 3, 0, 0), "fd00::7")
+    # Never both: they go over the same interface.
+    assert interfaces.ways(told, own, "10.1.0.7", "10.1.200.9") == [by_ipv4]
+    assert interfaces.ways([*reversed(told)], own, "10.1.0.7", "10.1.200.9") == [by_ipv6]
+    assert interfaces.ways(told[1:3], own, "fd00::7", "fd00::1") == [by_ipv6]
 
 
-@pytest.mark.parametrize("address", ["8.8.8.8", "127.0.0.1", "localhost", "", "10.1.0.0.1", "::1"])
+def test_interfaces_of_one_network_share_the_ways(host):
+    host["eth2"].append(entry("10.1.0.8", "255.255.0.0"))
+    own, told = ["eth0", "eth2"], [(f"10.1.9.{number}", 1) for number in range(5)]
+    ways = interfaces.ways(told, own, "10.1.0.7", "10.1.9.0")
+    assert [way.source for way in ways] == ["10.1.0.8", "10.1.0.7", "10.1.0.8", "10.1.0.7"]
+    ways = interfaces.ways(told, own, "10.9.0.7", "10.9.9.0")
+    assert [way.source for way in ways] == ["10.1.0.7", "10.1.0.8"] * 2 + ["10.1.0.7"]
+
+
+def test_one_address_of_each_network_is_enough_and_each_interface_has_one(host):
+    host["eth1"].append(entry("fd00::8", "ffff:ffff:ffff:ffff::"))
+    host.update({f"many{i}": [entry(f"10.{i}.9.{j}", "255.255.255.255") for j in (1, 2)]
+                 for i in range(7)})  # fmt: skip
+    assert interfaces.hosts(["eth1"]) == ["10.2.0.7", "fd00::7"]
+    assert interfaces.hosts([f"many{i}" for i in range(7)]) == [f"10.{i}.9.1" for i in range(7)]
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("8.8.8.8", "127.0.0.1", "localhost", "", "10.1.0.0.1", "::1"),
+        *("fd00::9%eth0", "fd00::9%a\0b", "fd00::9%\u1234"),
+    ],
+)
 def test_a_server_cannot_have_a_client_connect_to_anything_else(host, address):
-    assert interfaces.ways([(address, 22)], ["eth0", "eth1"], "10.1.0.9") == []
+    assert interfaces.ways([(address, 22)], ["eth0", "eth1"], "10.1.0.7", "10.1.0.9") == []
 
 
 @pytest.mark.parametrize(
@@ -71,7 +99,7 @@ def test_what_a_server_tells_is_checked(told):
     assert PROVIDER.check({"most": 2, "places": [["10.0.0.1", 1]] * 7})
 
 
-@pytest.mark.parametrize("value", ["ib0, ib1", ["ib0", "ib1"], ("ib0", "ib1", "ib0")])
+@pytest.mark.parametrize("value", ["ib0, ib1", "[ib0,ib1]", ["ib0", "ib1"], ("ib0", "ib1", "ib0")])
 def test_interfaces_are_a_list_or_a_text(value):
     assert interfaces.as_names(value) == ("ib0", "ib1")
 
@@ -90,7 +118,10 @@ def test_what_is_no_name_is_an_error(value):
 @pytest.fixture
 def several(monkeypatch):
     """Addresses of loopback as if they were interfaces."""
-    found = [ipaddress.ip_interface(f"{address}/8") for address in OTHERS]
+    found = [
+        interfaces.Own(name, ipaddress.ip_interface(f"{address}/8"))
+        for name, address in zip("ab", OTHERS, strict=True)
+    ]
     monkeypatch.setattr(interfaces, "addresses", lambda names: found if names else [])
     return {"lanes.interfaces": ["a", "b"]}
 
@@ -112,7 +143,7 @@ async def test_lanes_go_by_all_of_them_in_turn(several, address):
     async with pair(host=address, front=elsewhere, **several) as (near, far):
         await widen(near, far)
         assert {there for _, there in sides(near)} == {*OTHERS, ELSEWHERE}
-        assert {here for here, there in sides(near) if there != ELSEWHERE} == {OTHERS[0]}
+        assert {here for here, there in sides(near) if there != ELSEWHERE} == {*OTHERS}
         assert set(near.statistics()["flows"]["addresses"]) == {here for here, _ in sides(near)}
         for sender, receiver in ((near, far), (far, near)):
             await move(sender, receiver, numbers(seed=1))
@@ -120,7 +151,7 @@ async def test_lanes_go_by_all_of_them_in_turn(several, address):
 
 
 async def test_only_if_the_client_was_told_too(several, monkeypatch):
-    monkeypatch.setattr(interfaces, "ways", lambda told, names, beside: [])
+    monkeypatch.setattr(interfaces, "ways", lambda *_: [])
     async with pair(**several) as (near, far):
         await widen(near, far)
         assert {there for _, there in sides(near)} == {ELSEWHERE}
@@ -152,7 +183,7 @@ async def test_a_taken_port_is_replaced_and_all_are_closed_in_the_end(several, m
         known = {f"fabric.{key}": value for key, value in several.items()}
         with dask.config.set(known):
             async with listen(f"fabric+tcp://{ELSEWHERE}:{port}", print):
-                (first, other), second = provider._places[port]
+                (first, other), second = provider._places[ELSEWHERE, port]
                 assert (first, second) == (OTHERS[0], (OTHERS[1], port)) and other != port
                 socket.create_connection((first, other), 10).close()
     assert provider._places == {}
@@ -162,10 +193,39 @@ async def test_a_taken_port_is_replaced_and_all_are_closed_in_the_end(several, m
 
 
 async def test_an_address_that_is_not_here_is_a_warning(several, monkeypatch, caplog):
-    monkeypatch.setattr(interfaces, "hosts", lambda names: ["192.0.2.1"])
-    async with pair(**several) as (near, far):
+    monkeypatch.setattr(interfaces, "hosts", lambda names: ["2001:db8::1"])
+    async with pair(host="0.0.0.0", front=elsewhere, **several) as (near, far):
         await widen(near, far)
-    assert "cannot listen on 192.0.2.1 too" in caplog.text
+    assert "cannot listen on 2001:db8::1 too" in caplog.text
+
+
+async def test_a_listener_on_loopback_stays_there(several, monkeypatch, caplog):
+    monkeypatch.setattr(interfaces, "hosts", lambda names: ["192.0.2.1", OTHERS[0]])
+    with dask.config.set({"fabric.lanes.interfaces": ["a"]}):
+        async with listen(f"fabric+tcp://{ELSEWHERE}:0", print) as listener:
+            ((host, _),) = provider._places[listener.get_host_port()]
+    assert host == OTHERS[0] and not caplog.text
+
+
+async def test_listeners_that_share_a_port_have_places_of_their_own(several):
+    with dask.config.set({"fabric.lanes.interfaces": ["a", "b"]}):
+        async with listen(f"fabric+tcp://{ELSEWHERE}:0", print) as first:
+            port = first.get_host_port()[1]
+            places = dict(provider._places)
+            async with listen(f"fabric+tcp://127.0.0.9:{port}", print):
+                assert provider._places != places
+            assert provider._places == places
+    assert provider._places == {}
+
+
+async def test_a_scheme_without_lanes_listens_on_its_own_address_only(several, monkeypatch):
+    monkeypatch.setattr(interfaces, "hosts", None)  # not asked
+    known = {"fabric.lanes.interfaces": ["a"], "fabric.lanes.count": 1}
+    with dask.config.set(known):
+        async with listen(f"fabric+tcp://{ELSEWHERE}:0", print):
+            assert provider._places == {}
+    paths = negotiator.between_hosts(UCXBackend.scheme, config.load(), False)
+    assert PROVIDER not in [one for one, _ in paths]
 
 
 def test_the_doctor_shows_addresses_and_names_what_has_none(host):

@@ -47,6 +47,7 @@ from dask_fabric.comm.network.addresses import (
     advertised_host,
     format_address,
     host_of,
+    is_loopback,
 )
 from dask_fabric.comm.network.binding import bind, bind_to_free
 from dask_fabric.comm.network.first_byte import Arrival
@@ -195,10 +196,10 @@ class FabricListener(BaseListener):
         self._families = [sock.family for sock in self._sockets]
         if uses_paths and self._settings.unix_sockets:
             self._listen_unix(backlog_count)
-        for provider in providers.found():
-            hosts = provider.more_hosts(self._settings.of_path(provider.name))
-            if hosts:
-                provider.listens(self._bound[1], self._listen_more(hosts, backlog_count))
+        encrypted = self._encryption.by_key or self._encryption.ssl_context is not None
+        for provider, section in negotiator.between_hosts(self.scheme, self._settings, encrypted):
+            if places := self._listen_more(provider.more_hosts(section), backlog_count):
+                provider.listens(self._bound_names(), places)
         runtime.watch_memory(self, server)
         heartbeat.watch(server)
         recording.watch(server, self._settings)
@@ -214,10 +215,12 @@ class FabricListener(BaseListener):
     def _listen_more(self, hosts: Sequence[str], backlog_count: int) -> list[tuple[str, int]]:
         """Listen on these addresses too, on the same port if it is free; give where."""
         host, port = self.get_host_port()
+        own = [name[0] for name in self._bound_names()]
         places = []
         for other in hosts:
             family = socket.AF_INET6 if ":" in other else socket.AF_INET
-            if other == host:
+            # Who binds to loopback wants no other host to reach the listener.
+            if other in own or (is_loopback(host) and not is_loopback(other)):
                 continue
             if host in WILDCARD_HOSTS and family in self._families:
                 places.append((other, port))
@@ -233,13 +236,16 @@ class FabricListener(BaseListener):
             places.append((other, sock.getsockname()[1]))
         return places
 
+    def _bound_names(self) -> list[tuple[str, int]]:
+        """Give the hosts and ports that the sockets are bound to."""
+        return [one.getsockname()[:2] for one in self._sockets if one.family != socket.AF_UNIX]
+
     def stop(self) -> None:
         """Stop listening, and drop the connections that are still in the handshake."""
         self._stopped = True
         runtime.unwatch_memory(self)
-        if self._bound is not None:
-            for provider in providers.found():
-                provider.listens(self._bound[1], ())
+        for provider in providers.found():
+            provider.listens(self._bound_names(), ())
         sockets, self._sockets = self._sockets, []
         for sock in sockets:
             with contextlib.suppress(RuntimeError):  # the loop is closed

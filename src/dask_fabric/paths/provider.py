@@ -318,10 +318,16 @@ class Provider:
         """Give addresses of this host on which a listener is to listen too, beside its own."""
         return ()
 
-    def listens(self, port: int, places: Sequence[tuple[str, int]]) -> None:
-        """A listener with this port listens for `more_hosts` at these addresses and ports.
+    def listens(self, bound: Sequence[tuple[str, int]], places: Sequence[tuple[str, int]]) -> None:
+        """A listener listens for `more_hosts` at these *places* (address and port).
 
         Called again, with none, when it stops.
+
+        Parameters
+        ----------
+        bound
+            All addresses and ports that it is bound to, by which other listeners differ.
+        places
         """
 
     def new_frame(self, nbytes: int) -> Any:

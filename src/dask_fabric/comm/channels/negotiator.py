@@ -145,6 +145,14 @@ def describe(
     )
 
 
+def between_hosts(
+    scheme: Scheme, settings: Settings, encrypted: bool
+) -> Iterator[tuple[Provider, Any]]:
+    """Give the paths that connections from other hosts may use, with their settings."""
+    for provider, section, _ in _uses(scheme, settings, encrypted, True).asked:
+        yield provider, section
+
+
 @dataclass(frozen=True, eq=False)
 class _Uses:
     """What the connections of one kind have in common.

@@ -139,7 +139,7 @@ def advertised_host(families: Iterable[int], scheduler_host: str | None = None) 
     for candidates in (_default_route, _own_name, _interfaces):
         for family in families:
             for host in candidates(family):
-                if not _is_loopback(host):
+                if not is_loopback(host):
                     return host
     return "127.0.0.1" if families[0] == socket.AF_INET else "::1"
 
@@ -175,7 +175,8 @@ def _is_virtual(interface: str) -> bool:
     return not os.path.exists(f"/sys/class/net/{interface}/device")
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this host can reach that address."""
     return host.startswith("127.") or host == "::1"
 
 

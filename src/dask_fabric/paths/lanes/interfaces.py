@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import functools
 import ipaddress
+import operator
 import re
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -25,6 +27,13 @@ _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 
 
+class Own(NamedTuple):
+    """An address of this host, and the name of its interface."""
+
+    name: str
+    address: Interface
+
+
 class Way(NamedTuple):
     """An address to connect to, other than the comm's own, and the one to connect from."""
 
@@ -33,23 +42,27 @@ class Way(NamedTuple):
     source: str
 
 
-def addresses(names: Sequence[str]) -> list[Interface]:
+def addresses(names: Sequence[str]) -> list[Own]:
     """Give the addresses of these interfaces, with their networks; an unknown one has none.
 
-    They are looked up once a minute.
+    The first of each interface come first, and one of each network is enough. They are looked up
+    once a minute.
     """
     return _addresses(tuple(names), int(time.monotonic() / _KEPT_SECONDS)) if names else []
 
 
 @functools.lru_cache(maxsize=4)
-def _addresses(names: tuple[str, ...], minute: int) -> list[Interface]:
+def _addresses(names: tuple[str, ...], minute: int) -> list[Own]:
     every = psutil.net_if_addrs()
     found = []
     for name in names:
+        by_network: dict[object, Interface] = {}
         for one in every.get(name, ()):
             if one.family in _FAMILIES and one.netmask and "%" not in one.address:
-                found.append(ipaddress.ip_interface(f"{one.address}/{_prefix(one.netmask)}"))
-    return found
+                address = ipaddress.ip_interface(f"{one.address}/{_prefix(one.netmask)}")
+                by_network.setdefault(address.network, address)
+        found += [(rank, Own(name, one)) for rank, one in enumerate(by_network.values())]
+    return [own for _, own in sorted(found, key=operator.itemgetter(0))]
 
 
 def _prefix(netmask: str) -> int:
@@ -58,7 +71,7 @@ def _prefix(netmask: str) -> int:
 
 def hosts(names: Sequence[str]) -> list[str]:
     """Give the addresses that a server listens on for lanes, beside its own."""
-    return [str(one.ip) for one in addresses(names)][:WAYS_LIMIT]
+    return [str(own.address.ip) for own in addresses(names)][:WAYS_LIMIT]
 
 
 def is_told(told: object) -> bool:
@@ -78,8 +91,11 @@ def is_told(told: object) -> bool:
     )
 
 
-def ways(told: Iterable[Sequence], names: Sequence[str], beside: str) -> list[Way]:
+def ways(told: Iterable[Sequence], names: Sequence[str], here: str, there: str) -> list[Way]:
     """Give the ways that a client has to what the server told, except its own.
+
+    They are shared among the interfaces that lead there. An interface that has IPv4 and IPv6 is
+    used by one of them, or it would count twice.
 
     Parameters
     ----------
@@ -87,28 +103,50 @@ def ways(told: Iterable[Sequence], names: Sequence[str], beside: str) -> list[Wa
         See `is_told`.
     names
         The interfaces that this process is to use.
-    beside
-        The server's address on the comm's own connection.
+    here, there
+        The addresses of client and server on the comm's own connection.
     """
+    own = addresses(names)
+    of_comm = [one for one in own if str(one.address.ip) == here]
+    versions = {one.name: one.address.version for one in of_comm}
+    used = Counter([*versions])
     found = []
     for host, port in told:
-        try:
-            address = ipaddress.ip_address(host)
-        except ValueError:
+        address = _parsed(host)
+        if address is None or str(address) == there:
             continue
-        own = next((one for one in addresses(names) if address in one.network), None)
-        if own is None or str(address) == beside:
+        version = address.version
+        leading = [
+            one
+            for one in own
+            if address in one.address.network and versions.get(one.name, version) == version
+        ]
+        if not leading:
             continue
-        if own.version == 4:
-            found.append(Way(socket.AF_INET, (host, port), str(own.ip)))
+        chosen = min(leading, key=lambda one: used[one.name])
+        used[chosen.name] += 1
+        versions[chosen.name] = version
+        source = str(chosen.address.ip)
+        if version == 4:
+            found.append(Way(socket.AF_INET, (str(address), port), source))
         else:
-            found.append(Way(socket.AF_INET6, (host, port, 0, 0), str(own.ip)))
+            found.append(Way(socket.AF_INET6, (str(address), port, 0, 0), source))
     return found
+
+
+def _parsed(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Read an address; one with a zone has none, because it may hold any text."""
+    try:
+        return None if "%" in host else ipaddress.ip_address(host)
+    except ValueError:
+        return None
 
 
 def as_names(value: object) -> tuple[str, ...]:
     """Read ``fabric.lanes.interfaces``: a list of names, or one text with commas between them."""
     if isinstance(value, str):
+        # Brackets: Dask leaves `[ib0, ib1]` in an environment variable as it is.
+        value = value.strip().removeprefix("[").removesuffix("]")
         value = [part.strip() for part in value.split(",")] if value.strip() else []
     if not isinstance(value, (list, tuple)) or len(value) > INTERFACES_LIMIT:
         raise ValueError(value)

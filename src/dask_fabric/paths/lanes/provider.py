@@ -31,8 +31,8 @@ EPOCHS_MOST = 255
 _THRESHOLD_BYTES_LEAST = 64 << 10
 AUTO = "auto"
 
-# At servers: where else than at its own address a listener with this port can be reached.
-_places: dict[int, Sequence[tuple[str, int]]] = {}
+# At servers: where else the listener can be reached that is bound to this host and port.
+_places: dict[tuple[str, int], Sequence[tuple[str, int]]] = {}
 # At servers: the comms that lanes may join, by token.
 _joinable: weakref.WeakValueDictionary[bytes, LanesPath] = weakref.WeakValueDictionary()
 
@@ -126,13 +126,14 @@ class LanesProvider(Provider):
         return _Candidate(description, settings, sock)
 
     def more_hosts(self, settings: Any) -> Sequence[str]:
-        return () if self.unwanted(settings, False) else interfaces.hosts(settings.interfaces)
+        return interfaces.hosts(settings.interfaces)
 
-    def listens(self, port: int, places: Sequence[tuple[str, int]]) -> None:
-        if places:
-            _places[port] = places
-        else:
-            _places.pop(port, None)
+    def listens(self, bound: Sequence[tuple[str, int]], places: Sequence[tuple[str, int]]) -> None:
+        for one in bound:
+            if places:
+                _places[one] = places
+            else:
+                _places.pop(one, None)
 
     def refuse_joining(self, wish: Mapping[str, Any]) -> str:
         path = self._joined_by(wish)
@@ -168,7 +169,8 @@ class LanesProvider(Provider):
 
     def inspect(self, settings: Any) -> Mapping[str, Sequence[str]]:
         return {
-            name: [str(one) for one in interfaces.addresses([name])] for name in settings.interfaces
+            name: [str(own.address) for own in interfaces.addresses([name])]
+            for name in settings.interfaces
         }
 
     def rows(self, details: Mapping[str, Sequence[str]]) -> Iterator[Sequence[str]]:
@@ -197,13 +199,15 @@ class _Candidate(Candidate):
         super().__init__(description)
         self._settings = settings
         # Now: under TLS, another object soon has the socket.
-        self._port = sock.getsockname()[1] if _places else 0
+        self._own = sock.getsockname()[:2] if _places or settings.interfaces else ("", 0)
         self._peer_host = sock.getpeername()[0] if settings.interfaces else ""
         self._token = b""  # of a server
 
     def answer(self) -> Mapping[str, Any] | None:
         self._token = secrets.token_bytes(TOKEN_BYTES)
-        places = _places.get(self._port, ())
+        host, port = self._own
+        bound_to = (_places.get((one, port)) for one in (host, "0.0.0.0", "::"))
+        places = next(filter(None, bound_to), ())
         told = {"places": [[*place] for place in places]} if places else {}
         return {**self.description, "token": self._token, **told}
 
@@ -221,7 +225,7 @@ class _Candidate(Candidate):
         path = LanesPath(loop, token, most, least_bytes, is_auto)
         names, told = self._settings.interfaces, peer.description.get("places", ())
         if names and told and not self._token:
-            path.ways = interfaces.ways(told, names, self._peer_host)
+            path.ways = interfaces.ways(told, names, self._own[0], self._peer_host)
         if self._token:
             _joinable[token] = path
         return path
