@@ -16,7 +16,7 @@ from benchmarks.networks import cap_flows, cap_link
 from distributed import Client
 
 from dask_fabric.bench import matrix, tables
-from dask_fabric.bench.cluster import Worker, connected, prepared
+from dask_fabric.bench.cluster import Cluster, Worker, connected, prepared
 from dask_fabric.bench.diagnosis import Link, better_of, diagnose, suspects
 from dask_fabric.bench.results import Results
 from dask_fabric.bench.tournament import rounds, tournament
@@ -171,8 +171,29 @@ def test_pairs_whose_flow_is_capped_are_named():
         for number, link in zip((2, 8, 4), links(workers), strict=True)
     ]
     assert diagnose(workers, each) == [
-        "capped flow: all pairs of workers, one connection moves 0.5 GB/s, several together 2 GB/s"
+        "capped flow: all pairs of workers between hosts, one connection moves 0.5 GB/s, several "
+        "together 2 GB/s"
     ]
+
+
+def test_a_pair_of_two_schemes_has_the_flows_of_the_one_that_knows():
+    """A comm of tcp:// has no lanes."""
+    here, there = (Worker(name, f"{name}://a", "", name) for name in ("tcp", "fabric"))
+    flows = {"rates": [(1, 5e7), (2, 1e8)], "is_settled": True}
+    figures = {
+        "round_trip_seconds": 1.0,
+        "there_bytes_per_second": 1e8,
+        "back_bytes_per_second": 1e8,
+    }
+
+    class Client:
+        def run(self, function, partners, *arguments, **options):
+            more = {"tcp://a": {}, "fabric://a": {"path": "lanes", "flows": flows}}
+            return {one: {**figures, **more[other]} for one, other in partners.items()}
+
+    for workers in ([here, there], [there, here]):
+        told = matrix.measure(Cluster(Client(), workers), SHORT, io.StringIO())
+        assert any(said.startswith("capped flow: ") for said in told["findings"])
 
 
 def handlers(dask_worker) -> bool:

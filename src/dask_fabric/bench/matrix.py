@@ -98,6 +98,7 @@ def _both_schemes(one: Link, other: Link) -> Link:
         back_path=one.path,
         refused=other.refused | one.refused,
         there_gbs=other.back_gbs,
+        flows=one.flows or other.flows,
     )
 
 
