@@ -319,6 +319,7 @@ class Proxy:
         self.count = 0
         self.writers = []
         self.frozen = set()
+        self.bytes_left = {}  # of connections that are frozen after as many
         self.tasks = set()
 
     async def front(self, address):
@@ -338,7 +339,9 @@ class Proxy:
     async def pump(self, number, reader, writer):
         with contextlib.suppress(OSError):
             while data := await reader.read(1 << 16):
-                if number in self.frozen:
+                if number in self.bytes_left:
+                    self.bytes_left[number] -= len(data)
+                if number in self.frozen or self.bytes_left.get(number, 0) < 0:
                     await asyncio.Event().wait()
                 writer.write(data)
                 await writer.drain()
@@ -370,6 +373,19 @@ async def test_a_lane_stands_still_while_others_move(sender, monkeypatch):
         await until(lambda: path_of(ends[0]).lane_count == 2)
         await move(*ends, data)
         assert traffic(ends[1])["fallbacks_received"] == 1
+    await proxy.close()
+
+
+async def test_several_lanes_stop_at_once(monkeypatch):
+    """Such as those that go over one link. The others have finished before that is noticed."""
+    monkeypatch.setattr(endpoint, "LAST_SECONDS", 0.3)
+    proxy = Proxy()
+    async with pair(front=proxy.front) as (near, far):
+        await widen(near, far)
+        proxy.bytes_left = {3: 1 << 20, 4: 1 << 20}
+        await move(far, near, numbers(8_000_000))
+        assert traffic(near)["fallbacks_received"] == 1
+        assert path_of(near).lane_count == 2
     await proxy.close()
 
 

@@ -66,7 +66,7 @@ assert sizeof(Descriptor) == DESCRIPTOR_BYTES_LIMIT
 
 TEND_SECONDS = 0.5              # interval of the checks for progress
 STALLED_SECONDS = 2.0           # a lane that stands still while others move is closed,
-LAST_SECONDS = 5.0              # and after this time if the others have finished
+LAST_SECONDS = 5.0              # and after this time if some have finished
 STILL_SECONDS = 60.0            # a transfer without any progress is abandoned
 
 _paths = weakref.WeakSet()
@@ -640,7 +640,8 @@ cdef class LanesPath(Path):
         return NOT_FETCHED if job.error else FETCHED
 
     cdef double tend(self, Transfer transfer) except? -3.0:
-        """Close lanes that stand still while others move. If all do, the peer is busy or stopped.
+        """Close lanes that stand still while others move, or after some have finished: those of one
+        link stop at the same time. If all stand still, the peer is busy or stopped.
         """
         cdef LanesJob job = transfer.job
         cdef int64_t time_ns = now_ns()
@@ -660,7 +661,7 @@ cdef class LanesPath(Path):
         for part in waiting:
             still_seconds = (time_ns - part.moved_ns) / 1e9
             if still_seconds > STALLED_SECONDS and job.moved_ns > part.moved_ns or (
-                still_seconds > LAST_SECONDS and len(waiting) == 1 < len(job.parts)
+                still_seconds > LAST_SECONDS and len(waiting) < len(job.parts)
             ):
                 # Later: the caller still handles the transfer, which this may end.
                 self.loop.call_soon(part.lane.fail, ETIMEDOUT)
