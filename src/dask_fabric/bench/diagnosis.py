@@ -181,8 +181,8 @@ def _capped(links: Sequence[Link]) -> list[str]:
         one = statistics.median(link.flows[0][1] for link in capped)
         several = statistics.median(link.flows[-1][1] for link in capped)
         return [
-            f"capped flow: all pairs of workers between hosts, one connection moves {one:.3g} GB/s, "
-            f"several together {several:.3g} GB/s"
+            f"capped flow: all pairs of workers between hosts, one connection moves {one:.3g} "
+            f"GB/s, several together {several:.3g} GB/s"
         ]
     found = []
     for link in capped:
