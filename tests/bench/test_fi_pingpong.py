@@ -42,6 +42,18 @@ def test_it_runs_with_library_and_provider(program):
     assert "-p shm -e rdm -S 10000000 -I 20" in (program.parent / "told").read_text()
 
 
+def test_the_server_may_tidy_up(program):
+    """One that is killed leaves files in /dev/shm."""
+    folder = program.parent
+    trap = f"trap 'echo >{folder}/tidy; exit' TERM"
+    serving = f"{trap}; echo >{folder}/ready; while :; do sleep 0.1; done"
+    waiting = f"until [ -e {folder}/ready ]; do sleep 0.05; done"
+    text = PROGRAM.replace("sleep 5", serving).replace("127.0.0.1)", f"127.0.0.1) {waiting}")
+    program.write_text(text)
+    assert fi_pingpong.bandwidth(CHOSEN, 10_000_000, 20) == 1.29528
+    assert (program.parent / "tidy").exists()
+
+
 @pytest.mark.parametrize("said", ["", "no provider", "9.5m 20 =20 381m 0.31s"])
 def test_without_a_figure_there_is_no_floor(program, said, monkeypatch):
     program.write_text(f"#!/bin/sh\necho '{said}'\n")

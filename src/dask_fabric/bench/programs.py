@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 _PATIENCE_SECONDS = 120.0
 _START_SECONDS = 10.0
+_END_SECONDS = 5.0
 
 
 def figure(
@@ -27,7 +28,16 @@ def figure(
         try:
             return _ask(client_command, environment, server, read)
         finally:
-            server.kill()
+            _end(server)
+
+
+def _end(server: subprocess.Popen) -> None:
+    """End a server; one that is killed leaves its shared memory behind."""
+    server.terminate()
+    try:
+        server.wait(_END_SECONDS)
+    except subprocess.TimeoutExpired:
+        server.kill()
 
 
 def _ask(
