@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import ssl
 
@@ -310,6 +311,22 @@ async def test_a_lane_is_killed_in_the_middle_of_each_frame(scheme, count, secur
         await until(lambda: not any(lane and not lane.connection for lane in path_of(near).lanes))
         await move(near, far, data)
         await move(far, near, data)
+
+
+async def test_a_forked_child_has_no_lanes_and_those_of_the_parent_go_on():
+    async with pair() as (near, far):
+        await widen(near, far)
+        pid = os.fork()
+        if pid == 0:
+            try:
+                flows = near.statistics()["flows"] or far.statistics()["flows"]
+                os._exit(1 if flows else 0)
+            finally:
+                os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        for sender, receiver in ((near, far), (far, near)):
+            await move(sender, receiver, numbers())
+        assert path_of(near).lane_count == path_of(far).lane_count == 4
 
 
 class Proxy:

@@ -403,7 +403,8 @@ cdef class LanesPath(Path):
         policy = self.policy
         addresses = {
             lane.connection.sock.getsockname()[0]
-            for lane in self.lanes if lane is not None and lane.connection is not None
+            for lane in self.lanes
+            if lane is not None and lane.connection is not None and not lane.is_dead
         }
         if policy is None and not addresses:
             return {}
