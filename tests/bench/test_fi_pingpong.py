@@ -39,7 +39,14 @@ def program(tmp_path, monkeypatch):
 def test_it_runs_with_library_and_provider(program):
     assert fi_pingpong.bandwidth(CHOSEN, 10_000_000, 20) == 1.29528
     assert (program.parent / "found").read_text() == "/lib:/site shm\n"
-    assert "-p shm -e rdm -S 10000000 -I 20" in (program.parent / "told").read_text()
+    told = (program.parent / "told").read_text()
+    assert "-p shm -e rdm -S 10000000 -I 20" in told and "-d" not in told
+
+
+def test_it_runs_with_the_same_card(program):
+    with dask.config.set({"fabric.ofi.domain": "mlx5_1"}):
+        assert fi_pingpong.bandwidth(CHOSEN, 10_000_000, 20)
+    assert "-d mlx5_1" in (program.parent / "told").read_text()
 
 
 def test_the_server_may_tidy_up(program):

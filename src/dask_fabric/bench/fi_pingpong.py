@@ -45,10 +45,12 @@ def bandwidth(chosen: libraries.Choice, nbytes: int, count: int) -> float | None
         GB/s; None if this fi_pingpong does not run with the library and provider.
     """
     assert chosen.library is not None and chosen.kind is not None
-    options = libraries.environment(config.load().paths.ofi.options, chosen.kind)
+    settings = config.load().paths.ofi
+    options = libraries.environment(settings.options, chosen.kind)
     environment = {**programs.with_library(chosen.library.path), **options}
     port = str(programs.free_port())
     command = [PROGRAM, "-p", chosen.kind.name, "-e", "rdm", "-S", str(nbytes), "-I", str(count)]
+    command += ["-d", settings.domain] if settings.domain else []
     on_first, on_last = _on_cpus(*sorted(os.sched_getaffinity(0)))
     ends = [*on_last, *command, "-B", port], [*on_first, *command, "-P", port, "127.0.0.1"]
     return programs.figure(*ends, environment, _rate)
