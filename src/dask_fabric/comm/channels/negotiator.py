@@ -369,7 +369,7 @@ class Negotiator:
                 raise RefusedError(text, error_record(text))
 
     def await_client(self, channel: Channel) -> bool:
-        """As a server, use the stream until the client's PATHS record arrives; false if none will."""
+        """As a server, use the stream until the client's PATHS record arrives, if one will."""
         waiting = dict.fromkeys(self._open_paths(), "it has not answered yet")
         agreed = self._agree_as_server(channel.peer)
         channel.choice = agreed.choose({**by_side("client", waiting), **self._found})
