@@ -12,6 +12,7 @@ dask_fabric.yaml, dask_fabric-schema.yaml      the same
 README.md (chart too), docs/benchmarks.md       ``benchmarks/results/*.json``, see ``make figures``
 docs/shm.md, tables                            what ``benchmarks/shm.py`` wrote
 docs/ofi.md, table of the providers            `dask_fabric.paths.ofi.kinds`
+docs/ofi.md, table of figures                  ``benchmarks/results/ofi-*.json``
 docs/ecosystem.md, table of objects            what ``benchmarks/objects.py`` wrote
 docs/lanes.md, tables of lanes                 what ``benchmarks/lanes.py`` wrote
 docs/tutorial.md                               docs/tutorial.ipynb, whose outputs are not kept
@@ -53,27 +54,33 @@ def made() -> dict[Path, str]:
     shm, architecture = DOCS / "shm.md", DOCS / "architecture.md"
     ecosystem, ofi, lanes = DOCS / "ecosystem.md", DOCS / "ofi.md", DOCS / "lanes.md"
     return {
-        architecture: _filled(architecture, "states", diagram()),
-        protocol: _filled(protocol, "states", diagram()),
-        configuration: _filled(configuration, "keys", "".join(_key_table())),
+        architecture: _filled(architecture, {"states": diagram()}),
+        protocol: _filled(protocol, {"states": diagram()}),
+        configuration: _filled(configuration, {"keys": "".join(_key_table())}),
         PACKAGE / "dask_fabric.yaml": "".join(_yaml()),
         PACKAGE / "dask_fabric-schema.yaml": yaml.safe_dump(_schema(), sort_keys=False, width=96),
-        readme: _filled(readme, "figures", "".join((*_chart(), *_figures()))),
-        benchmarks: _filled(benchmarks, "figures", "".join(_all_figures())),
-        shm: _filled(shm, "figures", "".join(_shm_figures())),
-        lanes: _filled(lanes, "figures", "".join(_lanes())),
-        ofi: _filled(ofi, "providers", "".join(_providers())),
-        ecosystem: _filled(ecosystem, "objects", "".join(_objects())),
+        readme: _filled(readme, {"figures": "".join((*_chart(), *_figures()))}),
+        benchmarks: _filled(benchmarks, {"figures": "".join(_all_figures())}),
+        shm: _filled(shm, {"figures": "".join(_shm_figures())}),
+        lanes: _filled(lanes, {"figures": "".join(_lanes())}),
+        ofi: _filled(
+            ofi,
+            {"providers": "".join(_providers()), "figures": "".join(_ofi_figures())},
+        ),
+        ecosystem: _filled(ecosystem, {"objects": "".join(_objects())}),
         DOCS / "tutorial.md": "\n".join(_tutorial()),
     }
 
 
-def _filled(page: Path, name: str, content: str) -> str:
-    """Give the text of a page with new content between its two marks."""
-    begin, end = f"<!-- docs/generate.py: {name} -->\n", f"<!-- end of {name} -->\n"
-    before, rest = page.read_text().split(begin)
-    _, after = rest.split(end)
-    return before + begin + content + end + after
+def _filled(page: Path, contents: dict[str, str]) -> str:
+    """Give the text of a page with new content between the two marks of each name."""
+    text = page.read_text()
+    for name, content in contents.items():
+        begin, end = f"<!-- docs/generate.py: {name} -->\n", f"<!-- end of {name} -->\n"
+        before, rest = text.split(begin)
+        _, after = rest.split(end)
+        text = before + begin + content + end + after
+    return text
 
 
 # ---------------------------------------------------------------- the states of a connection
@@ -376,6 +383,24 @@ def _uncapped(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
             cells.append(f"{statistics.median(of):.0f} ({min(of):.0f} to {max(of):.0f})")
         lines.append([f"{size} MB", *cells, f"{medians['auto'] / medians['1']:.2f}"])
     return lines
+
+
+def _ofi_figures() -> Iterator[str]:
+    """Compare the path `ofi` with libfabric's own benchmark, by two providers."""
+    head = ["provider", "array", "`tcp` of Dask, GB/s", "path `ofi`, GB/s", "`fi_pingpong`, GB/s"]
+    lines = [[*head, "`ofi` / `fi_pingpong`"]]
+    for provider in ("tcp", "shm"):
+        results = read(RESULTS / f"ofi-{provider}.json")
+        if provider == "tcp":
+            yield f"\n{facts_line(results.facts)}\n\n"
+        for row in results.rows:
+            tcp, own, floor = map(row.median, ("tcp", "fabric+ofi", "fi_pingpong"))
+            assert tcp and own and floor  # measured together
+            size = row.name.removeprefix("numpy ").removesuffix(", acknowledged")
+            rates = [f"{rate:.2f}" for rate in (tcp, own, floor)]
+            lines.append([f"`{provider}`", size, *rates, f"{own / floor:.1f}"])
+    yield "\n".join(table(lines, has_head=True, markdown=True))
+    yield "\n\n"
 
 
 def _objects() -> Iterator[str]:
