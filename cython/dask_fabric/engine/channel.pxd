@@ -37,7 +37,7 @@ cdef class Channel:
     # addresses
     cdef readonly object local_sockname
     cdef readonly object peer_sockname
-    cdef public object warn             # (kind, text, *args): see `comm.network.refusals`
+    cdef public object log_warning      # (loop, kind, text, *args): see `comm.network.refusals`
     cdef public object name_ends        # (channel) -> the two addresses as users see them;
     cdef public object ends             # used until these are set
 

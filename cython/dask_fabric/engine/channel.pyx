@@ -72,7 +72,7 @@ cdef extern from "Python.h":
 logger = logging.getLogger(__name__)
 
 
-def warn_always(kind, text, *args):
+def warn_always(loop, kind, text, *args):
     """Log a warning. Comms use a rate-limited function instead: a peer causes these lines."""
     logger.warning(text, *args)
 
@@ -129,9 +129,8 @@ cdef class Channel:
         Returns both addresses of the channel as users see them.
     on_closed : callable or None
         Called once, with the channel, when it is closed. It must not keep its owner alive.
-    warn : callable
-        Logs a line that a peer has caused: called with the kind of the line for a count of many,
-        and with a text and its arguments.
+    log_warning : callable
+        Logs a line that a peer has caused, by loop, kind for a count of many, text and arguments.
     on_active : callable or None
         Called once, before the channel moves anything, and then reset to None.
 
@@ -151,7 +150,7 @@ cdef class Channel:
         self.peer_sockname = transport.sock.getpeername()
         self.handshake = handshake
         self.negotiator = negotiator
-        self.warn = warn_always
+        self.log_warning = warn_always
         self.stalled_seconds = settings.stalled_timeout_seconds
         self.memory_seconds = settings.memory_timeout_seconds
         self.busy_poll = BusyPoll(loop, settings.busy_poll_seconds)
@@ -1131,6 +1130,9 @@ cdef class Channel:
                         *self.addresses(), left_bytes, timeout_seconds,
                     )
                 return
+
+    def warn(self, kind, text, *args):
+        self.log_warning(self.loop, kind, text, *args)
 
     def left_bytes(self):
         """Bytes in flight or queued, less what a running job has sent."""

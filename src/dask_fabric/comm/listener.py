@@ -148,6 +148,7 @@ class FabricListener(BaseListener):
         self._contact_host: str | None = None
         self._stopped = False
         self._tasks: set[asyncio.Task] = set()  # the loop itself holds them weakly
+        self._forget_task = self._tasks.discard  # bound once: tasks are many
         # Arrivals, and channels in the handshake, with the time when they came; the oldest first.
         self._opening: dict[Any, float] = {}
 
@@ -406,7 +407,7 @@ class FabricListener(BaseListener):
         task = self._loop.create_task(self._serve(channel, peer_addr))
         # In this order: an eager task may have ended by now.
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._forget_task)
 
     def _tls_context(self) -> ssl.SSLContext:
         """Give the TLS context that Dask has given, or that of the key, which may be replaced."""

@@ -71,9 +71,8 @@ class Channel:
         Returns both addresses of the channel as users see them.
     on_closed : callable or None
         Called once, with the channel, when it is closed. It must not keep its owner alive.
-    warn : callable
-        Logs a line that a peer has caused: called with the kind of the line for a count of many,
-        and with a text and its arguments.
+    log_warning : callable
+        Logs a line that a peer has caused, by loop, kind for a count of many, text and arguments.
     on_active : callable or None
         Called once, before the channel moves anything, and then reset to None.
 
@@ -92,7 +91,7 @@ class Channel:
     on_active: Any
     local_sockname: Final[Any]
     peer_sockname: Final[Any]
-    warn: Any
+    log_warning: Any
     name_ends: Any
     ends: Any
 
@@ -196,6 +195,7 @@ class Channel:
         timeout_seconds : float
             Abort after this time without progress.
         """
+    def warn(self, kind, text, *args): ...
     def left_bytes(self):
         """Bytes in flight or queued, less what a running job has sent."""
     def abort(self, error: BaseException | None = None):
@@ -249,5 +249,5 @@ class Channel:
     def figures(self):
         """The metrics of the stream, and of each chosen path; see `Connection.figures`."""
 
-def warn_always(kind, text, *args):
+def warn_always(loop, kind, text, *args):
     """Log a warning. Comms use a rate-limited function instead: a peer causes these lines."""

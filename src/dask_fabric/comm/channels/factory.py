@@ -7,6 +7,7 @@ import functools
 import os
 import socket
 import ssl
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -103,14 +104,17 @@ def make_channel(
             sock, ssl_context, server_side, settings.stream_bulk_bytes, server_hostname
         )
     channel = Channel(loop, transport, handshake, settings, negotiator)
-    channel.warn = functools.partial(refusals.warn, loop)
+    channel.log_warning = refusals.warn
     channel.name_ends = functools.partial(_ends, scheme.prefix, address, peer_address)
     return channel
 
 
 def settle_addresses(channel: Channel) -> tuple[str, str]:
     """Give the addresses of an open channel, and store them: they are final now."""
-    channel.ends = channel.addresses()
+    local, peer = channel.addresses()
+    if channel.server_side:
+        local = sys.intern(local)  # all comms of a listener share it
+    channel.ends = local, peer
     channel.name_ends = None
     return channel.ends
 
