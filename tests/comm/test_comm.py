@@ -27,7 +27,7 @@ class FakeChannel:
     peer_sockname = ("127.0.0.1", 2)
     pending_bytes = queued_bytes = 0
     choice = Choice({"host": ("stream",)}, {})
-    on_closed = None
+    observer = None
     peer = Hello()
 
     def __init__(self, error=None):
@@ -62,7 +62,7 @@ class FakeChannel:
     def abort(self, error=None):
         if not self.closed:
             self.closed = True
-            self.on_closed(self)
+            self.observer.closed(self)
 
     def figures(self):
         return {}

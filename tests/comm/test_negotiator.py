@@ -15,6 +15,7 @@ from distributed.utils import wait_for
 from dask_fabric import config
 from dask_fabric.comm.channels.negotiator import Negotiator, boot_id
 from dask_fabric.errors import ProtocolError, RefusedError
+from dask_fabric.wire.handshake import Ended
 from dask_fabric.wire.hello import PREAMBLE, Hello
 from dask_fabric.wire.records import error_record, paths_record
 
@@ -33,7 +34,8 @@ def sockets():
 def test_a_client_that_refuses_late_tells_the_server_why(sockets):
     hello = Hello(scheme="fabric+ucx", paths=("stream", "ucx"), described={"ucx": UCX})
     negotiator = Negotiator(sockets[0], hello, False, config.load())
-    channel = SimpleNamespace(peer=Hello(refused={"ucx": "not today"}))
+    server = Hello(refused={"ucx": "not today"})
+    channel = SimpleNamespace(peer=server, handshake=Ended(server, False))
     with pytest.raises(RefusedError, match="server: not today") as caught:
         negotiator.complete_as_client(channel)
     assert caught.value.reply == error_record(str(caught.value))

@@ -121,6 +121,30 @@ async def test_within_a_host_and_the_addresses_are_as_with_tcp(host, serve):
         assert a.statistics()["control_stream"] == "unix"
 
 
+async def test_many_that_come_at_once_find_a_place(serve):
+    """Dask's default backlog is 2048, and a full one cannot be waited for."""
+    with dask.config.set({"distributed.comm.socket-backlog": 1}):
+        listener = await serve("fabric://127.0.0.1")
+    streams = await asyncio.gather(*(stream_to(listener.contact_address) for _ in range(30)))
+    assert set(streams) == {"unix"}
+
+
+@pytest.mark.parametrize("unix_sockets", [True, False])
+async def test_what_many_comms_know_of_their_peers_is_kept_once(unix_sockets, serve):
+    """Without a Unix socket the hellos hold proofs, and so are different for each connection."""
+    with dask.config.set({"fabric.unix-sockets": unix_sockets}):
+        listener = await serve("fabric://127.0.0.1")
+        async with reach(listener.contact_address) as a, reach(listener.contact_address) as b:
+            await a.write("choose"), await b.write("choose")
+            comms = [await listener.accepted.get() for _ in range(2)]
+            for comm in comms:
+                assert await comm.read() == "choose"  # and the PATHS record before it
+            for one, other in ((a, b), comms):
+                assert one._channel.peer is other._channel.peer
+                assert one._channel.peer.described == {} and one._channel.peer.software
+                assert one._channel.choice is other._channel.choice
+
+
 @pytest.mark.parametrize("host", ["127.0.0.2", "localhost"])
 async def test_a_wildcard_listener_learns_which_host_was_reached(host, serve):
     listener = await serve("fabric://0.0.0.0")

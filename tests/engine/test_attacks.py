@@ -441,11 +441,12 @@ def test_an_interrupt_in_one_task_leaves_others_their_messages():
 
 
 async def test_a_failing_observer_of_the_end_leaves_no_reader_behind():
-    def fail(channel):
-        raise RuntimeError("statistics are broken")
+    class Broken:
+        def closed(self, channel):
+            raise RuntimeError("statistics are broken")
 
     async with attacked() as (channel, _):
-        channel.on_closed = fail
+        channel.observer = Broken()
         reading = asyncio.ensure_future(receive(channel))
         await turns(2)
         with pytest.raises(RuntimeError):

@@ -260,7 +260,8 @@ class Channel:
     server_side = False
 
     def __init__(self) -> None:
-        self.on_active = self.on_closed = None
+        self.observer = None
+        self.tells_activity = False
         self.spent_ns = 0
         self.looks = 0
 
@@ -272,9 +273,9 @@ class Channel:
         return {}
 
     def move(self, spent_ns: int) -> None:
-        on_active, self.on_active = self.on_active, None
-        if on_active is not None:
-            on_active()
+        if self.tells_activity:
+            self.tells_activity = False
+            self.observer.active()
         self.spent_ns += spent_ns
 
 
@@ -342,7 +343,7 @@ def test_open_comms_are_counted_by_peer_without_a_walk(comms):
     assert {row["open_comms"] for row in registry.rows()} == {100}
     assert registry.open_count() == 1000
     for comm in comms[:500]:
-        comm._channel.on_closed(comm._channel)
+        comm._channel.observer.closed(comm._channel)
     assert {row["open_comms"] for row in registry.rows()} == {50}
     assert registry.open_count() == 500
 
@@ -354,9 +355,9 @@ def test_a_comm_that_the_collector_closes_meanwhile_is_counted(comms, monkeypatc
     add = Sums.add
 
     def collect(sums, *args):
-        if victim.on_closed is not None:
-            on_closed, victim.on_closed = victim.on_closed, None
-            on_closed(victim)
+        if victim.observer is not None:
+            observer, victim.observer = victim.observer, None
+            observer.closed(victim)
         add(sums, *args)
 
     registry.totals()

@@ -22,7 +22,7 @@ cdef class Channel:
     cdef CompletionQueue queue          # None before `_begin`, and once closed
     cdef object __weakref__
 
-    cdef object handshake
+    cdef readonly object handshake
     cdef object negotiator              # None once both sides have agreed on the paths
     cdef public object choice           # the paths that they agreed on
 
@@ -30,8 +30,8 @@ cdef class Channel:
     cdef readonly bint closed
     cdef readonly object error          # why it is closed; None for a local close
     cdef object drained                 # future of close(): nothing is queued or in flight
-    cdef public object on_closed        # called once, with the channel
-    cdef public object on_active        # called once, before anything is moved, then None
+    cdef public object observer         # told once that it is closed, and of activity
+    cdef public bint tells_activity     # before anything is moved; then False
     cdef bint is_socket_in_use          # by a stuck thread: the socket is in quarantine
 
     # addresses

@@ -127,12 +127,12 @@ cdef class Channel:
         The local and the peer's address, once they are known.
     name_ends : callable or None
         Returns both addresses of the channel as users see them.
-    on_closed : callable or None
-        Called once, with the channel, when it is closed. It must not keep its owner alive.
+    observer : object or None
+        Its ``closed(channel)`` is called once. It must not keep the channel's owner alive.
+    tells_activity : bool
+        Whether to call the observer's ``active()`` before the channel moves anything; then False.
     log_warning : callable
         Logs a line that a peer has caused, by loop, kind for a count of many, text and arguments.
-    on_active : callable or None
-        Called once, before the channel moves anything, and then reset to None.
 
     Notes
     -----
@@ -379,7 +379,7 @@ cdef class Channel:
         cdef Connection core = self.core
         cdef Py_ssize_t nbytes
         self._check_open()
-        if self.on_active is not None:
+        if self.tells_activity:
             self._become_active()
         nbytes = core.send(header, frames)
         if core.outgoing.pending_bytes > core.outgoing.inline_bytes:
@@ -570,7 +570,7 @@ cdef class Channel:
     cdef _take(self):
         if self.closed and self.error is None:
             raise self._why_closed()    # nothing is delivered after a local close
-        if self.on_active is not None:
+        if self.tells_activity:
             self._become_active()
         try:
             return self._take_anyway()
@@ -711,7 +711,7 @@ cdef class Channel:
         if self.incoming.staging_is_full() and self.core.reader.has_more_work():
             self._watch_readable(False)     # until `_process` has made room
             return
-        if self.on_active is not None:
+        if self.tells_activity:
             self._become_active()
         try:
             while turn_bytes < TURN_BYTES and self.receive_job is None and not self.closed:
@@ -1261,9 +1261,9 @@ cdef class Channel:
                 pass
 
     cdef _notify_owner(self):
-        on_closed, self.on_closed = self.on_closed, None
-        if on_closed is not None:
-            on_closed(self)
+        observer, self.observer, self.tells_activity = self.observer, None, False
+        if observer is not None:
+            observer.closed(self)
 
     cdef _settle(self):
         """Release the leases, stop the timers, and fail the pending `receive`."""
@@ -1296,8 +1296,8 @@ cdef class Channel:
     # ------------------------------------------------------------ state
 
     cdef _become_active(self):
-        on_active, self.on_active = self.on_active, None
-        on_active()
+        self.tells_activity = False
+        self.observer.active()
 
     cdef _check_open(self):
         if self.closed:
@@ -1345,7 +1345,7 @@ cdef class Channel:
 
     @property
     def peer(self):
-        """The peer's hello (`dask_fabric.wire.hello.Hello`), after `open`."""
+        """The peer's hello, after `open`; shortened once the paths are chosen."""
         return self.handshake.peer
 
     @property

@@ -117,9 +117,6 @@ class FabricComm(Comm):
         self._limit_bytes = settings.message_bytes_limit
         self._extra = extra_info
         self._loop = asyncio.get_running_loop()
-        # Bound once, to save a look-up with every message.
-        self._receive_nowait = channel.receive_nowait
-        self._send = channel.send
         self._figures = channel.core.metrics
         self._takes_chunks = CHUNKS in channel.peer.features
         self._outgoing: staging_send.Outgoing | None = None
@@ -220,7 +217,7 @@ class FabricComm(Comm):
             The message cannot be deserialized; the comm stays usable.
         """
         try:
-            message = self._receive_nowait()
+            message = self._channel.receive_nowait()
             if message is None:
                 message = await self._channel.receive()
             is_staged = message[0][:_MARK_BYTES] == _MARK
@@ -337,7 +334,7 @@ class FabricComm(Comm):
             if sources:
                 nbytes = await self._send_staged(header, frames, sources)
             else:
-                nbytes = self._send(header, frames)
+                nbytes = self._channel.send(header, frames)
                 if frames and self.on_moved is not None:
                     self.on_moved(nbytes, True)
         except MessageTooLargeError as error:
@@ -456,7 +453,7 @@ class FabricComm(Comm):
             message = await self._incoming.receive(header, frames, self.deserialize)
             if message is not None:
                 return message
-            message = self._receive_nowait()
+            message = self._channel.receive_nowait()
             if message is None:
                 message = await self._channel.receive()
             header, frames = message

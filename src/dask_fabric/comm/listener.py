@@ -445,7 +445,7 @@ class FabricListener(BaseListener):
                 return
         finally:
             self._opening.pop(channel, None)
-        del channel  # the handler runs as long as the comm lives: keep no other reference
+        del channel, peer_addr  # the handler runs as long as the comm lives: keep nothing else
         try:
             handled = self.comm_handler(comm)
             if inspect.isawaitable(handled):

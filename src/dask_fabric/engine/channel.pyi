@@ -69,12 +69,12 @@ class Channel:
         The local and the peer's address, once they are known.
     name_ends : callable or None
         Returns both addresses of the channel as users see them.
-    on_closed : callable or None
-        Called once, with the channel, when it is closed. It must not keep its owner alive.
+    observer : object or None
+        Its ``closed(channel)`` is called once. It must not keep the channel's owner alive.
+    tells_activity : bool
+        Whether to call the observer's ``active()`` before the channel moves anything; then False.
     log_warning : callable
         Logs a line that a peer has caused, by loop, kind for a count of many, text and arguments.
-    on_active : callable or None
-        Called once, before the channel moves anything, and then reset to None.
 
     Notes
     -----
@@ -84,11 +84,12 @@ class Channel:
     loop: Final[Any]
     core: Final[Connection]
     transport: Final[Transport]
+    handshake: Final[Any]
     choice: Any
     closed: Final[bool]
     error: Final[Any]
-    on_closed: Any
-    on_active: Any
+    observer: Any
+    tells_activity: bool
     local_sockname: Final[Any]
     peer_sockname: Final[Any]
     log_warning: Any
@@ -224,7 +225,7 @@ class Channel:
         """The kernel's ``struct tcp_info`` of the connection; empty if it is not TCP."""
     @property
     def peer(self):
-        """The peer's hello (`dask_fabric.wire.hello.Hello`), after `open`."""
+        """The peer's hello, after `open`; shortened once the paths are chosen."""
     @property
     def server_side(self):
         """Whether the peer connected to this process."""

@@ -137,7 +137,13 @@ class Agreement:
             else:
                 names.append(STREAM)
             ordered[memory] = tuple(names)
-        return Choice(ordered, refused)
+        return _shared(tuple(ordered.items()), tuple(refused.items()))
+
+
+# Most comms of a process make one of a few choices.
+@functools.lru_cache(maxsize=64)
+def _shared(ordered: tuple, refused: tuple) -> Choice:
+    return Choice(dict(ordered), dict(refused))
 
 
 # Cached by identity: over Unix sockets a process sends the same hello each time, and equal hellos

@@ -5,9 +5,9 @@ Theory of operation
 Each channel counts in `Metrics` of its own. A process may have very many comms, so a report must
 not walk through all of them. Instead:
 
-* A channel that becomes active calls `Channel.on_active` once, which puts its entry into `_active`.
+* A channel that becomes active tells its entry once, which goes into `_active`.
 * A report (`_settled`) adds what is new in the active entries to `_sums`; `_Entry.added` is what
-  was added before. An entry without news leaves `_active` and re-arms `on_active`.
+  was added before. An entry without news leaves `_active`, to be told again.
 * If more than `ACTIVE_LIMIT` entries are active, each new one causes the oldest to be added. So a
   report never has more than that to do.
 * A channel that closes puts its final figures into `_ended`.
@@ -56,7 +56,7 @@ class _Entry:
         self.peer = peer
         self.added: dict[str, bytes] = _NOTHING_ADDED
 
-    # The channel's callbacks. As methods of the comm they would keep it alive.
+    # What the channel tells. A comm that was told itself would be kept alive.
 
     def closed(self, channel: Channel) -> None:
         _note_closed(self, channel)
@@ -90,7 +90,7 @@ def opened(comm: Any, channel: Channel) -> None:
     """Count *comm* until its *channel* is closed."""
     entry = _Entry(comm, peer_name(comm.peer_address, channel.server_side))
     _open[entry] = None
-    channel.on_closed = entry.closed
+    channel.observer = entry
     _note_active(entry)
 
 
@@ -165,7 +165,7 @@ def _add_active(entry: _Entry, is_left: bool = False) -> None:
     if channel is None or (_add(entry, channel.figures()) and not is_left):
         return
     _active.pop(entry, None)
-    channel.on_active = entry.active
+    channel.tells_activity = True
 
 
 def _add(entry: _Entry, figures: dict[str, Metrics]) -> bool:

@@ -54,6 +54,7 @@ from dask_fabric.paths.negotiation import (
 )
 from dask_fabric.paths.provider import Candidate, Peer, Provider
 from dask_fabric.wire.authentication import Method
+from dask_fabric.wire.handshake import Ended
 from dask_fabric.wire.hello import CHUNKS, STREAM, Hello
 from dask_fabric.wire.records import error_record, violation
 from dask_fabric.wire.text import NAME_LENGTH_LIMIT, one_line
@@ -373,6 +374,8 @@ class Negotiator:
         waiting = dict.fromkeys(self._open_paths(), "it has not answered yet")
         agreed = self._agree_as_server(channel.peer)
         channel.choice = agreed.choose({**by_side("client", waiting), **self._found})
+        if not waiting:
+            _shorten(channel.handshake)
         return bool(waiting)
 
     def complete_as_server(self, channel: Channel, content: bytes) -> None:
@@ -448,6 +451,26 @@ class Negotiator:
                 warn = refusals.of(channel.loop).warn
                 warn("paths could not be opened", _REFUSED, *channel.addresses(), reason)
                 channel.choice = channel.choice.without(name, reason)
+        _shorten(channel.handshake)
+
+
+def _shorten(handshake: Ended) -> None:
+    """Keep of the peer's hello what is needed after the choice of paths; connections are many.
+
+    Peers of one release share it, though a hello with proofs is different for each connection.
+    """
+    hello = handshake.peer
+    if not hello.joins:
+        handshake.peer = _shared_hello(
+            hello.scheme, hello.software, hello.memory, hello.features, hello.address
+        )
+
+
+@functools.lru_cache(maxsize=64)
+def _shared_hello(
+    scheme: str, software: str, memory: tuple, features: tuple, address: str
+) -> Hello:
+    return Hello(scheme, software, memory=memory, features=features, address=address)
 
 
 def for_joining(hello: Hello, wish: Mapping[str, Any]) -> Hello:

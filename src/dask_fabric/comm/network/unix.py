@@ -38,6 +38,7 @@ _DISCARD_PORT = 9  # any: nothing is sent
 _AUTOBOUND = re.compile(rb"\0([0-9a-f]{5})")
 # Above all TCP ports, so that the two kinds never share an address.
 _FIRST_PORT = 1 << 16
+_BACKLOG_LEAST = 1 << 16
 
 
 def address_of(sockname: tuple) -> str:
@@ -70,7 +71,8 @@ def bind_beside(
         try:
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
             sock.bind(_name(address))
-            sock.listen(backlog_count)
+            # Where this is full, a client cannot wait, as with TCP. The kernel lowers the number.
+            sock.listen(max(backlog_count, _BACKLOG_LEAST))
         except OSError as exc:
             logger.debug("No Unix socket beside %s, only TCP: %s", address, exc)
             if sock is not None:
