@@ -175,6 +175,38 @@ async def test_a_way_that_leads_nowhere_costs_its_lanes_a_second(several, monkey
         assert {there for _, there in sides(near)} == {OTHERS[1], ELSEWHERE}
 
 
+async def test_a_way_without_an_answer_is_avoided_by_later_comms(several, monkeypatch):
+    """Its port accepts nobody, so that nothing answers the client; the other listener is fine."""
+    monkeypatch.setattr(opener, "WAY_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(opener, "PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(opener, "_silent", {})
+    with socket.socket() as silent:
+        silent.bind((OTHERS[0], 0))
+        silent.listen(1)
+        async with pair(**several) as (near, far):
+            way = path_of(near).ways[0]
+            path_of(near).ways[0] = way._replace(sockaddr=silent.getsockname())
+            while way.sockaddr[0] in {each.sockaddr[0] for each in path_of(near).ways}:
+                await move(far, near, numbers())
+    async with pair(**several) as (near, far):
+        await widen(near, far)
+        assert {there for _, there in sides(near)} == {OTHERS[1], ELSEWHERE}
+    monkeypatch.setattr(opener, "_silent", dict.fromkeys(opener._silent, 0.0))  # later
+    async with pair(**several) as (near, far):
+        await widen(near, far)
+        assert {there for _, there in sides(near)} == {*OTHERS, ELSEWHERE}
+
+
+async def test_what_holds_without_the_other_interfaces_does_not_hold_with_them(
+    several, monkeypatch
+):
+    monkeypatch.setattr(opener, "_findings", {})
+    for settings in (several, {}):
+        async with pair(count="auto", **settings) as (near, far):
+            await move(far, near, numbers(10_000_000))
+    assert sorted(map(len, opener._findings)) == [1, 3]
+
+
 async def test_a_taken_port_is_replaced_and_all_are_closed_in_the_end(several, monkeypatch):
     with socket.socket() as taken:
         taken.bind((OTHERS[0], 0))

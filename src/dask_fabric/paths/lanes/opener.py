@@ -1,8 +1,8 @@
 """Opens the lanes of a comm, at its client, once large messages travel.
 
 With ``fabric.lanes.count: auto`` it also measures, and closes lanes that do not pay. What was found
-out holds for all comms of the process to the same host, for some minutes. One comm at a time
-measures.
+out holds for all comms of the process that lead to the same host by the same interfaces, for some
+minutes. One comm at a time measures. Interfaces that gave no answer are avoided for as long.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 import struct
 import time
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from errno import ECONNABORTED
 from socket import IPPROTO_TCP, TCP_INFO
 from typing import TYPE_CHECKING, Any
@@ -23,10 +23,12 @@ from dask_fabric.paths.lanes.policy import LEAST_BYTES, Policy
 if TYPE_CHECKING:
     from dask_fabric.paths.joined import JoinedSocket
     from dask_fabric.paths.lanes.endpoint import Lane, LanesPath
+    from dask_fabric.paths.lanes.interfaces import Way
 
 logger = logging.getLogger(__name__)
 
 _PATIENCE_SECONDS = 30.0  # for opening one lane
+WAY_PATIENCE_SECONDS = 10.0  # by another interface: the network there may be cut or filtered
 # After a lane was lost, or could not be opened: doubled each time, until one has moved something.
 PAUSE_SECONDS = 1.0
 _PAUSE_SECONDS_MOST = 600.0
@@ -41,7 +43,7 @@ Dial = Callable[..., Awaitable["JoinedSocket"]]
 
 
 class Finding:
-    """What is known about one host, shared by the comms of this process that lead there."""
+    """What is known about one place, shared by the comms of this process that lead there."""
 
     def __init__(self, most: int) -> None:
         self.policy = Policy(most)
@@ -50,12 +52,14 @@ class Finding:
         self.measured_by: weakref.ref[Opener] | None = None
 
 
-_findings: dict[str, Finding] = {}
+Place = Hashable  # a host, with the interfaces by which lanes may lead there
+_findings: dict[Place, Finding] = {}
+_silent: dict[tuple[str, str], float] = {}  # until when not to use an interface, with the peer's
 
 
-def finding_of(host: str, most: int, now: float) -> Finding:
-    """Give what is known about a host; after some minutes it is found out again."""
-    found = _findings.get(host)
+def finding_of(place: Place, most: int, now: float) -> Finding:
+    """Give what is known about a place; after some minutes it is found out again."""
+    found = _findings.get(place)
     is_old = (
         found is not None
         and found.settled_at is not None
@@ -64,8 +68,22 @@ def finding_of(host: str, most: int, now: float) -> Finding:
     if found is None or is_old or found.most != most:
         if len(_findings) >= _REMEMBERED_HOSTS:
             _findings.clear()
-        found = _findings[host] = Finding(most)
+        found = _findings[place] = Finding(most)
     return found
+
+
+def _link(way: Way) -> tuple[str, str]:
+    """Name the own and the peer's interface of a way."""
+    return way.source, way.sockaddr[0]
+
+
+def _avoid(way: Way) -> None:
+    """Have later comms open no lanes that way for some minutes: each would wait in vain."""
+    if len(_silent) >= _REMEMBERED_HOSTS:
+        _silent.clear()
+    _silent[_link(way)] = time.monotonic() + _REMEMBERED_SECONDS
+    text = "No answer from %s, reached from %s: no lanes there for %d minutes"
+    logger.info(text, way.sockaddr[0], way.source, _REMEMBERED_SECONDS / 60)
 
 
 class Opener:
@@ -84,6 +102,9 @@ class Opener:
         self._path = path
         self._dial = dial
         self._host = host
+        now = time.monotonic()
+        path.ways = [way for way in path.ways if _silent.get(_link(way), 0.0) < now]
+        self._place: Place = (host, *map(_link, path.ways))
         self._epoch = 0
         self._tasks: set[asyncio.Task] = set()
         self._pause_seconds = PAUSE_SECONDS
@@ -110,7 +131,7 @@ class Opener:
 
     def _find_out(self, nbytes: int, was_sent: bool) -> None:
         path = self._path
-        found = finding_of(self._host, path.lane_limit, time.monotonic())
+        found = finding_of(self._place, path.lane_limit, time.monotonic())
         policy = path.policy = found.policy
         if not policy.is_settled and self._may_measure(found):
             before = policy.count
@@ -197,16 +218,19 @@ class Opener:
         wish = {"path": path.name, "token": path.token, "number": number, "epoch": self._epoch}
         # By all interfaces in turn. The comm's own, which carries small messages too, is the last.
         way = [*path.ways, None][number % (len(path.ways) + 1)]
+        patience_seconds = _PATIENCE_SECONDS if way is None else WAY_PATIENCE_SECONDS
         try:
-            connection = await asyncio.wait_for(self._dial(wish, way), _PATIENCE_SECONDS)
+            connection = await asyncio.wait_for(self._dial(wish, way), patience_seconds)
         except (FabricError, OSError, asyncio.TimeoutError) as exc:
             text = "Lane %d to %s cannot be opened: %s: %s"
             host = self._host if way is None else way.sockaddr[0]
             logger.debug(text, number, host, type(exc).__name__, exc)
             if way in path.ways:
                 path.ways.remove(way)
+                if isinstance(exc, asyncio.TimeoutError):  # else only this port may be closed
+                    _avoid(way)
             lane.fail(ECONNABORTED)
-            found = _findings.get(self._host)
+            found = _findings.get(self._place)
             is_own = path.is_auto and way is None
             if is_own and found is not None and self._may_measure(found):
                 found.policy.give_up()
