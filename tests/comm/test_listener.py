@@ -18,6 +18,7 @@ from distributed.utils import wait_for
 
 from dask_fabric.comm import listener as module
 from dask_fabric.comm import servers
+from dask_fabric.comm.channels import factory
 from dask_fabric.comm.servers import scheduler_host, server_of
 from dask_fabric.wire.hello import Hello
 
@@ -110,6 +111,29 @@ async def test_a_connection_reset_before_it_is_accepted(caplog):
         comm = await connect(listener.contact_address)
         await comm.close()
     assert not [record for record in caplog.records if record.levelname != "DEBUG"]
+
+
+async def test_no_socket_is_left_when_a_client_of_tls_goes_meanwhile(
+    temporary_security, monkeypatch
+):
+    """The reset arrives when the socket is TLS's already, and before the channel has begun."""
+    made = []
+
+    class Reset:
+        def __init__(self, loop, transport, *args):
+            made.append(transport.sock)
+            raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+    args = temporary_security.get_listen_args("scheduler")
+    async with listen("fabric+tls://127.0.0.1", ignore, **args) as listener:
+        monkeypatch.setattr(factory, "Channel", Reset)
+        with socket.create_connection(listener.get_host_port()) as client:
+            client.sendall(b"\x16")
+            while not made:
+                await asyncio.sleep(0)
+            assert [sock.fileno() for sock in made] == [-1]
+            with contextlib.suppress(ConnectionResetError):
+                assert client.recv(1) == b""
 
 
 async def test_a_failing_handler_is_logged_and_its_comm_closed(caplog):

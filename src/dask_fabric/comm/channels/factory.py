@@ -103,7 +103,11 @@ def make_channel(
         transport = tls_transport(
             sock, ssl_context, server_side, settings.stream_bulk_bytes, server_hostname
         )
-    channel = Channel(loop, transport, handshake, settings, negotiator)
+    try:
+        channel = Channel(loop, transport, handshake, settings, negotiator)
+    except BaseException:
+        transport.sock.close()  # under TLS not the caller's: that one was detached
+        raise
     channel.log_warning = refusals.warn
     channel.name_ends = functools.partial(_ends, scheme.prefix, address, peer_address)
     return channel
