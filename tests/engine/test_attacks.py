@@ -96,6 +96,23 @@ async def test_the_text_of_an_error_stands_on_one_line():
         assert str(caught.value).isprintable() and "forged" in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", [ACKNOWLEDGE, REQUEST, FRAMES, 99])
+async def test_nothing_behind_a_violation_is_delivered_when_the_peer_has_gone(kind):
+    """What is left is read when a write fails; it held a message, the violation, and another."""
+    async with attacked() as (channel, peer):
+        wrong = PREFIX.pack(kind, 0, 0, 0, 0, 1 << 40)
+        peer.sendall(PREFIX.pack(MESSAGE, 0, 0, 0, 6, 0) + b"before" + wrong)
+        await turns()
+        peer.sendall(PREFIX.pack(MESSAGE, 0, 0, 0, 0, 1) + PREFIX.pack(CLOSE, 0, 0, 0, 0, 0))
+        peer.close()
+        with pytest.raises((ChannelClosedError, ProtocolError)):
+            channel.send(b"to nobody", [])
+        assert await receive(channel) == (b"before", [])
+        for _ in range(2):
+            with pytest.raises(ProtocolError):
+                await receive(channel)
+
+
 # ---------------------------------------------------------------- large tables
 
 

@@ -340,8 +340,12 @@ class Node:
             self.flush()
 
     def broken(self, error: BaseException) -> None:
-        with contextlib.suppress(FAULTS):
+        try:
             self.read_rest()
+        except ProtocolError as violated:
+            error = violated
+        except FAULTS:
+            pass
         self.fail(error)
 
     # ------------------------------------------------------------ fetching

@@ -11,7 +11,9 @@ from dask_fabric.errors import ProtocolError
 from .ends import (
     ACKNOWLEDGE,
     CLOSED_HERE,
+    FAILED,
     FRAMES,
+    MESSAGE,
     REQUEST,
     WANT_ANSWER,
     WANT_ATTENTION,
@@ -117,6 +119,27 @@ def test_at_the_end_nothing_stays_on_offer():
     assert leases_of(end) == (0, 0, 0)
     assert not end.core.is_busy()
     assert end.take() == b""
+
+
+@pytest.mark.parametrize("kind", [ACKNOWLEDGE, REQUEST])
+@pytest.mark.parametrize("number", [0, 1, 2, 1 << 40])
+def test_what_was_not_read_before_the_end_is_checked_as_before(kind, number):
+    """Nothing behind a violation is delivered, also if the connection broke meanwhile."""
+    end = End()
+    end.send(b"", [b"inline"])
+    end.send(b"", [LARGE])
+    end.send(b"", [LARGE])
+    end.receive(record(ACKNOWLEDGE, 2))
+    kinds, numbers = [MESSAGE, MESSAGE, kind, MESSAGE], [0, 1, number, 2]
+    end.store(b"".join(map(record, kinds, numbers)))
+    for _ in range(2):
+        end.core.end(FAILED)
+    assert end.core.next_message() is not None
+    if number == 1:  # the only message whose frames are on offer
+        assert len(end.messages()) == 2
+        end.receive(record(MESSAGE, 3))
+    with pytest.raises(ProtocolError, match="which offers nothing"):
+        end.receive(record(kind, number))
 
 
 def test_a_message_by_two_paths_has_one_lease():

@@ -57,7 +57,7 @@ from dask_fabric.wire.connection cimport (
 from dask_fabric.wire.metrics cimport Metrics
 from dask_fabric.wire.outbox cimport Lease
 from dask_fabric.wire.path cimport ABANDON, ARRIVED, FETCHED, STARTED, Fetch, Path, Transfer
-from dask_fabric.wire.send_buffer cimport PY_SSIZE_T_MAX, DeviceFrame
+from dask_fabric.wire.send_buffer cimport DeviceFrame
 from dask_fabric.wire.states cimport CLOSED_HERE, CLOSING, FORKED
 from dask_fabric.wire.states cimport FAILED as FAILED_OUTCOME
 
@@ -317,10 +317,7 @@ cdef class Channel:
     # ------------------------------------------------------------ paths
 
     def _negotiate(self):
-        limits = self.handshake.peer.limits
-        self.core.outgoing.frame_count_limit = _limit(limits, "frames")
-        self.core.outgoing.header_bytes_limit = _limit(limits, "header")
-        self.core.outgoing.message_bytes_limit = _limit(limits, "message")
+        self.core.outgoing.respect(self.handshake.peer.limits)
         if self.negotiator is None or self.choice is not None:
             return                      # the client's PATHS record came with its hello
         if self.handshake.server_side:
@@ -1170,6 +1167,8 @@ cdef class Channel:
         """The connection broke, or the peer's process ended. Keep what it sent before readable."""
         try:
             self._read_rest()
+        except ProtocolError as violated:
+            error = violated    # so that nothing behind it is delivered
         except Exception:
             pass        # reading fails for the same reason: `error` reports it
         self._fail(error)
@@ -1387,11 +1386,6 @@ cdef class Channel:
     def figures(self):
         """The metrics of the stream, and of each chosen path; see `Connection.figures`."""
         return self.core.figures()
-
-
-cdef Py_ssize_t _limit(limits, name):
-    """The limit that the peer announced; without one, everything is accepted."""
-    return min(limits.get(name, PY_SSIZE_T_MAX), PY_SSIZE_T_MAX)
 
 
 def _close_late(sock):

@@ -547,10 +547,12 @@ cdef class Connection:
         if control.kind == FRAMES:
             self._take_requested()
             return
-        if self.outcome != LIVE:        # the leases have ended
-            return
         if control.kind != ACKNOWLEDGE and control.kind != REQUEST:
-            self._notice(NOTICE_PATHS, control.content, None)
+            if self.outcome == LIVE:
+                self._notice(NOTICE_PATHS, control.content, None)
+            return
+        if self.outcome != LIVE:        # the leases have ended
+            self.outbox.answered_late(control.sequence)
             return
         lease = self.outbox.answered(control.sequence)
         for path in self.paths:

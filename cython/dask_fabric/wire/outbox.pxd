@@ -17,9 +17,11 @@ cdef class Outbox:
     cdef dict leases                    # number of the message -> lease
     cdef readonly Py_ssize_t in_flight_bytes    # of leases that are not answered
     cdef readonly Py_ssize_t unanswered_count
+    cdef set late       # after `clear`: messages about which an answer may have arrived unread
 
     cdef Lease lease(self, FrameSet frames)
     cdef Lease answered(self, sequence)
+    cdef answered_late(self, sequence)
     cdef bint staging_ended(self, Lease lease) except -1
     cdef bint unpin(self, Lease lease, Job job) except -1
     cdef cancel_pins(self)

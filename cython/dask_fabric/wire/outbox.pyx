@@ -57,11 +57,24 @@ cdef class Outbox:
         """
         cdef Lease lease = self.leases.get(sequence)
         if lease is None or lease.is_answered:
-            raise violation(f"an answer about message {sequence}, which offers nothing")
+            raise _unasked(sequence)
         lease.is_answered = True
         self.in_flight_bytes -= lease.frames.nbytes
         self.unanswered_count -= 1
         return lease
+
+    cdef answered_late(self, sequence):
+        """The peer has answered, in what arrived before the connection ended and was not read.
+
+        Raises
+        ------
+        ProtocolError
+            No frame of that message was on offer at the end.
+        """
+        if self.late is not None:   # else in a forked child: the leases are its parent's
+            if sequence not in self.late:
+                raise _unasked(sequence)
+            self.late.remove(sequence)
 
     cdef bint staging_ended(self, Lease lease) except -1:
         """The copy to host memory has ended; returns what `release` does."""
@@ -97,5 +110,15 @@ cdef class Outbox:
         return nbytes
 
     cdef clear(self):
+        cdef Lease lease
+        if self.late is None:
+            self.late = set()
+        for lease in self.leases.values():
+            if not lease.is_answered:
+                self.late.add(lease.frames.sequence)
         self.leases.clear()
         self.in_flight_bytes = self.unanswered_count = 0
+
+
+cdef _unasked(sequence):
+    return violation(f"an answer about message {sequence}, which offers nothing")

@@ -46,6 +46,7 @@ cdef class SendBuffer:
     cdef FrameSet offered           # frames of the last message that are offered, not queued
 
     cdef Py_ssize_t put_message(self, header, list frames) except -1
+    cdef respect(self, limits)
     cdef check_limits(self, Py_ssize_t frame_count, Py_ssize_t header_bytes, Py_ssize_t nbytes)
     cdef use(self, list paths, span_of)
     cdef put_frames(self, FrameSet frames)

@@ -214,6 +214,12 @@ cdef class SendBuffer:
         device.address, device.nbytes = span[0], span[1]
         return device
 
+    cdef respect(self, limits):
+        """Apply the limits that the peer announced; without one, everything is accepted."""
+        self.frame_count_limit = _limit(limits, "frames")
+        self.header_bytes_limit = _limit(limits, "header")
+        self.message_bytes_limit = _limit(limits, "message")
+
     cdef check_limits(self, Py_ssize_t frame_count, Py_ssize_t header_bytes, Py_ssize_t nbytes):
         """Raise for a message above the peer's limits: sending it would end the connection."""
         if frame_count > self.frame_count_limit:
@@ -375,6 +381,10 @@ cdef Buffer new_chunk(Py_ssize_t nbytes):
     count_use(chunk, 1)
     spare_chunk = None
     return chunk
+
+
+cdef Py_ssize_t _limit(limits, name):
+    return min(limits.get(name, PY_SSIZE_T_MAX), PY_SSIZE_T_MAX)
 
 
 cdef _excess(what, size, limit, key):
