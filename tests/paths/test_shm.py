@@ -160,12 +160,12 @@ async def test_a_part_of_an_array(peers):
     data = new_array(NBYTES, 0)
     data[:] = np.arange(NBYTES, dtype="u1")
     before = shm_frames(peer)[0]
-    await send(peer, "x", data[1_000_001:3_000_004])
+    await send(peer, "x", data[1_000_001:3_500_004])
     assert shm_frames(peer)[0] == before + 1
     await peer("write", name="x", index=0, value=0)
     await peer.comm.write({"op": "give", "name": "x"})
     back = (await peer.comm.read())["data"]
-    expected = data[1_000_001:3_000_004].copy()
+    expected = data[1_000_001:3_500_004].copy()
     expected[0] = 0
     assert np.array_equal(back, expected)
 
@@ -595,6 +595,23 @@ async def test_copied_frames_lie_in_huge_pages(peers, huge_pages):
 
     await until(made)
     assert peer.comm.statistics()["traffic"]["cma"]["frames_received"] > 0
+
+
+async def test_huge_pages_of_a_peer_are_mapped_as_such(peers, huge_pages):
+    """One entry of the page table for each, where there were 512."""
+    peer = await peers()
+    await until_attached(peer)
+
+    async def made() -> bool:
+        await send(peer, "x", pattern(1, 9 << 20))  # it copies that into its memory file
+        before = huge_bytes(), shm_frames(peer)[1]
+        await peer.comm.write({"op": "give", "name": "x"})
+        data = (await peer.comm.read())["data"]
+        assert np.array_equal(data, pattern(1, 9 << 20))
+        assert shm_frames(peer)[1] == before[1] + 1
+        return huge_bytes() - before[0] == 8 << 20
+
+    await until(made)
 
 
 async def test_frames_of_the_stream_lie_in_huge_pages(shm, huge_pages):

@@ -881,9 +881,7 @@ cdef Mapping *_map_claimed(
     global mappings
     cdef Mapping *mapping
     cdef uint64_t mapped_bytes = whole_pages(nbytes)
-    cdef void *base = mmap(
-        NULL, mapped_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE, origin.file_fd, begin
-    )
+    cdef void *base = _map_foreign(origin.file_fd, begin, mapped_bytes)
     if base == MAP_FAILED:
         return NULL
     mapping = <Mapping *> calloc(1, sizeof(Mapping))
@@ -902,6 +900,25 @@ cdef Mapping *_map_claimed(
     add_relaxed(&figures.mapping_count, 1)
     figures.mapped_bytes += mapped_bytes
     return mapping
+
+
+cdef void *_map_foreign(int fd, uint64_t begin, uint64_t nbytes) noexcept nogil:
+    """Map a part of a peer's file copy-on-write; MAP_FAILED if that is impossible.
+
+    A huge page of the file is mapped by one entry of the page table, at its first access, only if
+    it lies at a multiple of its size in memory too.
+    """
+    cdef uint64_t lead_bytes = begin % HUGE_BYTES
+    cdef char *place = _reserve(lead_bytes + nbytes) if nbytes >= HUGE_BYTES else NULL
+    cdef int flags = MAP_PRIVATE if place == NULL else MAP_PRIVATE | MAP_FIXED
+    cdef char *wanted = NULL if place == NULL else place + lead_bytes
+    cdef void *base = mmap(wanted, nbytes, PROT_READ | PROT_WRITE, flags, fd, begin)
+    if place != NULL:
+        if base == MAP_FAILED:
+            munmap(place, lead_bytes + nbytes)
+        elif lead_bytes:
+            munmap(place, lead_bytes)
+    return base
 
 
 cdef void unmap(Mapping *mapping) noexcept nogil:
