@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 
 import dask
 import pytest
@@ -18,6 +19,7 @@ from dask_fabric.wire.hello import Hello
 from ..conftest import NETWORKS
 
 NOBODY = 65534
+FIN_WAIT2 = "05"  # in /proc/net/tcp: closed, and the other side has not closed yet
 REFUSAL = "accepts processes of its own user only"
 HELLO = Hello(scheme="fabric+tcp").encode()
 # Another user's client: it says its hello, and prints what it is told.
@@ -65,6 +67,33 @@ async def test_another_user_of_this_host(bound, family, host, switched_on, caplo
             assert (REFUSAL in await told(family, host, port, NOBODY)) == switched_on
             assert REFUSAL not in await told(family, host, port, 0)
     assert caplog.text.count(REFUSAL) == switched_on
+
+
+def kernel_state(source: int, target: int) -> str:
+    """Give the state of the connection between two ports, as the kernel writes it."""
+    ends = f":{source:04X}", f":{target:04X}"
+    with open("/proc/net/tcp") as table:
+        rows = (line.split() for line in table)
+        return next(row[3] for row in rows if (row[1][-5:], row[2][-5:]) == ends)
+
+
+@needs_root
+async def test_another_user_who_has_closed_already(caplog):
+    """What he has sent is not used, though the kernel says by then that his socket is root's."""
+    with dask.config.set({"fabric.auth.local": True}):
+        async with listen("fabric+tcp://127.0.0.1", ignore) as listener:
+            host, port = listener.get_host_port()
+            client = CLIENT.replace("client.recv(10_000)", "b'%d' % client.getsockname()[1]")
+            arguments = map(str, (int(socket.AF_INET), host, port, NOBODY))
+            command = [sys.executable, "-c", client, *arguments]
+            # Meanwhile the event loop cannot accept the connection.
+            done = subprocess.run(command, input=HELLO, capture_output=True, timeout=60)
+            end = time.monotonic() + 30
+            while kernel_state(int(done.stdout), port) != FIN_WAIT2:
+                assert time.monotonic() < end
+            while REFUSAL not in caplog.text:
+                assert time.monotonic() < end
+                await asyncio.sleep(0.01)
 
 
 async def test_the_same_user_is_served():

@@ -19,8 +19,8 @@ _SOCKET = struct.Struct("!HH16s16s")  # inet_diag_sockid: ports and addresses, s
 _SOCKET_END = struct.Struct("=I8s")  # interface, cookie
 _ANY_COOKIE = b"\xff" * 8
 _ANY_STATE = 0xFFFFFFFF
-_UID = struct.Struct("=I")
-_UID_OFFSET = _MESSAGE.size + 4 + _SOCKET.size + _SOCKET_END.size + 12  # in an inet_diag_msg
+_OWNER = struct.Struct("=II")  # its user, and its inode
+_OWNER_OFFSET = _MESSAGE.size + 4 + _SOCKET.size + _SOCKET_END.size + 12  # in an inet_diag_msg
 _ANSWER_BYTES = 4096
 _MAPPED = "::ffff:"  # an IPv4 address of an IPv6 socket
 
@@ -75,7 +75,9 @@ def _owner(family: int, source: tuple, target: tuple) -> int | None:
         asking.send(header + request)
         answer = asking.recv(_ANSWER_BYTES, socket.MSG_DONTWAIT)  # the kernel has answered by now
         if _MESSAGE.unpack_from(answer)[1] == _SOCK_DIAG_BY_FAMILY:
-            return _UID.unpack_from(answer, _UID_OFFSET)[0]
+            uid, inode = _OWNER.unpack_from(answer, _OWNER_OFFSET)
+            # Of a socket that no process has any more, the kernel says that it is root's.
+            return uid if inode else None
     return None
 
 
