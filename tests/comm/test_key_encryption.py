@@ -246,22 +246,37 @@ async def test_who_has_a_certificate_cannot_stand_between_two_who_have_the_key(
     assert b"authentication" in tap.seen
 
 
-async def test_a_name_that_is_no_text_makes_no_traceback(capfd):
+@pytest.mark.parametrize("of_server", [(ONE,), (ONE, OTHER)])
+async def test_a_name_that_is_no_text_makes_no_traceback(of_server, capfd, tmp_path):
     """Strangers may send many, and Python does not limit what it prints."""
-    async with listening("fabric", secret=ONE) as address:
-        to_server = ssl.MemoryBIO()
-        stranger = key_encryption.client_context(Keys((OTHER,))).wrap_bio(
-            ssl.MemoryBIO(), to_server, server_hostname="x" * 20
-        )
-        with contextlib.suppress(ssl.SSLWantReadError):
-            stranger.do_handshake()
-        host, port = address.rpartition("://")[2].split(":")
-        reader, writer = await asyncio.open_connection(host, port)
-        writer.write(to_server.read().replace(b"x" * 20, b"\xff" * 20))
-        assert await asyncio.wait_for(reader.read(1), 20)
-        writer.close()
-        await writer.wait_closed()
+    file = tmp_path / "key"
+    stored = [shared_key.StoredKey(one, None) for one in of_server]
+    shared_key.write(file, tuple(stored), replace=False)
+    with dask.config.set({"fabric.auth.key-file": str(file)}):
+        async with listening("fabric", secret=None) as address:
+            alert = await answer_to_name(address, b"\xff" * 20)
+            assert alert.startswith(b"\x15\x03" if len(of_server) > 1 else b"\x16\x03")
+            with having(None):
+                await (await asked(address)).close()  # the own names are served
     assert "Traceback" not in capfd.readouterr().err
+
+
+async def answer_to_name(address: str, name: bytes) -> bytes:
+    """Begin TLS as a client that asks for a name; give the server's first bytes."""
+    to_server = ssl.MemoryBIO()
+    stranger = key_encryption.client_context(Keys((OTHER,))).wrap_bio(
+        ssl.MemoryBIO(), to_server, server_hostname="x" * len(name)
+    )
+    with contextlib.suppress(ssl.SSLWantReadError):
+        stranger.do_handshake()
+    host, port = address.rpartition("://")[2].split(":")
+    reader, writer = await asyncio.open_connection(host, port)
+    writer.write(to_server.read().replace(b"x" * len(name), name))
+    answer = await asyncio.wait_for(reader.read(100), 20)
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+    return answer
 
 
 def test_every_process_makes_the_same_certificate():

@@ -45,6 +45,13 @@ cdef enum:
     SSL_ERROR_ZERO_RETURN = 6
     SSL_R_UNEXPECTED_EOF_WHILE_READING = 294
     REASON_MASK = 0xFFF         # of an error's code, its lowest bits in both
+    SSL_CLIENT_HELLO_ERROR = 0
+    SSL_CLIENT_HELLO_SUCCESS = 1
+    TLSEXT_TYPE_SERVER_NAME = 0
+    NAME_OFFSET = 5             # in that extension: after two lengths, and the kind of name
+    ALERT_UNRECOGNIZED_NAME = 112
+
+ctypedef int (*HelloCallback)(void *ssl, int *alert, void *argument) noexcept nogil
 
 # In the order of `_NAMES`.
 cdef struct OpenSSL:
@@ -56,10 +63,16 @@ cdef struct OpenSSL:
     void (*clear_error)() noexcept nogil
     unsigned long (*peek_error)() noexcept nogil
     unsigned long (*version_num)() noexcept nogil
+    void *(*get_context)(const void *ssl) noexcept nogil
+    void (*set_hello_callback)(void *context, HelloCallback callback, void *argument) noexcept nogil
+    int (*get_extension)(
+        void *ssl, unsigned int kind, const unsigned char **content, size_t *nbytes
+    ) noexcept nogil
 
 _NAMES = (
     b"SSL_read", b"SSL_write", b"SSL_pending", b"SSL_get_error", b"SSL_get_fd", b"ERR_clear_error",
-    b"ERR_peek_error", b"OpenSSL_version_num",
+    b"ERR_peek_error", b"OpenSSL_version_num", b"SSL_get_SSL_CTX", b"SSL_CTX_set_client_hello_cb",
+    b"SSL_client_hello_get0_ext",
 )
 
 # `_ssl._SSLSocket`, behind what every object begins with.
@@ -127,6 +140,35 @@ cdef TLSSession *new_session(sslobject, int fd) except? NULL:
 cdef void free_session(TLSSession *session) noexcept nogil:
     pthread_mutex_destroy(&session.mutex)
     free(session)
+
+
+def refuse_other_names(context):
+    """Have a server's context refuse clients that ask for a name (SNI) which is not ASCII.
+
+    Where a context has an ``sni_callback``, Python itself prints a traceback for each of them.
+    Nothing is done where OpenSSL cannot be called.
+
+    Parameters
+    ----------
+    context : ssl.SSLContext
+    """
+    sslobject = context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_side=True)._sslobj
+    cdef TLSSession *session = new_session(sslobject, -1)
+    if session == NULL:
+        return
+    openssl.set_hello_callback(openssl.get_context(session.ssl), _look_at_name, NULL)
+    free_session(session)
+
+
+cdef int _look_at_name(void *tls, int *alert, void *argument) noexcept nogil:
+    cdef const unsigned char *content
+    cdef size_t nbytes, index
+    if openssl.get_extension(tls, TLSEXT_TYPE_SERVER_NAME, &content, &nbytes):
+        for index in range(NAME_OFFSET, nbytes):
+            if content[index] >= 0x80:
+                alert[0] = ALERT_UNRECOGNIZED_NAME
+                return SSL_CLIENT_HELLO_ERROR
+    return SSL_CLIENT_HELLO_SUCCESS
 
 
 # ---------------------------------------------------------------- native threads

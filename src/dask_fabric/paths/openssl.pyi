@@ -21,6 +21,19 @@ So each call holds a mutex for one record. Two rules keep the event loop from wa
   loop gives up the GIL for the whole call (`loop_read`). Only callbacks of Python's need both.
 """
 
+import ssl
+
 from _typeshed import Incomplete
 
 is_available: Incomplete = ...
+
+def refuse_other_names(context: ssl.SSLContext):
+    """Have a server's context refuse clients that ask for a name (SNI) which is not ASCII.
+
+    Where a context has an ``sni_callback``, Python itself prints a traceback for each of them.
+    Nothing is done where OpenSSL cannot be called.
+
+    Parameters
+    ----------
+    context : ssl.SSLContext
+    """

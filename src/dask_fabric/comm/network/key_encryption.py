@@ -31,6 +31,7 @@ import ssl
 from collections.abc import Iterator
 
 from dask_fabric.errors import ConfigError
+from dask_fabric.paths import openssl
 from dask_fabric.wire.authentication import Keys
 
 _PURPOSE = "certificate"
@@ -66,9 +67,8 @@ def server_context(keys: Keys) -> ssl.SSLContext:
 
     first = contexts[keys.fingerprints[0]]
     if len(contexts) == 1:
-        # Not only faster: of a name that is not ASCII, Python prints a traceback before it calls
-        # `choose`, and strangers may send many.
         return first
+    openssl.refuse_other_names(first)
     first.sni_callback = choose  # type: ignore[assignment]  # sock is what the context wraps
     return first
 
