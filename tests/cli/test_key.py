@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 
 import dask
@@ -90,3 +92,36 @@ def test_a_file_that_others_may_read(home):
     run("create", "--file", home / "key")
     (home / "key").chmod(0o644)
     assert "may be used by others" in run("show", "--file", home / "key", fails=True)
+
+
+def test_a_file_that_is_not_in_use_is_told(home):
+    run("create")
+    with dask.config.set({"fabric.auth.key": "01" * 32}):
+        (fingerprint,) = Keys([b"\1" * 32]).fingerprints
+        assert f"fabric.auth.key in Dask's configuration comes before it ({fingerprint})" in run(
+            "rotate"
+        )
+        assert "not in use" not in run("show", "--file", home / ".config/dask/fabric.key")
+    with dask.config.set({"fabric.auth.method": "munge"}):
+        assert "is not in use here: fabric.auth.method is munge" in run("show")
+    assert "not in use" not in run("show")
+
+
+def test_a_link_that_leads_nowhere(home):
+    (home / "key").symlink_to(home / "not mounted")
+    said = run("show", "--file", home / "key", fails=True)
+    assert f"is a link to {home / 'not mounted'}, and there is no such file" in said
+
+
+def test_a_file_system_without_hard_links(home, monkeypatch):
+    def link(*_):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    run("create")
+    path = home / ".config/dask/fabric.key"
+    before = stored(path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert "is there already" in run("create", fails=True)
+    assert stored(path) == before
+    assert [one.name for one in path.parent.iterdir()] == ["fabric.key"]

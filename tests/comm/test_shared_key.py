@@ -99,6 +99,20 @@ def test_a_named_file_that_is_not_there(tmp_path):
         current(key_file=str(tmp_path / "none"))
 
 
+def test_a_link_that_leads_nowhere_is_not_taken_for_no_key(key_file, tmp_path):
+    """Its disk may be mounted later; until then the process would be open to everybody."""
+    target = key_file.rename(tmp_path / "target")
+    key_file.symlink_to(target)
+    kept = target.rename(tmp_path / "kept")
+    with pytest.raises(ConfigError, match=r"is a link to .*target, and there is no such file"):
+        current()
+    kept.rename(target)
+    shared_key.forget()
+    assert current().fingerprints == fingerprints(ONE)
+    target.unlink()  # a process that has had the key keeps it
+    assert current().fingerprints == fingerprints(ONE)
+
+
 def test_a_key_is_required():
     with pytest.raises(ConfigError, match=r"fabric.auth.require is true, and this process has no"):
         current(require=True)

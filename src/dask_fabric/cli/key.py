@@ -5,8 +5,12 @@ from __future__ import annotations
 import secrets
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from dask_fabric.config import Settings
 
 _file_option = click.option(
     "--file",
@@ -103,12 +107,27 @@ def _path(file: Path | None) -> Path:
     if file is not None:
         return file
     try:
-        path = shared_key.file_of(config.load())
+        settings = config.load()
+        path = shared_key.file_of(settings)
     except ConfigError as error:
         raise click.ClickException(str(error)) from error
     if path is None:
         raise click.ClickException("this user has no home: name a file with --file")
+    if reason := _unused(settings):
+        click.echo(f"{path} is not in use here: {reason}", err=True)
     return path
+
+
+def _unused(settings: Settings) -> str:
+    """Give why processes with this configuration do not use a file of keys, or ""."""
+    from dask_fabric.wire.authentication import KEY, Keys
+
+    if settings.auth_method != KEY:
+        return f"fabric.auth.method is {settings.auth_method} in Dask's configuration"
+    if settings.auth_key is not None:
+        (fingerprint,) = Keys((settings.auth_key,)).fingerprints
+        return f"fabric.auth.key in Dask's configuration comes before it ({fingerprint})"
+    return ""
 
 
 def _read(path: Path) -> tuple:

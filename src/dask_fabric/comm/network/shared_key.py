@@ -27,6 +27,8 @@ DEFAULT_FILE = "~/.config/dask/fabric.key"
 _FILE_BYTES_LIMIT = 64 << 10
 _ADVICE = "`dask fabric key create` makes one"
 _RECHECK_SECONDS = 1.0
+# Of a file system without hard links, such as some of object stores; see link(2).
+_WITHOUT_LINKS = frozenset((errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS))
 _HUNG_SECONDS = 60.0  # a look that takes longer has hung, with its thread
 
 
@@ -161,6 +163,8 @@ class _WatchedFile:
         except (FileNotFoundError, NotADirectoryError):
             # A process that has had a key never becomes one without: it keeps the last one.
             self._changed = self._error = None
+            if self._stored is None and self._path.is_symlink():
+                self._error = ConfigError(_leads_nowhere(self._path))
         except OSError as error:
             # A ticket for the network ends while processes run: as if the file were removed.
             if self._stored is None:
@@ -196,6 +200,8 @@ def read(path: Path) -> tuple[StoredKey, ...]:
         try:
             file = stack.enter_context(open(path, "rb", opener=_open_without_waiting))
         except FileNotFoundError:
+            if path.is_symlink():
+                raise ConfigError(_leads_nowhere(path)) from None
             raise
         except OSError as error:
             raise ConfigError(f"the key file {path} cannot be read: {error.strerror}") from error
@@ -214,6 +220,11 @@ def read(path: Path) -> tuple[StoredKey, ...]:
     if not found or found[0].until is not None:
         raise ConfigError(f"the key file {path} has no current key; {_ADVICE}")
     return found
+
+
+def _leads_nowhere(path: Path) -> str:
+    # Who made the link wants a key: what it leads to may be on a disk that is not mounted here.
+    return f"the key file {path} is a link to {os.readlink(path)}, and there is no such file"
 
 
 def _open_without_waiting(path: str, flags: int) -> int:
@@ -277,10 +288,21 @@ def write(path: Path, stored: tuple[StoredKey, ...], *, replace: bool) -> None:
         if replace:
             os.replace(temporary, path)
         else:
-            os.link(temporary, path)  # fails where there is one
+            _add(temporary, path)
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+
+
+def _add(temporary: str, path: Path) -> None:
+    """Give a file its name, unless there is such a file."""
+    try:
+        os.link(temporary, path)
+    except OSError as error:
+        if error.errno not in _WITHOUT_LINKS:
+            raise
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        os.replace(temporary, path)
 
 
 def rotated(stored: tuple[StoredKey, ...], secret: bytes, until: float) -> tuple[StoredKey, ...]:
