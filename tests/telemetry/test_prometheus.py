@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import math
+import os
 import re
 import subprocess
 import sys
 
+import dask
 import msgpack
 import numpy as np
 import pytest
 from distributed import Client, Scheduler, Worker
+from distributed.comm import connect, listen
 from tornado.httpclient import AsyncHTTPClient
 
 from dask_fabric.telemetry import heartbeat, prometheus, registry
@@ -75,6 +80,43 @@ def check_page(before: dict, page: dict) -> None:
     assert page["dask_fabric_path_figures", 'figure="most_bytes",path="shm"'] > 0
     assert page["dask_fabric_transfer_seconds_total", 'on="loop",path="stream"'] >= 0
     assert any(name == "dask_worker_threads" or "dask_scheduler" in name for name, _ in page)
+
+
+async def test_what_was_refused_is_counted():
+    pytest.importorskip("prometheus_client", reason="needs prometheus_client")
+
+    async def read(comm) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                await comm.read()
+
+    def now() -> dict[str, float]:
+        metrics = {one.name: one for one in prometheus.FabricCollector().collect()}
+        samples = metrics["dask_fabric_refused"].samples
+        return {one.labels["what"]: one.value for one in samples if one.name.endswith("_total")}
+
+    async def counted(what: str) -> None:
+        while now() == before:
+            await asyncio.sleep(0.01)
+        assert {name for name, count in now().items() if count > before[name]} == {what}
+
+    with dask.config.set({"fabric.limits.message": "1 MiB"}):
+        async with listen("fabric+tcp://127.0.0.1", read) as listener:
+            before = now()
+            _, writer = await asyncio.open_connection(*listener.get_host_port())
+            writer.write(b"neither a hello nor anything else")
+            await asyncio.wait_for(counted("connection"), 30)
+            writer.close()
+
+            comm = await connect(listener.contact_address)
+            before = now()
+            await comm.write(bytes(2 << 20))  # an error is sent instead
+            await counted("message")
+
+            before = now()
+            os.write(comm._channel.transport.sock.fileno(), b"\xff" * 100)  # no record
+            await asyncio.wait_for(counted("comm"), 30)
+            await comm.close()
 
 
 def test_the_collector_is_registered_once():

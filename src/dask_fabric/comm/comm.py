@@ -52,7 +52,7 @@ from dask_fabric.errors import (
     UnavailableError,
 )
 from dask_fabric.memory import device
-from dask_fabric.telemetry import registry
+from dask_fabric.telemetry import refused, registry
 from dask_fabric.telemetry.tcp_info import parse_tcp_info
 from dask_fabric.wire.hello import CHUNKS
 from dask_fabric.wire.records import error_record
@@ -367,6 +367,8 @@ class FabricComm(Comm):
         self, msg: Any, error: Exception, serializers: Any, on_error: str
     ) -> int:
         """Send an error in place of *msg*, which cannot be sent, or raise *error*."""
+        if isinstance(error, MessageTooLargeError):
+            refused.add(refused.MESSAGE)
 
         def fits(message: Any) -> bool:
             try:
@@ -492,6 +494,7 @@ class FabricComm(Comm):
             exc.reply = error_record(f"protocol violation: {exc}")
         self._channel.abort(exc if isinstance(exc, _ENDS_COMM) else None)
         if isinstance(exc, ProtocolError) and not self._is_new:  # else the listener logs it
+            refused.add(refused.COMM)
             log = refusals.of(self._loop)
             log.warn("comms were closed: the peer broke the protocol", "Closing %s: %s", self, exc)
         if isinstance(exc, _ENDS_COMM):

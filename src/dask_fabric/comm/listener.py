@@ -64,7 +64,7 @@ from dask_fabric.comm.network.security import (
 from dask_fabric.comm.network.socket_options import tune
 from dask_fabric.comm.servers import scheduler_host, server_of
 from dask_fabric.errors import FabricError, ProtocolError
-from dask_fabric.telemetry import heartbeat, prometheus
+from dask_fabric.telemetry import heartbeat, prometheus, refused
 from dask_fabric.telemetry.history import recording
 from dask_fabric.wire.authentication import Keys
 
@@ -351,6 +351,7 @@ class FabricListener(BaseListener):
     def _take_unix(self, address: str, sock: socket.socket, name: bytes) -> None:
         """Begin to serve a connection accepted by the Unix socket beside *address*."""
         if not unix.is_welcome(sock, name, self._settings.auth_local):
+            refused.add(refused.CONNECTION)
             logger.debug("%s: refused another user at the Unix socket", self.listen_address)
             sock.close()
             return
@@ -519,6 +520,7 @@ class FabricListener(BaseListener):
             self._refuse(peer_addr, exc)
 
     def _refuse(self, peer_addr: str, exc: Exception) -> None:
+        refused.add(refused.CONNECTION)
         text = "Listener on %s refused a connection from %s: %s"
         kind = f"connections to {self.listen_address} were refused"
         self._refusals.warn(

@@ -13,7 +13,7 @@ from typing import Any
 from dask_fabric import providers
 from dask_fabric.engine import backlog
 from dask_fabric.memory import pool
-from dask_fabric.telemetry import registry, waits
+from dask_fabric.telemetry import refused, registry, waits
 
 _PEERS_SHOWN = 64  # pairs of peer and path with lines of their own
 _COUNTERS = {
@@ -67,6 +67,7 @@ class FabricCollector:
             _waits(by_path),
             _histograms(by_path),
             _backlog(),
+            _refused(),
             _gauges(by_path),
         )
 
@@ -120,6 +121,16 @@ def _backlog() -> Iterator[Any]:
     yield CounterMetricFamily("dask_fabric_waited_writes", text, value=backlog.waited_count())
     text = "Bytes that peers which are behind have not taken"
     yield GaugeMetricFamily("dask_fabric_backlog_bytes", text, value=backlog.total_bytes())
+
+
+def _refused() -> Iterator[Any]:
+    from prometheus_client.core import CounterMetricFamily
+
+    text = "Connections, comms and messages that were refused"
+    family = CounterMetricFamily("dask_fabric_refused", text, labels=["what"])
+    for what, count in refused.counts().items():
+        family.add_metric([what], count)
+    yield family
 
 
 def _histograms(by_path: dict[str, dict[str, Any]]) -> Iterator[Any]:

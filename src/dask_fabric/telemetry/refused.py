@@ -1,0 +1,24 @@
+"""How often this process has refused something of its peers, or they would have refused it."""
+
+from __future__ import annotations
+
+import threading
+
+CONNECTION = "connection"  # in the handshake: no key, no hello in time, another program, too many
+COMM = "comm"  # closed, because the peer broke the protocol
+MESSAGE = "message"  # not sent, because it is larger than the peer accepts
+
+_counts = dict.fromkeys((CONNECTION, COMM, MESSAGE), 0)
+_lock = threading.Lock()  # loops of several threads count
+
+
+def add(what: str) -> None:
+    """Count one more."""
+    with _lock:
+        _counts[what] += 1
+
+
+def counts() -> dict[str, int]:
+    """Give how many there were since the process began, of each kind."""
+    with _lock:
+        return dict(_counts)
