@@ -192,7 +192,9 @@ def test_an_old_key_ends(key_file):
     assert current().fingerprints == fingerprints(ONE, OTHER)
     new = shared_key.rotated(old, b"\x04" * 32, now + 500)
     assert [one.secret[0] for one in new] == [4, 1, 2]
-    assert [one.until for one in new] == [None, now + 500, now + 1000]
+    assert [one.until for one in new] == [None, now + 500, now + 500]
+    (last,) = shared_key.rotated(new, b"\x05" * 32, time.time())  # no older one outlives it
+    assert last == StoredKey(b"\x05" * 32, None)
 
 
 def fails_at(path: Path, monkeypatch, act) -> None:

@@ -65,7 +65,7 @@ def show(file: Path | None) -> None:
     metavar="TIME",
     default="1d",
     show_default=True,
-    help="How long the old key is still accepted, such as 8h or 7d; 0: not at all.",
+    help="How long the old key, and older ones, are still accepted, such as 8h or 7d; 0: not at all.",
 )
 def rotate(file: Path | None, keep: str) -> None:
     """Replace the key; the old one is still accepted for a while.

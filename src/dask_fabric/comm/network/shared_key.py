@@ -306,8 +306,8 @@ def _add(temporary: str, path: Path) -> None:
 
 
 def rotated(stored: tuple[StoredKey, ...], secret: bytes, until: float) -> tuple[StoredKey, ...]:
-    """Put a new key before the others; those without an end are accepted *until* a time."""
+    """Put a new key before the others, of which none is accepted after *until*."""
     now = time.time()
-    older = (one._replace(until=until) if one.until is None else one for one in stored)
-    kept = [one for one in older if one.until is not None and one.until > now]
-    return (StoredKey(secret, None), *kept[: KEY_COUNT_LIMIT - 1])
+    ends = (until if one.until is None else min(one.until, until) for one in stored)
+    older = (one._replace(until=end) for one, end in zip(stored, ends, strict=True) if end > now)
+    return (StoredKey(secret, None), *tuple(older)[: KEY_COUNT_LIMIT - 1])
