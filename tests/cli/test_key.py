@@ -81,7 +81,7 @@ def test_what_cannot_be_written(home):
     assert "cannot be written" in run("create", "--file", home / "file/key", fails=True)
 
 
-@pytest.mark.parametrize("keep", ["soon", "-1", "inf", "nan"])
+@pytest.mark.parametrize("keep", ["soon", "-1", "inf", "nan", "9999999999d"])
 def test_a_time_that_is_none(home, keep):
     run("create")
     assert "is no time" in run("rotate", "--keep", keep, fails=True)

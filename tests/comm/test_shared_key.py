@@ -173,6 +173,7 @@ LINE = ONE.hex()
         f"{LINE} soon",
         f"{LINE} 1 2",
         f"{LINE} 99999999999",
+        *(f"{LINE}\n{OTHER.hex()} {end}" for end in ("nan", "inf", "1e300", "-5")),
         f"{LINE}\n" * 9,
         f"{LINE}\n" + "#" * 70000,
         "\xff" * 64,

@@ -65,7 +65,7 @@ def show(file: Path | None) -> None:
     metavar="TIME",
     default="1d",
     show_default=True,
-    help="How long the old key, and older ones, are still accepted, such as 8h or 7d; 0: not at all.",
+    help="How long the old key, and older ones, are still accepted: 8h, 7d; 0: not at all.",
 )
 def rotate(file: Path | None, keep: str) -> None:
     """Replace the key; the old one is still accepted for a while.
@@ -80,7 +80,7 @@ def rotate(file: Path | None, keep: str) -> None:
     path = _path(file)
     try:
         seconds = float(parse_timedelta(keep))
-        if not 0 <= seconds < float("inf"):
+        if not 0 <= seconds < shared_key.TIME_LIMIT - time.time():
             raise ValueError(keep)
     except (ValueError, KeyError) as error:
         raise click.BadParameter(f"{keep!r} is no time, such as 8h or 7d") from error

@@ -24,6 +24,7 @@ from dask_fabric.errors import ConfigError
 from dask_fabric.wire.authentication import KEY_BYTES, KEY_COUNT_LIMIT, Keys
 
 DEFAULT_FILE = "~/.config/dask/fabric.key"
+TIME_LIMIT = 250_000_000_000  # seconds since 1970: in the year 9892, which can be shown
 _FILE_BYTES_LIMIT = 64 << 10
 _ADVICE = "`dask fabric key create` makes one"
 _RECHECK_SECONDS = 1.0
@@ -218,7 +219,7 @@ def read(path: Path) -> tuple[StoredKey, ...]:
         content = file.read(_FILE_BYTES_LIMIT + 1)
     found = tuple(_parse(path, content))
     if not found or found[0].until is not None:
-        raise ConfigError(f"the key file {path} has no current key; {_ADVICE}")
+        raise ConfigError(f"the key file {path} has no current key: remove it; {_ADVICE}")
     return found
 
 
@@ -241,7 +242,7 @@ def _parse(path: Path, content: bytes) -> Iterator[StoredKey]:
         try:
             secret = bytes.fromhex(digits)
             (end,) = map(float, until) if until else (None,)
-            if len(secret) != KEY_BYTES:
+            if len(secret) != KEY_BYTES or not 0 <= (end or 0.0) < TIME_LIMIT:
                 raise ValueError(digits)
         except ValueError:
             raise ConfigError(
