@@ -225,6 +225,22 @@ def test_a_home_that_cannot_be_read_any_more(key_file, monkeypatch):
         current()
 
 
+def test_a_file_that_cannot_be_opened_any_more(key_file, monkeypatch):
+    """As on a network, for a moment after it was replaced."""
+    assert current().fingerprints == fingerprints(ONE)
+    shared_key.write(key_file, (StoredKey(OTHER, None),), replace=True)
+
+    def stale(*_):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(shared_key, "_open_without_waiting", stale)
+        shared_key._watched(key_file)._look()
+        assert current().fingerprints == fingerprints(ONE)
+    shared_key._watched(key_file)._look()
+    assert current().fingerprints == fingerprints(OTHER)
+
+
 async def test_a_home_that_hangs_takes_one_thread(key_file, monkeypatch):
     assert current() is not None
     goes_on = threading.Event()

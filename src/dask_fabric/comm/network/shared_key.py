@@ -172,7 +172,11 @@ class _WatchedFile:
                 reason = f"the key file {self._path} cannot be read: {error.strerror}"
                 self._error = ConfigError(f"{reason}; is HOME right?")
         except ConfigError as error:
-            self._changed, self._error = None, error
+            self._changed = None
+            # That it cannot be opened is also no reason to give up a key: a file that was just
+            # replaced may be stale on a network.
+            if self._stored is None or not isinstance(error.__cause__, OSError):
+                self._error = error
         self._next_look = time.monotonic() + _RECHECK_SECONDS
 
 
