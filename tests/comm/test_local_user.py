@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import subprocess
@@ -12,6 +13,8 @@ import time
 import dask
 import pytest
 from distributed.comm import connect, listen
+from distributed.comm.core import FatalCommClosedError
+from distributed.comm.registry import get_backend
 
 from dask_fabric.comm.network import local_user, unix
 from dask_fabric.wire.hello import Hello
@@ -94,6 +97,46 @@ async def test_another_user_who_has_closed_already(caplog):
             while REFUSAL not in caplog.text:
                 assert time.monotonic() < end
                 await asyncio.sleep(0.01)
+
+
+# Another user's server: it says its hello, which a client believes where no key is required.
+SERVER_OF_ANOTHER = """
+import os, socket, sys
+os.setuid(int(sys.argv[1]))
+server = socket.socket()
+server.bind(("127.0.0.1", 0))
+server.listen()
+print(server.getsockname()[1], flush=True)
+hello = sys.stdin.buffer.read()
+while True:
+    accepted, _ = server.accept()
+    accepted.recv(10_000)
+    accepted.sendall(hello)
+    accepted.recv(10_000)
+"""
+
+
+@needs_root
+@pytest.mark.parametrize("switched_on", [True, False])
+async def test_a_server_of_another_user(switched_on):
+    server = subprocess.Popen(
+        [sys.executable, "-c", SERVER_OF_ANOTHER, str(NOBODY)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with server, contextlib.ExitStack() as stack:
+        stack.callback(server.kill)
+        port = int(await asyncio.to_thread(server.stdout.readline))
+        server.stdin.write(HELLO)
+        server.stdin.close()
+        connector = get_backend("fabric+tcp").get_connector()
+        with dask.config.set({"fabric.auth.local": switched_on}):
+            connecting = asyncio.wait_for(connector.connect(f"127.0.0.1:{port}"), 30)
+            if switched_on:
+                with pytest.raises(FatalCommClosedError, match="and the server is of another"):
+                    await connecting
+            else:
+                (await connecting).abort()
 
 
 async def test_the_same_user_is_served():

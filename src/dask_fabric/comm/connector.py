@@ -40,14 +40,14 @@ from dask_fabric.comm import runtime
 from dask_fabric.comm.channels.factory import make_channel, settle_addresses
 from dask_fabric.comm.channels.negotiator import prepare
 from dask_fabric.comm.comm import FabricComm
-from dask_fabric.comm.network import authentication, key_encryption, unix
+from dask_fabric.comm.network import authentication, key_encryption, local_user, unix
 from dask_fabric.comm.network.addresses import Target, format_address, resolve
 from dask_fabric.comm.network.attempts import Attempts
 from dask_fabric.comm.network.security import Scheme, comm_error, tls_info
 from dask_fabric.comm.network.socket_options import tune
 from dask_fabric.config import Settings
 from dask_fabric.engine.detach import detach
-from dask_fabric.errors import FabricError
+from dask_fabric.errors import FabricError, RefusedError
 from dask_fabric.wire.authentication import Keys
 
 if TYPE_CHECKING:
@@ -186,6 +186,10 @@ class FabricConnector(Connector):
                 server_hostname=server_hostname,
             )
             await channel.open(settings.handshake_timeout_seconds)
+            # Not before: until it has answered, the kernel may not know whose the server is.
+            if settings.auth_local and local_user.is_of_another_user(channel.transport.sock):
+                channel.abort()
+                raise RefusedError(local_user.OTHER_SERVER)
         except (FabricError, OSError) as exc:
             sock.close()
             error = comm_error(peer_addr, exc, by_key)

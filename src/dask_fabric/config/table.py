@@ -304,10 +304,11 @@ _AUTH = Section(
         "local": switch(
             "auth_local",
             False,
-            "from this host, accept processes of the same user only",
-            "Whether listeners accept clients on their own host only if these are of the same user "
-            "or of root, by what the kernel says, over TCP as over Unix sockets. Clients on other "
-            "hosts are not affected; use a key for them.",
+            "on this host, talk to processes of the same user only",
+            "Whether this process talks to others on its own host only if these are of the same "
+            "user or of root, by what the kernel says, over TCP as over Unix sockets: listeners to "
+            "clients, and clients to servers. Processes on other hosts are not affected; use a key "
+            "for them.",
         ),
         "encrypt": switch(
             "auth_encrypt",

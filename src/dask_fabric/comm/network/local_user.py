@@ -22,6 +22,10 @@ _ANY_STATE = 0xFFFFFFFF
 _OWNER = struct.Struct("=II")  # its user, and its inode
 _OWNER_OFFSET = _MESSAGE.size + 4 + _SOCKET.size + _SOCKET_END.size + 12  # in an inet_diag_msg
 _ANSWER_BYTES = 4096
+OTHER_SERVER = (
+    "this process talks to processes of its own user only on this host (fabric.auth.local in its "
+    "configuration), and the server is of another"
+)
 _MAPPED = "::ffff:"  # an IPv4 address of an IPv6 socket
 
 
@@ -34,9 +38,9 @@ def refuse_other_users(_: Hello) -> str:
 
 
 def is_of_another_user(sock: socket.socket) -> bool:
-    """Whether the client of an accepted TCP connection is on this host, and of another user.
+    """Whether the peer of a TCP connection is on this host, and of another user.
 
-    The user is that of the process that made the client's socket; root may always connect. A client
+    The user is that of the process that made the peer's socket; root may always connect. A peer
     that is gone counts as another user's.
     """
     with contextlib.suppress(OSError):
