@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 CONNECTION = "connection"  # in the handshake: no key, no hello in time, another program, too many
@@ -10,6 +11,15 @@ MESSAGE = "message"  # not sent, because it is larger than the peer accepts
 
 _counts = dict.fromkeys((CONNECTION, COMM, MESSAGE), 0)
 _lock = threading.Lock()  # loops of several threads count
+
+
+def _after_fork_in_child() -> None:
+    global _lock
+    _lock = threading.Lock()
+    _counts.update(dict.fromkeys(_counts, 0))
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def add(what: str) -> None:
