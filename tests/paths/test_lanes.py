@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import socket
 import ssl
@@ -17,10 +18,11 @@ from distributed.security import Security
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dask_fabric.comm.channels.negotiator import Negotiator
 from dask_fabric.comm.connector import FabricConnector
 from dask_fabric.comm.network.security import Scheme
 from dask_fabric.errors import RefusedError
-from dask_fabric.paths.lanes import endpoint, opener
+from dask_fabric.paths.lanes import endpoint, opener, provider
 from dask_fabric.paths.lanes.provider import PROVIDER
 
 PATIENCE_SECONDS = 60
@@ -120,6 +122,33 @@ async def test_large_frames_go_over_all_lanes_in_both_directions():
 def test_the_same_on_uvloop():
     uvloop = pytest.importorskip("uvloop")
     uvloop.run(test_large_frames_go_over_all_lanes_in_both_directions())
+
+
+@pytest.mark.parametrize("ends", [False, True])
+async def test_lanes_may_come_before_the_comm_has_its_paths(ends, monkeypatch):
+    """The server accepts them before it has read the client's PATHS record."""
+    complete, held = Negotiator.complete_as_server, []
+    monkeypatch.setattr(Negotiator, "complete_as_server", lambda *args: held.append(args))
+    async with pair() as (near, far):
+        await move(near, far, numbers())
+
+        def early() -> list[socket.socket]:
+            (candidate,) = provider._expected.values()
+            return [connection.sock for _, connection in candidate._early]
+
+        await until(lambda: len(early()) == 4)
+        socks = early()
+        if ends:
+            far.abort()
+            held.clear()
+            gc.collect()
+            assert {sock.fileno() for sock in socks} == {-1}
+        else:
+            complete(*held.pop())
+            await until(lambda: path_of(near).lane_count == path_of(far).lane_count == 4)
+            await move(far, near, numbers(seed=1))
+            assert traffic(near)["bytes_received"] == NBYTES
+        assert not provider._expected
 
 
 async def test_many_messages_are_written_before_one_is_read():

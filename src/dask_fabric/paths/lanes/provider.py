@@ -35,6 +35,8 @@ AUTO = "auto"
 _places: dict[tuple[str, int], Sequence[tuple[str, int]]] = {}
 # At servers: the comms that lanes may join, by token.
 _joinable: weakref.WeakValueDictionary[bytes, LanesPath] = weakref.WeakValueDictionary()
+# The same before the client's PATHS record has been read: its lanes may be accepted before it.
+_expected: weakref.WeakValueDictionary[bytes, _Candidate] = weakref.WeakValueDictionary()
 
 
 def _as_count(value: Any) -> int | str:
@@ -137,6 +139,8 @@ class LanesProvider(Provider):
 
     def refuse_joining(self, wish: Mapping[str, Any]) -> str:
         path = self._joined_by(wish)
+        if path is None and self._expected_by(wish):
+            return ""  # checked when the comm has its paths
         number, epoch = wish.get("number"), wish.get("epoch")
         if path is None or path.is_closed:
             return "a lane for a comm that does not exist here, or has ended"
@@ -151,7 +155,9 @@ class LanesProvider(Provider):
 
     def joined(self, wish: Mapping[str, Any], connection: JoinedSocket) -> None:
         path = self._joined_by(wish)
-        if self.refuse_joining(wish) or path is None:
+        if path is None and (candidate := self._expected_by(wish)):
+            candidate.keep_lane(wish, connection)
+        elif self.refuse_joining(wish) or path is None:
             connection.close()  # the comm has ended meanwhile
         elif connection.is_encrypted != path.is_encrypted:
             logger.warning("A lane is closed: it must be encrypted if its comm is, and only then")
@@ -164,6 +170,12 @@ class LanesProvider(Provider):
         path = _joinable.get(token) if isinstance(token, bytes) else None
         # Every event loop has its own comms.
         return path if path is not None and path.loop is asyncio.get_running_loop() else None
+
+    def _expected_by(self, wish: Mapping[str, Any]) -> _Candidate | None:
+        token = wish.get("token")
+        candidate = _expected.get(token) if isinstance(token, bytes) else None
+        is_here = candidate is not None and candidate.loop is asyncio.get_running_loop()
+        return candidate if is_here else None
 
     # ---- the doctor
 
@@ -202,9 +214,24 @@ class _Candidate(Candidate):
         self._own = sock.getsockname()[:2] if _places or settings.interfaces else ("", 0)
         self._peer_host = sock.getpeername()[0] if settings.interfaces else ""
         self._token = b""  # of a server
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self._early: list[tuple[Mapping[str, Any], JoinedSocket]] = []
+
+    def __del__(self) -> None:
+        for _, connection in self._early:  # the comm has ended before it had this path
+            connection.close()
+
+    def keep_lane(self, wish: Mapping[str, Any], connection: JoinedSocket) -> None:
+        """Take a lane for a comm that does not have its paths yet."""
+        if len(self._early) < LANES_MOST:
+            self._early.append((wish, connection))
+        else:
+            connection.close()
 
     def answer(self) -> Mapping[str, Any] | None:
         self._token = secrets.token_bytes(TOKEN_BYTES)
+        self.loop = asyncio.get_running_loop()
+        _expected[self._token] = self
         host, port = self._own
         bound_to = (_places.get((one, port)) for one in (host, "0.0.0.0", "::"))
         places = next(filter(None, bound_to), ())
@@ -228,6 +255,10 @@ class _Candidate(Candidate):
             path.ways = interfaces.ways(told, names, self._own[0], self._peer_host)
         if self._token:
             _joinable[token] = path
+            del _expected[token]
+            early, self._early = self._early, []
+            for wish, connection in early:
+                loop.call_soon(PROVIDER.joined, wish, connection)  # when the comm uses the path
         return path
 
 
