@@ -17,6 +17,7 @@ import sys
 
 import dask
 import numpy as np
+import psutil
 import pytest
 from distributed import Client, LocalCluster
 from distributed.comm import connect, listen
@@ -434,6 +435,15 @@ def test_who_breaks_the_exchange_is_refused(shm, message, made):
     assert not files.has_client(STRANGER)
 
 
+def place_of_new(nbytes: int, before: list[tuple]) -> tuple[int, int]:
+    """Slab and generation of what was made since: others hold slabs, too."""
+    return next(
+        (number, one[0])
+        for number, (one, earlier) in enumerate(zip(slab_records(), before, strict=True))
+        if one != earlier and one[3] >= nbytes
+    )
+
+
 def slab_records() -> list[tuple]:
     """Every record of this process's table of slabs: its generation is the first field."""
     memory, table = files.descriptors()
@@ -452,11 +462,7 @@ async def test_places_that_make_no_sense_are_not_mapped(shm):
     files.configure(is_enabled=True, threshold_bytes=1 << 20, most_bytes=1 << 30)
     before = slab_records()
     data = new_array(NBYTES, 1)
-    slab, generation = next(  # the one that is new: others hold slabs, too
-        (number, one[0])
-        for number, (one, earlier) in enumerate(zip(slab_records(), before, strict=True))
-        if one != earlier
-    )
+    slab, generation = place_of_new(NBYTES, before)
     assert files.try_place(own.id, slab, generation, 0, NBYTES) == 0
     for place in (
         (0, generation, 0, NBYTES),
@@ -472,6 +478,22 @@ async def test_places_that_make_no_sense_are_not_mapped(shm):
     assert files.try_place(own.id + 1, slab, generation, 0, NBYTES) == 1  # nobody is known there
     assert files.statistics()["mapping_count"] == 0
     del data
+
+
+async def test_an_array_larger_than_the_memory_of_the_host_can_be_mapped(shm):
+    """Its pages take memory as they are written; one that was not written takes none."""
+    own = exchange.of_process()
+    assert own.attach(own.id) == ""
+    await until(lambda: files.has_origin(own.id))
+    nbytes = psutil.virtual_memory().total + psutil.swap_memory().total + (1 << 30)
+    files.configure(is_enabled=True, threshold_bytes=1 << 20, most_bytes=2 * nbytes)
+    before = slab_records()
+    data = arrays.new_array(nbytes)
+    slab, generation = place_of_new(nbytes, before)
+    assert files.try_place(own.id, slab, generation, 0, nbytes) == 0
+    assert files.try_place(own.id, slab, generation, 5 << 19, nbytes - (5 << 19)) == 0
+    del data
+    pool.trim()
 
 
 class Elsewhere(PythonPath):

@@ -614,7 +614,8 @@ cdef bint _freeze(uint32_t number, bint may_defer=True) noexcept nogil:
     leaves(slab.data, record.nbytes)
     if may_defer and record.nbytes >= DEFERRED_BYTES:
         alias = _move_page_table(slab.data, record.nbytes)
-    data = _map_file(slab.data, record, MAP_PRIVATE | MAP_FIXED)
+    # As in `_map_foreign`: a refusal may leave a gap here too.
+    data = _map_file(slab.data, record, MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE)
     if alias != NULL:
         _unmap_later(alias, record.nbytes)
     if data == MAP_FAILED:
@@ -906,19 +907,19 @@ cdef void *_map_foreign(int fd, uint64_t begin, uint64_t nbytes) noexcept nogil:
     """Map a part of a peer's file copy-on-write; MAP_FAILED if that is impossible.
 
     A huge page of the file is mapped by one entry of the page table, at its first access, only if
-    it lies at a multiple of its size in memory too.
+    it lies at a multiple of its size in memory too. So a place is looked for, and wished for: with
+    MAP_FIXED, an older kernel that refuses the mapping leaves a gap, and what another thread maps
+    there meanwhile would be lost.
     """
     cdef uint64_t lead_bytes = begin % HUGE_BYTES
-    cdef char *place = _reserve(lead_bytes + nbytes) if nbytes >= HUGE_BYTES else NULL
-    cdef int flags = MAP_PRIVATE if place == NULL else MAP_PRIVATE | MAP_FIXED
-    cdef char *wanted = NULL if place == NULL else place + lead_bytes
-    cdef void *base = mmap(wanted, nbytes, PROT_READ | PROT_WRITE, flags, fd, begin)
+    cdef char *place = NULL
+    if nbytes >= HUGE_BYTES:
+        place = _reserve(lead_bytes + nbytes)
     if place != NULL:
-        if base == MAP_FAILED:
-            munmap(place, lead_bytes + nbytes)
-        elif lead_bytes:
-            munmap(place, lead_bytes)
-    return base
+        munmap(place, lead_bytes + nbytes)
+        place += lead_bytes
+    # Without MAP_NORESERVE, an array that is larger than the host's memory is refused.
+    return mmap(place, nbytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, fd, begin)
 
 
 cdef void unmap(Mapping *mapping) noexcept nogil:
