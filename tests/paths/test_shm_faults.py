@@ -31,7 +31,7 @@ from tests.paths.test_shm import (
 
 from dask_fabric.errors import UnavailableError
 from dask_fabric.memory import files, pool, sealed
-from dask_fabric.paths.shm import endpoint
+from dask_fabric.paths.shm import endpoint, exchange
 
 __all__ = ["peers", "shareable", "shm"]
 
@@ -291,6 +291,15 @@ def test_a_process_keeps_half_of_its_mappings_for_others():
     if sealed.map_count(65530) > 100_000:
         pytest.skip("this host allows very many mappings")
     assert run(program) == "True True\n"
+
+
+def test_a_program_that_is_started_meanwhile_gets_no_descriptor_of_a_memory_file():
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with near, far:
+        socket.send_fds(near, [b"x"], [near.fileno()])
+        _, (fd,) = exchange._received(far, 1)
+        assert not os.get_inheritable(fd)
+        os.close(fd)
 
 
 # ---------------------------------------------------------------- the handler of NumPy

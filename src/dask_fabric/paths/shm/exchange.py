@@ -231,7 +231,7 @@ class Exchange:
 def _received(sock: socket.socket, most: int) -> tuple[bytes, list[int]] | None:
     """Give a message and its descriptors; None at the end."""
     try:
-        data, fds, _, _ = socket.recv_fds(sock, 64, most)
+        data, fds, _, _ = socket.recv_fds(sock, 64, most, socket.MSG_CMSG_CLOEXEC)
     except OSError:
         return None
     return (data, fds) if data else None
