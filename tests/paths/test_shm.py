@@ -435,6 +435,18 @@ def test_who_breaks_the_exchange_is_refused(shm, message, made):
     assert not files.has_client(STRANGER)
 
 
+def test_descriptors_that_come_with_nothing_else_are_closed(shm):
+    exchange.of_process()
+    fd = claims()
+    for _ in range(20):
+        assert greeted(b"", [fd]) == b""  # it has been read, and refused
+    assert greeted(hello(STRANGER + 2), [fd]) == b"dfshm 1\n"
+    status = os.fstat(fd)
+    links = [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]
+    assert sum(os.path.exists(one) and os.path.samestat(os.stat(one), status) for one in links) == 1
+    os.close(fd)
+
+
 def place_of_new(nbytes: int, before: list[tuple]) -> tuple[int, int]:
     """Slab and generation of what was made since: others hold slabs, too."""
     return next(

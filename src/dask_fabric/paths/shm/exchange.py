@@ -18,6 +18,7 @@ whoever is that user may read this process's memory anyway.
 from __future__ import annotations
 
 import _thread
+import array
 import contextlib
 import errno
 import itertools
@@ -230,11 +231,18 @@ class Exchange:
 
 def _received(sock: socket.socket, most: int) -> tuple[bytes, list[int]] | None:
     """Give a message and its descriptors; None at the end."""
+    fds = array.array("i")
     try:
-        data, fds, _, _ = socket.recv_fds(sock, 64, most, socket.MSG_CMSG_CLOEXEC)
+        # Not `socket.recv_fds`: it ignores flags, and programs started meanwhile get what arrives.
+        data, controls, _, _ = sock.recvmsg(
+            64, socket.CMSG_LEN(most * fds.itemsize), socket.MSG_CMSG_CLOEXEC
+        )
     except OSError:
         return None
-    return (data, fds) if data else None
+    for level, kind, content in controls:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds.frombytes(content[: len(content) // fds.itemsize * fds.itemsize])
+    return (data, list(fds)) if data or fds else None
 
 
 def _close_all(received: tuple[bytes, list[int]] | None) -> None:
