@@ -44,12 +44,12 @@ import secrets
 
 from libc.errno cimport EBUSY, EINVAL, ENOMEM, errno
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t, uintptr_t
-from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memmove, memset
 from posix.fcntl cimport O_CLOEXEC, O_RDONLY, open as open_file
 from posix.mman cimport (
-    MADV_DONTNEED, MADV_HUGEPAGE, MAP_FAILED, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED,
-    PROT_READ, PROT_WRITE, madvise, mmap, munmap,
+    MADV_HUGEPAGE, MAP_FAILED, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, PROT_READ,
+    PROT_WRITE, madvise, mmap, munmap,
 )
 from posix.unistd cimport close
 
@@ -58,16 +58,16 @@ from dask_fabric.atomics cimport (
 )
 from dask_fabric.clock cimport now_ns, thread_ns
 from dask_fabric.linux cimport (
-    FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, POLLIN, SYS_mremap, fallocate, pipe2, poll, pollfd,
-    pthread_atfork, pthread_create, pthread_detach, pthread_mutex_init, pthread_mutex_lock,
-    pthread_mutex_t, pthread_mutex_unlock, pthread_t, syscall,
+    FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, POLLIN, fallocate, pipe2, poll, pollfd,
+    pthread_atfork, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
 )
 from dask_fabric.memory.locks cimport F_RDLCK, F_UNLCK, F_WRLCK, lock_bytes
 from dask_fabric.memory.pagemap cimport (
     PAGE_IS_FILE, PAGE_IS_PRESENT, PAGE_IS_SWAPPED, has_page,
 )
 from dask_fabric.memory.system cimport (
-    HUGE_BYTES, PAGE_BYTES, make_huge_page, leaves, map_aligned, whole_pages,
+    HUGE_BYTES, PAGE_BYTES, leaves, make_huge_page, map_foreign, move_page_table, reserve,
+    unmap_later, whole_pages,
 )
 
 from dask_fabric.errors import ConfigError, UnavailableError
@@ -82,13 +82,9 @@ cdef enum:
     MADV_DONTFORK = 10
     SCAN_COUNT = 16                     # retired slabs that an allocation looks at
     DEFERRED_BYTES = 4 << 20
-    PIECE_BYTES = 2 << 20               # of a huge page no part is unmapped alone
     AHEAD_BYTES = 1 << 30               # of an array; the rest gets small pages
     HUGE_PAGE_LIMIT_NS = 20_000_000     # of CPU time; 0.3 ms are usual, 5 ms in a new virtual host
     PAUSE_NS = 1_000_000_000
-    MREMAP_MAYMOVE = 1                  # of mremap(2); older headers lack the last one's name
-    MREMAP_FIXED = 2
-    MREMAP_DONTUNMAP = 4
 
 cdef int PUNCH = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 cdef int64_t FOREVER_NS = 1 << 62
@@ -376,7 +372,7 @@ cdef bint _map_shared(uint32_t number) noexcept nogil:
     """Map a slab that nobody else has, for its owner to write."""
     cdef OwnSlab *slab = &slabs[number]
     cdef Record *record = &table[number]
-    cdef char *place = _reserve(record.nbytes) if record.nbytes >= HUGE_BYTES else NULL
+    cdef char *place = reserve(record.nbytes) if record.nbytes >= HUGE_BYTES else NULL
     cdef int flags = MAP_SHARED | MAP_FIXED if place != NULL else MAP_SHARED
     cdef void *data = _map_file(place, record, flags)
     if data == MAP_FAILED:
@@ -613,72 +609,16 @@ cdef bint _freeze(uint32_t number, bint may_defer=True) noexcept nogil:
     cdef void *data
     leaves(slab.data, record.nbytes)
     if may_defer and record.nbytes >= DEFERRED_BYTES:
-        alias = _move_page_table(slab.data, record.nbytes)
-    # As in `_map_foreign`: a refusal may leave a gap here too.
+        alias = move_page_table(slab.data, record.nbytes)
+    # As in `map_foreign`: a refusal may leave a gap here too.
     data = _map_file(slab.data, record, MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE)
     if alias != NULL:
-        _unmap_later(alias, record.nbytes)
+        unmap_later(alias, record.nbytes)
     if data == MAP_FAILED:
         return False
     slab.state = FROZEN
     figures.frozen_count += 1
     return True
-
-
-cdef char *_reserve(uint64_t nbytes) noexcept nogil:
-    """Addresses that begin where a page of the page table does; NULL if there are none."""
-    return map_aligned(nbytes, 0, MAP_NORESERVE)
-
-
-cdef char *_move_page_table(char *data, uint64_t nbytes) noexcept nogil:
-    """Move the page table of a shared mapping elsewhere; the mapping gets pages as it is used.
-
-    NULL before Linux 5.13, which cannot do that with shared mappings.
-    """
-    cdef long flags = MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP
-    cdef char *alias = _reserve(nbytes)
-    if alias == NULL:
-        return NULL
-    # Not mremap(3): libraries replace it to know what is mapped, and one of them loses the last
-    # argument. The mapping would lie at address 0.
-    if syscall(SYS_mremap, data, nbytes, nbytes, flags, alias) == -1:
-        munmap(alias, nbytes)
-        return NULL
-    return alias
-
-
-cdef struct Alias:
-    char *data
-    uint64_t nbytes
-
-
-cdef void *_unmap_alias(void *argument) noexcept nogil:
-    """Empty the page table piece by piece first: other calls wait for a piece, not for it all.
-
-    Since Linux 6.17 they do not wait at all: munmap locks the address space, madvise the mapping.
-    """
-    cdef Alias *alias = <Alias *> argument
-    cdef uint64_t offset = 0
-    while offset < alias.nbytes:
-        madvise(
-            alias.data + offset, min(alias.nbytes - offset, <uint64_t> PIECE_BYTES), MADV_DONTNEED
-        )
-        offset += PIECE_BYTES
-    munmap(alias.data, alias.nbytes)
-    free(alias)
-    return NULL
-
-
-cdef void _unmap_later(char *data, uint64_t nbytes) noexcept nogil:
-    cdef pthread_t thread
-    cdef Alias *alias = <Alias *> malloc(sizeof(Alias))
-    if alias != NULL:
-        alias.data, alias.nbytes = data, nbytes
-        if pthread_create(&thread, NULL, _unmap_alias, alias) == 0:
-            pthread_detach(thread)
-            return
-        free(alias)
-    munmap(data, nbytes)
 
 
 # ---------------------------------------------------------------- huge pages
@@ -882,7 +822,7 @@ cdef Mapping *_map_claimed(
     global mappings
     cdef Mapping *mapping
     cdef uint64_t mapped_bytes = whole_pages(nbytes)
-    cdef void *base = _map_foreign(origin.file_fd, begin, mapped_bytes)
+    cdef void *base = map_foreign(origin.file_fd, begin, mapped_bytes)
     if base == MAP_FAILED:
         return NULL
     mapping = <Mapping *> calloc(1, sizeof(Mapping))
@@ -901,25 +841,6 @@ cdef Mapping *_map_claimed(
     add_relaxed(&figures.mapping_count, 1)
     figures.mapped_bytes += mapped_bytes
     return mapping
-
-
-cdef void *_map_foreign(int fd, uint64_t begin, uint64_t nbytes) noexcept nogil:
-    """Map a part of a peer's file copy-on-write; MAP_FAILED if that is impossible.
-
-    A huge page of the file is mapped by one entry of the page table, at its first access, only if
-    it lies at a multiple of its size in memory too. So a place is looked for, and wished for: with
-    MAP_FIXED, an older kernel that refuses the mapping leaves a gap, and what another thread maps
-    there meanwhile would be lost.
-    """
-    cdef uint64_t lead_bytes = begin % HUGE_BYTES
-    cdef char *place = NULL
-    if nbytes >= HUGE_BYTES:
-        place = _reserve(lead_bytes + nbytes)
-    if place != NULL:
-        munmap(place, lead_bytes + nbytes)
-        place += lead_bytes
-    # Without MAP_NORESERVE, an array that is larger than the host's memory is refused.
-    return mmap(place, nbytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, fd, begin)
 
 
 cdef void unmap(Mapping *mapping) noexcept nogil:

@@ -1,6 +1,6 @@
-"""The pool's calls of the operating system: memory, time, and resident size."""
+"""Calls of the operating system: memory, time, and resident size."""
 
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
 
 cdef enum:
     HUGE_BYTES = 2 << 20
@@ -27,5 +27,9 @@ cdef void prefer_huge_pages(char *data, Py_ssize_t capacity_bytes) noexcept nogi
 cdef void forgo_huge_pages(char *data, Py_ssize_t capacity_bytes, bint is_fresh) noexcept nogil
 cdef int make_huge_page(char *data) noexcept nogil
 cdef char *map_aligned(Py_ssize_t nbytes, int protection, int flags) noexcept nogil
+cdef char *reserve(uint64_t nbytes) noexcept nogil
+cdef char *move_page_table(char *data, uint64_t nbytes) noexcept nogil
+cdef void unmap_later(char *data, uint64_t nbytes) noexcept nogil
+cdef void *map_foreign(int fd, uint64_t begin, uint64_t nbytes) noexcept nogil
 cdef int64_t coarse_ns() noexcept nogil
 cdef Py_ssize_t resident_bytes() noexcept nogil

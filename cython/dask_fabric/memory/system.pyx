@@ -1,4 +1,6 @@
-"""The pool's calls of the operating system. Only `obtain` needs the GIL, none needs a lock.
+"""Calls of the operating system, by the pool and memory files.
+
+Only `obtain` needs the GIL, none needs a lock.
 
 Memory below 2 MiB comes from the C library. Larger memory is mapped with huge pages, which cost a
 third of the time when they are fresh. Writing one byte makes a whole huge page resident, so
@@ -7,22 +9,28 @@ a mapping of 128 MiB, and each is unmapped separately.
 """
 
 from libc.errno cimport errno
-from libc.stdint cimport int64_t, uintptr_t
+from libc.stdint cimport int64_t, uint64_t, uintptr_t
 from libc.stdio cimport sscanf
-from libc.stdlib cimport free
+from libc.stdlib cimport free, malloc
 from posix.fcntl cimport O_CLOEXEC, O_RDONLY, open as open_file
 from posix.mman cimport (
-    MADV_DONTNEED, MADV_HUGEPAGE, MADV_NOHUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE,
-    PROT_READ, PROT_WRITE, madvise, mmap, munmap,
+    MADV_DONTNEED, MADV_HUGEPAGE, MADV_NOHUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE,
+    MAP_PRIVATE, PROT_READ, PROT_WRITE, madvise, mmap, munmap,
 )
 from posix.stdlib cimport posix_memalign
 from posix.time cimport CLOCK_MONOTONIC_COARSE, clock_gettime, timespec
 from posix.unistd cimport _SC_PAGESIZE, close, read, sysconf
 
+from dask_fabric.linux cimport SYS_mremap, pthread_create, pthread_detach, pthread_t, syscall
+
 cdef enum:
     # Older headers lack these.
     MADV_POPULATE_READ = 22
     MADV_COLLAPSE = 25
+    MREMAP_MAYMOVE = 1
+    MREMAP_FIXED = 2
+    MREMAP_DONTUNMAP = 4
+    PIECE_BYTES = 2 << 20       # of a huge page no part is unmapped alone
     RUN_BYTES = 128 << 20
     SHARED_BYTES = 32 << 20     # larger memory gets a mapping of its own,
     ROUNDED_PART = 64           # rounded up to whole huge pages if that adds at most 1/64
@@ -109,6 +117,84 @@ cdef int make_huge_page(char *data) noexcept nogil:
         return errno
     return 0
 
+
+# ---------------------------------------------------------------- for memory files
+
+cdef char *reserve(uint64_t nbytes) noexcept nogil:
+    """Addresses that begin where a page of the page table does; NULL if there are none."""
+    return map_aligned(nbytes, 0, MAP_NORESERVE)
+
+
+cdef char *move_page_table(char *data, uint64_t nbytes) noexcept nogil:
+    """Move the page table of a shared mapping elsewhere; the mapping gets pages as it is used.
+
+    NULL before Linux 5.13, which cannot do that with shared mappings.
+    """
+    cdef long flags = MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP
+    cdef char *alias = reserve(nbytes)
+    if alias == NULL:
+        return NULL
+    # Not mremap(3): libraries replace it to know what is mapped, and one of them loses the last
+    # argument. The mapping would lie at address 0.
+    if syscall(SYS_mremap, data, nbytes, nbytes, flags, alias) == -1:
+        munmap(alias, nbytes)
+        return NULL
+    return alias
+
+
+cdef struct Alias:
+    char *data
+    uint64_t nbytes
+
+
+cdef void *_unmap_alias(void *argument) noexcept nogil:
+    """Empty the page table piece by piece first: other calls wait for a piece, not for it all.
+
+    Since Linux 6.17 they do not wait at all: munmap locks the address space, madvise the mapping.
+    """
+    cdef Alias *alias = <Alias *> argument
+    cdef uint64_t offset = 0
+    while offset < alias.nbytes:
+        madvise(
+            alias.data + offset, min(alias.nbytes - offset, <uint64_t> PIECE_BYTES), MADV_DONTNEED
+        )
+        offset += PIECE_BYTES
+    munmap(alias.data, alias.nbytes)
+    free(alias)
+    return NULL
+
+
+cdef void unmap_later(char *data, uint64_t nbytes) noexcept nogil:
+    cdef pthread_t thread
+    cdef Alias *alias = <Alias *> malloc(sizeof(Alias))
+    if alias != NULL:
+        alias.data, alias.nbytes = data, nbytes
+        if pthread_create(&thread, NULL, _unmap_alias, alias) == 0:
+            pthread_detach(thread)
+            return
+        free(alias)
+    munmap(data, nbytes)
+
+
+cdef void *map_foreign(int fd, uint64_t begin, uint64_t nbytes) noexcept nogil:
+    """Map a part of a peer's file copy-on-write; MAP_FAILED if that is impossible.
+
+    A huge page of the file is mapped by one entry of the page table, at its first access, only if
+    it lies at a multiple of its size in memory too. So a place is looked for, and wished for. After
+    MAP_FIXED failed there might be a gap, which other threads fill.
+    """
+    cdef uint64_t lead_bytes = begin % HUGE_BYTES
+    cdef char *place = NULL
+    if nbytes >= HUGE_BYTES:
+        place = reserve(lead_bytes + nbytes)
+    if place != NULL:
+        munmap(place, lead_bytes + nbytes)
+        place += lead_bytes
+    # Without MAP_NORESERVE, an array that is larger than the host's memory is refused.
+    return mmap(place, nbytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, fd, begin)
+
+
+# ---------------------------------------------------------------- for the pool
 
 cdef char *obtain(Py_ssize_t capacity_bytes) noexcept:
     cdef void *data = NULL

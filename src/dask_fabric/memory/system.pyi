@@ -1,4 +1,6 @@
-"""The pool's calls of the operating system. Only `obtain` needs the GIL, none needs a lock.
+"""Calls of the operating system, by the pool and memory files.
+
+Only `obtain` needs the GIL, none needs a lock.
 
 Memory below 2 MiB comes from the C library. Larger memory is mapped with huge pages, which cost a
 third of the time when they are fresh. Writing one byte makes a whole huge page resident, so
