@@ -72,6 +72,7 @@ class Peer:
             "fds": len(os.listdir("/proc/self/fd")),
             "file_maps": file_maps,
             "pss_bytes": int(sizes["Pss:"]) * 1024,
+            "huge_bytes": int(sizes["ShmemPmdMapped:"]) * 1024,
         }
 
     def keep(self, name: str, data) -> dict:

@@ -648,6 +648,34 @@ async def test_huge_pages_of_a_peer_are_mapped_as_such(peers, huge_pages):
     await until(made)
 
 
+WITHOUT_PAGE_SCAN = (sys.executable, "-m", "tests.paths.without_page_scan")
+
+
+@pytest.mark.parametrize(("prefix", "expected"), [((), 8 << 20), (WITHOUT_PAGE_SCAN, 0)])
+async def test_an_array_that_was_read_is_passed_on(peers, shareable, huge_pages, prefix, expected):
+    """Without PAGEMAP_SCAN, huge pages of files may look as if they were changed."""
+    peer = await peers(prefix)
+    await until_attached(peer)
+
+    async def made() -> bool:
+        data = shareable(np.ones, 9 << 20, "u1")
+        assert in_file(data) and data.sum() == 9 << 20
+        has_huge_pages = huge_bytes() >= 8 << 20
+        await send(peer, "x", data)
+        before = (await peer("usage"))["huge_bytes"]
+        assert (await peer("look", name="x"))["values"] == [1]
+        found = (await peer("usage"))["huge_bytes"] - before
+        received = shm_frames(peer)[1]
+        await peer.comm.write({"op": "give", "name": "x"})
+        assert ((await peer.comm.read())["data"] == 1).all()
+        assert shm_frames(peer)[1] == received + 1
+        await peer("drop", name="x")
+        assert found in (0, expected)
+        return has_huge_pages and found == expected
+
+    await until(made)
+
+
 async def test_frames_of_the_stream_lie_in_huge_pages(shm, huge_pages):
     nbytes = 32 << 20
     content = pattern(1, nbytes)

@@ -63,7 +63,7 @@ from dask_fabric.linux cimport (
 )
 from dask_fabric.memory.locks cimport F_RDLCK, F_UNLCK, F_WRLCK, lock_bytes
 from dask_fabric.memory.pagemap cimport (
-    PAGE_IS_FILE, PAGE_IS_PRESENT, PAGE_IS_SWAPPED, has_page,
+    PAGE_IS_FILE, PAGE_IS_PRESENT, PAGE_IS_SWAPPED, has_page, tells_huge_pages,
 )
 from dask_fabric.memory.system cimport (
     HUGE_BYTES, PAGE_BYTES, leaves, make_huge_page, map_foreign, move_page_table, reserve,
@@ -188,6 +188,7 @@ cdef uint64_t own_id = 0
 cdef int file_fd = -1
 cdef int table_fd = -1
 cdef int pagemap_fd = -1
+cdef bint aligns_mappings = False        # of peers' files, to huge pages
 cdef Record *table = NULL
 cdef OwnSlab *slabs = NULL
 cdef uint32_t used_numbers = 1          # 0 is none
@@ -822,7 +823,7 @@ cdef Mapping *_map_claimed(
     global mappings
     cdef Mapping *mapping
     cdef uint64_t mapped_bytes = whole_pages(nbytes)
-    cdef void *base = map_foreign(origin.file_fd, begin, mapped_bytes)
+    cdef void *base = map_foreign(origin.file_fd, begin, mapped_bytes, aligns_mappings)
     if base == MAP_FAILED:
         return NULL
     mapping = <Mapping *> calloc(1, sizeof(Mapping))
@@ -1035,7 +1036,7 @@ def open_file_of_process():
     UnavailableError
         The kernel or the limits of this process do not allow it; the message says why.
     """
-    global own_id, file_fd, table_fd, pagemap_fd, table, slabs, map_limit
+    global own_id, file_fd, table_fd, pagemap_fd, table, slabs, map_limit, aligns_mappings
     cdef void *mapped
     if own_id:
         return own_id
@@ -1053,6 +1054,8 @@ def open_file_of_process():
         raise UnavailableError("memory files cannot be made here: no memory for their table")
     memset(slabs, 0, SLAB_LIMIT * sizeof(OwnSlab))
     pagemap_fd = open_file("/proc/self/pagemap", O_RDONLY | O_CLOEXEC)
+    # Else an array that was read would look as if it was changed, and would not be passed on.
+    aligns_mappings = tells_huge_pages(pagemap_fd)
     table = <Record *> mapped
     file_fd, table_fd = new_file, new_table
     map_limit = sealed.map_count(USUAL_MAP_COUNT) // MAP_COUNT_PART

@@ -13,3 +13,4 @@ cdef enum:
 cdef bint has_page(
     int fd, uint64_t address, uint64_t nbytes, int without, int one_of, bint scans=*
 ) noexcept nogil
+cdef bint tells_huge_pages(int fd) noexcept nogil

@@ -68,6 +68,15 @@ cdef bint has_page(
     return region_count > 0 if region_count >= 0 else _reads_page(fd, page, count, without, one_of)
 
 
+cdef bint tells_huge_pages(int fd) noexcept nogil:
+    """Whether huge pages of files are told from others: PAGEMAP_SCAN does, since Linux 6.7.
+
+    The entries that are read have no `PAGE_IS_FILE` for them before Linux 6.11.
+    """
+    cdef PageScan nothing = PageScan(sizeof(PageScan), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+    return ioctl(fd, PAGEMAP_SCAN, &nothing) == 0
+
+
 cdef bint _reads_page(
     int fd, uint64_t page, uint64_t left_count, int without, int one_of
 ) noexcept nogil:

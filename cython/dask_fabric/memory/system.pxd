@@ -30,6 +30,6 @@ cdef char *map_aligned(Py_ssize_t nbytes, int protection, int flags) noexcept no
 cdef char *reserve(uint64_t nbytes) noexcept nogil
 cdef char *move_page_table(char *data, uint64_t nbytes) noexcept nogil
 cdef void unmap_later(char *data, uint64_t nbytes) noexcept nogil
-cdef void *map_foreign(int fd, uint64_t begin, uint64_t nbytes) noexcept nogil
+cdef void *map_foreign(int fd, uint64_t begin, uint64_t nbytes, bint aligns) noexcept nogil
 cdef int64_t coarse_ns() noexcept nogil
 cdef Py_ssize_t resident_bytes() noexcept nogil

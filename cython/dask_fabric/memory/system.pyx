@@ -176,7 +176,7 @@ cdef void unmap_later(char *data, uint64_t nbytes) noexcept nogil:
     munmap(data, nbytes)
 
 
-cdef void *map_foreign(int fd, uint64_t begin, uint64_t nbytes) noexcept nogil:
+cdef void *map_foreign(int fd, uint64_t begin, uint64_t nbytes, bint aligns) noexcept nogil:
     """Map a part of a peer's file copy-on-write; MAP_FAILED if that is impossible.
 
     A huge page of the file is mapped by one entry of the page table, at its first access, only if
@@ -185,7 +185,7 @@ cdef void *map_foreign(int fd, uint64_t begin, uint64_t nbytes) noexcept nogil:
     """
     cdef uint64_t lead_bytes = begin % HUGE_BYTES
     cdef char *place = NULL
-    if nbytes >= HUGE_BYTES:
+    if aligns and nbytes >= HUGE_BYTES:
         place = reserve(lead_bytes + nbytes)
     if place != NULL:
         munmap(place, lead_bytes + nbytes)
