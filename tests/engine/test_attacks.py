@@ -472,6 +472,18 @@ async def test_a_failing_observer_of_the_end_leaves_no_reader_behind():
             await reading
 
 
+async def test_a_channel_that_has_ended_tells_nobody_of_its_activity():
+    """Another thread may ask to be told in the very moment in which the channel ends."""
+    async with attacked() as (channel, peer):
+        peer.sendall(PREFIX.pack(MESSAGE, 0, 0, 0, 6, 0) + b"before")
+        peer.close()
+        await until(lambda: channel.closed or channel.ended())
+        channel.abort(ConnectionResetError("from the test"))
+        channel.tells_activity = True
+        assert await receive(channel) == (b"before", [])
+        assert not channel.tells_activity
+
+
 async def test_the_error_of_a_channel_keeps_its_traceback():
     async with attacked() as (channel, peer):
         peer.sendall(PREFIX.pack(99, 0, 0, 0, 0, 0))

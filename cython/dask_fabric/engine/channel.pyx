@@ -1295,8 +1295,10 @@ cdef class Channel:
     # ------------------------------------------------------------ state
 
     cdef _become_active(self):
+        observer = self.observer    # None if another thread asked to be told as the channel ended
         self.tells_activity = False
-        self.observer.active()
+        if observer is not None:
+            observer.active()
 
     cdef _check_open(self):
         if self.closed:

@@ -13,7 +13,7 @@ import secrets
 import socket
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dask_fabric.keys import Key, Section, size
 from dask_fabric.paths.lanes import interfaces
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from dask_fabric.paths.lanes.endpoint import LanesPath
 
 logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T", "LanesPath", "_Candidate")
 
 LANES_MOST = 8
 TOKEN_BYTES = 16
@@ -37,6 +39,13 @@ _places: dict[tuple[str, int], Sequence[tuple[str, int]]] = {}
 _joinable: weakref.WeakValueDictionary[bytes, LanesPath] = weakref.WeakValueDictionary()
 # The same before the client's PATHS record has been read: its lanes may be accepted before it.
 _expected: weakref.WeakValueDictionary[bytes, _Candidate] = weakref.WeakValueDictionary()
+
+
+def _by_token(table: Mapping[bytes, _T], wish: Mapping[str, Any]) -> _T | None:
+    """Give what a lane's hello names by its token, if this event loop has it."""
+    token = wish.get("token")
+    found = table.get(token) if isinstance(token, bytes) else None
+    return found if found is not None and found.loop is asyncio.get_running_loop() else None
 
 
 def _as_count(value: Any) -> int | str:
@@ -138,8 +147,8 @@ class LanesProvider(Provider):
                 _places.pop(one, None)
 
     def refuse_joining(self, wish: Mapping[str, Any]) -> str:
-        path = self._joined_by(wish)
-        if path is None and self._expected_by(wish):
+        path = _by_token(_joinable, wish)
+        if path is None and _by_token(_expected, wish):
             return ""  # checked when the comm has its paths
         number, epoch = wish.get("number"), wish.get("epoch")
         if path is None or path.is_closed:
@@ -154,8 +163,8 @@ class LanesProvider(Provider):
         return ""
 
     def joined(self, wish: Mapping[str, Any], connection: JoinedSocket) -> None:
-        path = self._joined_by(wish)
-        if path is None and (candidate := self._expected_by(wish)):
+        path = _by_token(_joinable, wish)
+        if path is None and (candidate := _by_token(_expected, wish)):
             candidate.keep_lane(wish, connection)
         elif self.refuse_joining(wish) or path is None:
             connection.close()  # the comm has ended meanwhile
@@ -164,18 +173,6 @@ class LanesProvider(Provider):
             connection.close()
         else:
             path.new_lane(wish["number"], wish["epoch"], connection)
-
-    def _joined_by(self, wish: Mapping[str, Any]) -> LanesPath | None:
-        token = wish.get("token")
-        path = _joinable.get(token) if isinstance(token, bytes) else None
-        # Every event loop has its own comms.
-        return path if path is not None and path.loop is asyncio.get_running_loop() else None
-
-    def _expected_by(self, wish: Mapping[str, Any]) -> _Candidate | None:
-        token = wish.get("token")
-        candidate = _expected.get(token) if isinstance(token, bytes) else None
-        is_here = candidate is not None and candidate.loop is asyncio.get_running_loop()
-        return candidate if is_here else None
 
     # ---- the doctor
 
