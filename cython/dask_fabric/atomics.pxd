@@ -34,8 +34,13 @@ cdef extern from *:
     static inline void dask_fabric_next_generation(uint32_t *number) {
         __atomic_add_fetch(number, 1, __ATOMIC_SEQ_CST);
     }
+    /* What was written before is seen by everybody who sees what is written after it. */
+    static inline void dask_fabric_fence(void) {
+        __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    }
     """
     void claim "dask_fabric_claim" (int32_t *count, int32_t more) noexcept nogil
     int32_t claims_at "dask_fabric_claims" (const int32_t *count) noexcept nogil
     uint32_t generation_at "dask_fabric_generation" (const uint32_t *number) noexcept nogil
     void next_generation "dask_fabric_next_generation" (uint32_t *number) noexcept nogil
+    void fence "dask_fabric_fence" () noexcept nogil

@@ -13,7 +13,7 @@ from dask_fabric import config
 from dask_fabric.engine.channel import Channel
 from dask_fabric.engine.transport import PlainTransport
 from dask_fabric.paths.cma.endpoint import CMAPath
-from dask_fabric.paths.cma.process import process_of
+from dask_fabric.paths.cma.process import Secret, process_of
 from dask_fabric.wire.handshake import Handshake
 from dask_fabric.wire.hello import Hello
 
@@ -52,6 +52,14 @@ def cma_path(process=None, threshold_bytes=None):
     """A path to a process of this host, by default to this one."""
     least_bytes = threshold_bytes or config.load().paths.cma.threshold_bytes
     return CMAPath(process or process_of(os.getpid()), least_bytes)
+
+
+def sealed_cma_paths(secrets, threshold_bytes):
+    """The two paths of a connection over TCP: each side has a secret for it."""
+    return [
+        CMAPath(process_of(os.getpid()), threshold_bytes, own, theirs.address, theirs.nonce)
+        for own, theirs in (secrets, secrets[::-1])
+    ]
 
 
 def fd_of(channel):
@@ -103,8 +111,13 @@ def cma_pair(request):
         pair = new_channel(near, False, **settings), new_channel(far, True, **settings)
         try:
             await asyncio.gather(*(channel.open() for channel in pair))
-            for channel in pair:
-                channel.use(cma_path(threshold_bytes=threshold_bytes))
+            if request.param is tcp_pair:
+                least_bytes = threshold_bytes or config.load().paths.cma.threshold_bytes
+                paths = sealed_cma_paths((Secret(), Secret()), least_bytes)
+            else:
+                paths = [cma_path(threshold_bytes=threshold_bytes) for _ in pair]
+            for channel, path in zip(pair, paths, strict=True):
+                channel.use(path)
             yield pair
         finally:
             for channel in pair:

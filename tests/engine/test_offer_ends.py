@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import os
 import select
 import socket
 
@@ -12,7 +14,10 @@ import pytest
 from dask_fabric.errors import ChannelClosedError, ProtocolError
 from dask_fabric.memory import pool
 from dask_fabric.paths.cma import copies
+from dask_fabric.paths.cma.endpoint import CMAPath
+from dask_fabric.paths.cma.process import Secret, process_of
 
+from .conftest import sealed_cma_paths
 from .offering import (
     ACKNOWLEDGE,
     BULK,
@@ -246,3 +251,47 @@ async def test_an_abort_of_the_receiver_ends_its_fetch(cma_pair):
             await pending
         await until(lambda: near.closed)
         assert near.in_flight_bytes == 0
+
+
+@pytest.mark.parametrize("size", [INLINE, BULK])
+async def test_what_is_fetched_from_a_peer_that_has_revoked_its_secret_is_void(channels, size):
+    """Over TCP the end of the stream may arrive later than the peer uses the memory again."""
+    async with channels() as (near, far):
+        secrets = Secret(), Secret()
+        paths = sealed_cma_paths(secrets, 65_536)
+        for channel, path in zip((near, far), paths, strict=True):
+            channel.use(path)
+        near.send(b"whole", [np.ones(size, "u1")])
+        assert (await receive(far))[1][0][0] == 1
+        near.send(b"void", [np.ones(size, "u1")])
+        secrets[0].revoke()  # the reset, which follows, is still on its way
+        with pytest.raises(ChannelClosedError, match="while its frames were fetched"):
+            await asyncio.wait_for(receive(far), PATIENCE_SECONDS)
+    assert copies.statistics()["job_count"] == 0
+
+
+@pytest.mark.parametrize("ends_by", ["abort", "close"])
+async def test_the_secret_is_revoked_at_the_end_and_not_before(channels, ends_by):
+    async with channels() as (near, far):
+        secret = Secret()
+        paths = sealed_cma_paths((secret, Secret()), 65_536)
+        for channel, path in zip((near, far), paths, strict=True):
+            channel.use(path)
+        near.send(b"", [np.ones(INLINE, "u1")])
+        await receive(far)
+        assert ctypes.string_at(secret.address, 16) == secret.nonce
+        await near.close(0.1) if ends_by == "close" else near.abort()
+        assert ctypes.string_at(secret.address, 16) == bytes(16)
+
+
+async def test_a_secret_that_cannot_be_read_has_the_frames_requested(channels):
+    async with channels() as (near, far):
+        region = Region(INLINE)
+        process = process_of(os.getpid())
+        address = region.view.__array_interface__["data"][0]
+        near.use(CMAPath(process, 65_536, Secret(), address, bytes(16)))
+        far.use(CMAPath(process, 65_536, Secret(), address, bytes(16)))
+        near.send(b"", [np.ones(INLINE, "u1")])
+        with region.unreadable():
+            assert (await receive(far))[1][0][0] == 1
+        assert far.statistics()["fallbacks_received"] == 1

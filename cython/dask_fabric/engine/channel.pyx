@@ -38,6 +38,7 @@ from functools import partial
 from socket import IPPROTO_TCP, TCP_INFO
 
 cimport cython
+from libc.errno cimport ECONNRESET
 from libc.stdint cimport uint64_t
 
 from dask_fabric.clock cimport now_ns
@@ -928,7 +929,9 @@ cdef class Channel:
             path.counting().received(transfer.begin_ns, 0, 0)
         else:
             path.counting().received(transfer.begin_ns, job.waited_ns, job.busy_ns)
-        if error == 0 and path.needs_living_sender and self._peer_has_gone():
+        if path.needs_living_sender and (
+            error == ECONNRESET or (error == 0 and self._peer_has_gone())
+        ):
             raise ChannelClosedError("the peer's end was lost while its frames were fetched")
         if path.needs_living_sender and path.has_lost_sender():
             raise self._sender_error()

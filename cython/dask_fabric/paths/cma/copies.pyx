@@ -19,8 +19,9 @@ thread longer than `STUCK_NS` in one slice counts as stuck. Three measures follo
   the list of abandoned jobs and its memory goes to quarantine. The thread frees the job when it
   returns.
 
-A job ends when no slice of it runs, and it has no work left or an error. Its completion goes to the
-mailbox of its event loop (`jobs.completions`).
+When all slices are copied, one thread reads the peer's secret again, if the connection has one
+(`check_seal`). A job ends when no slice of it runs, and it has no work left or an error. Its
+completion goes to the mailbox of its event loop (`jobs.completions`).
 """
 
 import os
@@ -44,7 +45,7 @@ from dask_fabric.linux cimport (
     pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
 )
 from dask_fabric.memory.files cimport make_huge_pages
-from dask_fabric.paths.cma.process cimport address_of, read_memory
+from dask_fabric.paths.cma.process cimport Seal, address_of, check_seal, read_memory
 from dask_fabric.paths.stream cimport COMPLETE, FAILED
 from dask_fabric.wire.frames cimport FrameSet, Slot
 
@@ -61,6 +62,8 @@ cdef struct NativeJob:
     size_t slot_count
     size_t index                # slot of the next slice,
     uint64_t offset             # and where it begins there
+    Seal seal
+    bint must_check             # the seal is to be read, after the last slice
     bint is_very_large
     int running_count           # slices being copied now
     bint cancelled
@@ -130,7 +133,7 @@ cdef class CopyJob(Job):
     """Copies the frames of one transfer out of one process."""
 
     cdef uint64_t _start(self, Mailbox *mailbox) except 0:
-        return _submit(mailbox, self.tag, self.pid, self.frames)
+        return _submit(mailbox, self.tag, self.pid, self.frames, &self.seal)
 
     cdef bint _end(self) noexcept:
         cdef bint is_stuck
@@ -142,15 +145,21 @@ cdef class CopyJob(Job):
         return _is_copying(self.name)
 
 
-cdef CopyJob new_copy_job(int pid, FrameSet frames):
-    """Make a job for frames that have memory; it keeps them alive until its end."""
+cdef CopyJob new_copy_job(int pid, FrameSet frames, const Seal *seal):
+    """Make a job for frames that have memory; it keeps them alive until its end.
+
+    Its error is ECONNRESET if the peer has ended the connection meanwhile.
+    """
     cdef CopyJob job = CopyJob.__new__(CopyJob)
     job.pid = pid
     job.frames = frames
+    job.seal = seal[0]
     return job
 
 
-cdef uint64_t _submit(Mailbox *mailbox, uint64_t tag, int pid, FrameSet frames) except 0:
+cdef uint64_t _submit(
+    Mailbox *mailbox, uint64_t tag, int pid, FrameSet frames, const Seal *seal
+) except 0:
     cdef NativeJob *job = <NativeJob *> calloc(1, sizeof(NativeJob))
     cdef uint64_t name
     if job != NULL:
@@ -164,6 +173,8 @@ cdef uint64_t _submit(Mailbox *mailbox, uint64_t tag, int pid, FrameSet frames) 
     job.is_very_large = frames.nbytes >= VERY_LARGE_BYTES
     job.tag = tag
     job.pid = pid
+    job.seal = seal[0]
+    job.must_check = seal.address != 0
     job.mailbox = mailbox
     pthread_mutex_lock(&engine.mutex)
     _start_threads(_goal_for(job))
@@ -300,16 +311,25 @@ cdef void *_thread_main(void *argument) noexcept nogil:
 
 
 cdef void _copy_slice(NativeJob *job, Thread *thread) noexcept nogil:
-    """Copy the next slice of a job; the mutex is released meanwhile."""
+    """Copy the next slice of a job, or check its seal; the mutex is released meanwhile."""
     cdef uint64_t offset = job.offset
-    cdef Slot slice = _take_slice(job)
+    cdef Slot slice
+    cdef bint is_copied = job.index == job.slot_count
     cdef int error
+    slice.nbytes = 0
+    if is_copied:
+        job.must_check = False
+    else:
+        slice = _take_slice(job)
     job.running_count += 1
     thread.job = job
     thread.since_ns = now_ns()
     pthread_mutex_unlock(&engine.mutex)
-    make_huge_pages(slice.data, slice.nbytes)
-    error = read_memory(job.pid, slice.data, address_of(&slice) + offset, slice.nbytes)
+    if is_copied:
+        error = check_seal(job.pid, &job.seal)
+    else:
+        make_huge_pages(slice.data, slice.nbytes)
+        error = read_memory(job.pid, slice.data, address_of(&slice) + offset, slice.nbytes)
     pthread_mutex_lock(&engine.mutex)
     thread.since_ns = 0
     job.running_count -= 1
@@ -353,7 +373,9 @@ cdef bint _may_add_thread(NativeJob *job) noexcept nogil:
 
 
 cdef bint _has_work(NativeJob *job) noexcept nogil:
-    return job.index < job.slot_count and not job.error and not job.cancelled
+    if job.error or job.cancelled:
+        return False
+    return job.index < job.slot_count or (job.must_check and job.running_count == 0)
 
 
 cdef Slot _take_slice(NativeJob *job) noexcept nogil:

@@ -15,7 +15,9 @@ from libc.string cimport memcpy
 from dask_fabric.clock cimport now_ns
 from dask_fabric.jobs.completions cimport reap
 from dask_fabric.paths.cma.copies cimport CopyJob, new_copy_job, tend_copies
-from dask_fabric.paths.cma.process cimport Process, address_of, read_memory
+from dask_fabric.paths.cma.process cimport (
+    NONCE_BYTES, Process, Secret, address_of, check_seal, read_memory,
+)
 from dask_fabric.wire.frames cimport FrameSet, Slot, new_frame
 from dask_fabric.wire.path cimport (
     ABANDON, FETCH_FAULT, FETCHED, NOT_FETCHED, STARTED, Fetch, Path, Transfer,
@@ -45,10 +47,22 @@ cdef class CMAPath(Path):
         The peer, as verified by its secret.
     least_bytes : int
         The smallest frame that is offered.
+    secret : dask_fabric.paths.cma.process.Secret, optional
+        Of this side, for this connection alone: revoked at its end.
+    address, nonce : int, bytes
+        The peer's secret, if that is for this connection alone: where it is, and its 16 bytes.
     """
 
-    def __init__(self, Process process not None, least_bytes):
+    def __init__(
+        self, Process process not None, least_bytes, Secret secret=None, address=0, bytes nonce=b""
+    ):
+        if address and len(nonce) != NONCE_BYTES:
+            raise ValueError(f"a nonce has {NONCE_BYTES} bytes, not {len(nonce)}")
         self.process = process
+        self.secret = secret
+        self.seal.address = address
+        if address:
+            memcpy(self.seal.nonce, <const char *> nonce, NONCE_BYTES)
         Path.__init__(self, NAME, NUMBER, 1 << HOST_MEMORY, sizeof(uint64_t), least_bytes)
 
     cdef int describe(self, Slot *slot) except -1:
@@ -79,7 +93,7 @@ cdef class CMAPath(Path):
             transfer.error = error
             return NOT_FETCHED
         reap()
-        transfer.job = job = new_copy_job(self.process.pid, transfer.frames)
+        transfer.job = job = new_copy_job(self.process.pid, transfer.frames, &self.seal)
         job.subject = transfer
         job.begin(self.queue, self.owner)
         transfer.moved_ns = now_ns()
@@ -96,6 +110,8 @@ cdef class CMAPath(Path):
         cdef Slot *slot
         cdef uint32_t index
         cdef int error
+        if self.seal.address and not self.process.is_resident(self.seal.address, NONCE_BYTES):
+            return NOT_RESIDENT
         for index in range(frames.count):
             slot = &frames.slots[index]
             if not self.process.is_resident(address_of(slot), slot.nbytes):
@@ -105,7 +121,7 @@ cdef class CMAPath(Path):
             error = read_memory(self.process.pid, slot.data, address_of(slot), slot.nbytes)
             if error:
                 return error
-        return 0
+        return check_seal(self.process.pid, &self.seal)
 
     cdef double tend(self, Transfer transfer) except? -3.0:
         cdef int64_t time_ns = now_ns()
@@ -128,3 +144,7 @@ cdef class CMAPath(Path):
 
     cdef int sender_fd(self) except -2:
         return self.process.duplicate()
+
+    cdef void close(self) noexcept:
+        if self.secret is not None:
+            self.secret.revoke()

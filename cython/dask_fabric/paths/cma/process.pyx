@@ -12,6 +12,12 @@ taken for the peer's. So `Process` holds two descriptors: a pidfd, and the page 
 bound to the same memory. They are checked *after* each copy (`has_ended`): if the process still
 lives then, the pid was its own during the copy. All comms with one process share a `Process`.
 
+A living process may also end a connection while its peer copies, and then use the memory for
+something else. Over a Unix socket the end of the stream is visible at once, over TCP only when the
+kernel has delivered a packet. So a connection over TCP keeps its secret while it lasts, and
+overwrites it before it frees anything (`Secret.revoke`). The peer reads it again after each copy
+(`check_seal`).
+
 Reading a page of another process may block for any time: the page may be swapped out, or belong to
 a file on a slow network. So `is_resident` asks the page map first. An event loop reads only pages
 that are in memory. All others are read by a native thread (`paths.cma.copies`), or, for the probe,
@@ -23,12 +29,13 @@ import threading
 import weakref
 
 cimport cython
-from libc.errno cimport EFAULT, EINTR, EPERM, ESRCH, ETIMEDOUT, errno
+from libc.errno cimport ECONNRESET, EFAULT, EINTR, EPERM, ESRCH, ETIMEDOUT, errno
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy
+from libc.string cimport memcmp, memcpy, memset
 from posix.unistd cimport close, pread
 
+from dask_fabric.atomics cimport fence
 from dask_fabric.linux cimport (
     POLLIN, PR_SET_PTRACER, PR_SET_PTRACER_ANY, iovec, poll, pollfd, prctl, process_vm_readv,
     syscall,
@@ -37,7 +44,6 @@ from dask_fabric.memory.pagemap cimport PAGE_IS_PRESENT, PAGE_MAP_BYTES, has_pag
 from dask_fabric.wire.frames cimport Slot
 
 cdef enum:
-    NONCE_BYTES = 16
     SYS_PIDFD_OPEN = 434        # missing in older headers; the same everywhere except on Alpha
 
 # How long a probe of a page that may not be resident may block its caller, an event loop.
@@ -174,11 +180,8 @@ cdef class Secret:
     ----------
     address : int
     nonce : bytes
-        The bytes at that address, as long as this object lives.
+        The bytes at that address, as long as this object lives and is not revoked.
     """
-
-    cdef char *data
-    cdef readonly bytes nonce
 
     def __cinit__(self):
         self.data = <char *> malloc(NONCE_BYTES)
@@ -197,6 +200,11 @@ cdef class Secret:
     def touch(self):
         """Make the bytes resident: a peer is about to read them."""
         (<volatile char *> self.data)[0] = (<const char *> self.nonce)[0]
+
+    cpdef void revoke(self) noexcept:
+        """Overwrite the bytes: what a peer reads from now on is not meant for it any more."""
+        memset(self.data, 0, NONCE_BYTES)
+        fence()
 
 
 cdef uint64_t address_of(const Slot *slot) noexcept nogil:
@@ -223,6 +231,18 @@ cdef int read_memory(int pid, char *data, uint64_t address, size_t nbytes) noexc
         address += moved
         nbytes -= moved
     return 0
+
+
+cdef int check_seal(int pid, const Seal *seal) noexcept nogil:
+    """Read a secret again: 0; ECONNRESET if it was revoked; or the errno if it cannot be read."""
+    cdef char content[NONCE_BYTES]
+    cdef int error
+    if seal.address == 0:
+        return 0
+    error = read_memory(pid, content, seal.address, NONCE_BYTES)
+    if error == 0 and memcmp(content, seal.nonce, NONCE_BYTES):
+        error = ECONNRESET
+    return error
 
 
 def attach(pid, address, expected):

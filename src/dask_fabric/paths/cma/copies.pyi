@@ -19,8 +19,9 @@ thread longer than `STUCK_NS` in one slice counts as stuck. Three measures follo
   the list of abandoned jobs and its memory goes to quarantine. The thread frees the job when it
   returns.
 
-A job ends when no slice of it runs, and it has no work left or an error. Its completion goes to the
-mailbox of its event loop (`jobs.completions`).
+When all slices are copied, one thread reads the peer's secret again, if the connection has one
+(`check_seal`). A job ends when no slice of it runs, and it has no work left or an error. Its
+completion goes to the mailbox of its event loop (`jobs.completions`).
 """
 
 from typing import Any

@@ -9,7 +9,7 @@ without progress for `STALLED_SECONDS` is abandoned, and its frames are requeste
 
 from typing import Final
 
-from dask_fabric.paths.cma.process import Process
+from dask_fabric.paths.cma.process import Process, Secret
 from dask_fabric.wire.path import Path
 
 NAME = "cma"
@@ -26,8 +26,19 @@ class CMAPath(Path):
         The peer, as verified by its secret.
     least_bytes : int
         The smallest frame that is offered.
+    secret : dask_fabric.paths.cma.process.Secret, optional
+        Of this side, for this connection alone: revoked at its end.
+    address, nonce : int, bytes
+        The peer's secret, if that is for this connection alone: where it is, and its 16 bytes.
     """
 
     process: Final[Process]
 
-    def __init__(self, process: Process, least_bytes: int): ...
+    def __init__(
+        self,
+        process: Process,
+        least_bytes: int,
+        secret: Secret | None = None,
+        address=0,
+        nonce: bytes = b"",
+    ): ...

@@ -12,6 +12,12 @@ taken for the peer's. So `Process` holds two descriptors: a pidfd, and the page 
 bound to the same memory. They are checked *after* each copy (`has_ended`): if the process still
 lives then, the pid was its own during the copy. All comms with one process share a `Process`.
 
+A living process may also end a connection while its peer copies, and then use the memory for
+something else. Over a Unix socket the end of the stream is visible at once, over TCP only when the
+kernel has delivered a packet. So a connection over TCP keeps its secret while it lasts, and
+overwrites it before it frees anything (`Secret.revoke`). The peer reads it again after each copy
+(`check_seal`).
+
 Reading a page of another process may block for any time: the page may be swapped out, or belong to
 a file on a slow network. So `is_resident` asks the page map first. An event loop reads only pages
 that are in memory. All others are read by a native thread (`paths.cma.copies`), or, for the probe,
@@ -71,7 +77,7 @@ class Secret:
     ----------
     address : int
     nonce : bytes
-        The bytes at that address, as long as this object lives.
+        The bytes at that address, as long as this object lives and is not revoked.
     """
 
     nonce: Final[bytes]
@@ -81,6 +87,8 @@ class Secret:
     def address(self): ...
     def touch(self):
         """Make the bytes resident: a peer is about to read them."""
+    def revoke(self) -> None:
+        """Overwrite the bytes: what a peer reads from now on is not meant for it any more."""
 
 def process_of(pid: int) -> Process:
     """Return the process that has this pid now.

@@ -120,8 +120,9 @@ class CMAProvider(Provider):
 class _Candidate(Candidate):
     """The path during the negotiation of one connection.
 
-    Over TCP it has a secret of its own, which lives until the peer has read it. Over a Unix socket
-    the kernel names the peer's process, so all connections share one secret.
+    Over TCP it has a secret of its own, which lasts as long as the connection. Over a Unix socket
+    the kernel names the peer's process, and shows the end of the stream at once: all connections
+    share one secret.
     """
 
     def __init__(
@@ -132,6 +133,7 @@ class _Candidate(Candidate):
         super().__init__(description)
         self._threshold_bytes = threshold_bytes
         self._process: Process | None = None
+        self._secret: Secret | None = None
         if sock.family != socket.AF_UNIX:
             self._secret = Secret()
             self.description = _description(self._secret)
@@ -147,7 +149,16 @@ class _Candidate(Candidate):
         from dask_fabric.paths.cma.endpoint import CMAPath
 
         assert self._process is not None  # or `probe` would have given a reason
-        return CMAPath(self._process, self._threshold_bytes)
+        if self._secret is None:
+            return CMAPath(self._process, self._threshold_bytes)
+        theirs = peer.description
+        return CMAPath(
+            self._process,
+            self._threshold_bytes,
+            self._secret,
+            theirs["address"],
+            theirs["nonce"],
+        )
 
 
 @functools.lru_cache(maxsize=1)
