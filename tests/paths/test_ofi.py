@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import multiprocessing
 import os
 
@@ -12,17 +13,23 @@ from distributed.comm import connect, listen
 from distributed.protocol import to_serialize
 
 from dask_fabric import config
+from dask_fabric.errors import ChannelClosedError
 from dask_fabric.memory import pool
 from dask_fabric.memory.arrays import new_array
 from dask_fabric.paths.ofi import local, worker
+from dask_fabric.paths.ofi.endpoint import OFIPath
+from dask_fabric.paths.ofi.nonces import Nonce
 from dask_fabric.paths.ofi.provider import PROVIDER
 from dask_fabric.paths.provider import Description, Pair
 
 from ..conftest import ofi_settings
+from ..engine.conftest import new_channel, unix_pair
+from ..engine.offering import receive
 
 DESCRIBED = {
     "version": "2.5", "provider": "tcp", "protocol": 1, "protocol_version": 2, "addr_format": 3,
     "vni": 0, "name": b"name", "nonce": bytes(16), "address": 0, "key": 1,
+    "connection_nonce": bytes(16), "connection_address": 0, "connection_key": 1,
 }  # fmt: skip
 
 
@@ -158,3 +165,52 @@ def _in_child():
     found, reason = local.local_ofi(config.load().paths.ofi, insists=True)
     ok = found is None and "forked" in reason and not worker.is_running()
     os._exit(0 if ok else 1)
+
+
+def description_of(facts, nonce):
+    address, key = nonce.place
+    return {
+        **facts,
+        "connection_nonce": nonce.value,
+        "connection_address": address,
+        "connection_key": key,
+    }
+
+
+async def test_what_is_read_from_a_peer_that_has_ended_the_connection_is_void():
+    """The end of its stream may arrive later than it uses the memory again."""
+    with dask.config.set(ofi_settings()):
+        found, reason = local.local_ofi(config.load().paths.ofi, insists=True)
+    assert found, reason
+    ended, living = Nonce(), Nonce()
+    sockets = unix_pair(), unix_pair()
+    pairs = [(new_channel(near, False), new_channel(far, True)) for near, far in sockets]
+    await asyncio.gather(*(channel.open() for pair in pairs for channel in pair))
+    (near, far), (ending, _) = pairs
+    try:
+        theirs = description_of(found.facts, ended)
+        near.use(OFIPath(theirs, 65_536, living))
+        far.use(OFIPath(theirs, 65_536))
+        ending.use(OFIPath(theirs, 65_536, ended))
+        near.send(b"", [np.ones(500_000, "u1")])
+        assert (await receive(far))[1][0][0] == 1
+        ending.abort()
+        near.send(b"", [np.ones(500_000, "u1")])
+        with pytest.raises(ChannelClosedError, match="while its frames were fetched"):
+            await receive(far)
+    finally:
+        for channel in (*pairs[0], *pairs[1]):
+            channel.abort()
+
+
+def test_many_nonces_need_few_registrations():
+    with dask.config.set(ofi_settings()):
+        assert local.local_ofi(config.load().paths.ofi, insists=True)[0]
+    before = worker.statistics()["region_count"]
+    nonces = [Nonce() for _ in range(1000)]
+    assert len({nonce.place for nonce in nonces}) == 1000
+    assert worker.statistics()["region_count"] <= before + 5
+    after = worker.statistics()["region_count"]
+    del nonces
+    assert len([Nonce() for _ in range(1000)]) == 1000
+    assert worker.statistics()["region_count"] == after

@@ -60,8 +60,7 @@ async def ofi_paths():
     await ofi.find(settings, insists=True)
     local, reason = ofi.local_ofi(settings, insists=True)
     assert local is not None, reason
-    own = (local.facts[name] for name in ("name", "nonce", "address", "key"))
-    return tuple(OFIPath(*facts, LEAST_BYTES) for facts in [tuple(own)] * 2)
+    return tuple(OFIPath(local.facts, LEAST_BYTES) for _ in range(2))
 
 
 async def shm_paths():

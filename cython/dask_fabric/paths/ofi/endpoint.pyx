@@ -19,9 +19,9 @@ from dask_fabric.jobs.completions cimport reap
 from dask_fabric.memory.arrays cimport slab_of
 from dask_fabric.paths.ofi.read_jobs cimport FetchJob, new_fetch_job
 from dask_fabric.paths.ofi.regions cimport Slab, register, release_key, remote_address
+from dask_fabric.paths.ofi.nonces cimport Nonce, Place, Seal, copy_seal
 from dask_fabric.paths.ofi.worker cimport (
-    NONCE_BYTES, REFUSED_NS, Peer, Place, close_peer, count_offers, is_proven, moved_bytes_of,
-    open_peer, prove_again,
+    REFUSED_NS, Peer, close_peer, count_offers, is_proven, moved_bytes_of, open_peer, prove_again,
 )
 from dask_fabric.wire.frames cimport FrameSet, Slot
 from dask_fabric.wire.path cimport (
@@ -45,30 +45,32 @@ cdef class OFIPath(Path):
 
     Parameters
     ----------
-    name : bytes
-        The address of the peer's endpoint.
-    nonce : bytes
-        Of the peer.
-    address, key : int
-        Where that can be read.
+    theirs : mapping
+        The peer's description; see `dask_fabric.paths.ofi.worker.facts`.
     least_bytes : int
         The smallest frame that is offered.
+    own : dask_fabric.paths.ofi.nonces.Nonce, optional
+        What the own description has of this connection alone: revoked at its end.
 
     Notes
     -----
     `offers` is false if libfabric does not run here; this side then sends on the stream.
     """
 
-    def __init__(self, bytes name, bytes nonce, address, key, least_bytes):
+    def __init__(self, theirs, least_bytes, Nonce own=None):
+        cdef bytes name = theirs["name"]
         cdef const char *its_name = name
-        cdef const char *its_nonce = nonce
         cdef size_t name_bytes = len(name)
-        cdef Place place = Place(address, key)
+        cdef Seal process
         Path.__init__(self, NAME, NUMBER, 1 << HOST_MEMORY, sizeof(Place), least_bytes)
-        if len(nonce) != NONCE_BYTES:
-            raise ValueError(f"a nonce has {NONCE_BYTES} bytes, not {len(nonce)}")
+        copy_seal(&process, theirs["address"], theirs["key"], theirs["nonce"])
+        copy_seal(
+            &self.seal, theirs["connection_address"], theirs["connection_key"],
+            theirs["connection_nonce"],
+        )
+        self.own = own
         with nogil:             # the lock may be held while libfabric connects
-            self.peer = open_peer(its_name, name_bytes, &place, its_nonce)
+            self.peer = open_peer(its_name, name_bytes, &process)
         self.offers = self.recovers = self.peer != NULL
 
     def __dealloc__(self):
@@ -143,7 +145,7 @@ cdef class OFIPath(Path):
             transfer.error = self.error or ENOTCONN
             return NOT_FETCHED
         reap()
-        transfer.job = job = new_fetch_job(self.peer, transfer.frames)
+        transfer.job = job = new_fetch_job(self.peer, transfer.frames, &self.seal)
         job.subject = transfer
         job.begin(self.queue, self.owner)
         transfer.moved_ns = now_ns()
@@ -169,4 +171,6 @@ cdef class OFIPath(Path):
         return 0
 
     cdef void close(self) noexcept:
+        if self.own is not None:
+            self.own.revoke()
         self._leave()

@@ -9,6 +9,7 @@ from libc.stdlib cimport calloc, free
 from dask_fabric.jobs.completions cimport Job
 from dask_fabric.jobs.mailbox cimport Mailbox
 from dask_fabric.memory.arrays cimport slab_of
+from dask_fabric.paths.ofi.nonces cimport Seal
 from dask_fabric.paths.ofi.regions cimport Slab
 from dask_fabric.paths.ofi.worker cimport Peer, cancel, is_reading, submit
 from dask_fabric.wire.frames cimport FrameSet
@@ -30,7 +31,8 @@ cdef class FetchJob(Job):
             slabs[index].nbytes = slab_of(self.frames.slots[index].data, &slabs[index].data)
         with nogil:                     # to register large memory takes milliseconds
             name = submit(
-                mailbox, self.tag, self.peer, self.frames.slots, slabs, self.frames.count, &error
+                mailbox, self.tag, self.peer, self.frames.slots, slabs, self.frames.count,
+                &self.seal, &error
             )
         free(slabs)
         if name == 0:
@@ -52,9 +54,10 @@ cdef class FetchJob(Job):
         return is_in_use
 
 
-cdef FetchJob new_fetch_job(Peer *peer, FrameSet frames):
+cdef FetchJob new_fetch_job(Peer *peer, FrameSet frames, const Seal *seal):
     """Make a job for frames that have memory; it keeps them alive until its end."""
     cdef FetchJob job = FetchJob.__new__(FetchJob)
     job.peer = peer
     job.frames = frames
+    job.seal = seal[0]
     return job

@@ -7,16 +7,9 @@ from dask_fabric.linux cimport pthread_cond_t, pthread_mutex_t, pthread_t
 from dask_fabric.paths.ofi.libfabric cimport (
     CONTEXT_WORDS, Addresses, Domain, Endpoint, Fabric, Queue,
 )
+from dask_fabric.paths.ofi.nonces cimport Cell, Place, Seal
 from dask_fabric.paths.ofi.regions cimport Registration, Slab
 from dask_fabric.wire.frames cimport Slot
-
-cdef enum:
-    NONCE_BYTES = 16
-
-# What the receiver of a frame must know; the descriptor on the wire.
-cdef struct Place:
-    uint64_t address            # a pointer, or an offset in the region: as the provider wants it
-    uint64_t key
 
 cdef enum PeerState:
     UNKNOWN = 0                 # nothing was read from it yet
@@ -33,9 +26,8 @@ cdef struct Peer:
     Peer *next
     char *name                  # its address, as libfabric writes it
     size_t name_bytes
-    Place place                 # of its nonce
-    char nonce[NONCE_BYTES]
-    char found[NONCE_BYTES]     # what was read there
+    Seal seal                   # its nonce, and where that is
+    Cell *found                 # what was read there
     uint64_t number             # in the table of addresses
     PeerState state
     int error
@@ -49,7 +41,7 @@ cdef struct Chunk:
     uint64_t context[CONTEXT_WORDS]     # libfabric's; the first member
     Chunk *next
     Peer *peer
-    ReadJob *job                # NULL if it reads the nonce
+    ReadJob *job                # NULL if it reads the peer's nonce
     size_t nbytes
 
 # All that one transfer fetches.
@@ -63,6 +55,9 @@ cdef struct ReadJob:
     size_t slot_count
     size_t index                # slot of the next chunk,
     uint64_t offset             # and where it begins there
+    Seal seal                   # the comm's nonce, read after the last chunk
+    Cell *found
+    bint is_checking            # that is being read
     int in_flight_count         # chunks
     int error
     bint is_cancelled
@@ -99,7 +94,7 @@ cdef struct Worker:
 cdef Worker worker
 
 cdef Peer *open_peer(
-    const char *name, size_t name_bytes, const Place *place, const char *nonce
+    const char *name, size_t name_bytes, const Seal *seal
 ) noexcept nogil
 cdef void close_peer(Peer *peer) noexcept nogil
 cdef void prove_again(Peer *peer) noexcept nogil
@@ -107,7 +102,7 @@ cdef bint is_proven(const Peer *peer) noexcept nogil
 cdef void count_offers(int more) noexcept nogil
 cdef uint64_t submit(
     Mailbox *mailbox, uint64_t tag, Peer *peer, const Slot *slots, const Slab *slabs,
-    size_t slot_count, int *error
+    size_t slot_count, const Seal *seal, int *error
 ) noexcept nogil
 cdef int64_t moved_bytes_of(uint64_t name) noexcept nogil
 cdef bint cancel(uint64_t name) noexcept nogil

@@ -14,7 +14,8 @@ such descriptor, the thread polls the queue while this process reads, or has fra
 
 Before the first frame is read from a peer, its *nonce* is: 16 random bytes whose place and value
 are in its hello. That proves that name, key and network are right, and connects the two. Until the
-connection stands, libfabric answers EAGAIN: the read is tried again.
+connection stands, libfabric answers EAGAIN: the read is tried again. After the last frame of a
+transfer a nonce of the comm is read, which the sender overwrites at the end of the comm (`nonces`).
 
 Libfabric cannot cancel a read. So a cancelled job posts no more chunks, and waits for those in
 flight for some milliseconds. Then it is *abandoned*: its memory goes to quarantine until libfabric
@@ -30,7 +31,7 @@ import contextlib
 import os
 import threading
 
-from libc.errno cimport EBADMSG, EIO, ENOMEM
+from libc.errno cimport EBADMSG, ECONNRESET, EIO, ENOMEM
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
@@ -51,9 +52,11 @@ from dask_fabric.paths.ofi.libfabric cimport (
     RECV, TRANSMIT, WAIT_FD, WAIT_NONE, AddressesAttributes, Entry, ErrorEntry, Fid, Info,
     QueueAttributes, ask, check, domain_of, fi,
 )
+from dask_fabric.paths.ofi.nonces cimport (
+    NONCE_BYTES, Cell, Nonce, Place, Seal, drop_cells, give_back, take_cell,
+)
 from dask_fabric.paths.ofi.regions cimport (
-    Figures, Registration, Slab, figures, needs_destinations, register, release, remote_address,
-    set_domain,
+    Figures, Registration, Slab, figures, needs_destinations, register, release, set_domain,
 )
 from dask_fabric.paths.stream cimport COMPLETE, FAILED
 from dask_fabric.wire.frames cimport Slot
@@ -78,11 +81,10 @@ _is_ending = False
 _running = None                 # what `start` was called with
 _facts = {}
 _domain = ""                    # the name of that in use
+_nonce = None                   # of the process
 _END_SECONDS = 10.0             # longest wait at exit for a start in progress
 
 cdef Worker worker
-cdef char nonce[NONCE_BYTES]
-cdef Registration *nonce_registration = NULL
 memset(&worker, 0, sizeof(worker))
 worker.cq_fd = worker.wake_fd = -1
 pthread_mutex_init(&worker.mutex, NULL)
@@ -146,7 +148,8 @@ def facts():
     dict
         ``protocol``, ``protocol_version`` and ``addr_format`` (int) as libfabric numbers them;
         ``name`` (bytes): the address of the endpoint; ``nonce`` (bytes), and its ``address`` and
-        ``key`` (int).
+        ``key`` (int). The same again with ``connection_`` before the name, for a connection that
+        has no nonce of its own.
     """
     return dict(_facts)
 
@@ -303,20 +306,18 @@ cdef int _bind(Fid *other, uint64_t flags) noexcept nogil:
 
 cdef int _publish(Info *info) except -1:
     """Register the nonce, keep what peers must know, and start the thread."""
-    global nonce_registration
+    global _nonce
     cdef char name[NAME_BYTES_LIMIT]
     cdef size_t name_bytes = NAME_BYTES_LIMIT
-    cdef bytes random = os.urandom(NONCE_BYTES)
     check(worker.endpoint.cm.getname(&worker.endpoint.fid, name, &name_bytes), "fi_getname")
-    memcpy(nonce, <const char *> random, NONCE_BYTES)
     set_domain(worker.domain, worker.endpoint, info.domain_attr.mr_mode)
-    nonce_registration = register(nonce, NONCE_BYTES, Slab(NULL, 0))
-    if nonce_registration == NULL:
-        raise OSError(ENOMEM, "libfabric: memory cannot be registered: see ulimit -l")
+    _nonce = Nonce()
+    address, key = _nonce.place
     _facts.update(
         protocol=info.ep_attr.protocol, protocol_version=info.ep_attr.protocol_version,
-        addr_format=info.addr_format, name=name[:name_bytes], nonce=random,
-        address=remote_address(nonce_registration, nonce), key=nonce_registration.key,
+        addr_format=info.addr_format, name=name[:name_bytes],
+        nonce=_nonce.value, address=address, key=key,
+        connection_nonce=_nonce.value, connection_address=address, connection_key=key,
     )
     worker.chunk_bytes = min(<size_t> CHUNK_BYTES, info.ep_attr.max_msg_size)
     worker.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
@@ -336,10 +337,9 @@ cdef void _close_objects() noexcept:
         <Fid *> worker.fabric,
     ]
     cdef int index
-    global nonce_registration
-    if nonce_registration != NULL:
-        release(nonce_registration)
-        nonce_registration = NULL
+    global _nonce
+    _nonce = None
+    drop_cells()
     set_domain(NULL, NULL, 0)
     for index in range(5):
         if fids[index] != NULL:
@@ -407,17 +407,15 @@ cdef bint _may_use() noexcept nogil:
     return worker.is_running and not worker.is_foreign and not worker.is_stopping
 
 
-cdef Peer *open_peer(
-    const char *name, size_t name_bytes, const Place *place, const char *its_nonce
-) noexcept nogil:
+cdef Peer *open_peer(const char *name, size_t name_bytes, const Seal *seal) noexcept nogil:
     """Give the peer with this name and nonce, which `close_peer` ends; NULL if there is none.
 
     Parameters
     ----------
     name, name_bytes
         Its address. Only from peers that are trusted to run code here: libfabric checks little.
-    place, its_nonce
-        Where its nonce is, and the nonce.
+    seal
+        Its nonce, and where that is.
     """
     cdef Peer *peer
     if not _may_use():
@@ -426,11 +424,11 @@ cdef Peer *open_peer(
     peer = worker.peers
     while peer != NULL and (
         peer.name_bytes != name_bytes or memcmp(peer.name, name, name_bytes)
-        or memcmp(peer.nonce, its_nonce, NONCE_BYTES)
+        or memcmp(peer.seal.nonce, seal.nonce, NONCE_BYTES)
     ):
         peer = peer.next
     if peer == NULL:
-        peer = _new_peer(name, name_bytes, place, its_nonce)
+        peer = _new_peer(name, name_bytes, seal)
     elif peer.state == REFUSED:
         peer.state = UNKNOWN            # a new comm tries again
     if peer != NULL:
@@ -439,23 +437,28 @@ cdef Peer *open_peer(
     return peer
 
 
-cdef Peer *_new_peer(
-    const char *name, size_t name_bytes, const Place *place, const char *its_nonce
-) noexcept nogil:
+cdef Peer *_new_peer(const char *name, size_t name_bytes, const Seal *seal) noexcept nogil:
     cdef Peer *peer = <Peer *> calloc(1, sizeof(Peer))
     if peer == NULL:
         return NULL
     peer.name = <char *> malloc(name_bytes)
-    if peer.name == NULL:
-        free(peer)
+    peer.found = take_cell()
+    if peer.name == NULL or peer.found == NULL:
+        _free_peer(peer)
         return NULL
     memcpy(peer.name, name, name_bytes)
-    peer.name_bytes, peer.place = name_bytes, place[0]
-    memcpy(peer.nonce, its_nonce, NONCE_BYTES)
+    peer.name_bytes, peer.seal = name_bytes, seal[0]
     peer.number = ADDRESS_UNKNOWN
     peer.next = worker.peers
     worker.peers = peer
     return peer
+
+
+cdef void _free_peer(Peer *peer) noexcept nogil:
+    if peer.found != NULL:
+        give_back(peer.found)
+    free(peer.name)
+    free(peer)
 
 
 cdef void close_peer(Peer *peer) noexcept nogil:
@@ -507,7 +510,7 @@ cdef void count_offers(int more) noexcept nogil:
 
 cdef uint64_t submit(
     Mailbox *mailbox, uint64_t tag, Peer *peer, const Slot *slots, const Slab *slabs,
-    size_t slot_count, int *error
+    size_t slot_count, const Seal *seal, int *error
 ) noexcept nogil:
     """Start to read frames from a peer; 0 and an errno if that fails.
 
@@ -516,6 +519,8 @@ cdef uint64_t submit(
     mailbox, tag, peer
     slots, slabs, slot_count
         The frames, which have memory, and the slabs of the pool that they lie in.
+    seal
+        The nonce of the comm. The job's error is ECONNRESET if it has changed after all was read.
     error
     """
     cdef ReadJob *job = <ReadJob *> calloc(1, sizeof(ReadJob))
@@ -525,7 +530,11 @@ cdef uint64_t submit(
         job.slots = <Slot *> malloc(slot_count * sizeof(Slot))
         job.destinations = <Registration **> calloc(slot_count, sizeof(Registration *))
         job.node = <CompletionNode *> malloc(sizeof(CompletionNode))
-    if job == NULL or job.slots == NULL or job.destinations == NULL or job.node == NULL:
+        job.seal, job.found = seal[0], take_cell()
+    if (
+        job == NULL or job.slots == NULL or job.destinations == NULL or job.node == NULL
+        or job.found == NULL
+    ):
         _free(job)
         error[0] = ENOMEM
         return 0
@@ -650,6 +659,8 @@ cdef void _free(ReadJob *job) noexcept nogil:
         for index in range(job.slot_count):
             if job.destinations[index] != NULL:
                 release(job.destinations[index])
+    if job.found != NULL:
+        give_back(job.found)
     free(job.destinations)
     free(job.slots)
     free(job.node)
@@ -729,9 +740,10 @@ cdef bint _post_reads() noexcept nogil:
                 must_retry |= _post_chunks(job)
             elif job.peer.state == UNKNOWN:
                 must_retry = True
-        if job.in_flight_count == 0 and not job.is_cancelled and (
-            job.error or job.index == job.slot_count
-        ):
+        if job.in_flight_count == 0 and not job.is_cancelled and job.index == job.slot_count:
+            if not job.error and not job.is_checking:
+                must_retry |= _post_check(job)
+        if job.in_flight_count == 0 and not job.is_cancelled and (job.error or job.is_checking):
             _complete(job)
         job = following
     return must_retry
@@ -764,7 +776,7 @@ cdef void _begin_peer(Peer *peer) noexcept nogil:
     chunk = _take_chunk(peer, NULL, NONCE_BYTES)
     if chunk == NULL:
         return
-    status = _read(chunk, peer.found, NULL, &peer.place)
+    status = _read(chunk, peer.found.data, peer.found.registration, &peer.seal.place)
     if status == 0:
         peer.state = TRYING
         peer.user_count += 1
@@ -801,6 +813,22 @@ cdef bint _post_chunks(ReadJob *job) noexcept nogil:
         job.offset += chunk.nbytes
         if job.offset == slot.nbytes:
             job.index, job.offset = job.index + 1, 0
+    return False
+
+
+cdef bint _post_check(ReadJob *job) noexcept nogil:
+    """Read the comm's nonce; True if libfabric has no room, and must be asked again."""
+    cdef Chunk *chunk = _take_chunk(job.peer, job, NONCE_BYTES)
+    cdef ssize_t status
+    if chunk == NULL:
+        return True
+    status = _read(chunk, job.found.data, job.found.registration, &job.seal.place)
+    if status == -EAGAIN:
+        return True
+    if status:
+        job.error = <int> -status
+        return False
+    job.in_flight_count, job.is_checking = 1, True
     return False
 
 
@@ -864,7 +892,7 @@ cdef void _chunk_ended(Chunk *chunk, int error) noexcept nogil:
     cdef Peer *peer = chunk.peer
     worker.in_flight_count -= 1
     if job == NULL:
-        if error == 0 and memcmp(peer.found, peer.nonce, NONCE_BYTES):
+        if error == 0 and memcmp(peer.found.data, peer.seal.nonce, NONCE_BYTES):
             error = EBADMSG             # another process has this address
         if error:
             _refuse(peer, error)
@@ -875,6 +903,9 @@ cdef void _chunk_ended(Chunk *chunk, int error) noexcept nogil:
         job.in_flight_count -= 1
         if error:
             job.error = error
+        elif job.is_checking:
+            if memcmp(job.found.data, job.seal.nonce, NONCE_BYTES):
+                job.error = ECONNRESET
         else:
             job.moved_bytes += chunk.nbytes
             worker.read_bytes += chunk.nbytes
@@ -915,7 +946,6 @@ cdef void _forget_idle_peers() noexcept nogil:
             if peer.number != ADDRESS_UNKNOWN:
                 worker.av.ops.remove(worker.av, &peer.number, 1, 0)
             link[0] = peer.next
-            free(peer.name)
-            free(peer)
+            _free_peer(peer)
         else:
             link = &link[0].next

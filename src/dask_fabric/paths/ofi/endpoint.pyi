@@ -11,6 +11,7 @@ peer's nonce.
 
 from _typeshed import Incomplete
 
+from dask_fabric.paths.ofi.nonces import Nonce
 from dask_fabric.wire.path import Path
 
 NAME = "ofi"
@@ -23,18 +24,16 @@ class OFIPath(Path):
 
     Parameters
     ----------
-    name : bytes
-        The address of the peer's endpoint.
-    nonce : bytes
-        Of the peer.
-    address, key : int
-        Where that can be read.
+    theirs : mapping
+        The peer's description; see `dask_fabric.paths.ofi.worker.facts`.
     least_bytes : int
         The smallest frame that is offered.
+    own : dask_fabric.paths.ofi.nonces.Nonce, optional
+        What the own description has of this connection alone: revoked at its end.
 
     Notes
     -----
     `offers` is false if libfabric does not run here; this side then sends on the stream.
     """
-    def __init__(self, name: bytes, nonce: bytes, address: int, key: int, least_bytes: int): ...
+    def __init__(self, theirs, least_bytes: int, own: Nonce | None = None): ...
     def retry(self) -> float: ...

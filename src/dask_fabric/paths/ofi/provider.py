@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +23,16 @@ if TYPE_CHECKING:
 _OFFER_BYTES_LEAST = 64 << 10  # smaller frames may not be offered, see docs/wire-protocol.md
 _NONCE_BYTES = 16
 _NAME_BYTES_LIMIT = 256
-_NUMBERS = ("protocol", "protocol_version", "addr_format", "vni", "address", "key")
+_NUMBERS = (
+    "protocol",
+    "protocol_version",
+    "addr_format",
+    "vni",
+    "address",
+    "key",
+    "connection_address",
+    "connection_key",
+)
 
 
 def _provider(value: object) -> str | None:
@@ -155,7 +165,8 @@ class OFIProvider(LibraryProvider):
     # ---- descriptions in hellos
 
     def check(self, description: Mapping[str, Any]) -> bool:
-        name, nonce = description.get("name"), description.get("nonce")
+        name = description.get("name")
+        nonces = description.get("nonce"), description.get("connection_nonce")
         numbers = [description.get(key) for key in _NUMBERS]
         return (
             is_name(description.get("version"))
@@ -163,8 +174,7 @@ class OFIProvider(LibraryProvider):
             and all(type(one) is int and 0 <= one < 1 << 64 for one in numbers)
             and isinstance(name, bytes)
             and 0 < len(name) <= _NAME_BYTES_LIMIT
-            and isinstance(nonce, bytes)
-            and len(nonce) == _NONCE_BYTES
+            and all(isinstance(nonce, bytes) and len(nonce) == _NONCE_BYTES for nonce in nonces)
         )
 
     def objection(self, pair: Pair) -> str:
@@ -229,23 +239,31 @@ class OFIProvider(LibraryProvider):
 
 
 class _Candidate(Candidate):
-    """The path during the negotiation of one connection."""
+    """The path during the negotiation of one connection, which has a nonce of its own.
+
+    Where no memory can be registered for that, it has the process's, which is never revoked.
+    """
 
     def __init__(self, description: Mapping[str, Any], threshold_bytes: int) -> None:
-        super().__init__(description)
+        from dask_fabric.paths.ofi.nonces import Nonce
+
         self._threshold_bytes = threshold_bytes
+        self._nonce: Nonce | None = None
+        with contextlib.suppress(OSError):
+            self._nonce = Nonce()
+            address, key = self._nonce.place
+            description = Description(
+                description,
+                connection_nonce=self._nonce.value,
+                connection_address=address,
+                connection_key=key,
+            )
+        super().__init__(description)
 
     def open(self, peer: Peer, memory: Sequence[str]) -> OFIPath:
         from dask_fabric.paths.ofi.endpoint import OFIPath
 
-        theirs = peer.description
-        return OFIPath(
-            theirs["name"],
-            theirs["nonce"],
-            theirs["address"],
-            theirs["key"],
-            self._threshold_bytes,
-        )
+        return OFIPath(peer.description, self._threshold_bytes, self._nonce)
 
 
 PROVIDER = OFIProvider()

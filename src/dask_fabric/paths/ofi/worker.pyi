@@ -14,7 +14,8 @@ such descriptor, the thread polls the queue while this process reads, or has fra
 
 Before the first frame is read from a peer, its *nonce* is: 16 random bytes whose place and value
 are in its hello. That proves that name, key and network are right, and connects the two. Until the
-connection stands, libfabric answers EAGAIN: the read is tried again.
+connection stands, libfabric answers EAGAIN: the read is tried again. After the last frame of a
+transfer a nonce of the comm is read, which the sender overwrites at the end of the comm (`nonces`).
 
 Libfabric cannot cancel a read. So a cancelled job posts no more chunks, and waits for those in
 flight for some milliseconds. Then it is *abandoned*: its memory goes to quarantine until libfabric
@@ -72,7 +73,8 @@ def facts() -> dict[str, Any]:
     dict
         ``protocol``, ``protocol_version`` and ``addr_format`` (int) as libfabric numbers them;
         ``name`` (bytes): the address of the endpoint; ``nonce`` (bytes), and its ``address`` and
-        ``key`` (int).
+        ``key`` (int). The same again with ``connection_`` before the name, for a connection that
+        has no nonce of its own.
     """
 
 def domain():
