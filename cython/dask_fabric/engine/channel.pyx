@@ -38,7 +38,6 @@ from functools import partial
 from socket import IPPROTO_TCP, TCP_INFO
 
 cimport cython
-from libc.errno cimport ECONNRESET
 from libc.stdint cimport uint64_t
 
 from dask_fabric.clock cimport now_ns
@@ -57,7 +56,9 @@ from dask_fabric.wire.connection cimport (
 )
 from dask_fabric.wire.metrics cimport Metrics
 from dask_fabric.wire.outbox cimport Lease
-from dask_fabric.wire.path cimport ABANDON, ARRIVED, FETCHED, STARTED, Fetch, Path, Transfer
+from dask_fabric.wire.path cimport (
+    ABANDON, ARRIVED, FETCHED, REVOKED, STARTED, Fetch, Path, Transfer,
+)
 from dask_fabric.wire.send_buffer cimport DeviceFrame
 from dask_fabric.wire.states cimport CLOSED_HERE, CLOSING, FORKED
 from dask_fabric.wire.states cimport FAILED as FAILED_OUTCOME
@@ -930,7 +931,7 @@ cdef class Channel:
         else:
             path.counting().received(transfer.begin_ns, job.waited_ns, job.busy_ns)
         if path.needs_living_sender and (
-            error == ECONNRESET or (error == 0 and self._peer_has_gone())
+            error == REVOKED or (error == 0 and self._peer_has_gone())
         ):
             raise ChannelClosedError("the peer's end was lost while its frames were fetched")
         if path.needs_living_sender and path.has_lost_sender():

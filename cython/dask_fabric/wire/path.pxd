@@ -25,13 +25,17 @@ cdef enum:
     HOPELESS = -2               # the path will not return the memory: the connection must end
     ARRIVED = -4                # the frames are here
 
+# The error of a transfer whose frames are void, since the sender has ended the connection; no errno.
+cdef enum:
+    REVOKED = 1 << 16
+
 cdef class Transfer:
     cdef readonly Path path
     cdef readonly FrameSet frames       # of the path, within a window of the message's frames
     cdef InboundMessage message
     cdef uint32_t begin                 # of the window
     cdef object job                     # started by the path, if any
-    cdef int error                      # errno
+    cdef int error                      # errno, or REVOKED
     cdef int64_t begin_ns
     cdef int64_t moved_bytes            # progress at the last check,
     cdef int64_t moved_ns               # and the time of the last progress

@@ -14,7 +14,7 @@ a frame goes through, with the methods that are called:
    transfer is stuck (`ABANDON`, `HOPELESS`). `cancel` ends a transfer early.
 4. If `needs_living_sender`, the channel checks after the transfer that the sender still lives:
    otherwise the bytes may not be the frame's. The end of a stream between hosts, or by TCP, may
-   arrive late. So a path had better check by itself too, and end with ECONNRESET.
+   arrive late. So a path had better check by itself too, and end with the error `REVOKED`.
 5. The receiver acknowledges the message, or requests its frames over the stream. At the sender
    this calls `acknowledged` or `fell_back`, and `released` when the lease ends.
 

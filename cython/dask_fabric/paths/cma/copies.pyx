@@ -148,7 +148,7 @@ cdef class CopyJob(Job):
 cdef CopyJob new_copy_job(int pid, FrameSet frames, const Seal *seal):
     """Make a job for frames that have memory; it keeps them alive until its end.
 
-    Its error is ECONNRESET if the peer has ended the connection meanwhile.
+    Its error is REVOKED if the peer has ended the connection meanwhile.
     """
     cdef CopyJob job = CopyJob.__new__(CopyJob)
     job.pid = pid

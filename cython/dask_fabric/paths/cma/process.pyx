@@ -29,7 +29,7 @@ import threading
 import weakref
 
 cimport cython
-from libc.errno cimport ECONNRESET, EFAULT, EINTR, EPERM, ESRCH, ETIMEDOUT, errno
+from libc.errno cimport EFAULT, EINTR, EPERM, ESRCH, ETIMEDOUT, errno
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy, memset
@@ -42,6 +42,7 @@ from dask_fabric.linux cimport (
 )
 from dask_fabric.memory.pagemap cimport PAGE_IS_PRESENT, PAGE_MAP_BYTES, has_page
 from dask_fabric.wire.frames cimport Slot
+from dask_fabric.wire.path cimport REVOKED
 
 cdef enum:
     SYS_PIDFD_OPEN = 434        # missing in older headers; the same everywhere except on Alpha
@@ -234,14 +235,14 @@ cdef int read_memory(int pid, char *data, uint64_t address, size_t nbytes) noexc
 
 
 cdef int check_seal(int pid, const Seal *seal) noexcept nogil:
-    """Read a secret again: 0; ECONNRESET if it was revoked; or the errno if it cannot be read."""
+    """Read a secret again: 0; REVOKED if it was revoked; or the errno if it cannot be read."""
     cdef char content[NONCE_BYTES]
     cdef int error
     if seal.address == 0:
         return 0
     error = read_memory(pid, content, seal.address, NONCE_BYTES)
     if error == 0 and memcmp(content, seal.nonce, NONCE_BYTES):
-        error = ECONNRESET
+        error = REVOKED
     return error
 
 

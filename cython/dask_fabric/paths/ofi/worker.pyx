@@ -31,7 +31,7 @@ import contextlib
 import os
 import threading
 
-from libc.errno cimport EBADMSG, ECONNRESET, EIO, ENOMEM
+from libc.errno cimport EBADMSG, EIO, ENOMEM
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
@@ -60,6 +60,7 @@ from dask_fabric.paths.ofi.regions cimport (
 )
 from dask_fabric.paths.stream cimport COMPLETE, FAILED
 from dask_fabric.wire.frames cimport Slot
+from dask_fabric.wire.path cimport REVOKED
 
 from dask_fabric.errors import ForkedError, UnavailableError
 from dask_fabric.paths.ofi import domains, libfabric
@@ -520,7 +521,7 @@ cdef uint64_t submit(
     slots, slabs, slot_count
         The frames, which have memory, and the slabs of the pool that they lie in.
     seal
-        The nonce of the comm. The job's error is ECONNRESET if it has changed after all was read.
+        The nonce of the comm. The job's error is REVOKED if it has changed after all was read.
     error
     """
     cdef ReadJob *job = <ReadJob *> calloc(1, sizeof(ReadJob))
@@ -905,7 +906,7 @@ cdef void _chunk_ended(Chunk *chunk, int error) noexcept nogil:
             job.error = error
         elif job.is_checking:
             if memcmp(job.found.data, job.seal.nonce, NONCE_BYTES):
-                job.error = ECONNRESET
+                job.error = REVOKED
         else:
             job.moved_bytes += chunk.nbytes
             worker.read_bytes += chunk.nbytes
