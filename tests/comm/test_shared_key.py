@@ -323,37 +323,41 @@ async def test_a_listener_needs_a_key_that_can_be_used(key_file):
 
 
 async def looked_again(wanted) -> None:
-    """Wait until the state of the key file, as connections see it, is as wanted."""
+    """Wait until the key of the file, as connections see it, is as wanted."""
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while state_of_the_file() != wanted:
+    while current().fingerprints != wanted:
         assert time.monotonic() < deadline
         await asyncio.sleep(0.05)
 
 
-def state_of_the_file() -> tuple[str, ...] | str:
-    try:
-        keys = current()
-    except ConfigError as error:
-        return str(error).partition(" (")[0].rpartition(" ")[2]
-    return () if keys is None else keys.fingerprints
-
-
 async def test_a_key_file_that_is_spoiled_or_removed_opens_nothing(key_file, maybe_plain, caplog):
-    async with listen("fabric://127.0.0.1", echo) as listener:
-        key_file.chmod(0o644)
-        await looked_again("others")
-        with pytest.raises(ConfigError, match="may be used by others"):
-            await connect(listener.contact_address)
-        told = await ask(listener.contact_address, ONE, maybe_plain, CONNECT_SECONDS="3")
-        assert "ping" not in told
-        assert "may be used by others" in caplog.text
-        key_file.chmod(0o600)
-        await looked_again(fingerprints(ONE))
-        key_file.unlink()
-        await asyncio.to_thread(shared_key._watched(key_file)._look)
+    """And a cluster that runs goes on: it keeps its key, and says why."""
+
+    async def goes_on():
         assert current().fingerprints == fingerprints(ONE)
+        comm = await connect(listener.contact_address)
+        await comm.close()
         assert "ping" not in await ask(listener.contact_address, None, maybe_plain)
         assert await ask(listener.contact_address, ONE, maybe_plain) == "ping\n"
+
+    async with listen("fabric://127.0.0.1", echo) as listener:
+        watched = shared_key._watched(key_file)
+        key_file.chmod(0o644)
+        for _ in range(2):
+            await asyncio.to_thread(watched._look)
+        await goes_on()
+        with pytest.raises(ConfigError, match="may be used by others"):
+            shared_key.read(key_file)  # as a process that starts now
+        key_file.write_text("nonsense\n")
+        key_file.chmod(0o600)
+        await asyncio.to_thread(watched._look)
+        await goes_on()
+        told = [record.message for record in caplog.records if "keeps the key" in record.message]
+        assert len(told) == 2
+        assert "may be used by others" in told[0] and "hexadecimal" in told[1]
+        key_file.unlink()
+        await asyncio.to_thread(watched._look)
+        await goes_on()
 
 
 async def test_a_key_is_replaced_while_processes_run(key_file, maybe_plain):

@@ -25,7 +25,7 @@ cdef enum:
     HOPELESS = -2               # the path will not return the memory: the connection must end
     ARRIVED = -4                # the frames are here
 
-# The error of a transfer whose frames are void, since the sender has ended the connection; no errno.
+# The error of a transfer whose frames are void: the sender has ended the connection. No errno.
 cdef enum:
     REVOKED = 1 << 16
 

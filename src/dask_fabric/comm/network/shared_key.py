@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import errno
 import functools
+import logging
 import os
 import stat
 import tempfile
@@ -22,6 +23,8 @@ from typing import NamedTuple
 from dask_fabric.config import Settings
 from dask_fabric.errors import ConfigError
 from dask_fabric.wire.authentication import KEY_BYTES, KEY_COUNT_LIMIT, Keys
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_FILE = "~/.config/dask/fabric.key"
 TIME_LIMIT = 250_000_000_000  # seconds since 1970: in the year 9892, which can be shown
@@ -81,8 +84,8 @@ def current(settings: Settings) -> Keys | None:
     """Give the keys of this process, or None if it has none and needs none.
 
     A key can be replaced while processes run: a file is looked at again after a second, in a thread
-    of the running loop, because a home may lie on a network. If the file is removed, processes that
-    run keep the key.
+    of the running loop, because a home may lie on a network. If the file is removed or cannot be
+    used any more, processes that run keep the key.
 
     Raises
     ------
@@ -132,6 +135,7 @@ class _WatchedFile:
         self._changed: tuple[int, ...] | None = None
         self._stored: tuple[StoredKey, ...] | None = None
         self._error: ConfigError | None = None
+        self._complaint = ""
         self._next_look = 0.0
         self._look()
 
@@ -173,11 +177,19 @@ class _WatchedFile:
                 self._error = ConfigError(f"{reason}; is HOME right?")
         except ConfigError as error:
             self._changed = None
-            # That it cannot be opened is also no reason to give up a key: a file that was just
-            # replaced may be stale on a network.
-            if self._stored is None or not isinstance(error.__cause__, OSError):
+            if self._stored is None:
                 self._error = error
+            elif not isinstance(error.__cause__, OSError):
+                self._complain(str(error))  # not of a file just replaced, and stale on a network
+        else:
+            self._complaint = ""
         self._next_look = time.monotonic() + _RECHECK_SECONDS
+
+    def _complain(self, reason: str) -> None:
+        """Say once why the file is not used any more: a cluster that runs goes on."""
+        if reason != self._complaint:
+            self._complaint = reason
+            logger.error("%s. Until that is mended, this process keeps the key that it has", reason)
 
 
 _watched = functools.lru_cache(maxsize=8)(_WatchedFile)
