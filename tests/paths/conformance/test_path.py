@@ -218,3 +218,17 @@ async def test_two_loops_of_one_process(joined):
     while thread.is_alive():
         await asyncio.sleep(0.01)
     assert outcomes == ["whole", "whole"]
+
+
+async def test_frames_of_an_aborted_comm_stay_for_a_receiver_that_reads_them(joined, path_name):
+    """UCX does not tell a receiver that the sender has ended, and the stream may tell it late."""
+    if path_name != "ucx":
+        pytest.skip("its receivers notice the end, or share the frames")
+    async with joined() as (near, _):
+        data = numbers(20_000_000)
+        gone = weakref.ref(data)
+        near.send(b"", [data])
+        del data
+        near.abort()
+        assert gone() is not None
+        await until(lambda: gone() is None)
