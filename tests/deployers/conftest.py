@@ -69,6 +69,13 @@ class Folder:
         for name, text in files_of(page).items():
             (self.path / name).write_text(text)
 
+    def make_key(self) -> Path:
+        """Make a key in a home of its own, and have all programs require one."""
+        home = self.path / "home"
+        self.environment.update(HOME=str(home), DASK_FABRIC__AUTH__REQUIRE="true")
+        self.run("dask", "fabric", "key", "create")
+        return home / ".config" / "dask" / "fabric.key"
+
     def run(self, *command: str | Path, **environment: str) -> str:
         """Run a command until it ends; give what it printed, with its errors."""
         with self.start(*command, **environment) as process:

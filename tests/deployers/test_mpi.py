@@ -44,7 +44,10 @@ def ranks(folder):
     folder.save(PAGE)
 
 
-def test_a_program_that_initializes(folder):
+@pytest.mark.parametrize("has_key", [False, True])
+def test_a_program_that_initializes(folder, has_key):
+    if has_key:
+        folder.make_key()
     start, *_ = commands_of(PAGE)
     assert_all_over_fabric(folder.run("sh", "-c", start), workers=2)
 

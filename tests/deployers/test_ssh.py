@@ -21,7 +21,7 @@ HOSTS = {"node1": "127.0.0.1", "node2": "127.0.0.2"}
 
 
 @pytest.fixture
-def sshd(folder, free_port) -> int:
+def sshd(request, folder, free_port) -> int:
     """The port of a server; `folder` has a home whose ssh configuration knows how to log in."""
     sshd, keygen = program("sshd", "openssh-server"), program("ssh-keygen", "openssh-client")
     if not os.geteuid():  # where root's sshd has no rights; Debian's start of the service makes it
@@ -39,6 +39,10 @@ def sshd(folder, free_port) -> int:
         "StrictModes": "no",  # folders of pytest may be readable for all
         "UsePAM": "no",
     }
+    if getattr(request, "param", "") == "key":  # a home that all hosts share
+        settings = {"AUTH__KEY_FILE": folder.make_key(), "AUTH__REQUIRE": "true"}
+        words = (f"DASK_FABRIC__{name}={value}" for name, value in settings.items())
+        configuration["SetEnv"] = " ".join(words)
     file = folder.path / "sshd_config"
     file.write_text("".join(f"{name} {value}\n" for name, value in configuration.items()))
     public = (folder.path / "host.pub").read_text()
@@ -66,6 +70,7 @@ def _until_listening(port: int, process: subprocess.Popen, log: Path) -> None:
     pytest.fail(f"sshd does not listen: {log.read_text()}")
 
 
+@pytest.mark.parametrize("sshd", ["open", "key"], indirect=True)
 def test_a_cluster_from_a_program(folder, sshd):
     pytest.importorskip("asyncssh")
     assert_all_over_fabric(folder.run(sys.executable, "cluster.py"), workers=2)
