@@ -225,13 +225,22 @@ async def test_another_pid_namespace(meet, config, stream):
     assert "namespace" in mine[1] or "not permitted" in mine[1]
 
 
+@pytest.mark.netns
+async def test_another_user_namespace_of_the_same_user(meet):
+    """As containers without root have, even where the user is the same everywhere."""
+    mine, theirs = await meet(prefix=unsharing("-U", "-r"))
+    assert mine == theirs
+    assert mine[0] == "stream" and mine[2] == "unix"
+    assert "not permitted: another user or user namespace" in mine[1]
+
+
 async def test_another_user(meet):
     if os.geteuid() != 0:
         pytest.skip("only root can be two users")
     mine, theirs = await meet(uid=NOBODY)
     assert mine == theirs
     assert mine[0] == "stream"
-    assert mine[1].startswith("client: process_vm_readv is not permitted: another user")
+    assert mine[1].startswith("client: process_vm_readv is not permitted: another user or")
 
 
 SERVE = """

@@ -1,4 +1,4 @@
-"""The page on troubleshooting has every error of ours, and every line that a log may get."""
+"""The page on troubleshooting has every error, reason of a closed comm, and line of a log."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ SOURCES = [*(ROOT / "src").rglob("*.py"), *(ROOT / "cython").rglob("*.pyx")]
 _CALL = re.compile(
     r"(?:logger\.(?:warning|error|exception)\(|\.warn\(\s*f?\"[^\"]*\",|_log_once\(|\btext = \(?)"
     r"\s*(?P<text>(?:f?\"(?:[^\"\\]|\\.)*\"\s*)+)"
+)
+_CLOSES = re.compile(
+    r"(?:ChannelClosedError\(|\btext = \()\s*(?P<text>(?:f?\"(?:[^\"\\]|\\.)*\"\s*)+)"
 )
 _WARNS = re.compile(r"(?:warn|warning|_log_once)\([^)]*\btext\b")
 _LITERAL = re.compile(r"f?(\"(?:[^\"\\]|\\.)*\")")
@@ -44,6 +47,26 @@ def lines() -> Iterator[str]:
 def test_every_log_line_is_on_the_page(line):
     parts = [part.strip(" :;,(") for part in _HOLE.split(line)]
     assert any(len(part) >= _LEAST_CHARACTERS and part in PAGE for part in parts)
+
+
+def reasons() -> Iterator[str]:
+    """Give the text of each `ChannelClosedError`, without those that repeat another error."""
+    for path in SOURCES:
+        source = path.read_text()
+        for call in _CLOSES.finditer(source):
+            following = source[call.end() : call.end() + 100]
+            if "text = " in call[0] and "abort(ChannelClosedError(text))" not in following:
+                continue
+            text = "".join(map(ast.literal_eval, _LITERAL.findall(call["text"])))
+            if not text.startswith("{type("):
+                yield text
+
+
+@pytest.mark.parametrize("reason", sorted(set(reasons())))
+def test_every_reason_of_a_closed_comm_is_on_the_page(reason):
+    table = PAGE.partition("## CommClosedError")[2].partition("## Log lines")[0]
+    quoted = [text.partition("...")[0].rstrip() for text in re.findall(r"`([^`]+)`", table)]
+    assert any(len(text) >= _LEAST_CHARACTERS and reason.startswith(text) for text in quoted)
 
 
 KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type)]

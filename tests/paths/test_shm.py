@@ -206,9 +206,10 @@ async def test_a_chain_of_three_processes(peers):
 
 
 @pytest.mark.netns
-async def test_a_process_of_another_pid_namespace(peers):
-    """Where `cma` is refused: mapping needs no id of the other process."""
-    peer = await peers(prefix=unsharing("-p", "-f", "--kill-child"))
+@pytest.mark.parametrize("options", [("-p", "-f", "--kill-child"), ("-U", "-r")], ids=str)
+async def test_a_process_of_another_pid_or_user_namespace(peers, options):
+    """Where `cma` is refused: mapping needs neither an id of the other process nor a permission."""
+    peer = await peers(prefix=unsharing(*options))
     assert "cma" in peer.comm.refused_paths
     await until_attached(peer)
     data = new_array(NBYTES, 1)

@@ -92,6 +92,11 @@ CASES = {
         "cma works within this one only",
         "--pid=host",
     ),
+    "users": (
+        {"identity": Identity(namespaces={"user": 7})},
+        "not between containers without root",
+        "--nworkers",
+    ),
     "link down": (
         {"rdma": (dataclasses.replace(DEVICE, ports=(RdmaPort(1, "DOWN", None, None, None),)),)},
         "(down)",
@@ -160,7 +165,7 @@ def test_advice(name):
         {**OLD_HOST, **configured(changed={"fabric.shm.enabled": False})},
         {"interfaces": (interface("eth0", 1000, True), interface("veth1", 10_000, kind="virtual"))},
         {"interfaces": (interface("eth0", None, True), interface("ib0", 200_000))},
-        {"identity": Identity(namespaces={"pid": 4026531836})},
+        {"identity": Identity(namespaces={"pid": 4026531836, "user": 4026531837})},
         {"gpus": (dataclasses.replace(GPU, place=PLACE),)},  # it saves energy
     ],
 )

@@ -87,15 +87,24 @@ def test_permissions(tree, status, may_trace_all, seccomp):
     assert (found.may_trace_all, found.seccomp) == (may_trace_all, seccomp)
 
 
-@pytest.mark.parametrize(("number", "own"), [(4026531836, False), (4026532999, True)])
-def test_namespaces(tree, number, own):
-    tree.link("proc/self/ns/pid", f"pid:[{number}]")
+@pytest.mark.parametrize(
+    ("kind", "number", "own"),
+    [
+        ("pid", 4026531836, False),
+        ("pid", 4026532999, True),
+        ("user", 4026531837, False),
+        ("user", 4026531836, True),
+    ],
+)
+def test_namespaces(tree, kind, number, own):
+    tree.link(f"proc/self/ns/{kind}", f"{kind}:[{number}]")
     tree.link("proc/self/ns/net", "odd")
     tree.write("proc/sys/kernel/random/boot_id", "b-o-o-t")
     found = inspect_identity(tree.root, {})
     assert found.boot_id == "b-o-o-t"
-    assert found.namespaces == {"pid": number, "user": None, "net": None, "ipc": None}
-    assert found.has_own_pids is own
+    unknown = dict.fromkeys(("pid", "user", "net", "ipc"))
+    assert found.namespaces == {**unknown, kind: number}
+    assert [name for name in ("pid", "user") if found.has_own(name)] == [kind] * own
 
 
 @pytest.mark.parametrize(

@@ -317,7 +317,7 @@ def probe(pid, address, expected, Process process=None):
         error, content = _read_secret_in_time(pid, address)
     if error == EPERM:
         return (
-            "process_vm_readv is not permitted: another user, a restrictive "
+            "process_vm_readv is not permitted: another user or user namespace, a restrictive "
             "kernel.yama.ptrace_scope, or a container without SYS_PTRACE"
         )
     if error == ESRCH:

@@ -22,7 +22,8 @@ Limit = int | Literal["unlimited"] | None
 
 _PACKAGES = ("dask-fabric", "distributed", "dask", "numpy")
 _NAMESPACES = ("pid", "user", "net", "ipc")
-_FIRST_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO of the kernel
+# PROC_PID_INIT_INO and PROC_USER_INIT_INO of the kernel.
+_FIRST_NAMESPACES = {"pid": 0xEFFFFFFC, "user": 0xEFFFFFFD}
 _CAP_SYS_PTRACE = 19
 _CONTAINERS = {
     ".dockerenv": "docker",
@@ -72,10 +73,9 @@ class Identity:
     namespaces: dict[str, int | None] = field(default_factory=dict)
     container: str = ""
 
-    @property
-    def has_own_pids(self) -> bool:
-        """Whether this process is in a pid namespace of its own."""
-        return self.namespaces.get("pid") not in (None, _FIRST_PID_NAMESPACE)
+    def has_own(self, kind: str) -> bool:
+        """Whether this process is in another namespace, ``pid`` or ``user``, than the host."""
+        return self.namespaces.get(kind) not in (None, _FIRST_NAMESPACES[kind])
 
 
 def inspect_host(root: Path = Path("/")) -> Host:

@@ -179,7 +179,7 @@ def _limits(facts: Facts) -> list[Sequence[str]]:
 def _namespaces(facts: Facts) -> list[Sequence[str]]:
     identity = facts.identity
     numbers = (f"{name} {_said(number)}" for name, number in identity.namespaces.items())
-    own = " (process ids of its own)" * identity.has_own_pids
+    own = " (process ids of its own)" * identity.has_own("pid")
     return [
         ("boot", _said(identity.boot_id)),
         ("namespaces", ", ".join(numbers) + own),

@@ -109,11 +109,19 @@ class CMAProvider(Provider):
         return ""
 
     def advice(self, facts: Any) -> Iterator[Advice]:
-        if facts.path("cma").works and facts.identity.has_own_pids:
+        if not facts.path("cma").works:
+            return
+        if facts.identity.has_own("pid"):
             yield Advice(
                 "PID namespace",  # not "cma": advice about a path that works is not shown
                 "cma works within this one only, so not between containers",
                 "docker run --pid=host; Kubernetes: shareProcessNamespace in one pod, or hostPID",
+            )
+        if facts.identity.has_own("user"):
+            yield Advice(
+                "user namespace",
+                "cma works within this one only, so not between containers without root",
+                "start all workers of a host in one container (dask worker --nworkers)",
             )
 
 
