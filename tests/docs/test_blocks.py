@@ -215,7 +215,7 @@ def known_variable(assignment: str) -> None:
 
 def known_settings(settings: dict) -> None:
     """Have settings match the schemas of their sections, names with hyphens."""
-    assert settings.keys() <= {"fabric", "distributed", "logging"}
+    assert settings.keys() <= {"fabric", "distributed", "logging", "labextension"}
     for schema in SCHEMAS.values():
         jsonschema.validate(hyphenated(settings), schema)
 
