@@ -349,7 +349,7 @@ def _lanes() -> Iterator[str]:
     yield f"\nOne run: {facts_line(found['facts'])}\n\n"
     capped = {row["lanes"]: row for row in found["capped"]}
     one = capped["1"]["mb_per_second"]
-    lines = [["`fabric.lanes.count`", "MB/s", "of as many times one"]]
+    lines = [["`fabric.lanes.count`", "MB/s", "of that many times one connection"]]
     for count, row in capped.items():
         rate = row["mb_per_second"]
         if count == "auto":
