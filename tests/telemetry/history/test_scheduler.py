@@ -12,7 +12,7 @@ import dask
 import numpy as np
 import pytest
 from distributed import Client, LocalCluster, Scheduler, Worker
-from tests.conftest import NO_DASHBOARD, NO_DASHBOARD_OPTIONS
+from tests.conftest import LOCAL_CLUSTER, NO_DASHBOARD, NO_DASHBOARD_OPTIONS
 
 from dask_fabric.telemetry.history.file import Record, read
 
@@ -57,6 +57,17 @@ def start_scheduler(path) -> subprocess.Popen:
         assert process.poll() is None and time.monotonic() < give_up
         time.sleep(0.05)
     return process
+
+
+def test_a_job_that_ends_before_its_first_sample_has_its_workers(path, kept):
+    with (
+        dask.config.set({"fabric.history.interval": "1 h"}),
+        LocalCluster(protocol="fabric", n_workers=2, **LOCAL_CLUSTER) as cluster,
+        Client(cluster) as client,
+    ):
+        client.wait_for_workers(2, timeout=60)
+    (job,) = jobs(path)
+    assert job.summary.workers == 2 and job.summary.workers_total == 2
 
 
 def test_a_job_tells_what_was_moved(path, kept):

@@ -75,7 +75,7 @@ class Job:
         self._unsampled_seconds = 0.0
         self._most_workers = self._most_silent = 0
 
-    def take(self, sent: Iterable[tuple[str, Any]]) -> int:
+    def take(self, sent: Iterable[tuple[str, Any]], worker_count: int = 0) -> int:
         """Add the reports of workers; give the number of workers without a report.
 
         Traffic of a process before its first report is not counted: it may belong to another
@@ -85,7 +85,10 @@ class Job:
         ----------
         sent : iterable of (str, object)
             The address of a worker, and the untrusted report in its last heartbeat.
+        worker_count : int
+            How many workers there are now; 0 if that is not known.
         """
+        self._most_workers = max(self._most_workers, worker_count)
         silent_count = 0
         processes = set()
         for name, report in sent:
@@ -102,8 +105,7 @@ class Job:
 
     def sample(self, sent: list[tuple[str, Any]], seconds: float) -> None:
         """Add the reports of all current workers, *seconds* after the last sample."""
-        self._most_silent = max(self._most_silent, self.take(sent))
-        self._most_workers = max(self._most_workers, len(sent))
+        self._most_silent = max(self._most_silent, self.take(sent, len(sent)))
         self._unsampled_seconds += seconds
         # Heartbeats are discrete, so a bandwidth over a short interval (at the end) is arbitrary.
         if self._unsampled_seconds >= self.interval_seconds / 2:

@@ -21,6 +21,7 @@ class _News(NamedTuple):
     sent: list[tuple[str, Any]]
     is_sample: bool
     at_seconds: float
+    worker_count: int
 
 
 class Recorder:
@@ -47,15 +48,15 @@ class Recorder:
         self._thread = threading.Thread(target=self._run, name="fabric-history", daemon=True)
         self._thread.start()
 
-    def take(self, sent: list[tuple[str, Any]]) -> None:
+    def take(self, sent: list[tuple[str, Any]], worker_count: int = 0) -> None:
         """Add the reports of some workers; see `Job.take`."""
-        self._put(_News(sent, False, time.monotonic()))
+        self._put(_News(sent, False, time.monotonic(), worker_count))
 
     def sample(self, sent: list[tuple[str, Any]]) -> None:
         """Add the reports of all workers, and write the job."""
         if not self._room.acquire(blocking=False):
             return  # the thread is late; the next sample includes this one
-        if not self._put(_News(sent, True, time.monotonic())):
+        if not self._put(_News(sent, True, time.monotonic(), len(sent))):
             self._room.release()
 
     def finish(self, seconds: float) -> None:
@@ -81,7 +82,7 @@ class Recorder:
 
     def _take(self, news: _News) -> None:
         if not news.is_sample:
-            self._job.take(news.sent)
+            self._job.take(news.sent, news.worker_count)
             return
         self._room.release()
         seconds = news.at_seconds - self._sampled_seconds

@@ -77,7 +77,7 @@ class JobPlugin(SchedulerPlugin):
         """Record the initial figures of a new worker."""
         self._workers[worker] = state = scheduler.workers[worker]
         if self._recorder is not None:
-            self._recorder.take([_report_of(state)])
+            self._recorder.take([_report_of(state)], len(self._workers))
 
     def remove_worker(self, scheduler: Scheduler, worker: str, **kwargs: Any) -> None:
         """Record the last figures of a worker that leaves."""
