@@ -206,7 +206,7 @@ CHART = (  # and in its chart, beside an array that the receiver reads
     ("small messages one way", "small messages"),
     ("numpy 64 kB, acknowledged", "64 kB"),
     ("numpy 1 MB, acknowledged", "1 MB"),
-    ("fetch of 400 MB, worker to worker", "fetch of 400 MB"),
+    ("fetch of 400 MB, worker to worker", "fetch 400 MB"),
     ("(x + x.T).sum(), 8000 x 8000 in chunks of 1000", "x + x.T"),
     ("connects, 32 at once", "connects"),
 )
@@ -235,7 +235,7 @@ def _chart() -> Iterator[str]:
     """Yield a chart of the README's figures, in Mermaid."""
     found = _shown()
     ratios = {label: found[name].times_better("fabric", "tcp") or 0.0 for name, label in CHART}
-    ratios["100 MB and its sum"] = _with_sum()
+    ratios["100 MB, summed"] = _with_sum()
     labels = ", ".join(f'"{label}"' for label in ratios)
     yield "```mermaid\nxychart-beta horizontal\n"
     yield '    title "fabric:// against tcp://, within a host: times better"\n'

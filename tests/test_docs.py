@@ -19,3 +19,8 @@ def test_the_tutorial_is_kept_without_outputs():
     cells = json.loads((DOCS / "tutorial.ipynb").read_text())["cells"]
     code = [cell for cell in cells if cell["cell_type"] == "code"]
     assert code and not any(cell["outputs"] or cell["execution_count"] for cell in code)
+
+
+def test_the_readme_can_be_read_in_a_terminal():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert [line for line in lines if len(line) > 120] == []
