@@ -22,5 +22,5 @@ def test_the_tutorial_is_kept_without_outputs():
 
 
 def test_the_readme_can_be_read_in_a_terminal():
-    lines = (ROOT / "README.md").read_text().splitlines()
+    lines = (DOCS.parent / "README.md").read_text().splitlines()
     assert [line for line in lines if len(line) > 120] == []
