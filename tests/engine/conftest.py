@@ -5,6 +5,7 @@ import contextlib
 import os
 import socket
 import stat
+import time
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from dask_fabric import config
 from dask_fabric.engine.channel import Channel
 from dask_fabric.engine.transport import PlainTransport
+from dask_fabric.jobs import completions
 from dask_fabric.paths.cma.endpoint import CMAPath
 from dask_fabric.paths.cma.process import Secret, process_of
 from dask_fabric.wire.handshake import Handshake
@@ -80,6 +82,15 @@ def low_water_bytes(fd):
     """The number of bytes from which on the socket is readable."""
     with socket.socket(fileno=os.dup(fd)) as sock:
         return sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT)
+
+
+@pytest.fixture(autouse=True)
+def nothing_in_quarantine():
+    """What tests before have left there is freed, so that a test can count its own."""
+    deadline = time.monotonic() + 20
+    while completions.reap():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)  # until native threads return
 
 
 @pytest.fixture

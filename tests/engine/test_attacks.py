@@ -298,6 +298,24 @@ async def test_an_abort_does_not_wait_for_a_page_that_is_being_sent(slow_memory,
     assert socket_jobs.statistics()["job_count"] == 0
 
 
+def test_what_a_closed_loop_has_left_in_quarantine_is_freed_by_the_next(slow_memory, channels):
+    memory = slow_memory(BULK)
+
+    async def leave():
+        async with channels() as (near, _):
+            near.send(b"", [memory.view])
+            await until(memory.is_awaited)
+
+    async def come_later():
+        async with channels():
+            await until(lambda: completions.statistics()["quarantined_count"] == 0)
+
+    asyncio.run(leave())
+    assert completions.statistics()["quarantined_count"] == 1
+    memory.arrive()
+    asyncio.run(come_later())
+
+
 async def test_a_stuck_thread_does_not_send_the_bytes_of_the_next_comm(slow_memory, channels):
     """After the page, the thread reads a buffer of small data, which comms pass to each other."""
     memory = slow_memory(INLINE)

@@ -282,8 +282,6 @@ async def test_an_abort_does_not_wait_for_a_page_and_keeps_the_session(
 ):
     if not is_native:
         pytest.skip("Python's methods read them in the loop")
-    while completions.statistics()["quarantined_count"]:  # of tests before
-        await asyncio.sleep(0)
     memory = slow_memory(5_000_000)
     async with opened(*contexts) as (near, _):
         near.send(b"slow", [memory.view])

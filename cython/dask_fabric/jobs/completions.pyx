@@ -103,6 +103,8 @@ cdef class CompletionQueue:
                 self.mailbox = open_mailbox()
             self.loop().add_reader(self.mailbox.event_fd, self._collect)
         self.user_count += 1
+        if quarantine:                  # of a loop that has closed, which reaps nothing more
+            self.reap_later()
 
     cdef close(self):
         """Remove a user, whose jobs have ended. With the last one the event fd is closed."""
