@@ -12,7 +12,6 @@ import pytest
 
 from dask_fabric.engine import socket_jobs
 from dask_fabric.errors import ChannelClosedError, ProtocolError
-from dask_fabric.jobs import completions
 from dask_fabric.memory import pool
 from dask_fabric.paths.cma import copies, endpoint
 from dask_fabric.paths.python_path import PythonPath
@@ -219,7 +218,7 @@ async def test_a_page_that_comes_late_holds_up_nobody(slow_memory, nbytes):
 
 @pytest.mark.parametrize("nbytes", [INLINE, BULK])
 @pytest.mark.parametrize("how", ["abort", "the peer closes"])
-async def test_an_end_does_not_wait_for_a_page(slow_memory, nbytes, how):
+async def test_an_end_does_not_wait_for_a_page(slow_memory, nbytes, how, quarantined):
     memory = slow_memory(nbytes)
     async with attacked() as (channel, peer):
         reading = asyncio.ensure_future(receive(channel))
@@ -232,12 +231,9 @@ async def test_an_end_does_not_wait_for_a_page(slow_memory, nbytes, how):
         with pytest.raises(ChannelClosedError):
             await reading
         # A thread may still write to the frame: nobody else gets its memory.
-        assert (
-            copies.statistics()["stuck_count"]
-            and completions.statistics()["quarantined_count"] == 1
-        )
+        assert copies.statistics()["stuck_count"] and quarantined() == 1
     memory.arrive()
-    await until(lambda: completions.statistics()["quarantined_count"] == 0)
+    await until(lambda: quarantined() == 0)
     assert copies.statistics()["stuck_count"] == 0
 
 
@@ -279,7 +275,9 @@ async def test_stuck_threads_are_replaced(slow_memory, cma_pair):
             assert bytes(frame) == bytes(BULK)
 
 
-async def test_an_abort_does_not_wait_for_a_page_that_is_being_sent(slow_memory, channels):
+async def test_an_abort_does_not_wait_for_a_page_that_is_being_sent(
+    slow_memory, channels, quarantined
+):
     """The array lies on a file system that hangs: a thread of the sender is stuck in its page."""
     memory = slow_memory(BULK)
     async with channels() as (near, far):
@@ -287,18 +285,20 @@ async def test_an_abort_does_not_wait_for_a_page_that_is_being_sent(slow_memory,
         near.send(b"", [memory.view])
         await until(memory.is_awaited)
         near.abort()
-        assert completions.statistics()["quarantined_count"] == 1
+        assert quarantined() == 1
         assert os.path.exists(f"/proc/self/fd/{descriptor}")  # no other file gets its number
         memory.arrive()
         # What the thread was about to write is more than the socket takes while nobody reads.
         await until(lambda: socket_jobs.statistics()["job_count"] == 0)
         with pytest.raises(ChannelClosedError):
             await receive(far)
-    await until(lambda: completions.statistics()["quarantined_count"] == 0)
+    await until(lambda: quarantined() == 0)
     assert socket_jobs.statistics()["job_count"] == 0
 
 
-def test_what_a_closed_loop_has_left_in_quarantine_is_freed_by_the_next(slow_memory, channels):
+def test_what_a_closed_loop_has_left_in_quarantine_is_freed_by_the_next(
+    slow_memory, channels, quarantined
+):
     memory = slow_memory(BULK)
 
     async def leave():
@@ -308,15 +308,17 @@ def test_what_a_closed_loop_has_left_in_quarantine_is_freed_by_the_next(slow_mem
 
     async def come_later():
         async with channels():
-            await until(lambda: completions.statistics()["quarantined_count"] == 0)
+            await until(lambda: quarantined() == 0)
 
     asyncio.run(leave())
-    assert completions.statistics()["quarantined_count"] == 1
+    assert quarantined() == 1
     memory.arrive()
     asyncio.run(come_later())
 
 
-async def test_a_stuck_thread_does_not_send_the_bytes_of_the_next_comm(slow_memory, channels):
+async def test_a_stuck_thread_does_not_send_the_bytes_of_the_next_comm(
+    slow_memory, channels, quarantined
+):
     """After the page, the thread reads a buffer of small data, which comms pass to each other."""
     memory = slow_memory(INLINE)
     async with (
@@ -335,7 +337,7 @@ async def test_a_stuck_thread_does_not_send_the_bytes_of_the_next_comm(slow_memo
         await until(lambda: socket_jobs.statistics()["job_count"] == 0)
         _, frames = await receive(far)
         assert bytes(frames[1]) == b"A" * 3000
-        await until(lambda: completions.statistics()["quarantined_count"] == 0)
+        await until(lambda: quarantined() == 0)
 
 
 # ---------------------------------------------------------------- messages that stand still
@@ -385,7 +387,7 @@ async def test_a_slow_message_goes_on():
 # ---------------------------------------------------------------- ends
 
 
-async def test_a_path_that_is_stuck_ends_the_comm():
+async def test_a_path_that_is_stuck_ends_the_comm(quarantined):
     """A fetch neither ends nor releases its memory."""
     ended = threading.Event()
 
@@ -405,10 +407,10 @@ async def test_a_path_that_is_stuck_ends_the_comm():
         try:
             with pytest.raises(ChannelClosedError, match="by the path stuck does not end"):
                 await receive(channel)
-            assert completions.statistics()["quarantined_count"] == 1
+            assert quarantined() == 1
         finally:
             ended.set()
-    await until(lambda: completions.statistics()["quarantined_count"] == 0)
+    await until(lambda: quarantined() == 0)
 
 
 async def test_a_frame_that_ends_as_a_close_does_is_not_taken_for_one():

@@ -18,7 +18,6 @@ from dask_fabric import config
 from dask_fabric.engine.channel import Channel
 from dask_fabric.engine.tls_transport import tls_transport
 from dask_fabric.errors import ChannelClosedError
-from dask_fabric.jobs import completions
 from dask_fabric.paths import openssl
 from dask_fabric.wire.handshake import Handshake
 from dask_fabric.wire.hello import Hello
@@ -278,7 +277,7 @@ async def test_pages_that_are_slow_to_read_stop_neither_the_loop_nor_the_other_d
 
 
 async def test_an_abort_does_not_wait_for_a_page_and_keeps_the_session(
-    contexts, is_native, slow_memory
+    contexts, is_native, slow_memory, quarantined
 ):
     if not is_native:
         pytest.skip("Python's methods read them in the loop")
@@ -288,10 +287,10 @@ async def test_an_abort_does_not_wait_for_a_page_and_keeps_the_session(
         while not memory.is_awaited():
             await asyncio.sleep(0)
         near.abort()
-        assert completions.statistics()["quarantined_count"] == 1
+        assert quarantined() == 1
     del near
     memory.arrive()
-    while completions.statistics()["quarantined_count"]:
+    while quarantined():
         await asyncio.sleep(0)
 
 
