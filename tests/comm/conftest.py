@@ -5,6 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from distributed.comm.registry import get_backend
+from tests.conftest import schemes
+
+from dask_fabric.comm.network.attempts import Attempts
+
+
+@pytest.fixture(autouse=True)
+def no_attempts_before(monkeypatch):
+    """A server may get the port of one before it, whose errors were logged and are not again."""
+    for scheme in schemes():
+        monkeypatch.setattr(get_backend(scheme).get_connector(), "_attempts", Attempts())
 
 
 @pytest.fixture
