@@ -9,7 +9,7 @@ import os
 import dask
 import numpy as np
 import pytest
-from distributed.comm import connect, listen
+from distributed.comm import CommClosedError, connect, listen
 from distributed.protocol import to_serialize
 
 from dask_fabric import config
@@ -201,6 +201,28 @@ async def test_what_is_read_from_a_peer_that_has_ended_the_connection_is_void():
     finally:
         for channel in (*pairs[0], *pairs[1]):
             channel.abort()
+
+
+async def test_reads_end_though_the_sender_ends_the_connection_in_the_middle():
+    """libfabric's tcp never ends reads of memory that is not registered any more."""
+    nbytes = 64_000_000
+    arrived: asyncio.Queue = asyncio.Queue()
+    with dask.config.set(ofi_settings()):
+        async with listen("fabric+ofi://127.0.0.1", arrived.put) as listener:
+            for _ in range(10):
+                comm = await connect(listener.contact_address)
+                receiver = await arrived.get()
+                reading = asyncio.ensure_future(receiver.read())
+                await comm.write({"x": to_serialize(np.ones(nbytes, "u1"))})
+                while worker.statistics()["in_flight_count"] < 2:
+                    await asyncio.sleep(0)
+                comm.abort()
+                with pytest.raises(CommClosedError):
+                    await reading
+                receiver.abort()
+                # At once: the next connection would end them.
+                while worker.statistics()["in_flight_count"]:
+                    await asyncio.sleep(0.01)
 
 
 def test_many_nonces_need_few_registrations():

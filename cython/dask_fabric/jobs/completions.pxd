@@ -4,6 +4,9 @@ from libc.stdint cimport int64_t, uint64_t
 
 from dask_fabric.jobs.mailbox cimport Mailbox
 
+cdef enum:
+    HELD_NS = 1_000_000_000     # memory is kept for a receiver that has not seen the end
+
 cdef class CompletionQueue
 
 cdef class Job:
@@ -37,4 +40,5 @@ cdef class CompletionQueue:
     cdef bint forget(self, Job job) except -1
     cdef reap_later(self)
 
+cdef hold(CompletionQueue queue, object memory, object free)
 cpdef bint reap() except -1

@@ -16,16 +16,16 @@ queue forgets the job first, then the native side ends it (`_end`).
 
 Cancelling cannot always free the job's memory. A thread may wait in the kernel for a page of
 another process, or of a file on a slow server, and cannot be interrupted. A network library may
-keep memory of a cancelled operation. The comm closes all the same. The memory, and whatever else
-the job uses, goes to *quarantine*: the list keeps it alive, and `reap` polls each entry
-(`_is_in_use`) and frees it once nothing uses it.
+keep memory of a cancelled operation. A peer may be reading what was offered to it (`hold`). The
+comm closes all the same. The memory, and whatever else the job uses, goes to *quarantine*: the list
+keeps it alive, and `reap` polls each entry (`_is_in_use`) and frees it once nothing uses it.
 """
 
 import os
 import weakref
 
 cimport cython
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint64_t
 
 from dask_fabric.clock cimport now_ns
 from dask_fabric.jobs.mailbox cimport (
@@ -240,7 +240,37 @@ cdef class Job:
         """Whether the memory of a cancelled job is still in use."""
         return False
 
+
+@cython.auto_pickle(False)
+@cython.final
+cdef class _Hold(Job):
+    """No work of this process: a peer may still be reading."""
+
+    cdef int64_t since_ns
+
+    cdef bint _is_in_use(self) except -1:
+        return now_ns() - self.since_ns < HELD_NS
+
+
 # ---------------------------------------------------------------- quarantine
+
+cdef hold(CompletionQueue queue, object memory, object free):
+    """Keep memory for `HELD_NS`, as a peer may be reading that has not seen the end of the comm.
+
+    Parameters
+    ----------
+    queue
+        Of the comm's event loop.
+    memory : object
+        The owner of the memory.
+    free : callable
+        Called afterwards.
+    """
+    cdef _Hold held = _Hold.__new__(_Hold)
+    held.since_ns = now_ns()
+    quarantine.append((held, memory, free))
+    queue.reap_later()
+
 
 def statistics():
     """Count the jobs in quarantine.

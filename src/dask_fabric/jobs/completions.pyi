@@ -16,9 +16,9 @@ queue forgets the job first, then the native side ends it (`_end`).
 
 Cancelling cannot always free the job's memory. A thread may wait in the kernel for a page of
 another process, or of a file on a slow server, and cannot be interrupted. A network library may
-keep memory of a cancelled operation. The comm closes all the same. The memory, and whatever else
-the job uses, goes to *quarantine*: the list keeps it alive, and `reap` polls each entry
-(`_is_in_use`) and frees it once nothing uses it.
+keep memory of a cancelled operation. A peer may be reading what was offered to it (`hold`). The
+comm closes all the same. The memory, and whatever else the job uses, goes to *quarantine*: the list
+keeps it alive, and `reap` polls each entry (`_is_in_use`) and frees it once nothing uses it.
 """
 
 import asyncio

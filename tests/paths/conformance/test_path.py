@@ -221,8 +221,8 @@ async def test_two_loops_of_one_process(joined):
 
 
 async def test_frames_of_an_aborted_comm_stay_for_a_receiver_that_reads_them(joined, path_name):
-    """UCX does not tell a receiver that the sender has ended, and the stream may tell it late."""
-    if path_name != "ucx":
+    """A receiver may be told late that the sender has ended; libfabric fails reads of the rest."""
+    if path_name not in ("ucx", "ofi"):
         pytest.skip("its receivers notice the end, or share the frames")
     async with joined() as (near, _):
         data = numbers(20_000_000)

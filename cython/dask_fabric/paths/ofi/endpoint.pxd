@@ -15,6 +15,7 @@ cdef class OFIPath(Path):
     cdef Registration *taken    # of the frame that `takes` has just accepted
     cdef int error              # errno: for a while nothing more is fetched
     cdef int64_t error_ns       # since when
+    cdef bint holds             # released frames may still be being read: keep them for a while
     cdef bint is_proving        # `retry` has begun, and waits for the peer
 
     cdef void _leave(self) noexcept

@@ -7,7 +7,13 @@ A peer that is stopped, or was killed on some providers, is never reported. So a
 progress for `STALLED_SECONDS` is abandoned, its frames are requested over the stream, and for
 `REFUSED_NS` the path fetches nothing. The sender offers by it again once it has read the
 peer's nonce.
+
+A read of memory that is not registered any more is a fault: some providers then break the
+connection of the two processes, and may never report the end of other reads. So at the end of a
+comm, and after a transfer that was abandoned, released frames stay registered for a while (`hold`).
 """
+
+from functools import partial
 
 cimport cython
 from libc.errno cimport ENOTCONN, ETIMEDOUT
@@ -15,7 +21,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from dask_fabric.clock cimport now_ns
-from dask_fabric.jobs.completions cimport reap
+from dask_fabric.jobs.completions cimport hold, reap
 from dask_fabric.memory.arrays cimport slab_of
 from dask_fabric.paths.ofi.read_jobs cimport FetchJob, new_fetch_job
 from dask_fabric.paths.ofi.regions cimport Slab, register, release_key, remote_address
@@ -105,19 +111,14 @@ cdef class OFIPath(Path):
         return 0
 
     cdef int released(self, FrameSet frames) except -1:
-        cdef Place place
-        cdef uint32_t index
-        cdef int count = 0
-        with nogil:
-            for index in range(frames.count):
-                if frames.slots[index].path == PATH_NUMBER:
-                    memcpy(&place, frames.slots[index].descriptor, sizeof(place))
-                    release_key(frames.slots[index].data, place.key)
-                    count += 1
-            count_offers(-count)
+        if self.holds:
+            hold(self.queue, frames, partial(_release, frames))
+        else:
+            _release(frames)
         return 0
 
     cdef bint fell_back(self) noexcept:
+        self.holds = True
         return True             # the receiver waits for seconds: once is enough
 
     cpdef double retry(self) except? -3.0:
@@ -133,7 +134,10 @@ cdef class OFIPath(Path):
                 is_well = is_proven(peer)
         if self.is_proving:
             return STALLED_SECONDS
-        return RECOVERED if is_well else STILL_BROKEN
+        if not is_well:
+            return STILL_BROKEN
+        self.holds = False
+        return RECOVERED
 
     # ------------------------------------------------------------ the receiving side
 
@@ -171,6 +175,21 @@ cdef class OFIPath(Path):
         return 0
 
     cdef void close(self) noexcept:
+        self.holds = True
         if self.own is not None:
             self.own.revoke()
         self._leave()
+
+
+def _release(FrameSet frames):
+    """Peers cannot read these frames any more."""
+    cdef Place place
+    cdef uint32_t index
+    cdef int count = 0
+    with nogil:
+        for index in range(frames.count):
+            if frames.slots[index].path == PATH_NUMBER:
+                memcpy(&place, frames.slots[index].descriptor, sizeof(place))
+                release_key(frames.slots[index].data, place.key)
+                count += 1
+        count_offers(-count)

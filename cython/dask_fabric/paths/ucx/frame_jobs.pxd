@@ -7,7 +7,6 @@ from dask_fabric.wire.frames cimport FrameSet
 
 cdef enum:
     PATIENCE_NS = 5_000_000     # longest wait of an event loop for UCX; then quarantine
-    HELD_NS = 1_000_000_000     # memory is kept for a receiver that has not seen the end
 
 cdef class FrameJob(Job):
     cdef uint64_t token         # of the endpoint

@@ -14,7 +14,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 
 from dask_fabric.clock cimport now_ns
-from dask_fabric.jobs.completions cimport Job
+from dask_fabric.jobs.completions cimport HELD_NS, Job
 from dask_fabric.jobs.mailbox cimport Completion, CompletionNode, Mailbox, post
 from dask_fabric.linux cimport (
     pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,

@@ -7,6 +7,10 @@ A peer that is stopped, or was killed on some providers, is never reported. So a
 progress for `STALLED_SECONDS` is abandoned, its frames are requested over the stream, and for
 `REFUSED_NS` the path fetches nothing. The sender offers by it again once it has read the
 peer's nonce.
+
+A read of memory that is not registered any more is a fault: some providers then break the
+connection of the two processes, and may never report the end of other reads. So at the end of a
+comm, and after a transfer that was abandoned, released frames stay registered for a while (`hold`).
 """
 
 from _typeshed import Incomplete
