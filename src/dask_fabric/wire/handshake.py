@@ -229,9 +229,16 @@ class Handshake:
         try:
             while used_bytes < len(view) and not self.done and self.state in _READING:
                 part = view[used_bytes : used_bytes + self._wanted_bytes - len(self._buffer)]
-                self._buffer += part
                 used_bytes += len(part)
-                self._read()
+                if len(part) == self._wanted_bytes:  # nearly always
+                    self._read(bytes(part))
+                    continue
+                self._buffer += part
+                if len(self._buffer) < self._wanted_bytes:
+                    self._check_start(self._buffer)
+                    continue
+                whole, self._buffer = bytes(self._buffer), bytearray()
+                self._read(whole)
         except ProtocolError as error:
             self._fail(error)
             raise
@@ -283,21 +290,23 @@ class Handshake:
         except KeyError:
             raise RuntimeError(f"{event.name} is not allowed in {self.state.name}") from None
 
-    def _read(self) -> None:
-        whole = len(self._buffer) == self._wanted_bytes
+    def _read(self, whole: bytes) -> None:
+        """Read a whole preamble, or the whole message behind one."""
         if self.state is State.PREAMBLE:
-            if not whole or not self._buffer.startswith(MAGIC):
-                raise_if_foreign(bytes(self._buffer), self.hello.scheme, self.server_side)
-            if whole:
-                self._read_preamble()
-        elif whole:
-            body = bytes(self._buffer)
-            self._buffer = bytearray()
+            if not whole.startswith(MAGIC):
+                self._check_start(whole)
+            self._read_preamble(whole)
+        else:
             self._wanted_bytes = PREAMBLE_BYTES
-            self._read_message(body)
+            self._read_message(whole)
 
-    def _read_preamble(self) -> None:
-        _, major, minor, _, hello_bytes = PREAMBLE.unpack(self._buffer)
+    def _check_start(self, start: bytes | bytearray) -> None:
+        """Refuse a program of another protocol by the first bytes of its preamble."""
+        if self.state is State.PREAMBLE:
+            raise_if_foreign(bytes(start), self.hello.scheme, self.server_side)
+
+    def _read_preamble(self, preamble: bytes) -> None:
+        _, major, minor, _, hello_bytes = PREAMBLE.unpack(preamble)
         if major != MAJOR_VERSION:
             raise VersionMismatchError(
                 f"the peer speaks version {major} of the fabric protocol and this side version "
@@ -309,11 +318,10 @@ class Handshake:
                 "allowed"
             )
         # Proofs do not cover their own preambles.
-        if self._preamble and self._preamble[:_HEAD_BYTES] != self._buffer[:_HEAD_BYTES]:
+        if self._preamble and self._preamble[:_HEAD_BYTES] != preamble[:_HEAD_BYTES]:
             raise ProtocolError("the preambles of the peer's messages have different versions")
         self.version = _VERSION if minor >= MINOR_VERSION else (major, minor)
-        self._preamble = bytes(self._buffer)
-        self._buffer.clear()
+        self._preamble = preamble
         self._wanted_bytes = hello_bytes
         self._advance(Event.PREAMBLE)
 
