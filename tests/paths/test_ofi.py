@@ -205,20 +205,22 @@ async def test_what_is_read_from_a_peer_that_has_ended_the_connection_is_void():
 
 async def test_reads_end_though_the_sender_ends_the_connection_in_the_middle():
     """libfabric's tcp never ends reads of memory that is not registered any more."""
-    nbytes = 64_000_000
+    data = np.ones(64_000_000, "u1")
     arrived: asyncio.Queue = asyncio.Queue()
+    interrupted_count = 0
     with dask.config.set(ofi_settings()):
         async with listen("fabric+ofi://127.0.0.1", arrived.put) as listener:
-            for _ in range(10):
+            while interrupted_count < 10:
                 comm = await connect(listener.contact_address)
                 receiver = await arrived.get()
                 reading = asyncio.ensure_future(receiver.read())
-                await comm.write({"x": to_serialize(np.ones(nbytes, "u1"))})
-                while worker.statistics()["in_flight_count"] < 2:
+                await comm.write({"x": to_serialize(data)})
+                # A busy machine may not let this process see the middle.
+                while worker.statistics()["in_flight_count"] < 2 and not reading.done():
                     await asyncio.sleep(0)
                 comm.abort()
-                with pytest.raises(CommClosedError):
-                    await reading
+                (outcome,) = await asyncio.gather(reading, return_exceptions=True)
+                interrupted_count += isinstance(outcome, CommClosedError)
                 receiver.abort()
                 # At once: the next connection would end them.
                 while worker.statistics()["in_flight_count"]:
