@@ -1,7 +1,8 @@
 #!/bin/sh
 # Run a command beside an SGE of its own: gridengine.sh FOLDER COMMAND...
 # Started by unshare with all namespaces of its own. So its files lie in FOLDER, and all its processes
-# end with it. The host's name must be that of its address, or SGE refuses to talk to itself.
+# end with it. The host's name must be that of its address, or SGE refuses to talk to itself. Jobs
+# run as root, and find in /etc/passwd that its home is $HOME.
 set -e
 folder=$1
 shift
@@ -10,7 +11,9 @@ cp -a /var/lib/gridengine/. "$folder/lib"
 cp -a /var/spool/gridengine/. "$folder/spool"
 echo "127.0.0.1 grid localhost" > "$folder/hosts"
 echo grid > "$folder/lib/default/common/act_qmaster"
+sed "s|^\(root:.*\):[^:]*:\([^:]*\)$|\1:$HOME:\2|" /etc/passwd > "$folder/passwd"
 mount --bind "$folder/hosts" /etc/hosts
+mount --bind "$folder/passwd" /etc/passwd
 mount --bind "$folder/lib" /var/lib/gridengine
 mount --bind "$folder/spool" /var/spool/gridengine
 hostname grid

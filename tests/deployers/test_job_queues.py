@@ -36,7 +36,8 @@ def needs_jobqueue():
     pytest.importorskip("dask_jobqueue")
 
 
-def test_sge(folder):
+@pytest.mark.parametrize("has_key", [False, True])
+def test_sge(folder, has_key):
     program("sge_qmaster", "gridengine-master")
     program("sge_execd", "gridengine-exec")
     program("qsub", "gridengine-client")
@@ -44,6 +45,8 @@ def test_sge(folder):
     folder.save(PAGE)
     server = folder.path / "sge"
     server.mkdir()
+    if has_key:  # in the home, which the hosts share: the jobs find it there
+        folder.make_key()
     output = folder.run(*namespaces, "sh", GRIDENGINE, server, sys.executable, "cluster.py")
     assert_all_over_fabric(output, workers=4)
 
