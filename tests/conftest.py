@@ -12,6 +12,7 @@ import gc
 import importlib.util
 import logging
 import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -42,6 +43,7 @@ NO_DASHBOARD = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
 LOCAL_CLUSTER = {"dashboard_address": None, "scheduler_kwargs": NO_DASHBOARD}
 NO_DASHBOARD_OPTIONS = ("--no-dashboard", "--dashboard-address", "127.0.0.1:0")
 REFERENCES = ("tcp", "tls")
+LIMIT_AGAIN_SECONDS = 5
 
 
 @functools.cache
@@ -126,6 +128,16 @@ def scheme_params() -> list:
     no_library = pytest.mark.skip("no libfabric with the provider tcp on this host")
     found.append(pytest.param(OFI_SCHEME, marks=() if is_there else no_library))
     return found
+
+
+@pytest.hookimpl(wrapper=True, optionalhook=True)  # of pytest-timeout
+def pytest_timeout_set_timer():
+    """Repeat the error of a time limit: asyncio swallows one that comes in a callback."""
+    is_set = yield
+    limit_seconds, _ = signal.getitimer(signal.ITIMER_REAL)
+    if limit_seconds:  # else a thread counts the time
+        signal.setitimer(signal.ITIMER_REAL, limit_seconds, LIMIT_AGAIN_SECONDS)
+    return is_set
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is slow
