@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import dask
 import pytest
@@ -40,6 +43,7 @@ def test_a_key_is_made_shown_and_replaced(home):
     assert first.secret.hex() not in said
     assert path.stat().st_mode & 0o777 == 0o600
     assert run("show") == f"{path}\n{fingerprint}  current\n"
+    assert run("show", "--fingerprint") == f"{fingerprint}\n"
     said = run("rotate", "--keep", "8h")
     second, old = stored(path)
     assert old.secret == first.secret and second.secret != first.secret
@@ -48,6 +52,28 @@ def test_a_key_is_made_shown_and_replaced(home):
     run("rotate", "--keep", "0")  # ends the older one too
     (third,) = stored(path)
     assert third.until is None and third.secret not in (first.secret, second.secret)
+
+
+def test_the_oldest_of_too_many_keys_is_dropped_and_told(home):
+    run("create")
+    (fingerprint,) = run("show", "--fingerprint").split()
+    for _ in range(7):
+        assert "any more" not in run("rotate", "--keep", "8h")
+    assert f"{fingerprint}  not accepted any more: a file has 8 keys" in run("rotate")
+    assert "any more" not in run("rotate", "--keep", "0")
+
+
+def test_keys_that_are_made_at_once_are_all_kept(home):
+    run("create")
+    with ThreadPoolExecutor() as threads:
+        for said in threads.map(lambda _: _in_a_process(home), range(3)):
+            assert "current" in said
+    assert len(stored(home / ".config/dask/fabric.key")) == 4
+
+
+def _in_a_process(home) -> str:
+    command = [sys.executable, "-m", "dask", "fabric", "key", "rotate"]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def test_keys_are_random(home):

@@ -8,7 +8,6 @@ import os
 import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import dask
 import numpy as np
@@ -18,6 +17,7 @@ from distributed.comm import connect, listen
 from distributed.protocol import to_serialize
 from tests.comm import asking
 from tests.comm.asking import PATIENCE_SECONDS, echo
+from tests.conformance.conftest import unused_port
 from tests.conftest import LOCAL_CLUSTER
 
 from dask_fabric import config
@@ -45,8 +45,13 @@ def key_file(no_home) -> Path:
     return path
 
 
+def a_second_passes() -> None:
+    """For the file of keys, which is looked at again then."""
+    shared_key._watched(shared_key.default_file())._looked_at -= 1
+
+
 def current(**settings) -> Keys | None:
-    shared_key._last = (None, None, 0.0)  # as if a second had passed
+    shared_key._change_count += 1  # as if a second had passed
     names = {name.replace("_", "-"): value for name, value in settings.items()}
     with dask.config.set({f"fabric.auth.{name}": value for name, value in names.items()}):
         return shared_key.current(config.load())
@@ -241,25 +246,28 @@ def test_a_file_that_cannot_be_opened_any_more(key_file, monkeypatch):
     assert current().fingerprints == fingerprints(OTHER)
 
 
-async def test_a_home_that_hangs_takes_one_thread(key_file, monkeypatch):
-    assert current() is not None
+async def test_a_home_that_hangs_takes_one_thread_and_stops_nothing(
+    key_file, monkeypatch, maybe_plain
+):
     goes_on = threading.Event()
     looks = []
 
     def hang() -> None:
-        looks.append(1)
+        looks.append(threading.current_thread())
         goes_on.wait(PATIENCE_SECONDS)
 
-    fails_at(key_file, monkeypatch, hang)
-    watched = shared_key._watched(key_file)
-    now = time.monotonic()
-    for after in (2, 4, 6):
-        clock = SimpleNamespace(monotonic=lambda after=after: now + after)
-        monkeypatch.setattr(shared_key, "time", clock)
-        assert watched.stored()[0].secret == ONE
-    goes_on.set()
-    await asyncio.get_running_loop().shutdown_default_executor()
+    monkeypatch.setattr(shared_key, "_RECHECK_SECONDS", 0.0)
+    monkeypatch.setattr(shared_key, "_HUNG_SECONDS", 0.2)
+    async with listen("fabric://127.0.0.1", echo) as listener:
+        fails_at(key_file, monkeypatch, hang)
+        for _ in range(3):
+            assert await ask(listener.contact_address, ONE, maybe_plain) == "ping\n"
+            comm = await connect(listener.contact_address)
+            await comm.close()
     assert len(looks) == 1
+    goes_on.set()
+    looks[0].join(PATIENCE_SECONDS)
+    assert not looks[0].is_alive()
 
 
 # ---- who may connect
@@ -322,14 +330,6 @@ async def test_a_listener_needs_a_key_that_can_be_used(key_file):
             pass
 
 
-async def looked_again(wanted) -> None:
-    """Wait until the key of the file, as connections see it, is as wanted."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while current().fingerprints != wanted:
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.05)
-
-
 async def test_a_key_file_that_is_spoiled_or_removed_opens_nothing(key_file, maybe_plain, caplog):
     """And a cluster that runs goes on: it keeps its key, and says why."""
 
@@ -367,12 +367,41 @@ async def test_a_key_is_replaced_while_processes_run(key_file, maybe_plain):
         old = shared_key.read(key_file)
         new = shared_key.rotated(old, OTHER, time.time() + 1000)
         shared_key.write(key_file, new, replace=True)
-        await looked_again(fingerprints(OTHER, ONE))
+        a_second_passes()
         for secret in (ONE, OTHER):  # the old one is accepted for a while
             assert await ask(address, secret, maybe_plain) == "ping\n"
         await comm.write("still open")
         assert await comm.read() == "still open"
         await comm.close()
+
+
+@pytest.mark.parametrize("scheme", ["fabric", "fabric+tcp"])
+async def test_an_idle_listener_knows_that_its_key_was_replaced(key_file, scheme, maybe_plain):
+    """Before the first connection since then: the old key opens nothing, and the new one does."""
+    async with listen(f"{scheme}://127.0.0.1", echo) as listener:
+        shared_key.write(key_file, (StoredKey(OTHER, None),), replace=True)
+        a_second_passes()
+        assert "ping" not in await ask(listener.contact_address, ONE, maybe_plain)
+        shared_key.write(key_file, (StoredKey(ONE, None),), replace=True)
+        a_second_passes()
+        assert await ask(listener.contact_address, ONE, maybe_plain) == "ping\n"
+
+
+async def test_an_idle_client_knows_that_its_key_was_replaced(key_file):
+    assert current().fingerprints == fingerprints(ONE)
+    shared_key.write(key_file, (StoredKey(OTHER, None),), replace=True)
+    a_second_passes()
+    with pytest.raises(OSError, match="fabric:"):
+        await connect(f"fabric://127.0.0.1:{unused_port()}", timeout=0.1)
+    assert current().fingerprints == fingerprints(OTHER)
+
+
+async def test_a_listener_that_has_no_key_learns_of_one(no_home, maybe_plain):
+    async with listen("fabric://127.0.0.1", echo) as listener:
+        assert await ask(listener.contact_address, None, maybe_plain) == "ping\n"
+        shared_key.write(shared_key.default_file(), (StoredKey(ONE, None),), replace=False)
+        a_second_passes()
+        assert "ping" not in await ask(listener.contact_address, None, maybe_plain, HOME="/none")
 
 
 def test_a_cluster_finds_the_key_by_itself(key_file):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from dask_fabric.comm.network.shared_key import StoredKey
     from dask_fabric.config import Settings
 
 _file_option = click.option(
@@ -46,15 +48,21 @@ def create(file: Path | None) -> None:
         raise click.ClickException(f"{path} cannot be written: {error.strerror}") from error
     _show(path)
     click.echo(
-        "Processes started from now on require it. Copy the file to hosts with another home."
+        "Processes require it from now on, of new connections. Copy the file to hosts with another "
+        "home."
     )
 
 
 @key.command()
 @_file_option
-def show(file: Path | None) -> None:
+@click.option("--fingerprint", is_flag=True, help="Only that of the current key, for scripts.")
+def show(file: Path | None, fingerprint: bool) -> None:
     """Show the fingerprint of each key: what may be known of it."""
-    _show(_path(file))
+    path = _path(file)
+    if fingerprint:
+        click.echo(_fingerprint(_read(path)[0]))
+    else:
+        _show(path)
 
 
 @key.command()
@@ -70,12 +78,13 @@ def show(file: Path | None) -> None:
 def rotate(file: Path | None, keep: str) -> None:
     """Replace the key; the old one is still accepted for a while.
 
-    Running processes take the new key within a second or two, for new connections. Those that are
+    Running processes take the new key within a second, for new connections. Those that are
     open stay open.
     """
     from dask.utils import parse_timedelta
 
     from dask_fabric.comm.network import shared_key
+    from dask_fabric.wire.authentication import KEY_COUNT_LIMIT
 
     path = _path(file)
     try:
@@ -84,12 +93,19 @@ def rotate(file: Path | None, keep: str) -> None:
             raise ValueError(keep)
     except (ValueError, KeyError) as error:
         raise click.BadParameter(f"{keep!r} is no time, such as 8h or 7d") from error
-    stored = shared_key.rotated(_read(path), _new_secret(), time.time() + seconds)
-    try:
-        shared_key.write(path, stored, replace=True)
-    except OSError as error:
-        raise click.ClickException(f"{path} cannot be written: {error.strerror}") from error
+    with shared_key.locked(path):
+        before = _read(path)
+        stored = shared_key.rotated(before, _new_secret(), time.time() + seconds)
+        try:
+            shared_key.write(path, stored, replace=True)
+        except OSError as error:
+            raise click.ClickException(f"{path} cannot be written: {error.strerror}") from error
     _show(path)
+    kept = {one.secret for one in stored}
+    for one in before:
+        if one.secret not in kept and seconds and (one.until or math.inf) > time.time():
+            limit = f"a file has {KEY_COUNT_LIMIT} keys at most"
+            click.echo(f"{_fingerprint(one)}  not accepted any more: {limit}", err=True)
 
 
 def _new_secret() -> bytes:
@@ -130,7 +146,7 @@ def _unused(settings: Settings) -> str:
     return ""
 
 
-def _read(path: Path) -> tuple:
+def _read(path: Path) -> tuple[StoredKey, ...]:
     from dask_fabric.comm.network import shared_key
     from dask_fabric.errors import ConfigError
 
@@ -145,13 +161,16 @@ def _read(path: Path) -> tuple:
 
 
 def _show(path: Path) -> None:
-    from dask_fabric.wire.authentication import Keys
-
     click.echo(path)
     for one in _read(path):
-        (fingerprint,) = Keys((one.secret,)).fingerprints
         if one.until is None:
-            click.echo(f"{fingerprint}  current")
+            click.echo(f"{_fingerprint(one)}  current")
         else:
             end = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one.until))
-            click.echo(f"{fingerprint}  accepted until {end}")
+            click.echo(f"{_fingerprint(one)}  accepted until {end}")
+
+
+def _fingerprint(stored: StoredKey) -> str:
+    from dask_fabric.wire.authentication import Keys
+
+    return Keys((stored.secret,)).fingerprints[0]

@@ -226,6 +226,7 @@ class FabricConnector(Connector):
         FabricError, OSError
             It cannot be opened, or the listener refuses it.
         """
+        await authentication.prepare(settings)
         family, sockaddr, *source = way or target
         sock = await _connect_to(asyncio.get_running_loop(), family, sockaddr, *source)
         try:

@@ -29,7 +29,7 @@ import resource
 import socket
 import ssl
 import weakref
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
 import dask
@@ -63,7 +63,7 @@ from dask_fabric.comm.network.security import (
 )
 from dask_fabric.comm.network.socket_options import tune
 from dask_fabric.comm.servers import scheduler_host, server_of
-from dask_fabric.errors import FabricError, ProtocolError
+from dask_fabric.errors import ConfigError, FabricError, ProtocolError
 from dask_fabric.telemetry import heartbeat, prometheus, refused
 from dask_fabric.telemetry.history import recording
 from dask_fabric.wire.authentication import Keys
@@ -304,6 +304,10 @@ class FabricListener(BaseListener):
 
     def _accept(self, listening: socket.socket, take: Callable) -> None:
         """Accept one connection; the loop calls this while the backlog is not empty."""
+        if not authentication.is_recent(self._settings):
+            self._loop.remove_reader(listening)
+            self._hold_task(self._refresh(listening, take))
+            return
         if not self._has_room():
             self._wait(listening, take, _CROWD_PAUSE_SECONDS)
             return
@@ -405,7 +409,10 @@ class FabricListener(BaseListener):
             self._refuse(peer_addr, exc)
             return
         self._opening[channel] = self._loop.time()
-        task = self._loop.create_task(self._serve(channel, peer_addr))
+        self._hold_task(self._serve(channel, peer_addr))
+
+    def _hold_task(self, coroutine: Coroutine) -> None:
+        task = self._loop.create_task(coroutine)
         # In this order: an eager task may have ended by now.
         self._tasks.add(task)
         task.add_done_callback(self._forget_task)
@@ -433,6 +440,15 @@ class FabricListener(BaseListener):
         """Leave connections in the backlog for a while."""
         self._loop.remove_reader(listening)
         self._loop.call_later(seconds, self._resume, listening, take)
+
+    async def _refresh(self, listening: socket.socket, take: Callable) -> None:
+        """Leave connections in the backlog until it is known whether the key was replaced."""
+        try:
+            await authentication.prepare(self._settings)
+        except ConfigError:
+            pass  # `_begin` tells why
+        finally:
+            self._resume(listening, take)
 
     def _resume(self, listening: socket.socket, take: Callable) -> None:
         if not self._stopped:

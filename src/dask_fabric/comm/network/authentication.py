@@ -21,8 +21,13 @@ def current(settings: Settings) -> Method | None:
     return shared_key.current(settings)
 
 
+def is_recent(settings: Settings) -> bool:
+    """Whether `current` gives what is true now. If not, wait for `prepare`."""
+    return settings.auth_method == MUNGE or shared_key.is_recent(settings)
+
+
 async def prepare(settings: Settings) -> Method | None:
-    """Give the method of this process, once it is known that it can be used.
+    """Give the method of this process, once it is known that it can be used, with recent keys.
 
     Raises
     ------
@@ -31,4 +36,6 @@ async def prepare(settings: Settings) -> Method | None:
     """
     if settings.auth_method == MUNGE:
         await munge.prepare(settings)
+    elif not shared_key.is_recent(settings):
+        await shared_key.refresh(settings)
     return current(settings)

@@ -10,11 +10,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import fcntl
 import functools
 import logging
+import math
 import os
 import stat
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,12 +36,21 @@ _ADVICE = "`dask fabric key create` makes one"
 _RECHECK_SECONDS = 1.0
 # Of a file system without hard links, such as some of object stores; see link(2).
 _WITHOUT_LINKS = frozenset((errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS))
-_HUNG_SECONDS = 60.0  # a look that takes longer has hung, with its thread
+_HUNG_SECONDS = 1.0  # a look that takes longer has hung, with its thread
+_POLL_SECONDS = 0.001
 
 
-# What `current` has returned, for which settings, and until when it does so again: every connection
-# asks, several times.
-_last: tuple[Settings | None, Keys | None, float] = (None, None, 0.0)
+class _Answer(NamedTuple):
+    """What `current` has returned, and returns again: every connection asks, several times."""
+
+    settings: Settings | None
+    keys: Keys | None
+    until: float
+    change_count: int  # of files, when it was asked
+
+
+_last = _Answer(None, None, 0.0, 0)
+_change_count = 0
 
 
 class StoredKey(NamedTuple):
@@ -77,15 +89,35 @@ def _file_of(home: str | None, user: int) -> Path | None:
 def file_of(settings: Settings) -> Path | None:
     """Give the path of the key file: the one that the configuration names, or the default."""
     named = settings.auth_key_file
-    return Path(named).expanduser() if named else default_file()
+    return _expanded(named, os.environ.get("HOME")) if named else default_file()
+
+
+@functools.lru_cache(maxsize=8)
+def _expanded(named: str, home: str | None) -> Path:
+    return Path(named).expanduser()
+
+
+def is_recent(settings: Settings) -> bool:
+    """Whether `current` gives the keys of less than a second ago. If not, wait for `refresh`."""
+    watched = _file_in_use(settings)
+    return watched is None or not watched.is_due()
+
+
+async def refresh(settings: Settings) -> None:
+    """Look at the file of keys again, before a connection: the key may have been replaced.
+
+    A home may lie on a network that hangs. Then this ends after a second, and the keys that are
+    known stay in use.
+    """
+    watched = _file_in_use(settings)
+    if watched is not None:
+        await watched.look_again()
 
 
 def current(settings: Settings) -> Keys | None:
     """Give the keys of this process, or None if it has none and needs none.
 
-    A key can be replaced while processes run: a file is looked at again after a second, in a thread
-    of the running loop, because a home may lie on a network. If the file is removed or cannot be
-    used any more, processes that run keep the key.
+    If the file is removed or cannot be used any more, processes that run keep the key.
 
     Raises
     ------
@@ -94,19 +126,25 @@ def current(settings: Settings) -> Keys | None:
         ``fabric.auth.require`` or ``fabric.auth.encrypt`` is true.
     """
     global _last
-    known_settings, known, until = _last
-    if known_settings is settings and time.monotonic() < until:
-        return known
+    last, now = _last, time.monotonic()
+    if last.settings is settings and now < last.until and last.change_count == _change_count:
+        return last.keys
+    change_count = _change_count  # now: a look may end meanwhile
     keys = _found(settings)
-    _last = settings, keys, time.monotonic() + _RECHECK_SECONDS
+    _last = _Answer(settings, keys, now + _RECHECK_SECONDS, change_count)
     return keys
+
+
+def _file_in_use(settings: Settings) -> _WatchedFile | None:
+    path = file_of(settings) if settings.auth_key is None else None
+    return _watched(path) if path else None
 
 
 def _found(settings: Settings) -> Keys | None:
     if settings.auth_key is not None:
         return _keys((settings.auth_key,))
-    path, named = file_of(settings), settings.auth_key_file
-    stored = _watched(path).stored() if path else None
+    watched, named = _file_in_use(settings), settings.auth_key_file
+    stored = watched.stored() if watched else None
     if stored is not None:
         now = time.time()
         return _keys(tuple(one.secret for one in stored if one.until is None or one.until > now))
@@ -128,7 +166,9 @@ def _keys(secrets: tuple[bytes, ...]) -> Keys:
 
 
 class _WatchedFile:
-    """A file of keys as it was a second ago, or when a connection was made last."""
+    """A file of keys as it was when it was looked at last: before each connection, unless that was
+    less than a second ago.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -136,7 +176,10 @@ class _WatchedFile:
         self._stored: tuple[StoredKey, ...] | None = None
         self._error: ConfigError | None = None
         self._complaint = ""
-        self._next_look = 0.0
+        self._looked_at = -math.inf  # when the last look ended
+        self._began_at = -math.inf  # when the last look began
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
         self._look()
 
     def stored(self) -> tuple[StoredKey, ...] | None:
@@ -147,18 +190,38 @@ class _WatchedFile:
         ConfigError
             It cannot be used.
         """
-        if time.monotonic() > self._next_look:
-            # Once, whoever asks meanwhile. On a network that hangs, few threads must hang with it.
-            self._next_look = time.monotonic() + _HUNG_SECONDS
-            try:
-                asyncio.get_running_loop().run_in_executor(None, self._look)
-            except RuntimeError:  # no loop, or its threads have ended
-                self._look()
         if self._error is not None:
             raise ConfigError(str(self._error))
         return self._stored
 
+    def is_due(self) -> bool:
+        """Whether a connection must wait for a look at it; not for one that has hung."""
+        now = time.monotonic()
+        if now < self._looked_at + _RECHECK_SECONDS:
+            return False
+        return not self._is_under_way() or now < self._began_at + _HUNG_SECONDS
+
+    async def look_again(self) -> None:
+        """Look at it in a thread of its own: one, whoever asks meanwhile, and however long."""
+        with self._lock:
+            if not self._is_under_way():
+                self._began_at = time.monotonic()
+                thread = threading.Thread(target=self._look, name="dask-fabric-key", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:  # no more threads can be had
+                    self._look()
+                else:
+                    self._thread = thread
+        while self._is_under_way() and time.monotonic() < self._began_at + _HUNG_SECONDS:
+            await asyncio.sleep(_POLL_SECONDS)
+
+    def _is_under_way(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()  # not in a forked child
+
     def _look(self) -> None:
+        global _change_count
+        before = self._stored, self._error
         try:
             about = os.stat(self._path)
             changed = about.st_mtime_ns, about.st_ino, about.st_size, about.st_mode, about.st_uid
@@ -183,7 +246,9 @@ class _WatchedFile:
                 self._complain(str(error))  # not of a file just replaced, and stale on a network
         else:
             self._complaint = ""
-        self._next_look = time.monotonic() + _RECHECK_SECONDS
+        if (self._stored, self._error) != before:
+            _change_count += 1
+        self._looked_at = time.monotonic()
 
     def _complain(self, reason: str) -> None:
         """Say once why the file is not used any more: a cluster that runs goes on."""
@@ -198,9 +263,10 @@ _watched = functools.lru_cache(maxsize=8)(_WatchedFile)
 def forget() -> None:
     """Look for the key anew, as a new process does."""
     global _last
-    _last = None, None, 0.0
+    _last = _Answer(None, None, 0.0, 0)
     _watched.cache_clear()
     _file_of.cache_clear()
+    _expanded.cache_clear()
 
 
 def read(path: Path) -> tuple[StoredKey, ...]:
@@ -228,7 +294,7 @@ def read(path: Path) -> tuple[StoredKey, ...]:
         if about.st_mode & 0o077:
             raise ConfigError(
                 f"the key file {path} may be used by others (mode {about.st_mode & 0o777:o}), who "
-                f"then have the key: `chmod 600 {path}`, and `dask fabric key rotate`"
+                f"then have the key: `chmod 600 {path}`, and `dask fabric key rotate --keep 0`"
             )
         if about.st_uid not in (os.geteuid(), 0):
             raise ConfigError(f"the key file {path} belongs to another user ({about.st_uid})")
@@ -320,6 +386,17 @@ def _add(temporary: str, path: Path) -> None:
             raise
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Let one process at a time change a file of keys, where its file system has locks."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path.resolve().parent, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
 
 
 def rotated(stored: tuple[StoredKey, ...], secret: bytes, until: float) -> tuple[StoredKey, ...]:
