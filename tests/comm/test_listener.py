@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import errno
 import functools
+import os
+import resource
 import socket
 import subprocess
 import sys
@@ -20,7 +22,8 @@ from dask_fabric.comm import listener as module
 from dask_fabric.comm import servers
 from dask_fabric.comm.channels import factory
 from dask_fabric.comm.servers import scheduler_host, server_of
-from dask_fabric.wire.hello import Hello
+from dask_fabric.providers import by_name
+from dask_fabric.wire.hello import PREAMBLE, Hello
 
 
 async def ignore(comm):
@@ -271,6 +274,75 @@ async def test_silent_connections_keep_no_good_client_out(said, monkeypatch, cap
             assert len(listener._opening) <= 10
             await comm.close()
     assert "the oldest of 10 connections in the handshake" in caplog.text
+
+
+async def greet(address: str) -> None:
+    comm = await connect(address, timeout=20)
+    await comm.write("ping")
+    assert await comm.read() == "ping"
+    await comm.close()
+
+
+async def test_all_listeners_together_keep_a_limit(monkeypatch):
+    monkeypatch.setattr(module, "_CROWD_PATIENCE_SECONDS", 0.1)
+    with dask.config.set({"fabric.limits.handshakes": 10}), contextlib.ExitStack() as stack:
+        async with (
+            listen("fabric+tcp://127.0.0.1", echo_once) as one,
+            listen("fabric+tcp://127.0.0.1", echo_once) as other,
+        ):
+            for listener in (one, other):
+                for _ in range(30):
+                    stack.enter_context(socket.create_connection(listener.get_host_port()))
+            for listener in (one, other):
+                await greet(listener.contact_address)
+                assert len(one._opening) + len(other._opening) <= 10
+
+
+async def test_silent_connections_leave_descriptors_for_other_uses(monkeypatch, caplog):
+    monkeypatch.setattr(module, "_CROWD_PATIENCE_SECONDS", 0.1)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(socket.socket()) for _ in range(60)]
+        lowest = os.dup(0)
+        os.close(lowest)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + 40, limits[1]))
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, limits)
+        async with listen("fabric+tcp://127.0.0.1", echo_once) as listener:
+            for one in silent:
+                one.connect(listener.get_host_port())
+            for _ in range(3):
+                await greet(listener.contact_address)
+                open(os.devnull).close()
+    assert "few open files are left" in caplog.text
+    assert "cannot accept" not in caplog.text
+
+
+async def test_connections_that_join_comms_in_the_handshake_are_counted(monkeypatch):
+    monkeypatch.setattr(module, "_CROWD_PATIENCE_SECONDS", 0.1)
+    lanes = by_name()["lanes"]
+    loop = asyncio.get_running_loop()
+
+    async def say(**hello) -> Hello:
+        one = stack.enter_context(socket.socket())
+        one.setblocking(False)
+        one.bind(("127.0.0.2", 0))
+        await loop.sock_connect(one, listener.get_host_port())
+        said = Hello(limits={"frames": 1, "header": 1 << 20, "message": 1 << 30}, **hello)
+        await loop.sock_sendall(one, said.encode())
+        *_, nbytes = PREAMBLE.unpack(await loop.sock_recv(one, PREAMBLE.size))
+        return Hello.decode(await loop.sock_recv(one, nbytes))
+
+    with dask.config.set({"fabric.limits.handshakes": 10}), contextlib.ExitStack() as stack:
+        async with listen("fabric://127.0.0.1", echo_once) as listener:
+            for _ in range(4):
+                server = await say(paths=("stream", "lanes"), described={"lanes": {"most": 8}})
+                for number in range(8):
+                    joins = {**server.described["lanes"], "path": "lanes", "number": number}
+                    await say(joins={**joins, "epoch": 0})
+                    assert len(listener._opening) + lanes.unclaimed_count() <= 10
+            await greet(listener.contact_address)
+        while lanes.unclaimed_count():
+            await asyncio.sleep(0.01)
 
 
 async def test_many_good_clients_at_once_wait_for_each_other(caplog):

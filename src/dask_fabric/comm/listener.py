@@ -28,6 +28,7 @@ import os
 import resource
 import socket
 import ssl
+import sys
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
@@ -76,16 +77,23 @@ logger = logging.getLogger(__name__)
 # The process or host is out of descriptors or memory; the connection stays in the backlog.
 _OUT_OF_RESOURCES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 _ACCEPT_PAUSE_SECONDS = 1.0
+# Of the descriptors that the process may have, this part, or at least so many, is for other uses.
+_SPARE_PART, _SPARE_LEAST = 32, 8
 # With too many connections in the handshake: how long others wait, and from when on one is slow.
 _CROWD_PAUSE_SECONDS = 0.05
 _CROWD_PATIENCE_SECONDS = 1.0
 
-_listeners: weakref.WeakSet[FabricListener] = weakref.WeakSet()
+_listeners: set[weakref.ref[FabricListener]] = set()
+
+
+def _all_listeners() -> list[FabricListener]:
+    """Give those of this process, whichever threads start some meanwhile."""
+    return [listener for one in tuple(_listeners) if (listener := one()) is not None]
 
 
 def _after_fork_in_child() -> None:
     """Close the child's copies: a client that connects to one would never get an answer."""
-    for listener in list(_listeners):
+    for listener in _all_listeners():
         listener._forked()
     _listeners.clear()
 
@@ -186,10 +194,14 @@ class FabricListener(BaseListener):
         backlog_count = int(dask.config.get("distributed.comm.socket-backlog"))
         self._handshake_limit = self._settings.handshake_count_limit
         open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        if open_files != resource.RLIM_INFINITY:
-            self._handshake_limit = max(1, min(self._handshake_limit, open_files // 4))
+        if open_files == resource.RLIM_INFINITY:
+            open_files = sys.maxsize
+        self._handshake_limit = max(1, min(self._handshake_limit, open_files // 4))
+        self._spare_count = max(_SPARE_LEAST, open_files // _SPARE_PART)
+        self._is_short = False  # of descriptors: the spare ones are in use
+        self._descriptor_limit = open_files - self._spare_count
         self._sockets = bind(self.ip, self.port, backlog_count)
-        _listeners.add(self)
+        _listeners.add(weakref.ref(self, _listeners.discard))
         for sock in self._sockets:
             tune(sock)
             self._loop.add_reader(sock, self._accept, sock, self._take)
@@ -316,25 +328,38 @@ class FabricListener(BaseListener):
         except OSError as exc:
             # Other errors need no log line: the connection was gone before it was accepted.
             if exc.errno in _OUT_OF_RESOURCES:
+                self._is_short = True
                 self._pause(listening, take, exc)
             return
+        # The system gives the lowest number that is free.
+        self._is_short = sock.fileno() >= self._descriptor_limit
         sock.setblocking(False)
         take(sock, sockname)
 
     def _has_room(self) -> bool:
-        """Whether one more connection may be in the handshake; drops those that take long."""
-        limit = self._handshake_limit
-        while len(self._opening) >= limit:
-            oldest, since = next(iter(self._opening.items()))
+        """Whether one more connection may be in the handshake; drops those that take long.
+
+        All listeners of the event loop are counted together, and fewer may be if the process has
+        few descriptors left.
+        """
+        limit, reason = self._handshake_limit, "fabric.limits.handshakes in Dask's configuration"
+        if self._is_short:
+            limit, reason = min(limit, self._spare_count // 2), "few open files are left: ulimit -n"
+        listeners = [one for one in _all_listeners() if one._loop is self._loop]
+        count = sum(len(one._opening) for one in listeners)
+        count += sum(provider.unclaimed_count() for provider in providers.found())
+        while count >= limit and (crowded := [one for one in listeners if one._opening]):
+            listener = min(crowded, key=lambda one: next(iter(one._opening.values())))
+            oldest, since = next(iter(listener._opening.items()))
             if self._loop.time() - since < _CROWD_PATIENCE_SECONDS:
                 return False
-            del self._opening[oldest]
+            del listener._opening[oldest]
             oldest.abort(
                 TimeoutError(
-                    f"it was the oldest of {limit} connections in the handshake "
-                    "(fabric.limits.handshakes in Dask's configuration)"
+                    f"it was the oldest of {count} connections in the handshake ({reason})"
                 )
             )
+            count -= 1
         return True
 
     def _take(self, sock: socket.socket, sockname: tuple) -> None:
@@ -428,13 +453,14 @@ class FabricListener(BaseListener):
     def _pause(self, listening: socket.socket, take: Callable, exc: OSError) -> None:
         self._refusals.warn(
             f"times {self.listen_address} could not accept connections",
-            "%s cannot accept connections (%s); trying again in %s seconds. "
+            "%s cannot accept connections (%s); trying again soon. "
             "Raise the limit on open files (ulimit -n).",
             self.listen_address,
             exc,
-            _ACCEPT_PAUSE_SECONDS,
         )
-        self._wait(listening, take, _ACCEPT_PAUSE_SECONDS)
+        is_crowd = any(listener._opening for listener in _all_listeners())
+        # Of a crowd, those that take long are dropped then.
+        self._wait(listening, take, _CROWD_PAUSE_SECONDS if is_crowd else _ACCEPT_PAUSE_SECONDS)
 
     def _wait(self, listening: socket.socket, take: Callable, seconds: float) -> None:
         """Leave connections in the backlog for a while."""

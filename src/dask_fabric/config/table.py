@@ -227,10 +227,11 @@ _LIMITS = Section(
         "handshakes": count(
             "handshake_count_limit",
             1000,
-            "connections in the handshake, for each listener",
-            "Most connections of a listener that are in the handshake at a time, if a quarter of "
-            "the process's open files (`ulimit -n`) is not less. Beyond it, the listener accepts "
-            "no more for a moment, and drops those that are older than a second.",
+            "connections in the handshake, of all listeners together",
+            "Most connections of a process's listeners that are in the handshake at a time, if a "
+            "quarter of its open files (`ulimit -n`) is not less. Beyond it, listeners accept "
+            "no more for a moment, and drop those that are older than a second. Where the process "
+            "has few open files left, fewer may be.",
             most=1 << 20,
         ),
         "queued": size(

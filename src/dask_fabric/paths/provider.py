@@ -299,6 +299,13 @@ class Provider:
         """As a server, take a connection that `refuse_joining` did not refuse."""
         connection.close()
 
+    def unclaimed_count(self) -> int:
+        """As a server, count the connections that joined comms which have no paths yet.
+
+        They count as connections in the handshake.
+        """
+        return 0
+
     def serve(self, settings: Any, memory_limit_bytes: int, runs_tasks: bool) -> None:
         """A server of Dask's begins to listen.
 

@@ -39,6 +39,7 @@ _places: dict[tuple[str, int], Sequence[tuple[str, int]]] = {}
 _joinable: weakref.WeakValueDictionary[bytes, LanesPath] = weakref.WeakValueDictionary()
 # The same before the client's PATHS record has been read: its lanes may be accepted before it.
 _expected: weakref.WeakValueDictionary[bytes, _Candidate] = weakref.WeakValueDictionary()
+_early_count = 0  # lanes of these
 
 
 def _by_token(table: Mapping[bytes, _T], wish: Mapping[str, Any]) -> _T | None:
@@ -174,6 +175,9 @@ class LanesProvider(Provider):
         else:
             path.new_lane(wish["number"], wish["epoch"], connection)
 
+    def unclaimed_count(self) -> int:
+        return _early_count
+
     # ---- the doctor
 
     def inspect(self, settings: Any) -> Mapping[str, Sequence[str]]:
@@ -215,15 +219,23 @@ class _Candidate(Candidate):
         self._early: list[tuple[Mapping[str, Any], JoinedSocket]] = []
 
     def __del__(self) -> None:
-        for _, connection in self._early:  # the comm has ended before it had this path
+        for _, connection in self._claim():  # the comm has ended before it had this path
             connection.close()
 
     def keep_lane(self, wish: Mapping[str, Any], connection: JoinedSocket) -> None:
         """Take a lane for a comm that does not have its paths yet."""
+        global _early_count
         if len(self._early) < LANES_MOST:
             self._early.append((wish, connection))
+            _early_count += 1
         else:
             connection.close()
+
+    def _claim(self) -> list[tuple[Mapping[str, Any], JoinedSocket]]:
+        global _early_count
+        early, self._early = self._early, []
+        _early_count -= len(early)
+        return early
 
     def answer(self) -> Mapping[str, Any] | None:
         self._token = secrets.token_bytes(TOKEN_BYTES)
@@ -253,8 +265,7 @@ class _Candidate(Candidate):
         if self._token:
             _joinable[token] = path
             del _expected[token]
-            early, self._early = self._early, []
-            for wish, connection in early:
+            for wish, connection in self._claim():
                 loop.call_soon(PROVIDER.joined, wish, connection)  # when the comm uses the path
         return path
 
