@@ -299,7 +299,6 @@ async def test_all_listeners_together_keep_a_limit(monkeypatch):
 
 
 async def test_silent_connections_leave_descriptors_for_other_uses(monkeypatch, caplog):
-    monkeypatch.setattr(module, "_CROWD_PATIENCE_SECONDS", 0.1)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.ExitStack() as stack:
         silent = [stack.enter_context(socket.socket()) for _ in range(60)]

@@ -82,6 +82,7 @@ _SPARE_PART, _SPARE_LEAST = 32, 8
 # With too many connections in the handshake: how long others wait, and from when on one is slow.
 _CROWD_PAUSE_SECONDS = 0.05
 _CROWD_PATIENCE_SECONDS = 1.0
+_SHORT_PATIENCE_SECONDS = 0.25  # where few descriptors are left
 
 _listeners: set[weakref.ref[FabricListener]] = set()
 
@@ -342,8 +343,10 @@ class FabricListener(BaseListener):
         All listeners of the event loop are counted together, and fewer may be if the process has
         few descriptors left.
         """
+        patience_seconds = _CROWD_PATIENCE_SECONDS
         limit, reason = self._handshake_limit, "fabric.limits.handshakes in Dask's configuration"
         if self._is_short:
+            patience_seconds = _SHORT_PATIENCE_SECONDS
             limit, reason = min(limit, self._spare_count // 2), "few open files are left: ulimit -n"
         listeners = [one for one in _all_listeners() if one._loop is self._loop]
         count = sum(len(one._opening) for one in listeners)
@@ -351,7 +354,7 @@ class FabricListener(BaseListener):
         while count >= limit and (crowded := [one for one in listeners if one._opening]):
             listener = min(crowded, key=lambda one: next(iter(one._opening.values())))
             oldest, since = next(iter(listener._opening.items()))
-            if self._loop.time() - since < _CROWD_PATIENCE_SECONDS:
+            if self._loop.time() - since < patience_seconds:
                 return False
             del listener._opening[oldest]
             oldest.abort(
