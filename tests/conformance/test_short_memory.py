@@ -14,6 +14,7 @@ from distributed.comm import CommClosedError
 from distributed.protocol import to_serialize
 from distributed.utils import wait_for
 from tests.conftest import LOCAL_CLUSTER
+from tests.wire.ends import MESSAGE, record
 
 from dask_fabric.memory import admission
 
@@ -85,6 +86,30 @@ async def test_the_end_of_a_comm_that_waits(pair, short_memory, end):
     with pytest.raises(CommClosedError):
         await wait_for(reading, 30)
     assert admission.statistics()["under_way_bytes"] == 0
+
+
+async def test_a_peer_that_stops_in_a_message_does_not_hold_up_others(open_pair, caplog):
+    """However much memory it has claimed."""
+    stopped, waiting = await open_pair()
+    a, b = await open_pair()
+    admission.set_limit(psutil.Process().memory_info().rss + 200 * MIB)
+    try:
+        # After the message of Dask's handshake, the first bytes of one of 400 MiB.
+        claim = record(MESSAGE, 1, b"header", sizes=[400 * MIB])
+        stopped._channel.transport.sock.send(claim)
+        reading = asyncio.ensure_future(waiting.read())
+        while not admission.statistics()["under_way_bytes"]:
+            await asyncio.sleep(0.001)
+        writing = asyncio.ensure_future(a.write(large(1)))
+        assert (await wait_for(b.read(), 30))["x"] == large(1)["x"].data
+        await writing
+        assert not reading.done()
+    finally:
+        admission.set_limit(0)
+    stopped.abort()
+    with pytest.raises(CommClosedError):
+        await reading
+    assert "although memory is short" not in caplog.text
 
 
 async def test_the_limit_is_that_at_which_the_worker_pauses():

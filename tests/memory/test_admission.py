@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 import psutil
 import pytest
@@ -20,10 +21,11 @@ def no_limit():
 
 
 def test_without_a_limit_everything_is_admitted():
-    assert admission.admit(1 << 40)
-    assert admission.admit(1 << 40)
+    tickets = [admission.admit(1 << 40) for _ in range(2)]
+    assert all(tickets)
     assert admission.statistics()["under_way_bytes"] == 2 << 40
-    admission.received(2 << 40)
+    for ticket in tickets:
+        admission.received(ticket)
 
 
 def test_above_the_limit_nothing_is_admitted():
@@ -33,26 +35,41 @@ def test_above_the_limit_nothing_is_admitted():
 
 def test_what_does_not_fit_beside_others_waits_for_their_end():
     admission.set_limit(psutil.Process().memory_info().rss + 100 * MIB)
-    assert admission.admit(60 * MIB)
+    large = admission.admit(60 * MIB)
+    assert large
     assert not admission.admit(60 * MIB)
-    assert admission.admit(10 * MIB)
-    admission.received(10 * MIB)
-    admission.received(60 * MIB)
-    assert admission.admit(60 * MIB)
-    admission.received(60 * MIB)
+    small = admission.admit(10 * MIB)
+    assert small
+    admission.received(small)
+    admission.received(large)
+    large = admission.admit(60 * MIB)
+    assert large
+    admission.received(large)
 
 
 def test_one_that_is_larger_than_the_room_is_admitted_alone():
     admission.set_limit(psutil.Process().memory_info().rss + 100 * MIB)
-    assert admission.admit(1000 * MIB)
+    ticket = admission.admit(1000 * MIB)
+    assert ticket
     assert not admission.admit(MIB)
-    admission.received(1000 * MIB)
+    admission.received(ticket)
+
+
+def test_one_that_is_not_complete_stops_others_for_few_seconds():
+    """It may never be: a peer may claim much and send nothing."""
+    admission.set_limit(psutil.Process().memory_info().rss + 100 * MIB)
+    slow = admission.admit(150 * MIB)
+    assert not admission.admit(50 * MIB)
+    while not (other := admission.admit(50 * MIB)):  # for three seconds
+        time.sleep(0.01)
+    for ticket in (slow, other):
+        admission.received(ticket)
 
 
 def test_a_forked_child_receives_nothing():
-    assert admission.admit(MIB)
+    ticket = admission.admit(MIB)
     pid = os.fork()
     if pid == 0:
         os._exit(admission.statistics()["under_way_bytes"] != 0)
     assert os.waitpid(pid, 0)[1] == 0
-    admission.received(MIB)
+    admission.received(ticket)

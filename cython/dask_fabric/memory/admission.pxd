@@ -11,15 +11,15 @@ cdef enum Answer:
     ADMITTED = 1
     OVERDUE = 2                 # memory is still short, but it has waited long enough
 
-cpdef bint admit(Py_ssize_t nbytes) except -1
-cpdef void received(Py_ssize_t nbytes) noexcept
+cpdef uint64_t admit(Py_ssize_t nbytes) except? 0
+cpdef void received(uint64_t ticket) noexcept
 
 cdef class Admission:
     cdef object loop
     cdef double patience_seconds
     cdef object timer                   # of a receive that waits
     cdef int64_t short_ns               # since when memory is too short for it; 0: it is not
-    cdef Py_ssize_t admitted_bytes      # of the receive that is under way
+    cdef uint64_t ticket                # of the receive that is under way, or 0
     cdef readonly uint64_t wait_count   # how many receives have waited
 
     cdef Answer ask(self, Py_ssize_t nbytes, retry) except NO_ANSWER

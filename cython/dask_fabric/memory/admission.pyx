@@ -5,33 +5,42 @@ meanwhile must wait for memory instead of taking it: the operating system, or th
 ends a process that takes too much.
 
 Large receives of all comms of a process are *admitted* one by one. One is, if it fits under the
-limit together with what is resident and with those that are admitted and not complete. If none is
-under way, it is admitted as soon as the process is below the limit: otherwise one that is larger
-than the room would wait for ever.
+limit together with what is resident and with what is expected of those that are admitted and not
+complete. If nothing is, it is admitted as soon as the process is below the limit: otherwise one that
+is larger than the room would wait for ever.
+
+A peer may claim much and send little, so a claim counts less and less. A receive that is not
+complete after some seconds brings about its size divided by these in the next one, or less. What it
+has brought is resident.
 """
 
 import os
 
 cimport cython
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
 
 from dask_fabric.clock cimport now_ns
 from dask_fabric.memory.system cimport resident_bytes
 
 cdef int64_t RSS_INTERVAL_NS = 10_000_000
+cdef int64_t SECOND_NS = 1_000_000_000
+cdef int64_t SLOW_NS = 10 * SECOND_NS   # of a receive that takes longer, next to nothing is expected
 cdef double RETRY_SECONDS = 0.05
 
 # Under the GIL.
 cdef Py_ssize_t limit_bytes = 0         # of resident memory; 0: none
-cdef Py_ssize_t under_way_bytes = 0     # admitted, and not complete
-cdef Py_ssize_t rss_bytes = 0
-cdef int64_t measured_ns = 0
+cdef dict under_way = {}                # admitted, and not complete: (bytes, since when), by ticket
+cdef uint64_t last_ticket = 0
+cdef Py_ssize_t expected_bytes = 0      # of these in the next second,
+cdef Py_ssize_t rss_bytes = 0           # and what is resident,
+cdef int64_t measured_ns = 0            # as of then
 
 
 def _after_fork_in_child():
     """The receives of the parent are not those of the child."""
-    global under_way_bytes
-    under_way_bytes = 0
+    global measured_ns
+    under_way.clear()
+    measured_ns = 0
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
@@ -58,29 +67,50 @@ def statistics():
     dict
         ``limit_bytes``, 0 if there is none, and ``under_way_bytes`` of large receives.
     """
-    return {"limit_bytes": limit_bytes, "under_way_bytes": under_way_bytes}
+    return {
+        "limit_bytes": limit_bytes,
+        "under_way_bytes": sum([nbytes for nbytes, _ in under_way.values()]),
+    }
 
 
-cpdef bint admit(Py_ssize_t nbytes) except -1:
-    """Whether `nbytes` may be received now. If so, the caller reports their end by `received`."""
-    global measured_ns, rss_bytes, under_way_bytes
-    cdef int64_t now
+cpdef uint64_t admit(Py_ssize_t nbytes) except? 0:
+    """Give a ticket if `nbytes` may be received now, else 0. Their end is reported by `received`."""
+    global expected_bytes, last_ticket, measured_ns, rss_bytes
+    cdef int64_t now = now_ns()
     if limit_bytes > 0:
-        now = now_ns()
         if now - measured_ns > RSS_INTERVAL_NS:
-            measured_ns, rss_bytes = now, resident_bytes()
+            measured_ns, rss_bytes, expected_bytes = now, resident_bytes(), _expected(now)
         if rss_bytes > limit_bytes:
-            return False
-        if under_way_bytes > 0 and rss_bytes + under_way_bytes + nbytes > limit_bytes:
-            return False
-    under_way_bytes += nbytes
-    return True
+            return 0
+        if expected_bytes > 0 and rss_bytes + expected_bytes + nbytes > limit_bytes:
+            return 0
+    last_ticket += 1
+    under_way[last_ticket] = nbytes, now
+    expected_bytes += nbytes
+    return last_ticket
 
 
-cpdef void received(Py_ssize_t nbytes) noexcept:
-    """Admitted bytes have arrived, or never will."""
-    global under_way_bytes
-    under_way_bytes = max(<Py_ssize_t> 0, under_way_bytes - nbytes)
+cdef Py_ssize_t _expected(int64_t now) except -1:
+    """What the receives under way are going to bring in the next second."""
+    cdef Py_ssize_t total_bytes = 0
+    for nbytes, since_ns in under_way.values():
+        total_bytes += _expected_of_one(nbytes, now - <int64_t> since_ns)
+    return total_bytes
+
+
+cdef Py_ssize_t _expected_of_one(Py_ssize_t nbytes, int64_t age_ns) noexcept:
+    if age_ns > SLOW_NS:
+        return 0
+    return <Py_ssize_t> (nbytes / (max(age_ns, SECOND_NS) / <double> SECOND_NS))
+
+
+cpdef void received(uint64_t ticket) noexcept:
+    """What was admitted has arrived, or never will."""
+    global expected_bytes
+    nbytes, since_ns = under_way.pop(ticket, (0, 0))
+    expected_bytes -= _expected_of_one(nbytes, measured_ns - <int64_t> since_ns)
+    if expected_bytes < 0 or not under_way:
+        expected_bytes = 0
 
 
 @cython.auto_pickle(False)
@@ -104,10 +134,10 @@ cdef class Admission:
         """Whether to receive so many bytes now. If not, `retry` is called soon, to ask again."""
         if self.timer is not None:
             return WAIT
-        if self.admitted_bytes:
+        if self.ticket:
             return ADMITTED
-        if admit(nbytes):
-            self.admitted_bytes = nbytes
+        self.ticket = admit(nbytes)
+        if self.ticket:
             self.short_ns = 0
             return ADMITTED
         if self.short_ns == 0:
@@ -124,9 +154,9 @@ cdef class Admission:
 
     cdef void ended(self) noexcept:
         """The receive has ended."""
-        if self.admitted_bytes:
-            received(self.admitted_bytes)
-            self.admitted_bytes = 0
+        if self.ticket:
+            received(self.ticket)
+            self.ticket = 0
 
     cdef cancel(self):
         """The comm ends."""

@@ -5,9 +5,13 @@ meanwhile must wait for memory instead of taking it: the operating system, or th
 ends a process that takes too much.
 
 Large receives of all comms of a process are *admitted* one by one. One is, if it fits under the
-limit together with what is resident and with those that are admitted and not complete. If none is
-under way, it is admitted as soon as the process is below the limit: otherwise one that is larger
-than the room would wait for ever.
+limit together with what is resident and with what is expected of those that are admitted and not
+complete. If nothing is, it is admitted as soon as the process is below the limit: otherwise one that
+is larger than the room would wait for ever.
+
+A peer may claim much and send little, so a claim counts less and less. A receive that is not
+complete after some seconds brings about its size divided by these in the next one, or less. What it
+has brought is resident.
 """
 
 import asyncio
@@ -46,8 +50,8 @@ def statistics() -> dict[str, Any]:
         ``limit_bytes``, 0 if there is none, and ``under_way_bytes`` of large receives.
     """
 
-def admit(nbytes: int) -> bool:
-    """Whether `nbytes` may be received now. If so, the caller reports their end by `received`."""
+def admit(nbytes: int) -> int:
+    """Give a ticket if `nbytes` may be received now, else 0. Their end is reported by `received`."""
 
-def received(nbytes: int) -> None:
-    """Admitted bytes have arrived, or never will."""
+def received(ticket: int) -> None:
+    """What was admitted has arrived, or never will."""
