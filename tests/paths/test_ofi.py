@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
+import time
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import dask
 import numpy as np
@@ -14,6 +17,7 @@ from distributed.protocol import to_serialize
 
 from dask_fabric import config
 from dask_fabric.errors import ChannelClosedError
+from dask_fabric.jobs import completions
 from dask_fabric.memory import pool
 from dask_fabric.memory.arrays import new_array
 from dask_fabric.paths.ofi import local, worker
@@ -225,6 +229,52 @@ async def test_reads_end_though_the_sender_ends_the_connection_in_the_middle():
                 # At once: the next connection would end them.
                 while worker.statistics()["in_flight_count"]:
                     await asyncio.sleep(0.01)
+
+
+async def abort_while_on_offer(count: int, nbytes: int) -> list[weakref.ref]:
+    """Abort comms whose peers have not read their frames; give these."""
+    arrived: asyncio.Queue = asyncio.Queue()
+    frames = []
+    async with listen("fabric+ofi://127.0.0.1", arrived.put) as listener:
+        for _ in range(count):
+            comm = await connect(listener.contact_address)
+            receiver = await arrived.get()
+            data = np.ones(nbytes, "u1")
+            frames.append(weakref.ref(data))
+            await comm.write({"x": to_serialize(data)})
+            del data
+            comm.abort()
+            receiver.abort()
+    return frames
+
+
+async def test_what_is_held_for_peers_has_a_limit():
+    """Of what many aborted comms had on offer the newest is held."""
+    with dask.config.set({**ofi_settings(), "fabric.limits.queued-total": "25 MB"}):
+        frames = await abort_while_on_offer(8, 10_000_000)
+    assert completions.statistics()["held_bytes"] <= 25_000_000
+    assert [one() is not None for one in frames] == [False] * 6 + [True] * 2
+    while completions.statistics()["held_bytes"]:
+        await asyncio.sleep(0.01)
+    assert frames[-1]() is None
+
+
+def test_what_is_held_is_freed_after_the_loop_has_closed():
+    with dask.config.set(ofi_settings()):
+        (frame,) = asyncio.run(abort_while_on_offer(1, 10_000_000))
+    while frame() is not None:  # for a second
+        time.sleep(0.01)
+
+
+def test_threads_that_free_at_once_free_each_frame_once():
+    with dask.config.set(ofi_settings()):
+        frames = asyncio.run(abort_while_on_offer(20, 1_000_000))
+    with ThreadPoolExecutor(4) as threads:
+        while completions.statistics()["quarantined_count"]:
+            for done in [threads.submit(completions.reap) for _ in range(4)]:
+                done.result()
+    assert not any(one() is not None for one in frames)
+    assert completions.statistics()["held_bytes"] == 0
 
 
 def test_many_nonces_need_few_registrations():

@@ -18,9 +18,12 @@ cdef class Job:
     cdef object kept            # stays alive until it has completed or was cancelled
     cdef int64_t waited_ns      # after its end: how long the completion waited for the loop,
     cdef int64_t busy_ns        # and how long the job moved bytes; 0 if unknown
+    cdef int64_t held_until_ns  # in quarantine, at least until then
+    cdef Py_ssize_t held_bytes
 
     cdef begin(self, CompletionQueue queue, object owner)
     cdef bint cancel(self, object memory=*, object free=*) except -1
+    cdef void hold(self, Py_ssize_t nbytes) noexcept
 
     # implemented by each kind of job
     cdef uint64_t _start(self, Mailbox *mailbox) except 0
@@ -40,5 +43,5 @@ cdef class CompletionQueue:
     cdef bint forget(self, Job job) except -1
     cdef reap_later(self)
 
-cdef hold(CompletionQueue queue, object memory, object free)
+cdef hold(CompletionQueue queue, object memory, Py_ssize_t nbytes, object free)
 cpdef bint reap() except -1

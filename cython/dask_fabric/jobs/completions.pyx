@@ -17,11 +17,14 @@ queue forgets the job first, then the native side ends it (`_end`).
 Cancelling cannot always free the job's memory. A thread may wait in the kernel for a page of
 another process, or of a file on a slow server, and cannot be interrupted. A network library may
 keep memory of a cancelled operation. A peer may be reading what was offered to it (`hold`). The
-comm closes all the same. The memory, and whatever else the job uses, goes to *quarantine*: the list
-keeps it alive, and `reap` polls each entry (`_is_in_use`) and frees it once nothing uses it.
+comm closes all the same. The memory, and whatever else the job uses, goes to *quarantine*: this
+table keeps it alive, and `reap` polls each entry (`_is_in_use`) and frees it once nothing uses it.
+Event loops call `reap`, and a thread does once the last comm of a loop has ended.
 """
 
 import os
+import threading
+import time
 import weakref
 
 cimport cython
@@ -36,9 +39,16 @@ from dask_fabric.linux cimport eventfd_read, eventfd_write
 REAP_SECONDS = 0.1
 
 _queues = weakref.WeakKeyDictionary()
-# Of (job, owner of its memory, function to call in the end or None). No attribute of the module:
-# the interpreter frees those when it ends, while threads still run.
-cdef list quarantine = []
+# By number (job, owner of its memory, function to call in the end or None). No attribute of the
+# module: the interpreter frees those when it ends, while threads still run.
+cdef dict quarantine = {}
+cdef uint64_t last_number = 0
+cdef Py_ssize_t held_bytes = 0          # of memory that is held for peers
+cdef Py_ssize_t held_bytes_limit = 256 << 20
+
+# Reaps for loops that may be closed; None if there is none. Under the lock.
+_stand_in = None
+_lock = threading.Lock()
 
 cdef uint64_t last_tag = 0      # shared by all queues: tags are unique in the process
 
@@ -49,6 +59,8 @@ cdef dict under_way = {}
 
 
 def _after_fork_in_child():
+    global _stand_in, _lock
+    _stand_in, _lock = None, threading.Lock()
     for queue in list(_queues.values()):
         (<CompletionQueue> queue)._forked()
     _queues.clear()
@@ -103,8 +115,6 @@ cdef class CompletionQueue:
                 self.mailbox = open_mailbox()
             self.loop().add_reader(self.mailbox.event_fd, self._collect)
         self.user_count += 1
-        if quarantine:                  # of a loop that has closed, which reaps nothing more
-            self.reap_later()
 
     cdef close(self):
         """Remove a user, whose jobs have ended. With the last one the event fd is closed."""
@@ -116,6 +126,8 @@ cdef class CompletionQueue:
             loop.remove_reader(self.mailbox.event_fd)
         close_mailbox(self.mailbox)
         self.mailbox = NULL
+        if quarantine:
+            _start_stand_in()
 
     cdef expect(self, Job job):
         """Register a job that is about to start, and set its tag."""
@@ -134,14 +146,19 @@ cdef class CompletionQueue:
     cdef reap_later(self):
         """Schedule `reap`, repeated while the quarantine is not empty."""
         loop = self.loop()
-        if not self.is_reap_scheduled and loop is not None and not loop.is_closed():
+        if loop is None or loop.is_closed():
+            _start_stand_in()
+        elif not self.is_reap_scheduled:
             self.is_reap_scheduled = True
             loop.call_later(REAP_SECONDS, self._reap)
 
     def _reap(self):
         self.is_reap_scheduled = False
-        if reap():
-            self.reap_later()
+        try:
+            reap()
+        finally:
+            if quarantine:
+                self.reap_later()
 
     def _forked(self):
         """In a forked child: the jobs are the parent's."""
@@ -224,8 +241,7 @@ cdef class Job:
         self.subject = None
         if queue is None or not queue.forget(self) or not self._end():
             return False
-        quarantine.append((self, memory, free))
-        queue.reap_later()
+        _add(queue, self, memory, free)
         return True
 
     cdef uint64_t _start(self, Mailbox *mailbox) except 0:
@@ -240,22 +256,19 @@ cdef class Job:
         """Whether the memory of a cancelled job is still in use."""
         return False
 
+    cdef void hold(self, Py_ssize_t nbytes) noexcept:
+        """Keep memory for `HELD_NS`, as a peer may be reading that has not seen the end of the comm.
 
-@cython.auto_pickle(False)
-@cython.final
-cdef class _Hold(Job):
-    """No work of this process: a peer may still be reading."""
-
-    cdef int64_t since_ns
-
-    cdef bint _is_in_use(self) except -1:
-        return now_ns() - self.since_ns < HELD_NS
+        To be called before the job goes to quarantine.
+        """
+        self.held_until_ns = now_ns() + HELD_NS
+        self.held_bytes = nbytes
 
 
 # ---------------------------------------------------------------- quarantine
 
-cdef hold(CompletionQueue queue, object memory, object free):
-    """Keep memory for `HELD_NS`, as a peer may be reading that has not seen the end of the comm.
+cdef hold(CompletionQueue queue, object memory, Py_ssize_t nbytes, object free):
+    """Keep memory that no job uses, as `Job.hold` does.
 
     Parameters
     ----------
@@ -263,13 +276,49 @@ cdef hold(CompletionQueue queue, object memory, object free):
         Of the comm's event loop.
     memory : object
         The owner of the memory.
+    nbytes : int
     free : callable
         Called afterwards.
     """
-    cdef _Hold held = _Hold.__new__(_Hold)
-    held.since_ns = now_ns()
-    quarantine.append((held, memory, free))
+    cdef Job nothing = Job.__new__(Job)
+    nothing.hold(nbytes)
+    _add(queue, nothing, memory, free)
+
+
+cdef _add(CompletionQueue queue, Job job, object memory, object free):
+    global held_bytes, last_number
+    last_number += 1
+    quarantine[last_number] = job, memory, free
+    held_bytes += job.held_bytes
+    if held_bytes > held_bytes_limit:
+        _hold_less()
     queue.reap_later()
+
+
+cdef _hold_less():
+    """Free the oldest of what is held for peers, but for the newest entry of all.
+
+    Most peers have seen the end by now. One that has not gets an error of its network.
+    """
+    cdef Py_ssize_t excess_bytes = held_bytes - held_bytes_limit
+    cdef Job job
+    for job, _, _ in list(quarantine.values())[:-1]:
+        if excess_bytes <= 0:
+            break
+        job.held_until_ns = 0
+        excess_bytes -= job.held_bytes
+    reap()
+
+
+def configure(Py_ssize_t most_held_bytes):
+    """Bound what is held for peers that may still be reading.
+
+    Parameters
+    ----------
+    most_held_bytes : int
+    """
+    global held_bytes_limit
+    held_bytes_limit = most_held_bytes
 
 
 def statistics():
@@ -278,18 +327,51 @@ def statistics():
     Returns
     -------
     dict
-        ``quarantined_count``: cancelled jobs whose memory is still in use.
+        ``quarantined_count``: cancelled jobs whose memory is still in use. ``held_bytes``: memory
+        of ended comms that a peer may still be reading.
     """
-    return {"quarantined_count": len(quarantine)}
+    return {"quarantined_count": len(quarantine), "held_bytes": held_bytes}
 
 
 cpdef bint reap() except -1:
-    """Free the entries of the quarantine that are not in use any more; True if some are left."""
+    """Free the entries of the quarantine that are not in use any more; True if some are left.
+
+    Any thread may call it, also while another one does.
+    """
+    global held_bytes
+    cdef int64_t now
+    cdef Job job
     if not quarantine:
         return False
-    ended = [entry for entry in quarantine if not (<Job> entry[0])._is_in_use()]
-    for entry in ended:
-        quarantine.remove(entry)
-        if entry[2] is not None:
-            entry[2]()
+    now = now_ns()
+    for number, (job, memory, free) in list(quarantine.items()):
+        if job.held_until_ns > now or job._is_in_use() or quarantine.pop(number, None) is None:
+            continue
+        held_bytes -= job.held_bytes
+        if free is not None:
+            free()
     return bool(quarantine)
+
+
+cdef _start_stand_in():
+    """Reap in a thread until the quarantine is empty: a loop without comms may be closed soon."""
+    global _stand_in
+    with _lock:
+        if _stand_in is None:
+            thread = threading.Thread(target=_reap_all, name="dask-fabric-reap", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:        # no more threads can be had: the next comm starts one
+                return
+            _stand_in = thread
+
+
+def _reap_all():
+    global _stand_in
+    while True:
+        time.sleep(REAP_SECONDS)
+        reap()
+        with _lock:
+            if not quarantine:
+                _stand_in = None
+                return

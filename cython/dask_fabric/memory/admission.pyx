@@ -5,9 +5,9 @@ meanwhile must wait for memory instead of taking it: the operating system, or th
 ends a process that takes too much.
 
 Large receives of all comms of a process are *admitted* one by one. One is, if it fits under the
-limit together with what is resident and with what is expected of those that are admitted and not
-complete. If nothing is, it is admitted as soon as the process is below the limit: otherwise one that
-is larger than the room would wait for ever.
+limit together with what is resident, and with what is expected of those that are admitted and not
+complete. If nothing is expected, it is admitted as soon as the process is below the limit:
+otherwise one that is larger than the room would wait for ever.
 
 A peer may claim much and send little, so a claim counts less and less. A receive that is not
 complete after some seconds brings about its size divided by these in the next one, or less. What it
@@ -74,7 +74,7 @@ def statistics():
 
 
 cpdef uint64_t admit(Py_ssize_t nbytes) except? 0:
-    """Give a ticket if `nbytes` may be received now, else 0. Their end is reported by `received`."""
+    """Give a ticket if `nbytes` may be received now, else 0. `received` takes it at their end."""
     global expected_bytes, last_ticket, measured_ns, rss_bytes
     cdef int64_t now = now_ns()
     if limit_bytes > 0:

@@ -7,7 +7,7 @@ from typing import Any
 
 from dask_fabric import config, providers
 from dask_fabric.config import Settings
-from dask_fabric.jobs import native
+from dask_fabric.jobs import completions, native
 from dask_fabric.memory import admission, device, pool
 
 _applied: Settings | None = None
@@ -36,6 +36,7 @@ def settings() -> Settings:
     current = config.load()
     if current is not _applied:
         native.configure(current.engine_thread_count)
+        completions.configure(current.queued_total_bytes_limit)
         pool.configure(
             max_idle_bytes=current.pool_max_idle_bytes,
             idle_seconds=current.pool_idle_timeout_seconds,

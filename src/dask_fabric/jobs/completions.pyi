@@ -17,8 +17,9 @@ queue forgets the job first, then the native side ends it (`_end`).
 Cancelling cannot always free the job's memory. A thread may wait in the kernel for a page of
 another process, or of a file on a slow server, and cannot be interrupted. A network library may
 keep memory of a cancelled operation. A peer may be reading what was offered to it (`hold`). The
-comm closes all the same. The memory, and whatever else the job uses, goes to *quarantine*: the list
-keeps it alive, and `reap` polls each entry (`_is_in_use`) and frees it once nothing uses it.
+comm closes all the same. The memory, and whatever else the job uses, goes to *quarantine*: this
+table keeps it alive, and `reap` polls each entry (`_is_in_use`) and frees it once nothing uses it.
+Event loops call `reap`, and a thread does once the last comm of a loop has ended.
 """
 
 import asyncio
@@ -53,14 +54,26 @@ def queue_of(loop: asyncio.AbstractEventLoop) -> CompletionQueue:
     CompletionQueue
     """
 
+def configure(most_held_bytes: int):
+    """Bound what is held for peers that may still be reading.
+
+    Parameters
+    ----------
+    most_held_bytes : int
+    """
+
 def statistics() -> dict[str, Any]:
     """Count the jobs in quarantine.
 
     Returns
     -------
     dict
-        ``quarantined_count``: cancelled jobs whose memory is still in use.
+        ``quarantined_count``: cancelled jobs whose memory is still in use. ``held_bytes``: memory
+        of ended comms that a peer may still be reading.
     """
 
 def reap() -> bool:
-    """Free the entries of the quarantine that are not in use any more; True if some are left."""
+    """Free the entries of the quarantine that are not in use any more; True if some are left.
+
+    Any thread may call it, also while another one does.
+    """

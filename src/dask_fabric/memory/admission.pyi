@@ -5,9 +5,9 @@ meanwhile must wait for memory instead of taking it: the operating system, or th
 ends a process that takes too much.
 
 Large receives of all comms of a process are *admitted* one by one. One is, if it fits under the
-limit together with what is resident and with what is expected of those that are admitted and not
-complete. If nothing is, it is admitted as soon as the process is below the limit: otherwise one that
-is larger than the room would wait for ever.
+limit together with what is resident, and with what is expected of those that are admitted and not
+complete. If nothing is expected, it is admitted as soon as the process is below the limit:
+otherwise one that is larger than the room would wait for ever.
 
 A peer may claim much and send little, so a claim counts less and less. A receive that is not
 complete after some seconds brings about its size divided by these in the next one, or less. What it
@@ -51,7 +51,7 @@ def statistics() -> dict[str, Any]:
     """
 
 def admit(nbytes: int) -> int:
-    """Give a ticket if `nbytes` may be received now, else 0. Their end is reported by `received`."""
+    """Give a ticket if `nbytes` may be received now, else 0. `received` takes it at their end."""
 
 def received(ticket: int) -> None:
     """What was admitted has arrived, or never will."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from dask_fabric import providers
 from dask_fabric.engine import backlog
+from dask_fabric.jobs import completions
 from dask_fabric.memory import pool
 from dask_fabric.telemetry import refused, registry, waits
 
@@ -121,6 +122,9 @@ def _backlog() -> Iterator[Any]:
     yield CounterMetricFamily("dask_fabric_waited_writes", text, value=backlog.waited_count())
     text = "Bytes that peers which are behind have not taken"
     yield GaugeMetricFamily("dask_fabric_backlog_bytes", text, value=backlog.total_bytes())
+    text = "Bytes of ended comms that peers may still be reading"
+    held_bytes = completions.statistics()["held_bytes"]
+    yield GaugeMetricFamily("dask_fabric_held_bytes", text, value=held_bytes)
 
 
 def _refused() -> Iterator[Any]:

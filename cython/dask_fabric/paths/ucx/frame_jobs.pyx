@@ -14,7 +14,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 
 from dask_fabric.clock cimport now_ns
-from dask_fabric.jobs.completions cimport HELD_NS, Job
+from dask_fabric.jobs.completions cimport Job
 from dask_fabric.jobs.mailbox cimport Completion, CompletionNode, Mailbox, post
 from dask_fabric.linux cimport (
     pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
@@ -79,21 +79,20 @@ cdef class FrameJob(Job):
         with nogil:
             is_unended = _cancel(self.name)
         self.cancelled_ns = now_ns()
+        if self.is_sending:
+            # A receiver that is just reading the frames out of this process's memory takes them for
+            # valid until it sees the end of the stream, which the network may deliver late.
+            self.hold(self.frames.nbytes)
         return is_unended or self.is_sending
 
     cdef bint _is_in_use(self) except -1:
-        """Whether UCX may still use the memory, or the peer may.
-
-        A receiver that is just reading the frames out of this process's memory takes them for valid
-        until it sees the end of the stream, which the network may deliver late.
+        """Whether UCX may still use the memory.
 
         UCX continues a stuck operation only when the peer makes room in its queue. A dead peer
         never does, so the memory is freed a second after the cancellation.
         """
         global _has_warned
         cdef bint nothing_left
-        if self.is_sending and now_ns() - self.cancelled_ns < HELD_NS:
-            return True
         with nogil:
             nothing_left = ucx.abandoned_count() == 0
         if nothing_left:
