@@ -389,6 +389,15 @@ def test_unknown_key_is_reported_once_with_the_likely_one(caplog):
     assert "fabric.zzz" in messages[1] and "did you mean" not in messages[1]
 
 
+def test_no_key_of_authentication_is_ignored():
+    """It is to protect somebody, and would not."""
+    with (
+        dask.config.set({"fabric.auth.requier": True}),
+        pytest.raises(ConfigError, match=r"unknown key fabric.auth.requier .* fabric.auth.require"),
+    ):
+        load()
+
+
 # ---- the cache
 
 

@@ -43,6 +43,10 @@ class RefusedError(ProtocolError):
     """One side refused the other in the handshake; the message is its reason."""
 
 
+class UnprovenError(ProtocolError):
+    """The peer has not proved who it is, or somebody between the two changes what they send."""
+
+
 class LimitError(ProtocolError):
     """The peer claims a size above a configured limit; the message names the limit's key."""
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from distributed import Client, LocalCluster
 from distributed.comm import connect, listen
+from distributed.comm.core import FatalCommClosedError
 from distributed.protocol import to_serialize
 from tests.comm import asking
 from tests.comm.asking import PATIENCE_SECONDS, echo
@@ -373,6 +374,25 @@ async def test_a_key_is_replaced_while_processes_run(key_file, maybe_plain):
         await comm.write("still open")
         assert await comm.read() == "still open"
         await comm.close()
+
+
+async def test_a_changed_answer_of_the_server_ends_the_connect_with_the_reason(key_file):
+    async def change(reader, writer):
+        to, out = await asyncio.open_connection(*listener.get_host_port())
+        out.write(await reader.read(1 << 16))
+        challenge = bytearray(await to.read(1 << 16))
+        challenge[-1] ^= 1  # of its proof
+        writer.write(challenge)
+        await reader.read()
+        for one in (out, writer):
+            one.close()
+
+    async with listen("fabric+tcp://127.0.0.1", echo) as listener:
+        between = await asyncio.start_server(change, "127.0.0.1")
+        host, port = between.sockets[0].getsockname()
+        with pytest.raises(FatalCommClosedError, match="UnprovenError: the server has not proved"):
+            await connect(f"fabric+tcp://{host}:{port}", timeout=PATIENCE_SECONDS)
+        between.close()
 
 
 @pytest.mark.parametrize("scheme", ["fabric", "fabric+tcp"])

@@ -257,7 +257,7 @@ cdef class Job:
         return False
 
     cdef void hold(self, Py_ssize_t nbytes) noexcept:
-        """Keep memory for `HELD_NS`, as a peer may be reading that has not seen the end of the comm.
+        """Keep memory for `HELD_NS`: a peer that has not seen the end of the comm may be reading.
 
         To be called before the job goes to quarantine.
         """

@@ -24,12 +24,12 @@ from dask_fabric.memory.system cimport resident_bytes
 
 cdef int64_t RSS_INTERVAL_NS = 10_000_000
 cdef int64_t SECOND_NS = 1_000_000_000
-cdef int64_t SLOW_NS = 10 * SECOND_NS   # of a receive that takes longer, next to nothing is expected
+cdef int64_t SLOW_NS = 10 * SECOND_NS   # of receives that take longer, nothing more is expected
 cdef double RETRY_SECONDS = 0.05
 
 # Under the GIL.
 cdef Py_ssize_t limit_bytes = 0         # of resident memory; 0: none
-cdef dict under_way = {}                # admitted, and not complete: (bytes, since when), by ticket
+cdef dict under_way = {}                # by ticket (bytes, since when), of what is not complete
 cdef uint64_t last_ticket = 0
 cdef Py_ssize_t expected_bytes = 0      # of these in the next second,
 cdef Py_ssize_t rss_bytes = 0           # and what is resident,

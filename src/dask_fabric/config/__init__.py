@@ -119,6 +119,8 @@ def given() -> dict[str, object]:
 def _check(section: object) -> Settings:
     values = {**DEFAULTS, **dict(_flatten(section, ""))}
     for name in sorted(values.keys() - KEYS.keys()):
+        if name.startswith("auth."):  # ignored, it would not protect whom it is to protect
+            raise ConfigError(f"unknown key {SECTION}.{name} in Dask's configuration{_meant(name)}")
         _warn_unknown(name)
     parsed = {name: _parse(name, values[name]) for name in KEYS}
     own = {KEYS[name].field: value for name, value in parsed.items()}
@@ -187,9 +189,13 @@ def near(name: str) -> str:
 
 @functools.cache  # so that each name is reported once
 def _warn_unknown(name: str) -> None:
-    known = near(name)
-    advice = f"; did you mean {known}?" if known else ""
+    advice = _meant(name)
     logger.warning("unknown key %s.%s in Dask's configuration is ignored%s", SECTION, name, advice)
+
+
+def _meant(name: str) -> str:
+    known = near(name)
+    return f"; did you mean {known}?" if known else ""
 
 
 def _add_defaults() -> None:

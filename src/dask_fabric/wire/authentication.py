@@ -40,7 +40,7 @@ from typing import Any, Protocol
 
 import msgpack
 
-from dask_fabric.errors import ProtocolError, RefusedError
+from dask_fabric.errors import ProtocolError, RefusedError, UnprovenError
 from dask_fabric.wire.foreign import MAGIC
 from dask_fabric.wire.hello import (
     KEY,
@@ -286,7 +286,7 @@ class _KeyProver:
         wanted = self._prove(role, *messages)
         if type(proof) is not bytes or not hmac.compare_digest(proof, wanted):
             side = "client" if role == "client" else "server"
-            raise ProtocolError(
+            raise UnprovenError(
                 f"the {side} has not proved that it has the key {self._fingerprint}: its key is "
                 "another, or somebody between the two changes what they send"
             )
@@ -391,7 +391,7 @@ class _MungeProver:
         ):
             raise ProtocolError(f"the {role} has sent something else than a credential of MUNGE")
         if self._daemon.decode(credential, role) != self._payload(role, messages):
-            raise ProtocolError(
+            raise UnprovenError(
                 f"the {role}'s credential was made for something else: somebody between the two "
                 "changes what they send"
             )

@@ -15,6 +15,7 @@ from dask_fabric.errors import (
     ForeignProtocolError,
     RefusedError,
     UnavailableError,
+    UnprovenError,
     VersionMismatchError,
 )
 from dask_fabric.wire.hello import Hello
@@ -45,6 +46,7 @@ _FATAL = (
     ForeignProtocolError,
     RefusedError,
     UnavailableError,
+    UnprovenError,
     VersionMismatchError,
     ssl.SSLError,
 )
