@@ -386,12 +386,16 @@ async def test_a_changed_answer_of_the_server_ends_the_connect_with_the_reason(k
         await reader.read()
         for one in (out, writer):
             one.close()
+            await one.wait_closed()
+        is_over.set()
 
+    is_over = asyncio.Event()
     async with listen("fabric+tcp://127.0.0.1", echo) as listener:
         between = await asyncio.start_server(change, "127.0.0.1")
         host, port = between.sockets[0].getsockname()
         with pytest.raises(FatalCommClosedError, match="UnprovenError: the server has not proved"):
             await connect(f"fabric+tcp://{host}:{port}", timeout=PATIENCE_SECONDS)
+        await is_over.wait()
         between.close()
 
 
