@@ -59,6 +59,10 @@ class ChannelClosedError(FabricError):
     """The channel is closed: by this side, by the peer, or by the error in ``__cause__``."""
 
 
+class StalledError(ChannelClosedError):
+    """The peer has sent or taken nothing for too long, in the middle of a message."""
+
+
 class ForkedError(ChannelClosedError):
     """The channel belongs to the parent of this forked process."""
 

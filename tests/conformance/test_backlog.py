@@ -16,6 +16,7 @@ from distributed.utils import wait_for
 
 from dask_fabric import config
 from dask_fabric.engine import backlog
+from dask_fabric.telemetry import refused
 
 pytestmark = pytest.mark.own
 MIB = 1 << 20
@@ -117,11 +118,13 @@ async def test_peers_that_read_go_on(open_pair):
 
 
 async def test_a_peer_that_never_reads_is_given_up(open_pair):
+    before = refused.counts()["stalled comm"]
     with dask.config.set({"fabric.timeouts.stalled": "200ms"}):
         a, b = await open_pair()
     with pytest.raises(CommClosedError, match=r"taken nothing for 0\.2 seconds.*timeouts\.stalled"):
         await wait_for(write_all(a, messages()), 60)
     assert a.closed()
+    assert refused.counts()["stalled comm"] == before + 1
     b.abort()
     assert backlog.total_bytes() == 0
 

@@ -63,7 +63,9 @@ from dask_fabric.wire.send_buffer cimport DeviceFrame
 from dask_fabric.wire.states cimport CLOSED_HERE, CLOSING, FORKED
 from dask_fabric.wire.states cimport FAILED as FAILED_OUTCOME
 
-from dask_fabric.errors import ChannelClosedError, ForkedError, ProtocolError, without_traceback
+from dask_fabric.errors import (
+    ChannelClosedError, ForkedError, ProtocolError, StalledError, without_traceback,
+)
 from dask_fabric.engine import retries
 from dask_fabric.jobs.completions import queue_of
 from dask_fabric.wire.records import error_record, paths_record, violation
@@ -300,8 +302,7 @@ cdef class Channel:
                 self._process_handshake()   # what may have come behind it
         else:
             self.core.opened()
-            # If the task continues in this turn, a server's hello leaves with its first message,
-            # and a client's first messages leave together.
+            # If the task continues in this turn, a hello or message leaves with the next message.
             answer = self.handshake.data_to_send()
             self.handshake = self.handshake.ended()
             self.core.outgoing.put_bytes(answer)
@@ -829,7 +830,7 @@ cdef class Channel:
             return
         is_reading = self.watching_readable or self.receive_job is not None
         if is_reading and self._received_bytes() == self.stall_bytes:
-            self._fail(ChannelClosedError(
+            self._fail(StalledError(
                 f"the peer has sent nothing for {self.stalled_seconds:g} seconds in the middle of "
                 "a message (fabric.timeouts.stalled in Dask's configuration)"
             ))
@@ -849,8 +850,8 @@ cdef class Channel:
         if answer == OVERDUE:
             self.warn(
                 "messages were received although memory is short",
-                "A message of %s to %s is received although memory is short: none was freed within "
-                "%g s (fabric.timeouts.memory in Dask's configuration)",
+                "A message of %s to %s is received although memory is short, since it has waited "
+                "for %g s (fabric.timeouts.memory in Dask's configuration)",
                 *reversed(self.addresses()), self.memory_seconds,
             )
         return answer != WAIT
@@ -966,9 +967,8 @@ cdef class Channel:
             self._go_on_after_transfer()
         elif delay < 0:
             raise ChannelClosedError(
-                f"a transfer by the path {transfer.path.name} does not end, and still uses its "
-                "memory; if this happens again, switch the path off "
-                f"(fabric.{transfer.path.name} in the configuration)"
+                f"a transfer by the path {transfer.path.name} does not end, and uses its memory; if "
+                f"this happens again, switch the path off (fabric.{transfer.path.name}.enabled)"
             )
 
     def _tend(self):

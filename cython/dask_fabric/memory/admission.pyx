@@ -31,6 +31,7 @@ cdef double RETRY_SECONDS = 0.05
 cdef Py_ssize_t limit_bytes = 0         # of resident memory; 0: none
 cdef dict under_way = {}                # by ticket (bytes, since when), of what is not complete
 cdef uint64_t last_ticket = 0
+cdef uint64_t wait_count = 0
 cdef Py_ssize_t expected_bytes = 0      # of these in the next second,
 cdef Py_ssize_t rss_bytes = 0           # and what is resident,
 cdef int64_t measured_ns = 0            # as of then
@@ -65,11 +66,13 @@ def statistics():
     Returns
     -------
     dict
-        ``limit_bytes``, 0 if there is none, and ``under_way_bytes`` of large receives.
+        ``limit_bytes``, 0 if there is none, ``under_way_bytes`` of large receives, and
+        ``wait_count``: how many have waited.
     """
     return {
         "limit_bytes": limit_bytes,
         "under_way_bytes": sum([nbytes for nbytes, _ in under_way.values()]),
+        "wait_count": wait_count,
     }
 
 
@@ -88,6 +91,11 @@ cpdef uint64_t admit(Py_ssize_t nbytes) except? 0:
     under_way[last_ticket] = nbytes, now
     expected_bytes += nbytes
     return last_ticket
+
+
+cdef void _count_wait() noexcept:
+    global wait_count
+    wait_count += 1
 
 
 cdef Py_ssize_t _expected(int64_t now) except -1:
@@ -143,6 +151,7 @@ cdef class Admission:
         if self.short_ns == 0:
             self.short_ns = now_ns()
             self.wait_count += 1
+            _count_wait()
         if now_ns() - self.short_ns >= <int64_t> (self.patience_seconds * 1e9):
             return OVERDUE
         self.timer = self.loop.call_later(RETRY_SECONDS, self._retry, retry)

@@ -14,7 +14,7 @@ import threading
 import weakref
 from typing import TYPE_CHECKING
 
-from dask_fabric.errors import ChannelClosedError
+from dask_fabric.errors import StalledError
 
 if TYPE_CHECKING:
     from dask_fabric.config import Settings
@@ -70,7 +70,7 @@ async def wait_for_room(channel: Channel, limit_bytes: int, stalled_seconds: flo
             f"the peer has taken nothing for {stalled_seconds:g} seconds of {channel.left_bytes()} "
             "bytes that were sent to it (fabric.timeouts.stalled in Dask's configuration)"
         )
-        channel.abort(ChannelClosedError(text))
+        channel.abort(StalledError(text))
 
 
 async def until_room(channel: Channel, limit_bytes: int, patience_seconds: float) -> bool:

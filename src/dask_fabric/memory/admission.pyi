@@ -47,7 +47,8 @@ def statistics() -> dict[str, Any]:
     Returns
     -------
     dict
-        ``limit_bytes``, 0 if there is none, and ``under_way_bytes`` of large receives.
+        ``limit_bytes``, 0 if there is none, ``under_way_bytes`` of large receives, and
+        ``wait_count``: how many have waited.
     """
 
 def admit(nbytes: int) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 from dask_fabric import providers
 from dask_fabric.engine import backlog
 from dask_fabric.jobs import completions
-from dask_fabric.memory import pool
+from dask_fabric.memory import admission, pool
 from dask_fabric.telemetry import refused, registry, waits
 
 _PEERS_SHOWN = 64  # pairs of peer and path with lines of their own
@@ -122,6 +122,9 @@ def _backlog() -> Iterator[Any]:
     yield CounterMetricFamily("dask_fabric_waited_writes", text, value=backlog.waited_count())
     text = "Bytes that peers which are behind have not taken"
     yield GaugeMetricFamily("dask_fabric_backlog_bytes", text, value=backlog.total_bytes())
+    text = "Large messages that waited for memory"
+    waits = admission.statistics()["wait_count"]
+    yield CounterMetricFamily("dask_fabric_waits_for_memory", text, value=waits)
     text = "Bytes of ended comms that peers may still be reading"
     held_bytes = completions.statistics()["held_bytes"]
     yield GaugeMetricFamily("dask_fabric_held_bytes", text, value=held_bytes)

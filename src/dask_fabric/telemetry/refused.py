@@ -8,8 +8,9 @@ import threading
 CONNECTION = "connection"  # in the handshake: no key, no hello in time, another program, too many
 COMM = "comm"  # closed, because the peer broke the protocol
 MESSAGE = "message"  # not sent, because it is larger than the peer accepts
+STALLED = "stalled comm"  # closed, because the peer sent or took nothing for too long
 
-_counts = dict.fromkeys((CONNECTION, COMM, MESSAGE), 0)
+_counts = dict.fromkeys((CONNECTION, COMM, MESSAGE, STALLED), 0)
 _lock = threading.Lock()  # loops of several threads count
 
 

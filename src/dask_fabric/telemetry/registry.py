@@ -30,7 +30,9 @@ from typing import TYPE_CHECKING, Any
 
 from dask_fabric import providers
 from dask_fabric.engine import socket_jobs
+from dask_fabric.errors import StalledError
 from dask_fabric.memory import device, pool
+from dask_fabric.telemetry import refused
 from dask_fabric.telemetry.sums import PEER_LIMIT, Sums, Totals
 from dask_fabric.wire.metrics import Metrics
 
@@ -115,6 +117,8 @@ def _note_active(entry: _Entry) -> None:
 def _note_closed(entry: _Entry, channel: Channel) -> None:
     _open.pop(entry, None)
     _active.pop(entry, None)
+    if isinstance(channel.error, StalledError):
+        refused.add(refused.STALLED)
     if logger.isEnabledFor(logging.DEBUG):
         text = "Closed: %s to %s: %s"
         logger.debug(text, entry.local, entry.peer_address, channel.statistics())

@@ -178,7 +178,6 @@ class _WatchedFile:
         self._complaint = ""
         self._looked_at = -math.inf  # when the last look ended
         self._began_at = -math.inf  # when the last look began
-        self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._look()
 
@@ -203,16 +202,16 @@ class _WatchedFile:
 
     async def look_again(self) -> None:
         """Look at it in a thread of its own: one, whoever asks meanwhile, and however long."""
-        with self._lock:
-            if not self._is_under_way():
-                self._began_at = time.monotonic()
-                thread = threading.Thread(target=self._look, name="dask-fabric-key", daemon=True)
-                try:
-                    thread.start()
-                except RuntimeError:  # no more threads can be had
-                    self._look()
-                else:
-                    self._thread = thread
+        # No lock: a forked child might find it taken. Two loops may begin a look each.
+        if not self._is_under_way():
+            self._began_at = time.monotonic()
+            thread = threading.Thread(target=self._look, name="dask-fabric-key", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # no more threads can be had
+                self._look()
+            else:
+                self._thread = thread
         while self._is_under_way() and time.monotonic() < self._began_at + _HUNG_SECONDS:
             await asyncio.sleep(_POLL_SECONDS)
 
@@ -246,9 +245,10 @@ class _WatchedFile:
                 self._complain(str(error))  # not of a file just replaced, and stale on a network
         else:
             self._complaint = ""
-        if (self._stored, self._error) != before:
-            _change_count += 1
-        self._looked_at = time.monotonic()
+        finally:
+            if (self._stored, self._error) != before:
+                _change_count += 1
+            self._looked_at = time.monotonic()  # whatever happened: connections wait for it
 
     def _complain(self, reason: str) -> None:
         """Say once why the file is not used any more: a cluster that runs goes on."""
