@@ -258,6 +258,7 @@ class Channel:
     """The part of a channel that the sums read; counts how often they do."""
 
     server_side = False
+    error = None
 
     def __init__(self) -> None:
         self.observer = None

@@ -967,8 +967,8 @@ cdef class Channel:
             self._go_on_after_transfer()
         elif delay < 0:
             raise ChannelClosedError(
-                f"a transfer by the path {transfer.path.name} does not end, and uses its memory; if "
-                f"this happens again, switch the path off (fabric.{transfer.path.name}.enabled)"
+                f"a transfer by the path {transfer.path.name} does not end, and uses memory: if "
+                f"it happens again, switch the path off (fabric.{transfer.path.name}.enabled)"
             )
 
     def _tend(self):
