@@ -368,10 +368,15 @@ cdef _start_stand_in():
 
 def _reap_all():
     global _stand_in
-    while True:
+    is_over = False
+    while not is_over:
         time.sleep(REAP_SECONDS)
-        reap()
-        with _lock:
-            if not quarantine:
-                _stand_in = None
-                return
+        is_over = True                  # if it fails, another thread may be started
+        try:
+            reap()
+            is_over = False
+        finally:
+            with _lock:
+                is_over = is_over or not quarantine
+                if is_over:
+                    _stand_in = None
