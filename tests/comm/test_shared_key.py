@@ -49,6 +49,7 @@ def key_file(no_home) -> Path:
 def a_second_passes() -> None:
     """For the file of keys, which is looked at again then."""
     shared_key._watched(shared_key.default_file())._looked_at -= 1
+    shared_key._recent = (None, 0.0)
 
 
 def current(**settings) -> Keys | None:

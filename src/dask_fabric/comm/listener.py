@@ -186,6 +186,7 @@ class FabricListener(BaseListener):
             await negotiator.prepare(self.scheme, address, self._settings, self.ip)
         server = server_of(self)
         limit_bytes, runs_tasks = runtime.memory_limit(server), hasattr(server, "executors")
+        self._unclaimed_counts = [provider.unclaimed_count for provider in providers.found()]
         for provider in providers.found():
             settings = self._settings.of_path(provider.name)
             provider.serve(settings, limit_bytes, runs_tasks)
@@ -350,7 +351,8 @@ class FabricListener(BaseListener):
             limit, reason = min(limit, self._spare_count // 2), "few open files are left: ulimit -n"
         listeners = [one for one in _all_listeners() if one._loop is self._loop]
         count = sum(len(one._opening) for one in listeners)
-        count += sum(provider.unclaimed_count() for provider in providers.found())
+        for unclaimed_count in self._unclaimed_counts:
+            count += unclaimed_count()
         while count >= limit and (crowded := [one for one in listeners if one._opening]):
             listener = min(crowded, key=lambda one: next(iter(one._opening.values())))
             oldest, since = next(iter(listener._opening.items()))

@@ -51,6 +51,8 @@ class _Answer(NamedTuple):
 
 _last = _Answer(None, None, 0.0, 0)
 _change_count = 0
+# For these settings `is_recent` is true until then: every connection asks that, too.
+_recent: tuple[Settings | None, float] = (None, 0.0)
 
 
 class StoredKey(NamedTuple):
@@ -99,7 +101,12 @@ def _expanded(named: str, home: str | None) -> Path:
 
 def is_recent(settings: Settings) -> bool:
     """Whether `current` gives the keys of less than a second ago. If not, wait for `refresh`."""
+    global _recent
+    known, until = _recent
+    if known is settings and time.monotonic() < until:
+        return True
     watched = _file_in_use(settings)
+    _recent = settings, watched.recent_until() if watched else time.monotonic() + _RECHECK_SECONDS
     return watched is None or not watched.is_due()
 
 
@@ -193,10 +200,14 @@ class _WatchedFile:
             raise ConfigError(str(self._error))
         return self._stored
 
+    def recent_until(self) -> float:
+        """Give until when no connection needs to wait for another look."""
+        return self._looked_at + _RECHECK_SECONDS
+
     def is_due(self) -> bool:
         """Whether a connection must wait for a look at it; not for one that has hung."""
         now = time.monotonic()
-        if now < self._looked_at + _RECHECK_SECONDS:
+        if now < self.recent_until():
             return False
         return not self._is_under_way() or now < self._began_at + _HUNG_SECONDS
 
@@ -262,8 +273,8 @@ _watched = functools.lru_cache(maxsize=8)(_WatchedFile)
 
 def forget() -> None:
     """Look for the key anew, as a new process does."""
-    global _last
-    _last = _Answer(None, None, 0.0, 0)
+    global _last, _recent
+    _last, _recent = _Answer(None, None, 0.0, 0), (None, 0.0)
     _watched.cache_clear()
     _file_of.cache_clear()
     _expanded.cache_clear()
