@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -69,6 +70,15 @@ def test_keys_that_are_made_at_once_are_all_kept(home):
         for said in threads.map(lambda _: _in_a_process(home), range(3)):
             assert "current" in said
     assert len(stored(home / ".config/dask/fabric.key")) == 4
+
+
+def test_nobody_who_holds_the_folder_stops_a_rotation(home, monkeypatch):
+    monkeypatch.setattr(shared_key, "_LOCK_SECONDS", 0.1)
+    run("create")
+    held = os.open(home / ".config/dask", os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_SH)
+    assert "current" in run("rotate", "--keep", "0")
+    os.close(held)
 
 
 def _in_a_process(home) -> str:

@@ -412,6 +412,13 @@ async def test_an_idle_listener_knows_that_its_key_was_replaced(key_file, scheme
         assert await ask(listener.contact_address, ONE, maybe_plain) == "ping\n"
 
 
+async def test_a_loop_whose_turns_take_longer_than_a_look_lasts_accepts(key_file, monkeypatch):
+    monkeypatch.setattr(shared_key, "_RECHECK_SECONDS", 0.0)
+    async with listen("fabric://127.0.0.1", echo) as listener:
+        comm = await connect(listener.contact_address, timeout=PATIENCE_SECONDS)
+        await comm.close()
+
+
 async def test_an_idle_client_knows_that_its_key_was_replaced(key_file):
     assert current().fingerprints == fingerprints(ONE)
     shared_key.write(key_file, (StoredKey(OTHER, None),), replace=True)

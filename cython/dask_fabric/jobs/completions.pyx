@@ -22,8 +22,8 @@ table keeps it alive, and `reap` polls each entry (`_is_in_use`) and frees it on
 Event loops call `reap`, and a thread does once the last comm of a loop has ended.
 """
 
+import _thread
 import os
-import threading
 import time
 import weakref
 
@@ -36,6 +36,9 @@ from dask_fabric.jobs.mailbox cimport (
 )
 from dask_fabric.linux cimport eventfd_read, eventfd_write
 
+cdef extern from "Python.h":
+    bint Py_IsInitialized() nogil
+
 REAP_SECONDS = 0.1
 
 _queues = weakref.WeakKeyDictionary()
@@ -46,9 +49,7 @@ cdef uint64_t last_number = 0
 cdef Py_ssize_t held_bytes = 0          # of memory that is held for peers
 cdef Py_ssize_t held_bytes_limit = 256 << 20
 
-# Reaps for loops that may be closed; None if there is none. Under the lock.
-_stand_in = None
-_lock = threading.Lock()
+cdef bint has_stand_in = False          # a thread that reaps for loops that may be closed
 
 cdef uint64_t last_tag = 0      # shared by all queues: tags are unique in the process
 
@@ -59,8 +60,8 @@ cdef dict under_way = {}
 
 
 def _after_fork_in_child():
-    global _stand_in, _lock
-    _stand_in, _lock = None, threading.Lock()
+    global has_stand_in
+    has_stand_in = False
     for queue in list(_queues.values()):
         (<CompletionQueue> queue)._forked()
     _queues.clear()
@@ -260,6 +261,12 @@ cdef class Job:
         """Keep memory for `HELD_NS`: a peer that has not seen the end of the comm may be reading.
 
         To be called before the job goes to quarantine.
+
+        Parameters
+        ----------
+        nbytes : int
+            What counts for the limit beyond which it is freed earlier; 0 if it must not be, since
+            the peer would take other bytes for these.
         """
         self.held_until_ns = now_ns() + HELD_NS
         self.held_bytes = nbytes
@@ -290,23 +297,24 @@ cdef _add(CompletionQueue queue, Job job, object memory, object free):
     last_number += 1
     quarantine[last_number] = job, memory, free
     held_bytes += job.held_bytes
+    queue.reap_later()
     if held_bytes > held_bytes_limit:
         _hold_less()
-    queue.reap_later()
 
 
 cdef _hold_less():
     """Free the oldest of what is held for peers, but for the newest entry of all.
 
-    Most peers have seen the end by now. One that has not gets an error of its network.
+    Most peers have seen the end by now. One that has not gets an error, or finds out afterwards.
     """
     cdef Py_ssize_t excess_bytes = held_bytes - held_bytes_limit
-    cdef Job job
-    for job, _, _ in list(quarantine.values())[:-1]:
+    for number in list(quarantine)[:-1]:
         if excess_bytes <= 0:
             break
-        job.held_until_ns = 0
-        excess_bytes -= job.held_bytes
+        entry = quarantine.get(number)
+        if entry is not None and (<Job> entry[0]).held_bytes:
+            (<Job> entry[0]).held_until_ns = 0
+            excess_bytes -= (<Job> entry[0]).held_bytes
     reap()
 
 
@@ -338,45 +346,51 @@ cpdef bint reap() except -1:
 
     Any thread may call it, also while another one does.
     """
-    global held_bytes
     cdef int64_t now
-    cdef Job job
     if not quarantine:
         return False
     now = now_ns()
-    for number, (job, memory, free) in list(quarantine.items()):
-        if job.held_until_ns > now or job._is_in_use() or quarantine.pop(number, None) is None:
-            continue
-        held_bytes -= job.held_bytes
-        if free is not None:
-            free()
+    for number in list(quarantine):
+        _free_unused(number, now)
     return bool(quarantine)
 
 
+cdef void _free_unused(number, int64_t now) noexcept:
+    """Free an entry of the quarantine; its error is printed, and is not that of a comm."""
+    global held_bytes
+    cdef Job job
+    entry = quarantine.get(number)
+    if entry is None:                   # another thread was faster
+        return
+    job, memory, free = entry
+    if job.held_until_ns > now or job._is_in_use() or quarantine.pop(number, None) is None:
+        return
+    held_bytes -= job.held_bytes
+    if free is not None:
+        free()
+
+
 cdef _start_stand_in():
-    """Reap in a thread until the quarantine is empty: a loop without comms may be closed soon."""
-    global _stand_in
-    with _lock:
-        if _stand_in is None:
-            thread = threading.Thread(target=_reap_all, name="dask-fabric-reap", daemon=True)
-            try:
-                thread.start()
-            except RuntimeError:        # no more threads can be had: the next comm starts one
-                return
-            _stand_in = thread
+    """Reap in a thread until the quarantine is empty: a loop without comms may be closed soon.
+
+    Finalizers call this in any place. So it has no lock, and does not wait until the thread runs:
+    when the interpreter ends it never does.
+    """
+    global has_stand_in
+    if has_stand_in or not Py_IsInitialized():
+        return
+    has_stand_in = True
+    try:
+        _thread.start_new_thread(_reap_all, ())
+    except RuntimeError:                # no more threads can be had: a later comm starts one
+        has_stand_in = False
 
 
 def _reap_all():
-    global _stand_in
-    is_over = False
-    while not is_over:
+    global has_stand_in
+    while True:
         time.sleep(REAP_SECONDS)
-        is_over = True                  # if it fails, another thread may be started
-        try:
-            reap()
-            is_over = False
-        finally:
-            with _lock:
-                is_over = is_over or not quarantine
-                if is_over:
-                    _stand_in = None
+        reap()
+        if not quarantine:
+            has_stand_in = False
+            return

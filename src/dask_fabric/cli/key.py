@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 import time
 from pathlib import Path
@@ -103,7 +102,8 @@ def rotate(file: Path | None, keep: str) -> None:
     _show(path)
     kept = {one.secret for one in stored}
     for one in before:
-        if one.secret not in kept and seconds and (one.until or math.inf) > time.time():
+        is_ended = one.until is not None and one.until <= time.time()
+        if one.secret not in kept and seconds and not is_ended:
             limit = f"a file has {KEY_COUNT_LIMIT} keys at most"
             click.echo(f"{_fingerprint(one)}  not accepted any more: {limit}", err=True)
 

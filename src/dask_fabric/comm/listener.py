@@ -89,7 +89,7 @@ _listeners: set[weakref.ref[FabricListener]] = set()
 
 def _all_listeners() -> list[FabricListener]:
     """Give those of this process, whichever threads start some meanwhile."""
-    return [listener for one in tuple(_listeners) if (listener := one()) is not None]
+    return [listener for one in _listeners.copy() if (listener := one()) is not None]
 
 
 def _after_fork_in_child() -> None:
@@ -322,6 +322,9 @@ class FabricListener(BaseListener):
             self._loop.remove_reader(listening)
             self._hold_task(self._refresh(listening, take))
             return
+        self._accept_one(listening, take)
+
+    def _accept_one(self, listening: socket.socket, take: Callable) -> None:
         if not self._has_room():
             self._wait(listening, take, _CROWD_PAUSE_SECONDS)
             return
@@ -330,7 +333,7 @@ class FabricListener(BaseListener):
         except OSError as exc:
             # Other errors need no log line: the connection was gone before it was accepted.
             if exc.errno in _OUT_OF_RESOURCES:
-                self._is_short = True
+                self._is_short = exc.errno == errno.EMFILE
                 self._pause(listening, take, exc)
             return
         # The system gives the lowest number that is free.
@@ -463,7 +466,7 @@ class FabricListener(BaseListener):
             self.listen_address,
             exc,
         )
-        is_crowd = any(listener._opening for listener in _all_listeners())
+        is_crowd = any(one._opening for one in _all_listeners() if one._loop is self._loop)
         # Of a crowd, those that take long are dropped then.
         self._wait(listening, take, _CROWD_PAUSE_SECONDS if is_crowd else _ACCEPT_PAUSE_SECONDS)
 
@@ -480,6 +483,9 @@ class FabricListener(BaseListener):
             pass  # `_begin` tells why
         finally:
             self._resume(listening, take)
+        # Now: where each turn of the loop takes a second, it would be time to look again.
+        if not self._stopped:
+            self._accept_one(listening, take)
 
     def _resume(self, listening: socket.socket, take: Callable) -> None:
         if not self._stopped:

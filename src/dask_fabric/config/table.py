@@ -228,10 +228,10 @@ _LIMITS = Section(
             "handshake_count_limit",
             1000,
             "connections in the handshake, of all listeners together",
-            "Most connections of a process's listeners that are in the handshake at a time, if a "
-            "quarter of its open files (`ulimit -n`) is not less. Beyond it, listeners accept "
-            "no more for a moment, and drop those that are older than a second. Where the process "
-            "has few open files left, fewer may be.",
+            "Most connections of a process's listeners (those of one event loop) that are in the "
+            "handshake at a time, if a quarter of its open files (`ulimit -n`) is not less. Beyond "
+            "it, listeners accept no more for a moment, and drop those that are older than a "
+            "second. Where the process has few open files left, fewer may be.",
             most=1 << 20,
         ),
         "queued": size(

@@ -82,7 +82,7 @@ cdef class FrameJob(Job):
         if self.is_sending:
             # A receiver that is just reading the frames out of this process's memory takes them for
             # valid until it sees the end of the stream, which the network may deliver late.
-            self.hold(self.frames.nbytes)
+            self.hold(0)
         return is_unended or self.is_sending
 
     cdef bint _is_in_use(self) except -1:

@@ -38,6 +38,7 @@ _RECHECK_SECONDS = 1.0
 _WITHOUT_LINKS = frozenset((errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS))
 _HUNG_SECONDS = 1.0  # a look that takes longer has hung, with its thread
 _POLL_SECONDS = 0.001
+_LOCK_SECONDS = 2.0
 
 
 class _Answer(NamedTuple):
@@ -401,13 +402,27 @@ def _add(temporary: str, path: Path) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Let one process at a time change a file of keys, where its file system has locks."""
+    """Let one process at a time change a file of keys, where its file system has locks.
+
+    Whoever holds the lock for longer than two seconds is not waited for: anybody who may read the
+    folder can.
+    """
+    deadline = time.monotonic() + _LOCK_SECONDS
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             descriptor = os.open(path.resolve().parent, os.O_RDONLY)
             stack.callback(os.close, descriptor)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            while not _lock(descriptor) and time.monotonic() < deadline:
+                time.sleep(0.01)
         yield
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def rotated(stored: tuple[StoredKey, ...], secret: bytes, until: float) -> tuple[StoredKey, ...]:

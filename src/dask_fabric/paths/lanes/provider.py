@@ -39,7 +39,6 @@ _places: dict[tuple[str, int], Sequence[tuple[str, int]]] = {}
 _joinable: weakref.WeakValueDictionary[bytes, LanesPath] = weakref.WeakValueDictionary()
 # The same before the client's PATHS record has been read: its lanes may be accepted before it.
 _expected: weakref.WeakValueDictionary[bytes, _Candidate] = weakref.WeakValueDictionary()
-_early_count = 0  # lanes of these
 
 
 def _by_token(table: Mapping[bytes, _T], wish: Mapping[str, Any]) -> _T | None:
@@ -176,7 +175,7 @@ class LanesProvider(Provider):
             path.new_lane(wish["number"], wish["epoch"], connection)
 
     def unclaimed_count(self) -> int:
-        return _early_count
+        return sum(len(candidate._early) for candidate in list(_expected.values()))
 
     # ---- the doctor
 
@@ -219,23 +218,15 @@ class _Candidate(Candidate):
         self._early: list[tuple[Mapping[str, Any], JoinedSocket]] = []
 
     def __del__(self) -> None:
-        for _, connection in self._claim():  # the comm has ended before it had this path
+        for _, connection in self._early:  # the comm has ended before it had this path
             connection.close()
 
     def keep_lane(self, wish: Mapping[str, Any], connection: JoinedSocket) -> None:
         """Take a lane for a comm that does not have its paths yet."""
-        global _early_count
         if len(self._early) < LANES_MOST:
             self._early.append((wish, connection))
-            _early_count += 1
         else:
             connection.close()
-
-    def _claim(self) -> list[tuple[Mapping[str, Any], JoinedSocket]]:
-        global _early_count
-        early, self._early = self._early, []
-        _early_count -= len(early)
-        return early
 
     def answer(self) -> Mapping[str, Any] | None:
         self._token = secrets.token_bytes(TOKEN_BYTES)
@@ -265,7 +256,8 @@ class _Candidate(Candidate):
         if self._token:
             _joinable[token] = path
             del _expected[token]
-            for wish, connection in self._claim():
+            early, self._early = self._early, []
+            for wish, connection in early:
                 loop.call_soon(PROVIDER.joined, wish, connection)  # when the comm uses the path
         return path
 
