@@ -37,6 +37,7 @@ _RECHECK_SECONDS = 1.0
 # Of a file system without hard links, such as some of object stores; see link(2).
 _WITHOUT_LINKS = frozenset((errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS))
 _HUNG_SECONDS = 1.0  # a look that takes longer has hung, with its thread
+_QUICK_SECONDS = 0.01  # an event loop waits as long for one, which takes less on a local disk
 _POLL_SECONDS = 0.001
 _LOCK_SECONDS = 2.0
 
@@ -101,25 +102,31 @@ def _expanded(named: str, home: str | None) -> Path:
 
 
 def is_recent(settings: Settings) -> bool:
-    """Whether `current` gives the keys of less than a second ago. If not, wait for `refresh`."""
+    """Whether `current` gives the keys of less than a second ago. If not, wait for `refresh`.
+
+    A file that can be read quickly is looked at now.
+    """
     global _recent
     known, until = _recent
     if known is settings and time.monotonic() < until:
         return True
     watched = _file_in_use(settings)
+    if watched is not None and watched.is_due():
+        watched.begin_look()
     _recent = settings, watched.recent_until() if watched else time.monotonic() + _RECHECK_SECONDS
     return watched is None or not watched.is_due()
 
 
 async def refresh(settings: Settings) -> None:
-    """Look at the file of keys again, before a connection: the key may have been replaced.
+    """Wait for a look at the file of keys, before a connection: the key may have been replaced.
 
     A home may lie on a network that hangs. Then this ends after a second, and the keys that are
     known stay in use.
     """
     watched = _file_in_use(settings)
     if watched is not None:
-        await watched.look_again()
+        watched.begin_look()
+        await watched.look_ended()
 
 
 def current(settings: Settings) -> Keys | None:
@@ -212,7 +219,7 @@ class _WatchedFile:
             return False
         return not self._is_under_way() or now < self._began_at + _HUNG_SECONDS
 
-    async def look_again(self) -> None:
+    def begin_look(self) -> None:
         """Look at it in a thread of its own: one, whoever asks meanwhile, and however long."""
         # No lock: a forked child might find it taken. Two loops may begin a look each.
         if not self._is_under_way():
@@ -224,6 +231,10 @@ class _WatchedFile:
                 self._look()
             else:
                 self._thread = thread
+                thread.join(_QUICK_SECONDS)
+
+    async def look_ended(self) -> None:
+        """Wait until no look is under way, or it has hung."""
         while self._is_under_way() and time.monotonic() < self._began_at + _HUNG_SECONDS:
             await asyncio.sleep(_POLL_SECONDS)
 
