@@ -276,7 +276,7 @@ async def test_silent_connections_keep_no_good_client_out(said, monkeypatch, cap
     assert "the oldest of 10 connections in the handshake" in caplog.text
 
 
-async def greet(address: str) -> None:
+async def ask(address: str) -> None:
     comm = await connect(address, timeout=20)
     await comm.write("ping")
     assert await comm.read() == "ping"
@@ -294,7 +294,7 @@ async def test_all_listeners_together_keep_a_limit(monkeypatch):
                 for _ in range(30):
                     stack.enter_context(socket.create_connection(listener.get_host_port()))
             for listener in (one, other):
-                await greet(listener.contact_address)
+                await ask(listener.contact_address)
                 assert len(one._opening) + len(other._opening) <= 10
 
 
@@ -310,7 +310,7 @@ async def test_silent_connections_leave_descriptors_for_other_uses(monkeypatch, 
             for one in silent:
                 one.connect(listener.get_host_port())
             for _ in range(3):
-                await greet(listener.contact_address)
+                await ask(listener.contact_address)
                 open(os.devnull).close()
     assert "few open files are left" in caplog.text
     assert "cannot accept" not in caplog.text
@@ -339,7 +339,7 @@ async def test_connections_that_join_comms_in_the_handshake_are_counted(monkeypa
                     joins = {**server.described["lanes"], "path": "lanes", "number": number}
                     await say(joins={**joins, "epoch": 0})
                     assert len(listener._opening) + lanes.unclaimed_count() <= 10
-            await greet(listener.contact_address)
+            await ask(listener.contact_address)
         while lanes.unclaimed_count():
             await asyncio.sleep(0.01)
 

@@ -17,7 +17,8 @@ MIB = 1 << 20
 def no_limit():
     yield
     admission.set_limit(0)
-    assert admission.statistics()["under_way_bytes"] == 0
+    left = admission.statistics()
+    assert (left["limit_bytes"], left["under_way_bytes"]) == (0, 0)
 
 
 def test_without_a_limit_everything_is_admitted():

@@ -155,11 +155,8 @@ cdef class CompletionQueue:
 
     def _reap(self):
         self.is_reap_scheduled = False
-        try:
-            reap()
-        finally:
-            if quarantine:
-                self.reap_later()
+        if reap():
+            self.reap_later()
 
     def _forked(self):
         """In a forked child: the jobs are the parent's."""

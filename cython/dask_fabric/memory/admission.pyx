@@ -93,11 +93,6 @@ cpdef uint64_t admit(Py_ssize_t nbytes) except? 0:
     return last_ticket
 
 
-cdef void _count_wait() noexcept:
-    global wait_count
-    wait_count += 1
-
-
 cdef Py_ssize_t _expected(int64_t now) except -1:
     """What the receives under way are going to bring in the next second."""
     cdef Py_ssize_t total_bytes = 0
@@ -140,6 +135,7 @@ cdef class Admission:
 
     cdef Answer ask(self, Py_ssize_t nbytes, retry) except NO_ANSWER:
         """Whether to receive so many bytes now. If not, `retry` is called soon, to ask again."""
+        global wait_count
         if self.timer is not None:
             return WAIT
         if self.ticket:
@@ -151,7 +147,7 @@ cdef class Admission:
         if self.short_ns == 0:
             self.short_ns = now_ns()
             self.wait_count += 1
-            _count_wait()
+            wait_count += 1
         if now_ns() - self.short_ns >= <int64_t> (self.patience_seconds * 1e9):
             return OVERDUE
         self.timer = self.loop.call_later(RETRY_SECONDS, self._retry, retry)

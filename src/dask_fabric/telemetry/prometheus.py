@@ -123,8 +123,8 @@ def _backlog() -> Iterator[Any]:
     text = "Bytes that peers which are behind have not taken"
     yield GaugeMetricFamily("dask_fabric_backlog_bytes", text, value=backlog.total_bytes())
     text = "Large messages that waited for memory"
-    waits = admission.statistics()["wait_count"]
-    yield CounterMetricFamily("dask_fabric_waits_for_memory", text, value=waits)
+    wait_count = admission.statistics()["wait_count"]
+    yield CounterMetricFamily("dask_fabric_waits_for_memory", text, value=wait_count)
     text = "Bytes of ended comms that peers may still be reading"
     held_bytes = completions.statistics()["held_bytes"]
     yield GaugeMetricFamily("dask_fabric_held_bytes", text, value=held_bytes)
