@@ -124,6 +124,12 @@ def test_a_time_that_is_none(home, keep):
     assert len(stored(home / ".config/dask/fabric.key")) == 1
 
 
+def test_a_loop_of_links(home):
+    (home / "a").symlink_to(home / "b")
+    (home / "b").symlink_to(home / "a")
+    assert "symbolic links" in run("rotate", "--file", home / "a", fails=True)
+
+
 def test_a_file_that_others_may_read(home):
     run("create", "--file", home / "key")
     (home / "key").chmod(0o644)

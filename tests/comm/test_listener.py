@@ -316,6 +316,26 @@ async def test_silent_connections_leave_descriptors_for_other_uses(monkeypatch, 
     assert "cannot accept" not in caplog.text
 
 
+async def test_silent_connections_do_not_keep_the_last_descriptors(caplog):
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    loop = asyncio.get_running_loop()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(dask.config.set({"fabric.timeouts.handshake": "1000s"}))
+        silent = [stack.enter_context(socket.socket()) for _ in range(12)]
+        async with listen("fabric+tcp://127.0.0.1", echo_once) as listener:
+            lowest = os.dup(0)
+            os.close(lowest)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + 5, limits[1]))
+            stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, limits)
+            for one in silent:
+                one.connect(listener.get_host_port())
+                one.setblocking(False)
+            for one in silent[:7]:  # for each of these another one is accepted
+                with contextlib.suppress(ConnectionResetError):
+                    await loop.sock_recv(one, 1000)
+    assert "few open files are left" in caplog.text
+
+
 async def test_connections_that_join_comms_in_the_handshake_are_counted(monkeypatch):
     monkeypatch.setattr(module, "_CROWD_PATIENCE_SECONDS", 0.1)
     lanes = by_name()["lanes"]

@@ -207,14 +207,14 @@ def test_an_old_key_ends(key_file):
 
 def fails_at(path: Path, monkeypatch, act) -> None:
     """Have looks at a file do something else first."""
-    real = os.stat
+    real = shared_key._open_without_waiting
 
-    def stat(of, *args, **kwargs):
-        if of == path:
+    def opener(of, flags):
+        if of == str(path):
             act()
-        return real(of, *args, **kwargs)
+        return real(of, flags)
 
-    monkeypatch.setattr(os, "stat", stat)
+    monkeypatch.setattr(shared_key, "_open_without_waiting", opener)
 
 
 def denied() -> None:
@@ -232,8 +232,8 @@ def test_a_home_that_cannot_be_read_any_more(key_file, monkeypatch):
         current()
 
 
-def test_a_file_that_cannot_be_opened_any_more(key_file, monkeypatch):
-    """As on a network, for a moment after it was replaced."""
+def test_a_file_that_cannot_be_opened_for_a_moment(key_file, monkeypatch, caplog):
+    """As on a network, just after it was replaced."""
     assert current().fingerprints == fingerprints(ONE)
     shared_key.write(key_file, (StoredKey(OTHER, None),), replace=True)
 
@@ -246,10 +246,53 @@ def test_a_file_that_cannot_be_opened_any_more(key_file, monkeypatch):
         assert current().fingerprints == fingerprints(ONE)
     shared_key._watched(key_file)._look()
     assert current().fingerprints == fingerprints(OTHER)
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("act", "told"),
+    [
+        (lambda path: path.unlink(), "was removed"),
+        (lambda path: path.parent.rename(path.parent.with_name("other")), "was removed"),
+        (lambda path: None, "Permission denied"),
+    ],
+    ids=["removed", "moved", "of root"],
+)
+def test_why_the_key_in_use_is_not_that_of_the_file_is_logged_once(
+    key_file, monkeypatch, caplog, act, told
+):
+    assert current().fingerprints == fingerprints(ONE)
+    shared_key.write(key_file, (StoredKey(OTHER, None),), replace=True)
+    act(key_file)
+    if told == "Permission denied":  # `sudo install -m 600` writes a file that is root's
+        fails_at(key_file, monkeypatch, denied)
+    for _ in range(4):
+        shared_key._watched(key_file)._look()
+    assert current().fingerprints == fingerprints(ONE)
+    (record,) = caplog.records
+    assert told in record.message and "keeps the key that it has" in record.message
+
+
+def test_an_earlier_look_that_ends_later_brings_no_old_keys_back(key_file, monkeypatch):
+    read = shared_key._read
+    assert current().fingerprints == fingerprints(ONE)
+    watched = shared_key._watched(key_file)
+
+    def slow(*args):
+        monkeypatch.setattr(shared_key, "_read", read)
+        found = read(*args)
+        shared_key.write(key_file, (StoredKey(OTHER, None),), replace=True)
+        watched._look()
+        return found
+
+    key_file.write_text(key_file.read_text() + "# longer\n")
+    monkeypatch.setattr(shared_key, "_read", slow)
+    watched._look()
+    assert current().fingerprints == fingerprints(OTHER)
 
 
 async def test_a_home_that_hangs_takes_one_thread_and_stops_nothing(
-    key_file, monkeypatch, maybe_plain
+    key_file, monkeypatch, maybe_plain, caplog
 ):
     goes_on = threading.Event()
     looks = []
@@ -267,6 +310,7 @@ async def test_a_home_that_hangs_takes_one_thread_and_stops_nothing(
             comm = await connect(listener.contact_address)
             await comm.close()
     assert len(looks) == 1
+    assert caplog.text.count("hangs. Until that is mended, this process keeps the key") == 1
     goes_on.set()
     looks[0].join(PATIENCE_SECONDS)
     assert not looks[0].is_alive()
@@ -360,6 +404,19 @@ async def test_a_key_file_that_is_spoiled_or_removed_opens_nothing(key_file, may
         key_file.unlink()
         await asyncio.to_thread(watched._look)
         await goes_on()
+
+
+async def test_a_client_that_has_not_seen_yet_that_the_key_was_replaced_tries_again(key_file):
+    """It looked less than a second ago, and the server after that."""
+    with dask.config.set({"fabric.auth.key": OTHER.hex()}):
+        async with listen("fabric+tcp://127.0.0.1", echo) as listener:
+            with dask.config.set({"fabric.auth.key": None}):
+                with pytest.raises(FatalCommClosedError, match="same key file"):
+                    await connect(listener.contact_address, timeout=PATIENCE_SECONDS)
+                shared_key.write(key_file, (StoredKey(OTHER, None),), replace=True)
+                shared_key._recent = config.load(), time.monotonic() + 1000
+                comm = await connect(listener.contact_address, timeout=PATIENCE_SECONDS)
+                await comm.close()
 
 
 async def test_a_key_is_replaced_while_processes_run(key_file, maybe_plain):

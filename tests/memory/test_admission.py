@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 
+import dask
+import numpy as np
 import psutil
 import pytest
+from distributed.comm import connect, listen
+from distributed.protocol import to_serialize
 
 from dask_fabric.memory import admission
 
@@ -65,6 +70,26 @@ def test_one_that_is_not_complete_stops_others_for_few_seconds():
         time.sleep(0.01)
     for ticket in (slow, other):
         admission.received(ticket)
+
+
+async def test_a_message_waits_again_if_memory_was_free_after_one_that_was_overdue():
+    """Those that follow at once do not: a task may need them all to end and free memory."""
+    arrived: asyncio.Queue = asyncio.Queue()
+    with dask.config.set({"fabric.timeouts.memory": "0.1s"}):
+        async with listen("fabric+tcp://127.0.0.1", arrived.put) as listener:
+            comm = await connect(listener.contact_address)
+            receiver = await arrived.get()
+            waits = [-admission.statistics()["wait_count"]]
+            for pause_seconds in (0, 0, 0.2):
+                await asyncio.sleep(pause_seconds)
+                admission.set_limit(1)
+                await comm.write({"x": to_serialize(np.ones(8 * MIB, "u1"))})
+                await receiver.read()
+                waits.append(admission.statistics()["wait_count"] + waits[0] - sum(waits[1:]))
+                admission.set_limit(0)
+            comm.abort()
+            receiver.abort()
+    assert waits[1:] == [1, 0, 1]
 
 
 def test_a_forked_child_receives_nothing():

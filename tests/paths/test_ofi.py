@@ -266,6 +266,42 @@ def test_what_is_held_is_freed_after_the_loop_has_closed():
         time.sleep(0.01)
 
 
+async def abort_last(address: str, other_comms: list) -> weakref.ref:
+    """Abort a comm as the last act of a loop; give the frame that its peer has not read."""
+    comm = await connect(address)
+    if other_comms:
+        other_comms[0] = await connect(address)
+    data = np.ones(10_000_000, "u1")
+    await comm.write({"x": to_serialize(data)})
+    comm.abort()
+    return weakref.ref(data)
+
+
+@pytest.mark.parametrize("other_comms", [[], [None]], ids=["the last comm", "another is open"])
+async def test_what_is_held_is_freed_after_a_loop_that_ends_at_once(other_comms):
+    arrived: asyncio.Queue = asyncio.Queue()
+    with dask.config.set(ofi_settings()):
+        async with listen("fabric+ofi://127.0.0.1", arrived.put) as listener:
+            last = abort_last(listener.contact_address, other_comms)
+            frame = await asyncio.to_thread(asyncio.run, last)
+            while frame() is not None:  # for a second
+                await asyncio.sleep(0.01)
+            while not arrived.empty():
+                arrived.get_nowait().abort()
+    for comm in other_comms:
+        comm.abort()
+
+
+def test_a_forked_child_holds_nothing():
+    with dask.config.set(ofi_settings()):
+        asyncio.run(abort_while_on_offer(1, 10_000_000))
+    assert completions.statistics()["held_bytes"]
+    pid = os.fork()
+    if pid == 0:
+        os._exit(completions.statistics()["held_bytes"] != 0)
+    assert os.waitpid(pid, 0)[1] == 0
+
+
 def test_threads_that_free_at_once_free_each_frame_once():
     with dask.config.set(ofi_settings()):
         frames = asyncio.run(abort_while_on_offer(20, 1_000_000))

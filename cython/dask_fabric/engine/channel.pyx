@@ -850,8 +850,8 @@ cdef class Channel:
         if answer == OVERDUE:
             self.warn(
                 "messages were received although memory is short",
-                "A message of %s to %s is received although memory is short, since it has waited "
-                "for %g s (fabric.timeouts.memory in Dask's configuration)",
+                "A message of %s to %s is received although memory is short: messages of this "
+                "connection have waited for %g s (fabric.timeouts.memory in Dask's configuration)",
                 *reversed(self.addresses()), self.memory_seconds,
             )
         return answer != WAIT

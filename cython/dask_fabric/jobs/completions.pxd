@@ -20,6 +20,7 @@ cdef class Job:
     cdef int64_t busy_ns        # and how long the job moved bytes; 0 if unknown
     cdef int64_t held_until_ns  # in quarantine, at least until then
     cdef Py_ssize_t held_bytes
+    cdef bint is_nothing        # in quarantine, only to keep memory for peers
 
     cdef begin(self, CompletionQueue queue, object owner)
     cdef bint cancel(self, object memory=*, object free=*) except -1
@@ -35,13 +36,11 @@ cdef class CompletionQueue:
     cdef Mailbox *mailbox           # NULL while the queue has no users
     cdef dict jobs                  # tag -> running job
     cdef Py_ssize_t user_count
-    cdef bint is_reap_scheduled
 
     cdef open(self)
     cdef close(self)
     cdef expect(self, Job job)
     cdef bint forget(self, Job job) except -1
-    cdef reap_later(self)
 
-cdef hold(CompletionQueue queue, object memory, Py_ssize_t nbytes, object free)
+cdef hold(object memory, Py_ssize_t nbytes, object free)
 cpdef bint reap() except -1

@@ -19,7 +19,7 @@ another process, or of a file on a slow server, and cannot be interrupted. A net
 keep memory of a cancelled operation. A peer may be reading what was offered to it (`hold`). The
 comm closes all the same. The memory, and whatever else the job uses, goes to *quarantine*: this
 table keeps it alive, and `reap` polls each entry (`_is_in_use`) and frees it once nothing uses it.
-Event loops call `reap`, and a thread does once the last comm of a loop has ended.
+A thread calls `reap` until the quarantine is empty: an event loop may be closed or stopped by then.
 """
 
 import _thread
@@ -49,7 +49,7 @@ cdef uint64_t last_number = 0
 cdef Py_ssize_t held_bytes = 0          # of memory that is held for peers
 cdef Py_ssize_t held_bytes_limit = 256 << 20
 
-cdef bint has_stand_in = False          # a thread that reaps for loops that may be closed
+cdef bint has_reaper = False            # a thread that reaps
 
 cdef uint64_t last_tag = 0      # shared by all queues: tags are unique in the process
 
@@ -60,8 +60,13 @@ cdef dict under_way = {}
 
 
 def _after_fork_in_child():
-    global has_stand_in
-    has_stand_in = False
+    global has_reaper, held_bytes
+    has_reaper = False
+    # What is held was offered by the parent, which frees what goes with it.
+    for number, (job, _, _) in list(quarantine.items()):
+        if (<Job> job).is_nothing:
+            del quarantine[number]
+    held_bytes = 0
     for queue in list(_queues.values()):
         (<CompletionQueue> queue)._forked()
     _queues.clear()
@@ -116,6 +121,8 @@ cdef class CompletionQueue:
                 self.mailbox = open_mailbox()
             self.loop().add_reader(self.mailbox.event_fd, self._collect)
         self.user_count += 1
+        if quarantine:                  # of a parent, or no thread could be had
+            _start_reaper()
 
     cdef close(self):
         """Remove a user, whose jobs have ended. With the last one the event fd is closed."""
@@ -127,8 +134,6 @@ cdef class CompletionQueue:
             loop.remove_reader(self.mailbox.event_fd)
         close_mailbox(self.mailbox)
         self.mailbox = NULL
-        if quarantine:
-            _start_stand_in()
 
     cdef expect(self, Job job):
         """Register a job that is about to start, and set its tag."""
@@ -143,20 +148,6 @@ cdef class CompletionQueue:
         job.queue = None
         under_way.pop(job.tag, None)
         return self.jobs.pop(job.tag, None) is not None
-
-    cdef reap_later(self):
-        """Schedule `reap`, repeated while the quarantine is not empty."""
-        loop = self.loop()
-        if loop is None or loop.is_closed():
-            _start_stand_in()
-        elif not self.is_reap_scheduled:
-            self.is_reap_scheduled = True
-            loop.call_later(REAP_SECONDS, self._reap)
-
-    def _reap(self):
-        self.is_reap_scheduled = False
-        if reap():
-            self.reap_later()
 
     def _forked(self):
         """In a forked child: the jobs are the parent's."""
@@ -239,7 +230,7 @@ cdef class Job:
         self.subject = None
         if queue is None or not queue.forget(self) or not self._end():
             return False
-        _add(queue, self, memory, free)
+        _add(self, memory, free)
         return True
 
     cdef uint64_t _start(self, Mailbox *mailbox) except 0:
@@ -271,13 +262,11 @@ cdef class Job:
 
 # ---------------------------------------------------------------- quarantine
 
-cdef hold(CompletionQueue queue, object memory, Py_ssize_t nbytes, object free):
+cdef hold(object memory, Py_ssize_t nbytes, object free):
     """Keep memory that no job uses, as `Job.hold` does.
 
     Parameters
     ----------
-    queue
-        Of the comm's event loop.
     memory : object
         The owner of the memory.
     nbytes : int
@@ -285,16 +274,17 @@ cdef hold(CompletionQueue queue, object memory, Py_ssize_t nbytes, object free):
         Called afterwards.
     """
     cdef Job nothing = Job.__new__(Job)
+    nothing.is_nothing = True
     nothing.hold(nbytes)
-    _add(queue, nothing, memory, free)
+    _add(nothing, memory, free)
 
 
-cdef _add(CompletionQueue queue, Job job, object memory, object free):
+cdef _add(Job job, object memory, object free):
     global held_bytes, last_number
     last_number += 1
     quarantine[last_number] = job, memory, free
     held_bytes += job.held_bytes
-    queue.reap_later()
+    _start_reaper()
     if held_bytes > held_bytes_limit:
         _hold_less()
 
@@ -367,27 +357,27 @@ cdef void _free_unused(number, int64_t now) noexcept:
         free()
 
 
-cdef _start_stand_in():
-    """Reap in a thread until the quarantine is empty: a loop without comms may be closed soon.
+cdef _start_reaper():
+    """Reap in a thread until the quarantine is empty.
 
     Finalizers call this in any place. So it has no lock, and does not wait until the thread runs:
     when the interpreter ends it never does.
     """
-    global has_stand_in
-    if has_stand_in or not Py_IsInitialized():
+    global has_reaper
+    if has_reaper or not Py_IsInitialized():
         return
-    has_stand_in = True
+    has_reaper = True
     try:
         _thread.start_new_thread(_reap_all, ())
     except RuntimeError:                # no more threads can be had: a later comm starts one
-        has_stand_in = False
+        has_reaper = False
 
 
 def _reap_all():
-    global has_stand_in
+    global has_reaper
     while True:
         time.sleep(REAP_SECONDS)
         reap()
         if not quarantine:
-            has_stand_in = False
+            has_reaper = False
             return

@@ -19,6 +19,7 @@ cdef class Admission:
     cdef double patience_seconds
     cdef object timer                   # of a receive that waits
     cdef int64_t short_ns               # since when memory is too short for it; 0: it is not
+    cdef int64_t idle_ns                # since when nothing is received; 0: something waits or is
     cdef uint64_t ticket                # of the receive that is under way, or 0
     cdef readonly uint64_t wait_count   # how many receives have waited
 

@@ -78,7 +78,7 @@ def statistics():
 
 cpdef uint64_t admit(Py_ssize_t nbytes) except? 0:
     """Give a ticket if `nbytes` may be received now, else 0. `received` takes it at their end."""
-    global expected_bytes, last_ticket, measured_ns, rss_bytes
+    global expected_bytes, measured_ns, rss_bytes
     cdef int64_t now = now_ns()
     if limit_bytes > 0:
         if now - measured_ns > RSS_INTERVAL_NS:
@@ -87,6 +87,11 @@ cpdef uint64_t admit(Py_ssize_t nbytes) except? 0:
             return 0
         if expected_bytes > 0 and rss_bytes + expected_bytes + nbytes > limit_bytes:
             return 0
+    return _ticket(nbytes, now)
+
+
+cdef uint64_t _ticket(Py_ssize_t nbytes, int64_t now) except 0:
+    global expected_bytes, last_ticket
     last_ticket += 1
     under_way[last_ticket] = nbytes, now
     expected_bytes += nbytes
@@ -125,8 +130,9 @@ cdef class Admission:
     ----------
     loop : asyncio.AbstractEventLoop
     patience_seconds : float
-        How long one waits for memory. Then it is taken anyway: a task may need it to end and free
-        memory, and the worker's own limits hold.
+        How long one waits for memory. Then it is taken anyway, and those after it are at once, as
+        long as memory is short: a task may need them to end and free memory, and the worker's own
+        limits hold.
     """
 
     def __init__(self, loop, patience_seconds):
@@ -136,6 +142,7 @@ cdef class Admission:
     cdef Answer ask(self, Py_ssize_t nbytes, retry) except NO_ANSWER:
         """Whether to receive so many bytes now. If not, `retry` is called soon, to ask again."""
         global wait_count
+        cdef int64_t now
         if self.timer is not None:
             return WAIT
         if self.ticket:
@@ -144,11 +151,17 @@ cdef class Admission:
         if self.ticket:
             self.short_ns = 0
             return ADMITTED
+        now = now_ns()
+        # After a long time without receives: memory may have been free meanwhile.
+        if self.idle_ns and now - self.idle_ns > <int64_t> (self.patience_seconds * 1e9):
+            self.short_ns = 0
+        self.idle_ns = 0
         if self.short_ns == 0:
-            self.short_ns = now_ns()
+            self.short_ns = now
             self.wait_count += 1
             wait_count += 1
-        if now_ns() - self.short_ns >= <int64_t> (self.patience_seconds * 1e9):
+        if now - self.short_ns >= <int64_t> (self.patience_seconds * 1e9):
+            self.ticket = _ticket(nbytes, now)
             return OVERDUE
         self.timer = self.loop.call_later(RETRY_SECONDS, self._retry, retry)
         return WAIT
@@ -162,6 +175,7 @@ cdef class Admission:
         if self.ticket:
             received(self.ticket)
             self.ticket = 0
+            self.idle_ns = now_ns()
 
     cdef cancel(self):
         """The comm ends."""

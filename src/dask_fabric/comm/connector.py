@@ -34,7 +34,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from distributed.comm.addressing import parse_host_port
-from distributed.comm.core import Connector
+from distributed.comm.core import CommClosedError, Connector, FatalCommClosedError
 
 from dask_fabric.comm import runtime
 from dask_fabric.comm.channels.factory import make_channel, settle_addresses
@@ -193,6 +193,10 @@ class FabricConnector(Connector):
         except (FabricError, OSError) as exc:
             sock.close()
             error = comm_error(peer_addr, exc, by_key)
+            if isinstance(error, FatalCommClosedError) and await authentication.has_changed(
+                settings
+            ):
+                error = CommClosedError(str(error))  # a retry may help
             error.__cause__ = exc
             self._attempts.failed(peer_addr, error)
             raise error from exc

@@ -201,6 +201,7 @@ class FabricListener(BaseListener):
         self._handshake_limit = max(1, min(self._handshake_limit, open_files // 4))
         self._spare_count = max(_SPARE_LEAST, open_files // _SPARE_PART)
         self._is_short = False  # of descriptors: the spare ones are in use
+        self._has_none_left = False  # also of these
         self._descriptor_limit = open_files - self._spare_count
         self._sockets = bind(self.ip, self.port, backlog_count)
         _listeners.add(weakref.ref(self, _listeners.discard))
@@ -333,11 +334,12 @@ class FabricListener(BaseListener):
         except OSError as exc:
             # Other errors need no log line: the connection was gone before it was accepted.
             if exc.errno in _OUT_OF_RESOURCES:
-                self._is_short = exc.errno == errno.EMFILE
+                self._is_short = self._has_none_left = exc.errno == errno.EMFILE
                 self._pause(listening, take, exc)
             return
         # The system gives the lowest number that is free.
         self._is_short = sock.fileno() >= self._descriptor_limit
+        self._has_none_left = False
         sock.setblocking(False)
         take(sock, sockname)
 
@@ -356,6 +358,8 @@ class FabricListener(BaseListener):
         count = sum(len(one._opening) for one in listeners)
         for unclaimed_count in self._unclaimed_counts:
             count += unclaimed_count()
+        if self._has_none_left:
+            limit = max(1, min(limit, count))
         while count >= limit and (crowded := [one for one in listeners if one._opening]):
             listener = min(crowded, key=lambda one: next(iter(one._opening.values())))
             oldest, since = next(iter(listener._opening.items()))

@@ -231,7 +231,8 @@ _LIMITS = Section(
             "Most connections of a process's listeners (those of one event loop) that are in the "
             "handshake at a time, if a quarter of its open files (`ulimit -n`) is not less. Beyond "
             "it, listeners accept no more for a moment, and drop those that are older than a "
-            "second. Where the process has few open files left, fewer may be.",
+            "second. Where the process has few open files left, fewer may be, and a quarter of a "
+            "second is enough.",
             most=1 << 20,
         ),
         "queued": size(
@@ -386,8 +387,9 @@ _TIMEOUTS = Section(
             "While a worker's resident memory is above its pause limit "
             "(`distributed.worker.memory.pause`), messages with more than 1 MiB left to receive "
             "wait, for so long at most, and several are received one after the other if they do "
-            "not fit together. Meanwhile Dask spills. `0`: they never wait. Frames that are mapped "
-            "take no memory, and do not wait.",
+            "not fit together. Meanwhile Dask spills. After that time they are received, and so "
+            "are those that follow on the same connection as long as memory is short. `0`: they "
+            "never wait. Frames that are mapped take no memory, and do not wait.",
         ),
         "close": seconds(
             "close_timeout_seconds",

@@ -19,7 +19,7 @@ another process, or of a file on a slow server, and cannot be interrupted. A net
 keep memory of a cancelled operation. A peer may be reading what was offered to it (`hold`). The
 comm closes all the same. The memory, and whatever else the job uses, goes to *quarantine*: this
 table keeps it alive, and `reap` polls each entry (`_is_in_use`) and frees it once nothing uses it.
-Event loops call `reap`, and a thread does once the last comm of a loop has ended.
+A thread calls `reap` until the quarantine is empty: an event loop may be closed or stopped by then.
 """
 
 import asyncio

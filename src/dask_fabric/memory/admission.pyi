@@ -24,8 +24,9 @@ class Admission:
     ----------
     loop : asyncio.AbstractEventLoop
     patience_seconds : float
-        How long one waits for memory. Then it is taken anyway: a task may need it to end and free
-        memory, and the worker's own limits hold.
+        How long one waits for memory. Then it is taken anyway, and those after it are at once, as
+        long as memory is short: a task may need them to end and free memory, and the worker's own
+        limits hold.
     """
 
     wait_count: Final[int]

@@ -302,7 +302,7 @@ class Provider:
     def unclaimed_count(self) -> int:
         """As a server, count the connections that joined comms which have no paths yet.
 
-        They count as connections in the handshake.
+        Of the running event loop. They count as connections in the handshake.
         """
         return 0
 

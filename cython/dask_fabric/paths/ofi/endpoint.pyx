@@ -112,7 +112,7 @@ cdef class OFIPath(Path):
 
     cdef int released(self, FrameSet frames) except -1:
         if self.holds:
-            hold(self.queue, frames, frames.nbytes, partial(_release, frames))
+            hold(frames, frames.nbytes, partial(_release, frames))
         else:
             _release(frames)
         return 0

@@ -26,6 +26,11 @@ def is_recent(settings: Settings) -> bool:
     return settings.auth_method == MUNGE or shared_key.is_recent(settings)
 
 
+async def has_changed(settings: Settings) -> bool:
+    """Whether what was true for the last connection may not be for the next."""
+    return settings.auth_method != MUNGE and await shared_key.has_changed(settings)
+
+
 async def prepare(settings: Settings) -> Method | None:
     """Give the method of this process, once it is known that it can be used, with recent keys.
 

@@ -12,6 +12,7 @@ import contextlib
 import errno
 import fcntl
 import functools
+import itertools
 import logging
 import math
 import os
@@ -21,7 +22,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from dask_fabric.config import Settings
 from dask_fabric.errors import ConfigError
@@ -36,6 +37,8 @@ _ADVICE = "`dask fabric key create` makes one"
 _RECHECK_SECONDS = 1.0
 # Of a file system without hard links, such as some of object stores; see link(2).
 _WITHOUT_LINKS = frozenset((errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS))
+# What a look cannot be made without: it has found nothing then.
+_OUT_OF_RESOURCES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))
 _HUNG_SECONDS = 1.0  # a look that takes longer has hung, with its thread
 _QUICK_SECONDS = 0.01  # an event loop waits as long for one, which takes less on a local disk
 _POLL_SECONDS = 0.001
@@ -129,6 +132,13 @@ async def refresh(settings: Settings) -> None:
         await watched.look_ended()
 
 
+async def has_changed(settings: Settings) -> bool:
+    """Whether the file of keys has just changed: the other side may not have looked since then."""
+    await refresh(settings)
+    watched = _file_in_use(settings)
+    return watched is not None and time.monotonic() < watched.changed_at + 2 * _RECHECK_SECONDS
+
+
 def current(settings: Settings) -> Keys | None:
     """Give the keys of this process, or None if it has none and needs none.
 
@@ -187,14 +197,18 @@ class _WatchedFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._changed: tuple[int, ...] | None = None
+        self._seen: tuple[int, ...] | None = None  # what the system said about the file
         self._stored: tuple[StoredKey, ...] | None = None
         self._error: ConfigError | None = None
+        self._is_in_doubt = False  # the last look has failed
         self._complaint = ""
         self._looked_at = -math.inf  # when the last look ended
         self._began_at = -math.inf  # when the last look began
+        self._numbers = itertools.count(1)  # of looks
+        self._newest_number = 0  # of those that have ended
         self._thread: threading.Thread | None = None
         self._look()
+        self.changed_at = -math.inf  # when a look has found other keys
 
     def stored(self) -> tuple[StoredKey, ...] | None:
         """Give its keys, or None if there is no such file.
@@ -235,7 +249,11 @@ class _WatchedFile:
 
     async def look_ended(self) -> None:
         """Wait until no look is under way, or it has hung."""
-        while self._is_under_way() and time.monotonic() < self._began_at + _HUNG_SECONDS:
+        while self._is_under_way():
+            if time.monotonic() >= self._began_at + _HUNG_SECONDS:
+                if self._stored is not None:
+                    self._complain(f"the file system of the key file {self._path} hangs")
+                return
             await asyncio.sleep(_POLL_SECONDS)
 
     def _is_under_way(self) -> bool:
@@ -243,35 +261,44 @@ class _WatchedFile:
 
     def _look(self) -> None:
         global _change_count
-        before = self._stored, self._error
+        number = next(self._numbers)
+        stored, error, seen, is_certain = None, None, None, True
         try:
-            about = os.stat(self._path)
-            changed = about.st_mtime_ns, about.st_ino, about.st_size, about.st_mode, about.st_uid
-            if changed != self._changed:
-                self._stored, self._error = read(self._path), None
-                self._changed = changed
+            # Not `os.stat`, which may be answered by what the network's file system remembers.
+            with _opened(self._path) as (file, about):
+                seen = about.st_mtime_ns, about.st_ino, about.st_size, about.st_mode, about.st_uid
+                stored = self._stored if seen == self._seen else _read(self._path, file, about)
         except (FileNotFoundError, NotADirectoryError):
-            # A process that has had a key never becomes one without: it keeps the last one.
-            self._changed = self._error = None
-            if self._stored is None and self._path.is_symlink():
-                self._error = ConfigError(_leads_nowhere(self._path))
-        except OSError as error:
-            # A ticket for the network ends while processes run: as if the file were removed.
-            if self._stored is None:
-                reason = f"the key file {self._path} cannot be read: {error.strerror}"
-                self._error = ConfigError(f"{reason}; is HOME right?")
-        except ConfigError as error:
-            self._changed = None
-            if self._stored is None:
-                self._error = error
-            elif not isinstance(error.__cause__, OSError):
-                self._complain(str(error))  # not of a file just replaced, and stale on a network
-        else:
-            self._complaint = ""
+            is_certain = False
+            if self._stored is not None:
+                error = ConfigError(f"the key file {self._path} was removed")
+            elif self._path.is_symlink():
+                error = ConfigError(_leads_nowhere(self._path))
+        except ConfigError as exc:
+            # On a network it may be stale for a moment, when it was just replaced.
+            error, is_certain = exc, not isinstance(exc.__cause__, OSError)
         finally:
-            if (self._stored, self._error) != before:
-                _change_count += 1
-            self._looked_at = time.monotonic()  # whatever happened: connections wait for it
+            if number > self._newest_number:  # else a later look has ended before this one
+                self._newest_number = number
+                self._looked_at = time.monotonic()  # whatever happened: connections wait for it
+        if number != self._newest_number:
+            return
+        if stored is None and self._stored is not None:
+            # A process that has had a key never becomes one without: it keeps the last one.
+            self._seen = None
+            if is_certain or self._is_in_doubt:
+                self._complain(str(error))
+            self._is_in_doubt = True
+            return
+        cause = error and error.__cause__
+        if isinstance(cause, OSError) and cause.errno in _OUT_OF_RESOURCES and number > 1:
+            return
+        before = self._stored, self._error
+        self._stored, self._error, self._seen = stored, error, seen
+        self._is_in_doubt, self._complaint = False, ""
+        if (stored, error) != before:
+            self.changed_at = time.monotonic()
+            _change_count += 1
 
     def _complain(self, reason: str) -> None:
         """Say once why the file is not used any more: a cluster that runs goes on."""
@@ -302,26 +329,48 @@ def read(path: Path) -> tuple[StoredKey, ...]:
     ConfigError
         Others may read or write it, or it has no valid key.
     """
+    try:
+        with _opened(path) as (file, about):
+            return _read(path, file, about)
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise ConfigError(_leads_nowhere(path)) from None
+        raise
+    except NotADirectoryError as error:
+        raise ConfigError(_unreadable(path, error)) from error
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[IO[bytes], os.stat_result]]:
     with contextlib.ExitStack() as stack:
         try:
             file = stack.enter_context(open(path, "rb", opener=_open_without_waiting))
-        except FileNotFoundError:
-            if path.is_symlink():
-                raise ConfigError(_leads_nowhere(path)) from None
+            about = os.fstat(file.fileno())
+        except (FileNotFoundError, NotADirectoryError):
             raise
         except OSError as error:
-            raise ConfigError(f"the key file {path} cannot be read: {error.strerror}") from error
-        about = os.fstat(file.fileno())
-        if not stat.S_ISREG(about.st_mode):
-            raise ConfigError(f"the key file {path} is not a regular file")
-        if about.st_mode & 0o077:
-            raise ConfigError(
-                f"the key file {path} may be used by others (mode {about.st_mode & 0o777:o}), who "
-                f"then have the key: `chmod 600 {path}`, and `dask fabric key rotate --keep 0`"
-            )
-        if about.st_uid not in (os.geteuid(), 0):
-            raise ConfigError(f"the key file {path} belongs to another user ({about.st_uid})")
+            raise ConfigError(_unreadable(path, error)) from error
+        yield file, about
+
+
+def _unreadable(path: Path, error: OSError) -> str:
+    return f"the key file {path} cannot be read ({error.strerror}): is it yours, and is HOME right?"
+
+
+def _read(path: Path, file: IO[bytes], about: os.stat_result) -> tuple[StoredKey, ...]:
+    if not stat.S_ISREG(about.st_mode):
+        raise ConfigError(f"the key file {path} is not a regular file")
+    if about.st_mode & 0o077:
+        raise ConfigError(
+            f"the key file {path} may be used by others (mode {about.st_mode & 0o777:o}), who "
+            f"then have the key: `chmod 600 {path}`, and `dask fabric key rotate --keep 0`"
+        )
+    if about.st_uid not in (os.geteuid(), 0):
+        raise ConfigError(f"the key file {path} belongs to another user ({about.st_uid})")
+    try:
         content = file.read(_FILE_BYTES_LIMIT + 1)
+    except OSError as error:
+        raise ConfigError(_unreadable(path, error)) from error
     found = tuple(_parse(path, content))
     if not found or found[0].until is not None:
         raise ConfigError(f"the key file {path} has no current key: remove it; {_ADVICE}")
@@ -420,7 +469,7 @@ def locked(path: Path) -> Iterator[None]:
     """
     deadline = time.monotonic() + _LOCK_SECONDS
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, RuntimeError):  # a loop of links is the second
             descriptor = os.open(path.resolve().parent, os.O_RDONLY)
             stack.callback(os.close, descriptor)
             while not _lock(descriptor) and time.monotonic() < deadline:

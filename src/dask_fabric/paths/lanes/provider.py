@@ -175,7 +175,10 @@ class LanesProvider(Provider):
             path.new_lane(wish["number"], wish["epoch"], connection)
 
     def unclaimed_count(self) -> int:
-        return sum(len(candidate._early) for candidate in list(_expected.values()))
+        loop = asyncio.get_running_loop()
+        # Other threads change the table: these are copied in one step.
+        found = (one() for one in _expected.valuerefs())
+        return sum(len(one._early) for one in found if one is not None and one.loop is loop)
 
     # ---- the doctor
 
