@@ -291,6 +291,26 @@ def test_an_earlier_look_that_ends_later_brings_no_old_keys_back(key_file, monke
     assert current().fingerprints == fingerprints(OTHER)
 
 
+async def test_without_descriptors_the_key_stays_as_it_is(key_file, monkeypatch, caplog):
+    """And is right again with the first look that has one."""
+
+    def none_left(*_):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(shared_key, "_open_without_waiting", none_left)
+        with pytest.raises(ConfigError, match="Too many open files"):
+            current()
+    await shared_key.refresh(config.load())
+    assert current().fingerprints == fingerprints(ONE)
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(shared_key, "_open_without_waiting", none_left)
+        for _ in range(3):
+            shared_key._watched(key_file)._look()
+        assert current().fingerprints == fingerprints(ONE)
+    assert not caplog.text
+
+
 async def test_a_home_that_hangs_takes_one_thread_and_stops_nothing(
     key_file, monkeypatch, maybe_plain, caplog
 ):
@@ -303,6 +323,7 @@ async def test_a_home_that_hangs_takes_one_thread_and_stops_nothing(
 
     monkeypatch.setattr(shared_key, "_RECHECK_SECONDS", 0.0)
     monkeypatch.setattr(shared_key, "_HUNG_SECONDS", 0.2)
+    monkeypatch.setattr(shared_key, "_SILENT_SECONDS", 0.2)
     async with listen("fabric://127.0.0.1", echo) as listener:
         fails_at(key_file, monkeypatch, hang)
         for _ in range(3):
@@ -310,7 +331,9 @@ async def test_a_home_that_hangs_takes_one_thread_and_stops_nothing(
             comm = await connect(listener.contact_address)
             await comm.close()
     assert len(looks) == 1
-    assert caplog.text.count("hangs. Until that is mended, this process keeps the key") == 1
+    assert (
+        caplog.text.count("does not answer. Until that is mended, this process keeps the key") == 1
+    )
     goes_on.set()
     looks[0].join(PATIENCE_SECONDS)
     assert not looks[0].is_alive()

@@ -1,11 +1,15 @@
 """Channels and processes: several loops, forks, and exits with transfers in flight."""
 
+import asyncio
 import os
 import subprocess
 import sys
 import textwrap
 
 import pytest
+from tests.engine.conftest import new_channel, tcp_pair
+
+from dask_fabric.jobs import completions
 
 
 def run(code, **env):
@@ -126,6 +130,41 @@ def test_a_forked_child_can_open_channels_of_its_own():
         """
     )
     assert done.stdout == "fine\n", done.stderr
+
+
+def test_a_forked_child_does_not_wait_for_what_a_thread_of_its_parent_does(slow_memory):
+    memory = slow_memory(50_000_000)
+
+    async def opened():
+        near, far = (new_channel(*side) for side in zip(tcp_pair(), (False, True), strict=True))
+        await asyncio.gather(near.open(), far.open())
+        return near, far
+
+    async def abort_while_a_thread_is_stuck():
+        near, far = await opened()
+        near.send(b"slow", [memory.view])
+        while not memory.is_awaited():
+            await asyncio.sleep(0.001)
+        near.abort()
+        far.abort()
+
+    async def in_child():
+        near, far = await opened()
+        await asyncio.sleep(3 * completions.REAP_SECONDS)
+        near.abort()
+        far.abort()
+
+    asyncio.run(abort_while_a_thread_is_stuck())
+    assert completions.statistics()["quarantined_count"]
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(memory.fd)
+            asyncio.run(in_child())
+            os._exit(7 if completions.statistics()["quarantined_count"] == 0 else 1)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
 
 
 @pytest.mark.parametrize("end", ["loop.stop(); loop.close()", "import sys; sys.exit()", "pass"])

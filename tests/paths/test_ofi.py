@@ -298,7 +298,10 @@ def test_a_forked_child_holds_nothing():
     assert completions.statistics()["held_bytes"]
     pid = os.fork()
     if pid == 0:
-        os._exit(completions.statistics()["held_bytes"] != 0)
+        try:
+            os._exit(completions.statistics()["held_bytes"] != 0)
+        finally:
+            os._exit(1)
     assert os.waitpid(pid, 0)[1] == 0
 
 

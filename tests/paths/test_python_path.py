@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -12,6 +14,7 @@ from tests.paths.conformance.conftest import new_channel
 from tests.paths.conformance.file_path import file_path
 
 from dask_fabric.errors import ChannelClosedError
+from dask_fabric.jobs import completions
 from dask_fabric.wire.path import Path
 
 PATIENCE_SECONDS = 30
@@ -74,6 +77,43 @@ async def test_a_path_that_cannot_fetch_ends_its_comm():
         await receive(far)
     with pytest.raises(ChannelClosedError, match="was lost"):
         await receive(near)
+
+
+def test_a_fetch_that_ends_after_its_loop_was_closed_frees_its_memory():
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def slow(loop):
+        path = file_path(loop)
+
+        class Slow(type(path)):
+            def fetch_frame(self, *args):
+                begun.set()
+                goes_on.wait(PATIENCE_SECONDS)
+                super().fetch_frame(*args)
+
+        made = Slow.__new__(Slow, loop, "file", 16, 16)
+        made.__init__(loop, "file", 16, 16)
+        return made
+
+    async def end_while_fetching():
+        near, far = await joined(slow)
+        near.send(b"", [np.ones(NBYTES, "u1")])
+        reading = asyncio.ensure_future(receive(far))
+        while not begun.is_set():
+            await asyncio.sleep(0.001)
+        far.abort()
+        near.abort()
+        with pytest.raises(ChannelClosedError):
+            await reading
+
+    before = completions.statistics()["quarantined_count"]
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(end_while_fetching())
+    loop.close()
+    assert completions.statistics()["quarantined_count"] > before
+    goes_on.set()
+    while completions.statistics()["quarantined_count"] > before:
+        time.sleep(0.001)
 
 
 async def test_a_fetch_that_its_executor_drops_is_requested():

@@ -754,6 +754,7 @@ cdef class Channel:
             self._watch_readable(False)
             return
         if self.transport.has_pending() and not self._read_pending():
+            self._receive_ended()
             return
         self._watch_readable(False)
         self.receive_job_count += 1
@@ -765,8 +766,7 @@ cdef class Channel:
         self.receive_job.begin(self.queue, weakref.ref(self))
 
     cdef bint _read_pending(self) except -1:
-        """Read what OpenSSL has decrypted already, less than is missing: a job waits for the socket
-        only. False if no job may begin: the channel has failed, or TLS must write first."""
+        """Read what OpenSSL has decrypted: a job waits for the socket. False if none may begin."""
         cdef Py_ssize_t moved
         try:
             while self.transport.has_pending():

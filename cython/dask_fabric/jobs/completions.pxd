@@ -20,7 +20,6 @@ cdef class Job:
     cdef int64_t busy_ns        # and how long the job moved bytes; 0 if unknown
     cdef int64_t held_until_ns  # in quarantine, at least until then
     cdef Py_ssize_t held_bytes
-    cdef bint is_nothing        # in quarantine, only to keep memory for peers
 
     cdef begin(self, CompletionQueue queue, object owner)
     cdef bint cancel(self, object memory=*, object free=*) except -1

@@ -45,6 +45,7 @@ _queues = weakref.WeakKeyDictionary()
 # By number (job, owner of its memory, function to call in the end or None). No attribute of the
 # module: the interpreter frees those when it ends, while threads still run.
 cdef dict quarantine = {}
+cdef list inherited = []                # the same of a forked child's parent: never freed
 cdef uint64_t last_number = 0
 cdef Py_ssize_t held_bytes = 0          # of memory that is held for peers
 cdef Py_ssize_t held_bytes_limit = 256 << 20
@@ -62,10 +63,9 @@ cdef dict under_way = {}
 def _after_fork_in_child():
     global has_reaper, held_bytes
     has_reaper = False
-    # What is held was offered by the parent, which frees what goes with it.
-    for number, (job, _, _) in list(quarantine.items()):
-        if (<Job> job).is_nothing:
-            del quarantine[number]
+    # The parent frees what goes with these. Its threads may have locks of the rest in the kernel.
+    inherited.extend(entry for entry in quarantine.values() if type(entry[0]) is not Job)
+    quarantine.clear()
     held_bytes = 0
     for queue in list(_queues.values()):
         (<CompletionQueue> queue)._forked()
@@ -121,8 +121,6 @@ cdef class CompletionQueue:
                 self.mailbox = open_mailbox()
             self.loop().add_reader(self.mailbox.event_fd, self._collect)
         self.user_count += 1
-        if quarantine:                  # of a parent, or no thread could be had
-            _start_reaper()
 
     cdef close(self):
         """Remove a user, whose jobs have ended. With the last one the event fd is closed."""
@@ -134,6 +132,8 @@ cdef class CompletionQueue:
             loop.remove_reader(self.mailbox.event_fd)
         close_mailbox(self.mailbox)
         self.mailbox = NULL
+        if quarantine:                  # no thread could be had
+            _start_reaper()
 
     cdef expect(self, Job job):
         """Register a job that is about to start, and set its tag."""
@@ -274,7 +274,6 @@ cdef hold(object memory, Py_ssize_t nbytes, object free):
         Called afterwards.
     """
     cdef Job nothing = Job.__new__(Job)
-    nothing.is_nothing = True
     nothing.hold(nbytes)
     _add(nothing, memory, free)
 
@@ -369,15 +368,15 @@ cdef _start_reaper():
     has_reaper = True
     try:
         _thread.start_new_thread(_reap_all, ())
-    except RuntimeError:                # no more threads can be had: a later comm starts one
+    except RuntimeError:                # no more threads can be had: the end of a comm starts one
         has_reaper = False
 
 
 def _reap_all():
     global has_reaper
-    while True:
-        time.sleep(REAP_SECONDS)
-        reap()
-        if not quarantine:
-            has_reaper = False
-            return
+    try:
+        while quarantine:
+            time.sleep(REAP_SECONDS)
+            reap()
+    finally:
+        has_reaper = False

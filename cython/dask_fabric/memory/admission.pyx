@@ -147,7 +147,7 @@ cdef class Admission:
             return WAIT
         if self.ticket:
             return ADMITTED
-        self.ticket = admit(nbytes)
+        self.ticket = admit(nbytes) if self.patience_seconds > 0 else _ticket(nbytes, now_ns())
         if self.ticket:
             self.short_ns = 0
             return ADMITTED

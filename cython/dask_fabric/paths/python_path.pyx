@@ -52,10 +52,11 @@ cdef class ThreadJob(Job):
             owner._job_ended(self, FAILED if code else COMPLETE, code, 0)
 
     cdef bint _end(self) noexcept:
-        return not self.future.done()   # a thread cannot be stopped
+        return not self.ended           # a thread cannot be stopped
 
     cdef bint _is_in_use(self) except -1:
-        return not self.future.done()
+        # Not only the future: it never ends if the loop was closed.
+        return not self.ended and not self.future.done()
 
 
 @cython.auto_pickle(False)
@@ -170,7 +171,8 @@ cdef class PythonPath(Path):
                 PyMemoryView_FromMemory(slot.data, slot.nbytes, PyBUF_WRITE),
             ))
         job.loop = self.loop
-        job.work = partial(_fetch_all, self.fetch_frame, wanted)
+        job.ended = []
+        job.work = partial(_fetch_all, self.fetch_frame, wanted, job.ended)
         job.subject = transfer
         transfer.job = job
         job.begin(self.queue, self.owner)
@@ -191,6 +193,9 @@ cdef class PythonPath(Path):
         self.closed()
 
 
-def _fetch_all(fetch_frame, wanted):
-    for descriptor, memory in wanted:
-        fetch_frame(descriptor, memory)
+def _fetch_all(fetch_frame, wanted, ended):
+    try:
+        for descriptor, memory in wanted:
+            fetch_frame(descriptor, memory)
+    finally:
+        ended.append(True)

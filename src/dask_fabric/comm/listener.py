@@ -179,6 +179,8 @@ class FabricListener(BaseListener):
         if self._encryption.by_key:
             assert isinstance(method, Keys)  # else `prepare` or `load` has raised an error
             key_encryption.server_context(method)
+        if self._encryption.by_key or self._encryption.ssl_context is not None:
+            import dask_fabric.engine.tls_transport  # noqa: F401  # now: it may need descriptors
         uses_paths = self.scheme.fast and not self._encryption.within_host
         if uses_paths:
             # Finding and starting a library takes a second: do it before clients connect.

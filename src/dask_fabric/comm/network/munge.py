@@ -256,7 +256,7 @@ def name_of(user: int) -> str:
 @functools.cache
 def _library() -> Any:
     try:
-        library = ctypes.CDLL(LIBRARY)
+        library: Any = ctypes.CDLL(LIBRARY)
     except OSError as error:
         raise UnavailableError(
             f"{LIBRARY} cannot be loaded ({error}): it comes with MUNGE (Debian's package "
@@ -272,10 +272,12 @@ def _library() -> Any:
         ("munge_strerror", text, (number,)),
         ("munge_encode", number, (pointer, pointer, text, number)),
         ("munge_decode", number, (text, pointer, pointer, pointer, pointer, pointer)),
-        ("free", None, (pointer,)),  # the C library's
     ):
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
+    # Of the allocator that libmunge uses: such as jemalloc, if LD_PRELOAD names it.
+    library.free = ctypes.CDLL(None).free
+    library.free.restype, library.free.argtypes = None, (pointer,)
     return library
 
 

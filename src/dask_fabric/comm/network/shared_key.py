@@ -40,6 +40,8 @@ _WITHOUT_LINKS = frozenset((errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS))
 # What a look cannot be made without: it has found nothing then.
 _OUT_OF_RESOURCES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))
 _HUNG_SECONDS = 1.0  # a look that takes longer has hung, with its thread
+_SILENT_SECONDS = 10.0  # from then on that is worth a line in the log
+_COMPLAINT_SECONDS = 600.0  # between two lines for the same reason
 _QUICK_SECONDS = 0.01  # an event loop waits as long for one, which takes less on a local disk
 _POLL_SECONDS = 0.001
 _LOCK_SECONDS = 2.0
@@ -201,7 +203,7 @@ class _WatchedFile:
         self._stored: tuple[StoredKey, ...] | None = None
         self._error: ConfigError | None = None
         self._is_in_doubt = False  # the last look has failed
-        self._complaint = ""
+        self._complained_at: dict[str, float] = {}  # by reason
         self._looked_at = -math.inf  # when the last look ended
         self._began_at = -math.inf  # when the last look began
         self._numbers = itertools.count(1)  # of looks
@@ -231,7 +233,11 @@ class _WatchedFile:
         now = time.monotonic()
         if now < self.recent_until():
             return False
-        return not self._is_under_way() or now < self._began_at + _HUNG_SECONDS
+        if not self._is_under_way():
+            return True
+        if self._stored is not None and now > self._began_at + _SILENT_SECONDS:
+            self._complain(f"the file system of the key file {self._path} does not answer")
+        return now < self._began_at + _HUNG_SECONDS
 
     def begin_look(self) -> None:
         """Look at it in a thread of its own: one, whoever asks meanwhile, and however long."""
@@ -249,11 +255,7 @@ class _WatchedFile:
 
     async def look_ended(self) -> None:
         """Wait until no look is under way, or it has hung."""
-        while self._is_under_way():
-            if time.monotonic() >= self._began_at + _HUNG_SECONDS:
-                if self._stored is not None:
-                    self._complain(f"the file system of the key file {self._path} hangs")
-                return
+        while self._is_under_way() and time.monotonic() < self._began_at + _HUNG_SECONDS:
             await asyncio.sleep(_POLL_SECONDS)
 
     def _is_under_way(self) -> bool:
@@ -283,6 +285,11 @@ class _WatchedFile:
                 self._looked_at = time.monotonic()  # whatever happened: connections wait for it
         if number != self._newest_number:
             return
+        cause = error and error.__cause__
+        if isinstance(cause, OSError) and cause.errno in _OUT_OF_RESOURCES:
+            if number == 1:  # no connection is refused for longer than that
+                self._error, self._looked_at = error, -math.inf
+            return
         if stored is None and self._stored is not None:
             # A process that has had a key never becomes one without: it keeps the last one.
             self._seen = None
@@ -290,20 +297,18 @@ class _WatchedFile:
                 self._complain(str(error))
             self._is_in_doubt = True
             return
-        cause = error and error.__cause__
-        if isinstance(cause, OSError) and cause.errno in _OUT_OF_RESOURCES and number > 1:
-            return
         before = self._stored, self._error
         self._stored, self._error, self._seen = stored, error, seen
-        self._is_in_doubt, self._complaint = False, ""
+        self._is_in_doubt = False
         if (stored, error) != before:
             self.changed_at = time.monotonic()
             _change_count += 1
 
     def _complain(self, reason: str) -> None:
-        """Say once why the file is not used any more: a cluster that runs goes on."""
-        if reason != self._complaint:
-            self._complaint = reason
+        """Say now and then why the file is not used any more: a cluster that runs goes on."""
+        now = time.monotonic()
+        if now - self._complained_at.get(reason, -math.inf) > _COMPLAINT_SECONDS:
+            self._complained_at[reason] = now
             logger.error("%s. Until that is mended, this process keeps the key that it has", reason)
 
 
