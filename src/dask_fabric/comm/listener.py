@@ -179,7 +179,8 @@ class FabricListener(BaseListener):
         if self._encryption.by_key:
             assert isinstance(method, Keys)  # else `prepare` or `load` has raised an error
             key_encryption.server_context(method)
-        if self._encryption.by_key or self._encryption.ssl_context is not None:
+        encrypted = self._encryption.by_key or self._encryption.ssl_context is not None
+        if encrypted:
             import dask_fabric.engine.tls_transport  # noqa: F401  # now: it may need descriptors
         uses_paths = self.scheme.fast and not self._encryption.within_host
         if uses_paths:
@@ -214,7 +215,6 @@ class FabricListener(BaseListener):
         self._families = [sock.family for sock in self._sockets]
         if uses_paths and self._settings.unix_sockets:
             self._listen_unix(backlog_count)
-        encrypted = self._encryption.by_key or self._encryption.ssl_context is not None
         for provider, section in negotiator.between_hosts(self.scheme, self._settings, encrypted):
             if places := self._listen_more(provider.more_hosts(section), backlog_count):
                 provider.listens(self._bound_names(), places)
